@@ -1,0 +1,493 @@
+//! The names that a binary cache has, each parsed once, at the edge, and rendered from its parts.
+//!
+//! The grammar is that of every Nix from 2.3 on (Nix's `src/libstore/binary-cache-store.cc`); no
+//! crate has it. What a name does not spell out is nowhere else either: a [`CachePath`] owns the
+//! key under which the store keeps the object, its content type, how long clients may keep it, and
+//! the label under which it is counted.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::str::FromStr;
+
+use percent_encoding::percent_decode_str;
+use thiserror::Error;
+
+use super::store_path::{ParseStorePathError, check_name};
+use super::{Sha256Hash, StorePath, StorePathHash};
+
+/// The name of one object of a binary cache.
+///
+/// [`FromStr`] and [`fmt::Display`] are inverse on the keys that Nix itself would use in a
+/// `file://` cache.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum CachePath {
+    /// `nix-cache-info`
+    CacheInfo,
+    /// `<hash part>.narinfo`: what there is to know about a store path.
+    NarInfo(StorePathHash),
+    /// `<hash part>.ls`: which files its NAR holds.
+    Listing(StorePathHash),
+    /// `nar/<file hash>.nar[.<extension>]`
+    Nar(NarName),
+    /// `log/<name of a derivation>`: the log of its build. Nix up to 2.31 leaves the `.drv` in a
+    /// query when the name has a `?`, later ones drop it: so any store path's name is taken.
+    Log(StorePath),
+    /// `realisations/sha256:<64 hex>!<output>.doi`, Nix 2.4 to 2.34
+    Realisation {
+        /// The derivation's hash modulo, 64 lower-case hexadecimal digits.
+        derivation: HexDigits<64>,
+        /// The output's name.
+        output: OutputName,
+    },
+    /// `build-trace-v<N>/<name of a derivation>/<output>.doi`, Nix 2.35 and later
+    BuildTrace {
+        /// The format's number: 2 so far, it rises with the format.
+        version: u16,
+        /// The derivation.
+        derivation: StorePath,
+        /// The output's name.
+        output: OutputName,
+    },
+    /// `debuginfo/<build id>[.debug]`: which NAR has the debug symbols. Nix writes `.debug` since
+    /// 2.4 and dwarffs asks without, so both name one object; the key has it.
+    DebugInfo(HexDigits<40>),
+}
+
+/// The name of a NAR: the hash of the file and how it is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NarName {
+    /// SHA-256 of the file as it is stored, that is, of the compressed NAR.
+    pub file_hash: Sha256Hash,
+    /// What follows `.nar`.
+    pub extension: NarExtension,
+}
+
+/// What follows `.nar` in the name of a NAR.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum NarExtension {
+    /// Nothing: not compressed, or by gzip or another method that Nix has no extension for.
+    Bare,
+    /// `.xz`
+    Xz,
+    /// `.bz2`
+    Bz2,
+    /// `.br`
+    Br,
+    /// `.zst`
+    Zst,
+    /// `.lzip`
+    Lzip,
+    /// `.lz4`
+    Lz4,
+}
+
+impl NarExtension {
+    /// Every extension that Nix writes.
+    pub const ALL: [Self; 7] =
+        [Self::Bare, Self::Xz, Self::Bz2, Self::Br, Self::Zst, Self::Lzip, Self::Lz4];
+
+    /// The extension with its dot, empty for [`NarExtension::Bare`].
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Bare => "",
+            Self::Xz => ".xz",
+            Self::Bz2 => ".bz2",
+            Self::Br => ".br",
+            Self::Zst => ".zst",
+            Self::Lzip => ".lzip",
+            Self::Lz4 => ".lz4",
+        }
+    }
+}
+
+/// `N` lower-case hexadecimal digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HexDigits<const N: usize>([u8; N]);
+
+impl<const N: usize> HexDigits<N> {
+    fn parse(text: &str) -> Option<Self> {
+        let digits: [u8; N] = text.as_bytes().try_into().ok()?;
+        digits
+            .iter()
+            .all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
+            .then_some(Self(digits))
+    }
+}
+
+impl<const N: usize> fmt::Display for HexDigits<N> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|digit| write!(f, "{}", char::from(*digit)))
+    }
+}
+
+/// The name of a derivation's output, such as `out` or `dev`; it follows a store path's rules.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct OutputName(String);
+
+impl fmt::Display for OutputName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Which rule a name breaks.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ParseCachePathError {
+    /// Not the shape of any name in a binary cache.
+    #[error(
+        "“{0}” is not a name of a binary cache; there are nix-cache-info, <hash>.narinfo, \
+         <hash>.ls, nar/<file hash>.nar[.xz|.bz2|.br|.zst|.lzip|.lz4], log/…, realisations/…, \
+         build-trace-v2/… and debuginfo/…"
+    )]
+    Shape(String),
+    /// The part before `.narinfo` or `.ls`, or a derivation's name.
+    #[error("{0}")]
+    StorePath(#[from] ParseStorePathError),
+    /// The part before `.nar`.
+    #[error("“{0}” is not a file hash: a NAR's name begins with 52 characters of nix32")]
+    FileHash(String),
+    /// The part after `.nar`.
+    #[error(
+        "“{0}” is not an extension that Nix gives to a NAR (.xz .bz2 .br .zst .lzip .lz4 or none)"
+    )]
+    Extension(String),
+    /// The part before `!` in a realisation.
+    #[error("“{0}” is not “sha256:” with 64 lower-case hexadecimal digits")]
+    DerivationHash(String),
+    /// The part before `.doi`.
+    #[error("“{0}” is not an output's name")]
+    Output(String),
+    /// The number in `build-trace-v<N>`.
+    #[error("“{0}” is not the number of a build trace's format")]
+    Version(String),
+    /// The part after `debuginfo/`.
+    #[error("“{0}” is not a build id: 40 lower-case hexadecimal digits")]
+    BuildId(String),
+    /// The percent encoding hides bytes that are not UTF-8.
+    #[error("the name's percent encoding is not UTF-8")]
+    Encoding,
+}
+
+impl CachePath {
+    /// Parses the path and query of a request.
+    ///
+    /// The path is percent-decoded once, `+` stays `+`, and repeated slashes are one (Nix up to
+    /// 2.21 doubles them). Queries mean nothing to a cache, except that Nix up to 2.31 sends the
+    /// `?` in the name of a log raw.
+    pub fn from_request(path: &str, query: Option<&str>) -> Result<Self, ParseCachePathError> {
+        let decoded =
+            percent_decode_str(path).decode_utf8().map_err(|_| ParseCachePathError::Encoding)?;
+        let mut key = single_slashes(decoded.trim_start_matches('/'));
+        if let Some(query) = query
+            && key.starts_with("log/")
+        {
+            let query = percent_decode_str(query)
+                .decode_utf8()
+                .map_err(|_| ParseCachePathError::Encoding)?;
+            key = Cow::Owned(format!("{key}?{query}"));
+        }
+        key.parse()
+    }
+
+    /// The key under which the store keeps the object: a relative path whose parts are never
+    /// empty, `.` or `..`, as in Nix's own `file://` caches.
+    pub fn key(&self) -> String {
+        self.to_string()
+    }
+
+    /// The content type that Nix itself gives to the object when it uploads it.
+    pub const fn content_type(&self) -> &'static str {
+        match self {
+            Self::CacheInfo => "text/x-nix-cache-info",
+            Self::NarInfo(_) => "text/x-nix-narinfo",
+            Self::Nar(_) => "application/x-nix-nar",
+            Self::Log(_) => "text/plain; charset=utf-8",
+            Self::Listing(_)
+            | Self::Realisation { .. }
+            | Self::BuildTrace { .. }
+            | Self::DebugInfo(_) => "application/json",
+        }
+    }
+
+    /// How long a proxy or browser may keep the object. Nix itself does not look at it.
+    ///
+    /// A NAR never changes under its name. A narinfo can gain signatures and side files can be
+    /// replaced, so they are kept for a minute.
+    pub const fn cache_control(&self) -> &'static str {
+        match self {
+            Self::Nar(_) => "max-age=31536000, immutable",
+            _ => "max-age=60",
+        }
+    }
+
+    /// The object's kind, as it stands in the log and in metrics.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::CacheInfo => "cache-info",
+            Self::NarInfo(_) => "narinfo",
+            Self::Listing(_) => "listing",
+            Self::Nar(_) => "nar",
+            Self::Log(_) => "log",
+            Self::Realisation { .. } => "realisation",
+            Self::BuildTrace { .. } => "build-trace",
+            Self::DebugInfo(_) => "debuginfo",
+        }
+    }
+}
+
+fn single_slashes(path: &str) -> Cow<'_, str> {
+    if !path.contains("//") {
+        return Cow::Borrowed(path);
+    }
+    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+    Cow::Owned(parts.join("/"))
+}
+
+impl FromStr for CachePath {
+    type Err = ParseCachePathError;
+
+    fn from_str(key: &str) -> Result<Self, Self::Err> {
+        match key.split_once('/') {
+            None => parse_top(key),
+            Some(("nar", name)) => name.parse().map(Self::Nar),
+            Some(("log", name)) => Ok(Self::Log(name.parse()?)),
+            Some(("debuginfo", name)) => {
+                let id = name.strip_suffix(".debug").unwrap_or(name);
+                HexDigits::parse(id)
+                    .map(Self::DebugInfo)
+                    .ok_or_else(|| ParseCachePathError::BuildId(id.to_owned()))
+            }
+            Some(("realisations", name)) => parse_realisation(key, name),
+            Some((folder, rest)) => match folder.strip_prefix("build-trace-v") {
+                Some(version) => parse_build_trace(key, version, rest),
+                None => Err(ParseCachePathError::Shape(key.to_owned())),
+            },
+        }
+    }
+}
+
+fn parse_top(key: &str) -> Result<CachePath, ParseCachePathError> {
+    if key == "nix-cache-info" {
+        Ok(CachePath::CacheInfo)
+    } else if let Some(hash) = key.strip_suffix(".narinfo") {
+        Ok(CachePath::NarInfo(hash.parse()?))
+    } else if let Some(hash) = key.strip_suffix(".ls") {
+        Ok(CachePath::Listing(hash.parse()?))
+    } else {
+        Err(ParseCachePathError::Shape(key.to_owned()))
+    }
+}
+
+impl FromStr for NarName {
+    type Err = ParseCachePathError;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        let (hash, extension) = name
+            .split_once(".nar")
+            .ok_or_else(|| ParseCachePathError::Shape(format!("nar/{name}")))?;
+        Ok(Self {
+            file_hash: Sha256Hash::parse_nix32(hash)
+                .ok_or_else(|| ParseCachePathError::FileHash(hash.to_owned()))?,
+            extension: NarExtension::ALL
+                .into_iter()
+                .find(|known| known.as_str() == extension)
+                .ok_or_else(|| ParseCachePathError::Extension(extension.to_owned()))?,
+        })
+    }
+}
+
+impl fmt::Display for NarName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.nar{}", self.file_hash.to_nix32(), self.extension.as_str())
+    }
+}
+
+fn parse_realisation(key: &str, name: &str) -> Result<CachePath, ParseCachePathError> {
+    let (id, output) = name
+        .strip_suffix(".doi")
+        .and_then(|name| name.split_once('!'))
+        .ok_or_else(|| ParseCachePathError::Shape(key.to_owned()))?;
+    Ok(CachePath::Realisation {
+        derivation: id
+            .strip_prefix("sha256:")
+            .and_then(HexDigits::parse)
+            .ok_or_else(|| ParseCachePathError::DerivationHash(id.to_owned()))?,
+        output: parse_output(output)?,
+    })
+}
+
+fn parse_build_trace(
+    key: &str,
+    version: &str,
+    rest: &str,
+) -> Result<CachePath, ParseCachePathError> {
+    let (derivation, output) = rest
+        .strip_suffix(".doi")
+        .and_then(|rest| rest.split_once('/'))
+        .ok_or_else(|| ParseCachePathError::Shape(key.to_owned()))?;
+    Ok(CachePath::BuildTrace {
+        version: version
+            .parse()
+            .ok()
+            // One spelling for each number: no sign, no leading zero.
+            .filter(|number: &u16| number.to_string() == version)
+            .ok_or_else(|| ParseCachePathError::Version(version.to_owned()))?,
+        derivation: derivation.parse()?,
+        output: parse_output(output)?,
+    })
+}
+
+/// With it, `sha256:<64 hex>!<output>.doi` is as long as the name of a file may be: 255 bytes.
+const MAX_OUTPUT_LEN: usize = 255 - 72 - 4;
+
+fn parse_output(output: &str) -> Result<OutputName, ParseCachePathError> {
+    if output.is_empty() || output.len() > MAX_OUTPUT_LEN || check_name(output).is_err() {
+        return Err(ParseCachePathError::Output(output.to_owned()));
+    }
+    Ok(OutputName(output.to_owned()))
+}
+
+impl fmt::Display for CachePath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CacheInfo => f.write_str("nix-cache-info"),
+            Self::NarInfo(hash) => write!(f, "{hash}.narinfo"),
+            Self::Listing(hash) => write!(f, "{hash}.ls"),
+            Self::Nar(name) => write!(f, "nar/{name}"),
+            Self::Log(derivation) => write!(f, "log/{derivation}"),
+            Self::Realisation { derivation, output } => {
+                write!(f, "realisations/sha256:{derivation}!{output}.doi")
+            }
+            Self::BuildTrace { version, derivation, output } => {
+                write!(f, "build-trace-v{version}/{derivation}/{output}.doi")
+            }
+            Self::DebugInfo(id) => write!(f, "debuginfo/{id}.debug"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const HASH: &str = "8ha1dhmx807czjczmwy078s4r9s254il";
+    const FILE: &str = "094qif9n4cq4fdg459qzbhg1c6wywawwaaivx0k0x8xhbyx4vwic";
+    const HEX40: &str = "abcdef0123456789abcdef0123456789abcdef01";
+
+    fn request(path: &str) -> Result<CachePath, ParseCachePathError> {
+        CachePath::from_request(path, None)
+    }
+
+    #[test]
+    fn every_name_that_nix_uses_is_its_own_key() {
+        let hex64 = "a".repeat(64);
+        let mut keys = vec![
+            "nix-cache-info".to_owned(),
+            format!("{HASH}.narinfo"),
+            format!("{HASH}.ls"),
+            format!("log/{HASH}-hello-1.0.drv"),
+            format!("realisations/sha256:{hex64}!out.doi"),
+            format!("build-trace-v2/{HASH}-hello.drv/dev.doi"),
+            format!("debuginfo/{HEX40}.debug"),
+        ];
+        keys.extend(NarExtension::ALL.map(|e| format!("nar/{FILE}.nar{}", e.as_str())));
+        for key in keys {
+            assert_eq!(key.parse::<CachePath>().unwrap().key(), key);
+            assert_eq!(request(&format!("/{key}")).unwrap().key(), key);
+        }
+    }
+
+    #[test]
+    fn spellings_of_one_name_are_one_path() {
+        let hex64 = "a".repeat(64);
+        for (one, other) in [
+            (format!("/{HASH}.narinfo"), format!("//{HASH}%2Enarinfo")),
+            (format!("/nar/{FILE}.nar"), format!("//nar//{FILE}.nar")),
+            (format!("/debuginfo/{HEX40}"), format!("/debuginfo/{HEX40}.debug")),
+            (
+                format!("/realisations/sha256:{hex64}!out.doi"),
+                format!("/realisations/sha256%3A{hex64}%21out.doi"),
+            ),
+            (format!("/log/{HASH}-c++.drv"), format!("/log/{HASH}-c%2B%2B.drv")),
+        ] {
+            assert_eq!(request(&one).unwrap(), request(&other).unwrap());
+        }
+    }
+
+    #[test]
+    fn a_question_mark_in_the_name_of_a_log_is_found_again() {
+        let encoded = request(&format!("/log/{HASH}-a%3Db%3Fc.drv")).unwrap();
+        let raw = CachePath::from_request(&format!("/log/{HASH}-a=b"), Some("c.drv")).unwrap();
+        assert_eq!(raw, encoded);
+        let nar = format!("/nar/{FILE}.nar.xz");
+        assert_eq!(CachePath::from_request(&nar, Some("x=y")), request(&nar));
+    }
+
+    #[test]
+    fn what_is_outside_the_grammar_is_refused_with_its_rule() {
+        use ParseCachePathError as E;
+        let long = "a".repeat(5000);
+        for path in [
+            "/",
+            "/index.html",
+            "/../etc/passwd",
+            "/%2e%2e%2fetc%2fpasswd",
+            "/nar/..%2f..%2fx.nar",
+            "/nar/",
+            "/nar",
+            "/.narinfo",
+            "/log/",
+            "/.nix-stored/staging/x",
+            "/x/y",
+            "/nar/x/y.nar",
+            long.as_str(),
+        ] {
+            assert!(request(path).is_err(), "{path}");
+        }
+        assert!(matches!(request("/short.narinfo"), Err(E::StorePath(_))));
+        assert!(matches!(request(&format!("/{HASH}%00.narinfo")), Err(E::StorePath(_))));
+        assert!(matches!(request(&format!("/nar/{HASH}.nar")), Err(E::FileHash(_))));
+        assert!(matches!(request(&format!("/nar/z{}.nar", &FILE[1..])), Err(E::FileHash(_))));
+        assert!(matches!(request(&format!("/nar/{FILE}.nar.gz")), Err(E::Extension(_))));
+        assert!(matches!(request(&format!("/nar/{FILE}.nar.xz/..")), Err(E::Extension(_))));
+        assert!(matches!(request(&format!("/debuginfo/{}", "g".repeat(40))), Err(E::BuildId(_))));
+        assert!(matches!(
+            request(&format!("/realisations/sha256:{HEX40}!out.doi")),
+            Err(E::DerivationHash(_))
+        ));
+        assert!(matches!(
+            request(&format!("/realisations/sha256:{}!a%2Fb.doi", "a".repeat(64))),
+            Err(E::Output(_))
+        ));
+        assert!(matches!(
+            request(&format!("/build-trace-v02/{HASH}-x.drv/out.doi")),
+            Err(E::Version(_))
+        ));
+        assert!(matches!(request("/%ff.narinfo"), Err(E::Encoding)));
+    }
+
+    proptest! {
+        #[test]
+        fn no_request_reaches_outside_the_folders_of_a_cache(path in ".{0,80}", query in "(.{0,20})?") {
+            if let Ok(parsed) = CachePath::from_request(&path, Some(&query)) {
+                let key = parsed.key();
+                prop_assert!(key.split('/').all(|part| !matches!(part, "" | "." | ".." | ".nix-stored")));
+                prop_assert_eq!(key.parse::<CachePath>(), Ok(parsed));
+            }
+        }
+
+        #[test]
+        fn keys_survive_the_round_trip(
+            key in "([0-9a-df-np-sv-z]{32}\\.(narinfo|ls))\
+                |(nar/[01][0-9a-df-np-sv-z]{51}\\.nar(\\.xz|\\.bz2|\\.br|\\.zst|\\.lzip|\\.lz4|))\
+                |(log/[0-9a-df-np-sv-z]{32}-[0-9a-zA-Z+._?=]{1,40}\\.drv)\
+                |(realisations/sha256:[0-9a-f]{64}![a-z]{1,9}\\.doi)\
+                |(build-trace-v[1-9]/[0-9a-df-np-sv-z]{32}-[0-9a-z]{1,40}\\.drv/[a-z]{1,9}\\.doi)\
+                |(debuginfo/[0-9a-f]{40}\\.debug)",
+        ) {
+            prop_assert_eq!(key.parse::<CachePath>().unwrap().key(), key);
+        }
+    }
+}

@@ -1,0 +1,403 @@
+//! narinfo: what a cache knows about one store path, as `Key: value` lines
+//! (Nix's `src/libstore/nar-info.cc`).
+//!
+//! The crates for it do not fit a server: `narinfo` keeps one signature and drops fields that it
+//! does not know; `nix-narinfo` respells signatures and references and takes the values trimmed,
+//! where Nix does not. Here the reading is as strict as Nix's is literal, because what one version
+//! of Nix shrugs at makes another refuse the whole narinfo, and every refusal names its line.
+
+use std::fmt;
+
+use thiserror::Error;
+
+use super::cache_path::{CachePath, NarName};
+use super::hash::ParseHashError;
+use super::signature::{ParseSignatureError, Signature};
+use super::store_path::ParseStorePathError;
+use super::{Sha256Hash, StoreDir, StorePath};
+
+/// A narinfo, parsed for the store dir that it names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NarInfo {
+    /// The store dir that `StorePath` lies in.
+    pub store_dir: StoreDir,
+    /// The store path that this is about.
+    pub store_path: StorePath,
+    /// Where the NAR is, relative to the cache. Not covered by the signature.
+    pub url: String,
+    /// How the file at `url` is compressed; Nix's default is `bzip2`.
+    pub compression: String,
+    /// SHA-256 of the file at `url`.
+    pub file_hash: Option<Sha256Hash>,
+    /// The length of the file at `url`, in bytes.
+    pub file_size: Option<u64>,
+    /// SHA-256 of the NAR when it is unpacked.
+    pub nar_hash: Sha256Hash,
+    /// The length of the NAR when it is unpacked, in bytes; never zero.
+    pub nar_size: u64,
+    /// The store paths that this one refers to, itself included where it does.
+    pub references: Vec<StorePath>,
+    /// The derivation that it was built from.
+    pub deriver: Option<StorePath>,
+    /// Signatures, in the order of their lines.
+    pub signatures: Vec<Signature>,
+    /// The content address, where it has one.
+    pub ca: Option<String>,
+    /// Lines that are not known here, kept as they are.
+    pub unknown: Vec<(String, String)>,
+}
+
+/// What is wrong with a narinfo.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ParseNarInfoError {
+    /// Not UTF-8.
+    #[error("the narinfo is not UTF-8")]
+    Utf8,
+    /// Not `Key: value`.
+    #[error("line {number} of the narinfo is not “Key: value”: “{line}”")]
+    Line {
+        /// The line's number, from 1.
+        number: usize,
+        /// The line.
+        line: String,
+    },
+    /// The last line has no line feed, so it may have been cut short.
+    #[error("the narinfo ends without a line feed")]
+    Unfinished,
+    /// A field that Nix cannot do without.
+    #[error("the narinfo has no {0}")]
+    Missing(&'static str),
+    /// A field that stands once at most.
+    #[error("the narinfo has more than one {0}")]
+    Twice(String),
+    /// A field with nothing in it, where Nix wants something.
+    #[error("the narinfo's {0} is empty")]
+    Empty(&'static str),
+    /// A size that is not a number.
+    #[error("the narinfo's {field} is “{value}”, which is not a size in bytes")]
+    Size {
+        /// The field's name.
+        field: &'static str,
+        /// Its value.
+        value: String,
+    },
+    /// A hash that is none.
+    #[error("the narinfo's {field}: {source}")]
+    Hash {
+        /// The field's name.
+        field: &'static str,
+        /// What is wrong with it.
+        source: ParseHashError,
+    },
+    /// A store path that is none.
+    #[error("the narinfo's {field}: {source}")]
+    StorePath {
+        /// The field's name.
+        field: &'static str,
+        /// What is wrong with it.
+        source: ParseStorePathError,
+    },
+    /// A signature that is none.
+    #[error("the narinfo's Sig: {0}")]
+    Signature(#[from] ParseSignatureError),
+}
+
+/// The value that Nix writes for a path without a known deriver.
+const UNKNOWN_DERIVER: &str = "unknown-deriver";
+
+impl NarInfo {
+    /// Parses a narinfo whose paths lie in `store_dir`.
+    pub fn parse(bytes: &[u8], store_dir: &StoreDir) -> Result<Self, ParseNarInfoError> {
+        let text = str::from_utf8(bytes).map_err(|_| ParseNarInfoError::Utf8)?;
+        let fields = Fields::split(text)?;
+        let size = |field, value: &str| {
+            value.parse().map_err(|_| ParseNarInfoError::Size { field, value: value.to_owned() })
+        };
+        let hash = |field, value| {
+            Sha256Hash::parse(value).map_err(|source| ParseNarInfoError::Hash { field, source })
+        };
+        let path_error = |field| move |source| ParseNarInfoError::StorePath { field, source };
+
+        let nar_size = size("NarSize", fields.required("NarSize")?)?;
+        if nar_size == 0 {
+            return Err(ParseNarInfoError::Empty("NarSize"));
+        }
+        Ok(Self {
+            store_dir: store_dir.clone(),
+            store_path: store_dir
+                .parse_path(fields.required("StorePath")?)
+                .map_err(path_error("StorePath"))?,
+            url: fields.required("URL")?.to_owned(),
+            compression: fields
+                .optional("Compression")
+                .filter(|value| !value.is_empty())
+                .unwrap_or("bzip2")
+                .to_owned(),
+            file_hash: fields
+                .optional("FileHash")
+                .map(|value| hash("FileHash", value))
+                .transpose()?,
+            file_size: fields
+                .optional("FileSize")
+                .map(|value| size("FileSize", value))
+                .transpose()?,
+            nar_hash: hash("NarHash", fields.required("NarHash")?)?,
+            nar_size,
+            references: fields
+                .optional("References")
+                .unwrap_or_default()
+                .split(' ')
+                .filter(|name| !name.is_empty())
+                .map(|name| name.parse().map_err(path_error("References")))
+                .collect::<Result<_, _>>()?,
+            deriver: match fields.optional("Deriver") {
+                None | Some(UNKNOWN_DERIVER) => None,
+                Some("") => return Err(ParseNarInfoError::Empty("Deriver")),
+                Some(name) => Some(name.parse().map_err(path_error("Deriver"))?),
+            },
+            signatures: fields
+                .signatures
+                .iter()
+                .map(|value| value.parse())
+                .collect::<Result<_, _>>()?,
+            ca: fields.optional("CA").filter(|value| !value.is_empty()).map(str::to_owned),
+            unknown: fields
+                .unknown
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+                .collect(),
+        })
+    }
+
+    /// The name of the NAR in this cache, or none where `URL` points elsewhere.
+    pub fn nar_name(&self) -> Option<NarName> {
+        match self.url.parse() {
+            Ok(CachePath::Nar(name)) => Some(name),
+            _ => None,
+        }
+    }
+}
+
+/// The fields that stand once at most, in the order in which Nix writes them.
+const SINGLE: [&str; 10] = [
+    "StorePath",
+    "URL",
+    "Compression",
+    "FileHash",
+    "FileSize",
+    "NarHash",
+    "NarSize",
+    "References",
+    "Deriver",
+    "CA",
+];
+
+#[derive(Default)]
+struct Fields<'a> {
+    single: [Option<&'a str>; SINGLE.len()],
+    signatures: Vec<&'a str>,
+    unknown: Vec<(&'a str, &'a str)>,
+}
+
+impl<'a> Fields<'a> {
+    fn split(text: &'a str) -> Result<Self, ParseNarInfoError> {
+        let mut fields = Self::default();
+        let body = text.strip_suffix('\n').ok_or(ParseNarInfoError::Unfinished)?;
+        for (index, line) in body.split('\n').enumerate() {
+            // Nix takes the key up to the first colon and skips one character unseen, whatever it
+            // is: only a space there, and no carriage return, means the same to every reader.
+            let (key, value) = line
+                .split_once(": ")
+                .filter(|(key, _)| !key.is_empty() && !key.contains(':') && !line.contains('\r'))
+                .ok_or_else(|| ParseNarInfoError::Line {
+                    number: index + 1,
+                    line: line.chars().take(80).collect(),
+                })?;
+            match SINGLE.iter().position(|known| *known == key) {
+                Some(at) if fields.single[at].replace(value).is_some() => {
+                    return Err(ParseNarInfoError::Twice(key.to_owned()));
+                }
+                Some(_) => {}
+                None if key == "Sig" => fields.signatures.push(value),
+                None => fields.unknown.push((key, value)),
+            }
+        }
+        Ok(fields)
+    }
+
+    fn optional(&self, key: &'static str) -> Option<&'a str> {
+        SINGLE.iter().position(|known| *known == key).and_then(|at| self.single[at])
+    }
+
+    fn required(&self, key: &'static str) -> Result<&'a str, ParseNarInfoError> {
+        match self.optional(key) {
+            None => Err(ParseNarInfoError::Missing(key)),
+            Some("") => Err(ParseNarInfoError::Empty(key)),
+            Some(value) => Ok(value),
+        }
+    }
+}
+
+/// Writes the lines in Nix's order, unknown ones last.
+impl fmt::Display for NarInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "StorePath: {}", self.store_dir.join(&self.store_path))?;
+        writeln!(f, "URL: {}", self.url)?;
+        writeln!(f, "Compression: {}", self.compression)?;
+        if let Some(hash) = &self.file_hash {
+            writeln!(f, "FileHash: {hash}")?;
+        }
+        if let Some(size) = self.file_size {
+            writeln!(f, "FileSize: {size}")?;
+        }
+        writeln!(f, "NarHash: {}", self.nar_hash)?;
+        writeln!(f, "NarSize: {}", self.nar_size)?;
+        // The line is there even when it is empty, and then keeps its space: see `Fields::split`.
+        f.write_str("References: ")?;
+        for (index, path) in self.references.iter().enumerate() {
+            write!(f, "{}{path}", if index == 0 { "" } else { " " })?;
+        }
+        f.write_str("\n")?;
+        if let Some(path) = &self.deriver {
+            writeln!(f, "Deriver: {path}")?;
+        }
+        for signature in &self.signatures {
+            writeln!(f, "Sig: {signature}")?;
+        }
+        if let Some(ca) = &self.ca {
+            writeln!(f, "CA: {ca}")?;
+        }
+        for (key, value) in &self.unknown {
+            writeln!(f, "{key}: {value}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const HELLO: &str = "\
+StorePath: /nix/store/8ha1dhmx807czjczmwy078s4r9s254il-hello-2.12.2
+URL: nar/0g8ww6m6ahj3zw0gd94q2bxx6x8dyvcw2vzyxrysc6hx1zy7w0ny.nar.xz
+Compression: xz
+FileHash: sha256:0g8ww6m6ahj3zw0gd94q2bxx6x8dyvcw2vzyxrysc6hx1zy7w0ny
+FileSize: 50088
+NarHash: sha256:13pc5gkifwvnsz1f3wx1hpg5k3zlhlp3lqqy4xdr0rr2pl6rqi3j
+NarSize: 226552
+References: 8ha1dhmx807czjczmwy078s4r9s254il-hello-2.12.2 p9ydfyfln9r1cy6k8gwcrjgdvxmsnmrd-glibc-2.40
+Deriver: 7b42idxwrsfbjmqz2d4h92x2w6z2lrkg-hello-2.12.2.drv
+Sig: cache.example.org-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA==
+Sig: other-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA==
+System: x86_64-linux
+";
+
+    fn parse(text: &str) -> Result<NarInfo, ParseNarInfoError> {
+        NarInfo::parse(text.as_bytes(), &StoreDir::default())
+    }
+
+    #[test]
+    fn repeated_signatures_and_unknown_lines_are_kept() {
+        let info = parse(HELLO).unwrap();
+        assert_eq!(info.signatures.len(), 2);
+        assert_eq!(info.signatures[1].key_name(), "other-1");
+        assert_eq!(info.unknown, [("System".to_owned(), "x86_64-linux".to_owned())]);
+        assert_eq!(info.references.len(), 2);
+        assert_eq!(info.nar_name().unwrap().file_hash, info.file_hash.unwrap());
+        assert_eq!(info.to_string(), HELLO);
+    }
+
+    #[test]
+    fn defaults_are_those_of_nix() {
+        let text = HELLO.replace("Compression: xz", "Compression: ");
+        assert_eq!(parse(&text).unwrap().compression, "bzip2");
+        let text =
+            HELLO.replace("7b42idxwrsfbjmqz2d4h92x2w6z2lrkg-hello-2.12.2.drv", "unknown-deriver");
+        assert_eq!(parse(&text).unwrap().deriver, None);
+    }
+
+    #[test]
+    fn the_broken_line_is_named() {
+        use ParseNarInfoError as E;
+        let with = |from: &str, to: &str| parse(&HELLO.replace(from, to)).unwrap_err();
+        assert_eq!(parse(""), Err(E::Unfinished));
+        assert!(matches!(parse("\n"), Err(E::Line { number: 1, .. })));
+        assert!(matches!(parse(&format!("{HELLO}\n")), Err(E::Line { number: 13, .. })));
+        assert_eq!(parse(HELLO.trim_end()), Err(E::Unfinished));
+        assert!(matches!(with("URL: ", "URL:"), E::Line { number: 2, .. }));
+        assert!(matches!(with("\n", "\r\n"), E::Line { number: 1, .. }));
+        assert_eq!(with("NarSize: 226552\n", ""), E::Missing("NarSize"));
+        assert_eq!(with("NarSize: 226552", "NarSize: 0"), E::Empty("NarSize"));
+        assert!(matches!(with("NarSize: 226552", "NarSize: -1"), E::Size { .. }));
+        assert!(matches!(with("FileHash: sha256", "FileHash: sha1"), E::Hash { .. }));
+        assert!(matches!(with("/nix/store/", "/gnu/store/"), E::StorePath { .. }));
+        assert!(matches!(with(" p9yd", " ../p9yd"), E::StorePath { field: "References", .. }));
+        assert!(matches!(with("Sig: other-1:", "Sig: other-1"), E::Signature(_)));
+        assert!(matches!(with("Sig: other-1:AAAA", "Sig: other-1:"), E::Signature(_)));
+        assert_eq!(with("System: ", "NarSize: "), E::Twice("NarSize".to_owned()));
+        assert_eq!(NarInfo::parse(b"\xff", &StoreDir::default()), Err(E::Utf8));
+    }
+
+    prop_compose! {
+        fn store_path()(text in "[0-9a-df-np-sv-z]{32}-[0-9a-zA-Z+_?=.-]{0,20}x") -> Option<StorePath> {
+            text.parse().ok()
+        }
+    }
+
+    prop_compose! {
+        fn nar_info()(
+            store_path in store_path().prop_filter_map("a name", |path| path),
+            url in "[!-~]{1,60}",
+            compression in "[a-z0-9]{1,6}",
+            file_hash: Option<[u8; 32]>,
+            file_size: Option<u64>,
+            nar_hash: [u8; 32],
+            nar_size in 1u64..,
+            references in proptest::collection::vec(store_path(), 0..4),
+            deriver in store_path(),
+            signatures in proptest::collection::vec(("[!-9;-~]{1,12}", any::<[u8; 32]>()), 0..4),
+            ca in proptest::option::of("[!-~]{1,60}"),
+            unknown in proptest::collection::vec(("X-[A-Za-z]{1,8}", "[ -~é]{0,20}"), 0..3),
+        ) -> NarInfo {
+            NarInfo {
+                store_dir: StoreDir::default(),
+                store_path,
+                url,
+                compression,
+                file_hash: file_hash.map(Sha256Hash::new),
+                file_size,
+                nar_hash: Sha256Hash::new(nar_hash),
+                nar_size,
+                references: references.into_iter().flatten().collect(),
+                deriver,
+                signatures: signatures
+                    .into_iter()
+                    .map(|(name, half)| {
+                        let text = base64::Engine::encode(
+                            &base64::engine::general_purpose::STANDARD,
+                            [half, half].concat(),
+                        );
+                        format!("{name}:{text}").parse().unwrap()
+                    })
+                    .collect(),
+                ca,
+                unknown,
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn display_and_parse_are_inverse(info in nar_info()) {
+            prop_assert_eq!(parse(&info.to_string()), Ok(info));
+        }
+
+        #[test]
+        fn no_bytes_break_the_parser(bytes: Vec<u8>) {
+            let _ = NarInfo::parse(&bytes, &StoreDir::default());
+        }
+    }
+}

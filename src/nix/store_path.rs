@@ -1,0 +1,258 @@
+//! Store paths: `/nix/store/<hash part>-<name>` (Nix's `src/libstore/path.cc`).
+//!
+//! `nix-compat` and `harmonia-store-core` have these types as a small part of whole store
+//! implementations in pre-release; what a cache needs of them is on this page.
+
+use std::fmt;
+use std::str::FromStr;
+
+use thiserror::Error;
+
+use super::base32;
+
+/// Why a text is not a store path, or not a part of one.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ParseStorePathError {
+    /// The path does not begin with the store dir.
+    #[error("“{path}” is not inside the store dir {store_dir}")]
+    StoreDir {
+        /// The path as it was given.
+        path: String,
+        /// The store dir that this cache is for.
+        store_dir: StoreDir,
+    },
+    /// A store dir is an absolute path without a slash at its end.
+    #[error("“{0}” is not a store dir: it must be an absolute path without “/” at the end")]
+    NotAStoreDir(String),
+    /// The hash part is not 32 characters of nix32.
+    #[error("“{0}” does not begin with 32 characters of nix32 (0-9 a-z without e o t u)")]
+    HashPart(String),
+    /// There is no dash and name after the hash part.
+    #[error("“{0}” has no “-” and name after its hash part")]
+    NoName(String),
+    /// The name is too long.
+    #[error("the name of a store path has {0} characters, 211 at most are allowed")]
+    NameLength(usize),
+    /// The name is `.` or `..`, or begins with `.-` or `..-`.
+    #[error("“{0}” begins with “.” or “..”, which a store path's name must not")]
+    Dots(String),
+    /// The name has a character that no store path has.
+    #[error("“{name}” has the character {character:?}; only 0-9 a-z A-Z + - . _ ? = are allowed")]
+    Character {
+        /// The name as it was given.
+        name: String,
+        /// Its first character that is not allowed.
+        character: char,
+    },
+}
+
+/// The directory that the store paths of a cache begin with, `/nix/store` almost everywhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreDir(String);
+
+impl FromStr for StoreDir {
+    type Err = ParseStorePathError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let plain = text.starts_with('/')
+            && !text.ends_with('/')
+            && !text.chars().any(char::is_control)
+            && text[1..].split('/').all(|part| !matches!(part, "" | "." | ".."));
+        if plain {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(ParseStorePathError::NotAStoreDir(text.to_owned()))
+        }
+    }
+}
+
+impl Default for StoreDir {
+    fn default() -> Self {
+        Self("/nix/store".to_owned())
+    }
+}
+
+impl StoreDir {
+    /// The directory as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Parses a full store path inside this store dir.
+    pub fn parse_path(&self, path: &str) -> Result<StorePath, ParseStorePathError> {
+        path.strip_prefix(&self.0)
+            .and_then(|rest| rest.strip_prefix('/'))
+            .ok_or_else(|| ParseStorePathError::StoreDir {
+                path: path.to_owned(),
+                store_dir: self.clone(),
+            })?
+            .parse()
+    }
+
+    /// The full path of `path` inside this store dir.
+    pub fn join(&self, path: &StorePath) -> String {
+        format!("{}/{path}", self.0)
+    }
+}
+
+impl fmt::Display for StoreDir {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The hash part of a store path: 160 bits, 32 characters of nix32. It names the narinfo.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StorePathHash([u8; 20]);
+
+impl StorePathHash {
+    /// The number of characters of a hash part.
+    pub const LEN: usize = 32;
+
+    /// The hash part with these bytes.
+    pub const fn new(bytes: [u8; 20]) -> Self {
+        Self(bytes)
+    }
+}
+
+impl FromStr for StorePathHash {
+    type Err = ParseStorePathError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        base32::decode(text).map(Self).ok_or_else(|| ParseStorePathError::HashPart(text.to_owned()))
+    }
+}
+
+impl fmt::Display for StorePathHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&base32::encode(&self.0))
+    }
+}
+
+impl fmt::Debug for StorePathHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The base name of a store path, `<hash part>-<name>`, as it stands in `References`.
+///
+/// Invariants: the hash part is 32 characters of nix32; the name has 1 to 211 characters out of
+/// `0-9 a-z A-Z + - . _ ? =`, and its first dash-separated part is neither `.` nor `..`.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StorePath {
+    hash: StorePathHash,
+    name: String,
+}
+
+impl StorePath {
+    /// The longest name that Nix makes (Nix's `src/libstore/path.cc`).
+    pub const MAX_NAME_LEN: usize = 211;
+
+    /// The hash part.
+    pub fn hash(&self) -> StorePathHash {
+        self.hash
+    }
+
+    /// The name after the hash part and the dash.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl FromStr for StorePath {
+    type Err = ParseStorePathError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (hash, rest) = text
+            .split_at_checked(StorePathHash::LEN)
+            .ok_or_else(|| ParseStorePathError::HashPart(text.to_owned()))?;
+        let hash = hash.parse().map_err(|_| ParseStorePathError::HashPart(text.to_owned()))?;
+        let name = match rest.strip_prefix('-') {
+            Some(name) if !name.is_empty() => name,
+            _ => return Err(ParseStorePathError::NoName(text.to_owned())),
+        };
+        check_name(name)?;
+        Ok(Self { hash, name: name.to_owned() })
+    }
+}
+
+/// Checks the rules for a store path's name, which output names follow too.
+pub(super) fn check_name(name: &str) -> Result<(), ParseStorePathError> {
+    if name.len() > StorePath::MAX_NAME_LEN {
+        return Err(ParseStorePathError::NameLength(name.len()));
+    }
+    if matches!(name.split('-').next(), Some("." | "..")) {
+        return Err(ParseStorePathError::Dots(name.to_owned()));
+    }
+    match name.chars().find(|c| !(c.is_ascii_alphanumeric() || "+-._?=".contains(*c))) {
+        None => Ok(()),
+        Some(character) => Err(ParseStorePathError::Character { name: name.to_owned(), character }),
+    }
+}
+
+impl fmt::Display for StorePath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.hash, self.name)
+    }
+}
+
+impl fmt::Debug for StorePath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const HASH: &str = "8ha1dhmx807czjczmwy078s4r9s254il";
+
+    #[test]
+    fn full_paths_are_parsed_inside_their_store_dir() {
+        let store_dir = StoreDir::default();
+        let path = store_dir
+            .parse_path("/nix/store/8ha1dhmx807czjczmwy078s4r9s254il-hello-2.12.2")
+            .unwrap();
+        assert_eq!(path.hash().to_string(), HASH);
+        assert_eq!(path.name(), "hello-2.12.2");
+        assert!(store_dir.parse_path("/gnu/store/x").is_err());
+        assert!(store_dir.parse_path(&format!("{path}")).is_err());
+    }
+
+    #[test]
+    fn the_rule_that_was_broken_is_named() {
+        use ParseStorePathError as E;
+        let parse = |text: &str| text.parse::<StorePath>().unwrap_err();
+        assert!(matches!(parse("short-x"), E::HashPart(_)));
+        assert!(matches!(parse("ñha1dhmx807czjczmwy078s4r9s254il-x"), E::HashPart(_)));
+        assert!(matches!(parse(HASH), E::NoName(_)));
+        assert!(matches!(parse(&format!("{HASH}-")), E::NoName(_)));
+        assert!(matches!(parse(&format!("{HASH}-..")), E::Dots(_)));
+        assert!(matches!(parse(&format!("{HASH}-.-a")), E::Dots(_)));
+        assert!(matches!(parse(&format!("{HASH}-a/b")), E::Character { character: '/', .. }));
+        assert!(matches!(parse(&format!("{HASH}-{}", "a".repeat(212))), E::NameLength(212)));
+        assert!(format!("{HASH}-{}", "a".repeat(211)).parse::<StorePath>().is_ok());
+        assert!(format!("{HASH}-.bashrc").parse::<StorePath>().is_ok());
+    }
+
+    #[test]
+    fn a_store_dir_is_a_plain_absolute_path() {
+        for text in ["", "/", "nix/store", "/nix/store/", "/nix//store", "/nix/../store"] {
+            assert!(text.parse::<StoreDir>().is_err(), "{text}");
+        }
+        assert!("/gnu/store".parse::<StoreDir>().is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn display_and_parse_are_inverse(
+            text in "[0-9a-df-np-sv-z]{32}-[0-9a-zA-Z+_?=][0-9a-zA-Z+._?=-]{0,210}",
+        ) {
+            prop_assert_eq!(text.parse::<StorePath>().unwrap().to_string(), text);
+        }
+    }
+}
