@@ -1,0 +1,233 @@
+//! `NIX_STORED_*` in, [`Config`] out, every problem reported at once.
+//!
+//! The environment is the only source. `envy` reads it into plain strings ([`Raw`]); everything
+//! after that is parsing, and no problem hides another.
+
+mod access;
+mod parse;
+mod problem;
+mod variables;
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+pub use access::{Access, Credentials, Requirement};
+pub use parse::Listen;
+pub use problem::{Problem, Problems};
+pub use variables::{VARIABLES, Variable};
+
+use crate::logging::{LogFormat, LogLevel};
+use crate::nix::CacheInfo;
+use access::{Users, Writers};
+use parse::Parser;
+
+/// What every variable of the daemon begins with.
+pub const PREFIX: &str = "NIX_STORED_";
+
+/// How the daemon shall run.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The directory that holds the cache.
+    pub path: PathBuf,
+    /// Where to listen.
+    pub listen: Listen,
+    /// Who may read and who may upload, before the address decides about anonymous uploads.
+    pub users: Users,
+    /// What is logged.
+    pub log_level: LogLevel,
+    /// How it is logged.
+    pub log_format: LogFormat,
+    /// What `nix-cache-info` says.
+    pub cache_info: CacheInfo,
+}
+
+/// The variables as text; an empty one counts as unset.
+#[derive(Debug, Default, Deserialize)]
+struct Raw {
+    path: Option<String>,
+    listen_interface: Option<String>,
+    user_read: Option<String>,
+    user_read_pass: Option<String>,
+    user_read_passfile: Option<String>,
+    user_write: Option<String>,
+    user_write_pass: Option<String>,
+    user_write_passfile: Option<String>,
+    anonymous_write: Option<String>,
+    log_level: Option<String>,
+    log_format: Option<String>,
+    store_dir: Option<String>,
+    priority: Option<String>,
+    want_mass_query: Option<String>,
+}
+
+impl Config {
+    /// Reads the process's environment.
+    pub fn from_env() -> Result<Self, Problems> {
+        Self::from_vars(std::env::vars_os().map(|(name, value)| {
+            // What is not UTF-8 turns into replacement characters, which no variable accepts.
+            let text = |os: std::ffi::OsString| os.to_string_lossy().into_owned();
+            (text(name), text(value))
+        }))
+    }
+
+    /// Reads `vars`, passing over what does not begin with [`PREFIX`].
+    pub fn from_vars(vars: impl IntoIterator<Item = (String, String)>) -> Result<Self, Problems> {
+        let vars: Vec<(String, String)> = vars
+            .into_iter()
+            .filter(|(name, value)| name.starts_with(PREFIX) && !value.is_empty())
+            .collect();
+        let mut parser = Parser::default();
+        for (name, _) in &vars {
+            variables::check_known(name, &mut parser);
+        }
+        let raw: Raw = envy::prefixed(PREFIX)
+            .from_iter(vars)
+            .expect("every field is an optional string, which any value fills");
+
+        let defaults = CacheInfo::default();
+        let config = Self {
+            path: parser.path(raw.path),
+            listen: parser.parsed("LISTEN_INTERFACE", raw.listen_interface, Listen::default()),
+            users: Users {
+                read: parser.credentials(
+                    "READ",
+                    raw.user_read,
+                    raw.user_read_pass,
+                    raw.user_read_passfile,
+                ),
+                write: parser.credentials(
+                    "WRITE",
+                    raw.user_write,
+                    raw.user_write_pass,
+                    raw.user_write_passfile,
+                ),
+                anonymous: match parser.switch("ANONYMOUS_WRITE", raw.anonymous_write) {
+                    None => Writers::LocalOnly,
+                    Some(true) => Writers::Anyone,
+                    Some(false) => Writers::Nobody,
+                },
+            },
+            log_level: parser.parsed("LOG_LEVEL", raw.log_level, LogLevel::Info),
+            log_format: parser.parsed("LOG_FORMAT", raw.log_format, LogFormat::Text),
+            cache_info: CacheInfo {
+                store_dir: parser.parsed("STORE_DIR", raw.store_dir, defaults.store_dir),
+                priority: parser.parsed("PRIORITY", raw.priority, defaults.priority),
+                want_mass_query: parser
+                    .switch("WANT_MASS_QUERY", raw.want_mass_query)
+                    .unwrap_or(defaults.want_mass_query),
+            },
+        };
+        parser.finish(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(vars: &[(&str, &str)]) -> Result<Config, Problems> {
+        Config::from_vars(
+            vars.iter().map(|(name, value)| (format!("{PREFIX}{name}"), (*value).to_owned())),
+        )
+    }
+
+    fn problems(vars: &[(&str, &str)]) -> String {
+        read(vars).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn nothing_set_is_a_whole_configuration() {
+        let config = read(&[]).unwrap();
+        assert_eq!(config.path, PathBuf::from("/var/lib/nixStored"));
+        assert_eq!(config.listen.to_string(), "127.0.0.1:8100");
+        assert_eq!(config.cache_info.priority, 30);
+        assert_eq!(config.log_level, LogLevel::Info);
+    }
+
+    #[test]
+    fn empty_means_unset() {
+        let config = read(&[("PATH", ""), ("PRIORITY", ""), ("USER_READ", "")]).unwrap();
+        assert_eq!(config.path, PathBuf::from("/var/lib/nixStored"));
+        assert_eq!(config.cache_info.priority, 30);
+    }
+
+    #[test]
+    fn every_variable_of_the_table_is_read_or_says_when_it_will_be() {
+        for variable in VARIABLES {
+            // A value that no variable accepts: whoever reads it complains or keeps it.
+            let told = read(&[(variable.suffix(), "\u{fffd}")]);
+            match variable.suffix() {
+                "PATH" => assert_eq!(told.unwrap().path, PathBuf::from("\u{fffd}")),
+                // A lone password is told as a missing user.
+                suffix => {
+                    let name = suffix.strip_suffix("_PASS").unwrap_or(suffix);
+                    assert!(told.unwrap_err().to_string().contains(name), "{suffix}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn all_problems_are_told_at_once_each_with_an_example() {
+        let told = problems(&[
+            ("PRIORITY", "first"),
+            ("LISTEN_INTERFACE", "8100"),
+            ("WANT_MASS_QUERY", "perhaps"),
+            ("STORE_DIR", "nix/store"),
+            ("LOG_LEVEL", "loud"),
+            ("LOG_FORMAT", "xml"),
+            ("USER_WRIET", "me"),
+        ]);
+        assert_eq!(told.lines().count(), 7, "{told}");
+        for part in [
+            "NIX_STORED_PRIORITY: “first”",
+            "NIX_STORED_PRIORITY=30",
+            "NIX_STORED_LISTEN_INTERFACE: “8100”",
+            "NIX_STORED_WANT_MASS_QUERY: “perhaps”",
+            "NIX_STORED_STORE_DIR: “nix/store”",
+            "NIX_STORED_LOG_LEVEL: “loud”",
+            "NIX_STORED_LOG_FORMAT: “xml”",
+            "NIX_STORED_USER_WRIET: there is no such variable; did you mean NIX_STORED_USER_WRITE?",
+        ] {
+            assert!(told.contains(part), "{part} in {told}");
+        }
+    }
+
+    #[test]
+    fn a_user_needs_a_password_and_a_password_a_user() {
+        assert!(problems(&[("USER_READ", "me")]).contains("NIX_STORED_USER_READ_PASSFILE"));
+        assert!(problems(&[("USER_WRITE_PASS", "x")]).contains("NIX_STORED_USER_WRITE"));
+        let both = [("USER_READ", "me"), ("USER_READ_PASS", "x"), ("USER_READ_PASSFILE", "/y")];
+        assert!(problems(&both).contains("only one"));
+        assert!(problems(&[("USER_READ", "a:b"), ("USER_READ_PASS", "x")]).contains("colon"));
+        let same = [
+            ("USER_READ", "me"),
+            ("USER_READ_PASS", "x"),
+            ("USER_WRITE", "me"),
+            ("USER_WRITE_PASS", "x"),
+        ];
+        assert!(read(&same).is_ok());
+    }
+
+    #[test]
+    fn a_password_file_loses_one_trailing_newline() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "secret\n").unwrap();
+        let path = file.path().to_str().unwrap();
+        let config = read(&[("USER_READ", "me"), ("USER_READ_PASSFILE", path)]).unwrap();
+        assert!(config.users.read.unwrap().matches("me", "secret"));
+
+        std::fs::write(file.path(), "\n").unwrap();
+        let told = problems(&[("USER_READ", "me"), ("USER_READ_PASSFILE", path)]);
+        assert!(told.contains("empty"), "{told}");
+        let told = problems(&[("USER_READ", "me"), ("USER_READ_PASSFILE", "/does/not/exist")]);
+        assert!(told.contains("/does/not/exist"), "{told}");
+    }
+
+    #[test]
+    fn passwords_are_never_shown() {
+        let config = read(&[("USER_READ", "me"), ("USER_READ_PASS", "hunter2")]).unwrap();
+        assert!(!format!("{config:?}").contains("hunter2"));
+    }
+}

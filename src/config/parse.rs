@@ -1,0 +1,229 @@
+//! From text to values, collecting problems on the way.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use super::{Credentials, PREFIX, Problem, Problems, VARIABLES};
+
+/// Where to listen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listen {
+    /// `host:port` or `[v6]:port`; port 0 takes a free one.
+    Tcp(String),
+    /// `unix:/path`
+    Unix(PathBuf),
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        Self::Tcp("127.0.0.1:8100".to_owned())
+    }
+}
+
+impl FromStr for Listen {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return if path.starts_with('/') {
+                Ok(Self::Unix(path.into()))
+            } else {
+                Err("has no absolute path after “unix:”")
+            };
+        }
+        let (host, port) =
+            text.rsplit_once(':').ok_or("is not host:port, [v6]:port or unix:/path")?;
+        let bracketed = host.starts_with('[') && host.ends_with(']');
+        if host.is_empty() {
+            Err("has no host before its port; 0.0.0.0 or [::] stand for every address")
+        } else if host.contains(':') && !bracketed {
+            Err("has an IPv6 address without brackets around it")
+        } else if port.parse::<u16>().is_err() {
+            Err("has no port from 0 to 65535 at its end")
+        } else {
+            Ok(Self::Tcp(text.to_owned()))
+        }
+    }
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => f.write_str(address),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Turns raw values into typed ones; what cannot be turned becomes a [`Problem`] and the default.
+#[derive(Default)]
+pub(super) struct Parser {
+    problems: Vec<Problem>,
+}
+
+impl Parser {
+    /// Notes a problem with `NIX_STORED_<suffix>`.
+    pub(super) fn problem(&mut self, suffix: &str, reason: impl Into<String>) {
+        self.problems
+            .push(Problem { variable: format!("{PREFIX}{suffix}"), reason: reason.into() });
+    }
+
+    /// Notes that `value` cannot be used, and gives the example of the table.
+    fn unusable(&mut self, suffix: &str, value: &str, why: &str) {
+        let example = VARIABLES
+            .iter()
+            .find(|variable| variable.suffix() == suffix)
+            .map_or("", |variable| variable.example);
+        self.problem(suffix, format!("“{value}” {why}; for example {PREFIX}{suffix}={example}"));
+    }
+
+    /// A value with a parser of its own.
+    pub(super) fn parsed<T>(&mut self, suffix: &str, value: Option<String>, default: T) -> T
+    where
+        T: FromStr<Err: Explain>,
+    {
+        match value.as_deref().map(|text| (text, text.parse())) {
+            None => default,
+            Some((_, Ok(parsed))) => parsed,
+            Some((text, Err(error))) => {
+                self.unusable(suffix, text, &error.explain());
+                default
+            }
+        }
+    }
+
+    /// `1` or `0`, and the words for them.
+    pub(super) fn switch(&mut self, suffix: &str, value: Option<String>) -> Option<bool> {
+        let text = value?;
+        match text.to_ascii_lowercase().as_str() {
+            "1" | "true" | "yes" | "on" => Some(true),
+            "0" | "false" | "no" | "off" => Some(false),
+            _ => {
+                self.unusable(suffix, &text, "is neither 1 nor 0");
+                None
+            }
+        }
+    }
+
+    /// The directory of the cache.
+    pub(super) fn path(&mut self, value: Option<String>) -> PathBuf {
+        let text = value.unwrap_or_else(|| "/var/lib/nixStored".to_owned());
+        if text.starts_with("s3://") {
+            self.problem("PATH", "this version has no S3 store yet; give it a directory");
+        }
+        text.into()
+    }
+
+    /// The user for `what` (`READ` or `WRITE`) with the password, from the one variable or the
+    /// other.
+    pub(super) fn credentials(
+        &mut self,
+        what: &str,
+        user: Option<String>,
+        pass: Option<String>,
+        passfile: Option<String>,
+    ) -> Option<Credentials> {
+        let name = format!("USER_{what}");
+        let password = match (pass, passfile) {
+            (Some(_), Some(_)) => {
+                self.problem(
+                    &format!("{name}_PASS"),
+                    format!("{PREFIX}{name}_PASSFILE is set too; only one of them may be"),
+                );
+                return None;
+            }
+            (Some(pass), None) => Some(pass),
+            (None, Some(file)) => Some(self.password_file(&format!("{name}_PASSFILE"), &file)?),
+            (None, None) => None,
+        };
+        match (user, password) {
+            (None, None) => None,
+            (Some(user), Some(_)) if user.contains(':') => {
+                self.problem(&name, format!("“{user}” has a colon, which Basic auth cannot send"));
+                None
+            }
+            (Some(user), Some(password)) => Some(Credentials::new(user, &password)),
+            (Some(_), None) => {
+                self.problem(
+                    &name,
+                    format!(
+                        "a user needs a password: set {PREFIX}{name}_PASSFILE to a file that holds \
+                         it, or {PREFIX}{name}_PASS"
+                    ),
+                );
+                None
+            }
+            (None, Some(_)) => {
+                self.problem(
+                    &name,
+                    "a password is set for it and no user name; for example \
+                     NIX_STORED_USER_WRITE=builder"
+                        .replace("WRITE", what),
+                );
+                None
+            }
+        }
+    }
+
+    fn password_file(&mut self, suffix: &str, file: &str) -> Option<String> {
+        match std::fs::read_to_string(file) {
+            Ok(text) => {
+                let password = text.strip_suffix('\n').unwrap_or(&text);
+                if password.is_empty() {
+                    self.problem(suffix, format!("the file {file} is empty"));
+                    return None;
+                }
+                Some(password.to_owned())
+            }
+            Err(error) => {
+                self.problem(suffix, format!("cannot read {file}: {error}"));
+                None
+            }
+        }
+    }
+
+    /// `config`, if there was no problem.
+    pub(super) fn finish<T>(self, config: T) -> Result<T, Problems> {
+        if self.problems.is_empty() { Ok(config) } else { Err(Problems(self.problems)) }
+    }
+}
+
+/// A parse error as the rest of a sentence that begins with the value in quotes.
+pub(super) trait Explain {
+    /// The rest of the sentence.
+    fn explain(&self) -> String;
+}
+
+impl Explain for &'static str {
+    fn explain(&self) -> String {
+        (*self).to_owned()
+    }
+}
+
+impl Explain for std::num::ParseIntError {
+    fn explain(&self) -> String {
+        "is not a whole number from 0 to 4294967295".to_owned()
+    }
+}
+
+impl Explain for crate::nix::store_path::ParseStorePathError {
+    fn explain(&self) -> String {
+        "is not an absolute path without “/” at its end".to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listen_addresses() {
+        for text in ["127.0.0.1:8100", "[::1]:80", "localhost:0", "unix:/run/x.sock"] {
+            assert_eq!(text.parse::<Listen>().unwrap().to_string(), text);
+        }
+        for text in ["", "8100", ":8100", "::1:80", "host:", "host:99999", "unix:x"] {
+            assert!(text.parse::<Listen>().is_err(), "{text}");
+        }
+    }
+}

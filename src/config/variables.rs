@@ -1,0 +1,83 @@
+//! Every variable, named once. The README's table and the NixOS module are compared with this.
+
+use super::PREFIX;
+use super::parse::Parser;
+
+/// A variable of the daemon.
+#[derive(Debug, Clone, Copy)]
+pub struct Variable {
+    /// Its whole name.
+    pub name: &'static str,
+    /// A value that works.
+    pub example: &'static str,
+    /// Whether this version reads it. One that a later version will read is an error until then,
+    /// because silently doing without, say, TLS would be worse.
+    pub supported: bool,
+}
+
+impl Variable {
+    /// The name without [`PREFIX`].
+    pub fn suffix(&self) -> &'static str {
+        self.name.strip_prefix(PREFIX).unwrap_or(self.name)
+    }
+}
+
+const fn now(name: &'static str, example: &'static str) -> Variable {
+    Variable { name, example, supported: true }
+}
+
+const fn later(name: &'static str) -> Variable {
+    Variable { name, example: "", supported: false }
+}
+
+/// Every variable.
+pub const VARIABLES: &[Variable] = &[
+    now("NIX_STORED_PATH", "/var/lib/nixStored"),
+    now("NIX_STORED_LISTEN_INTERFACE", "127.0.0.1:8100"),
+    now("NIX_STORED_USER_READ", "reader"),
+    now("NIX_STORED_USER_READ_PASS", "a long password"),
+    now("NIX_STORED_USER_READ_PASSFILE", "/run/keys/read-pass"),
+    now("NIX_STORED_USER_WRITE", "builder"),
+    now("NIX_STORED_USER_WRITE_PASS", "a long password"),
+    now("NIX_STORED_USER_WRITE_PASSFILE", "/run/keys/write-pass"),
+    now("NIX_STORED_ANONYMOUS_WRITE", "1"),
+    now("NIX_STORED_LOG_LEVEL", "info"),
+    now("NIX_STORED_LOG_FORMAT", "json"),
+    now("NIX_STORED_STORE_DIR", "/nix/store"),
+    now("NIX_STORED_PRIORITY", "30"),
+    now("NIX_STORED_WANT_MASS_QUERY", "1"),
+    later("NIX_STORED_TRUSTED_PUBLIC_KEYS"),
+    later("NIX_STORED_VERIFY"),
+    later("NIX_STORED_REQUIRE_REFERENCES"),
+    later("NIX_STORED_MAX_UPLOAD_SIZE"),
+    later("NIX_STORED_MIN_FREE_SPACE"),
+    later("NIX_STORED_MAX_SIZE"),
+    later("NIX_STORED_MAX_AGE"),
+    later("NIX_STORED_GC_INTERVAL"),
+    later("NIX_STORED_UPSTREAMS"),
+    later("NIX_STORED_UPSTREAM_NETRC"),
+    later("NIX_STORED_S3_REDIRECT"),
+    later("NIX_STORED_TLS_CERT"),
+    later("NIX_STORED_TLS_KEY"),
+    later("NIX_STORED_TLS_CLIENT_CA"),
+];
+
+/// Notes a problem where `name` is not a variable of this version.
+pub(super) fn check_known(name: &str, parser: &mut Parser) {
+    let suffix = name.strip_prefix(PREFIX).unwrap_or(name);
+    match VARIABLES.iter().find(|variable| variable.name == name) {
+        Some(variable) if variable.supported => {}
+        Some(_) => parser.problem(suffix, "this version does not have what it sets; unset it"),
+        None => {
+            let nearest = VARIABLES
+                .iter()
+                .filter(|variable| variable.supported)
+                .max_by(|a, b| {
+                    let likeness = |v: &Variable| strsim::jaro_winkler(v.suffix(), suffix);
+                    likeness(a).total_cmp(&likeness(b))
+                })
+                .map_or("", |variable| variable.name);
+            parser.problem(suffix, format!("there is no such variable; did you mean {nearest}?"));
+        }
+    }
+}
