@@ -1,0 +1,116 @@
+//! Where the promises are kept. The HTTP wing and the commands speak to a [`Cache`] and to nothing
+//! below it.
+
+mod error;
+mod ingest;
+mod narinfo;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::Stream;
+
+pub use error::{BodyError, GetError, PutError};
+
+use crate::nix::{CacheInfo, CachePath, Sha256Hash};
+use crate::store::{Content, Metadata, Object, Store};
+
+/// A binary cache: objects in a store, and what may become one.
+pub struct Cache {
+    store: Arc<dyn Store>,
+    info: CacheInfo,
+    /// `nix-cache-info` as it is served, made once.
+    info_object: (Metadata, Bytes),
+}
+
+impl Cache {
+    /// A cache over `store` that says `info` of itself.
+    pub fn new(store: Arc<dyn Store>, info: CacheInfo) -> Self {
+        let text = Bytes::from(info.to_string());
+        let metadata = Metadata {
+            size: text.len() as u64,
+            modified: std::time::SystemTime::now(),
+            version: Sha256Hash::of(&text).to_nix32(),
+        };
+        Self { store, info, info_object: (metadata, text) }
+    }
+
+    /// What is known about an object without reading it; none if it is absent.
+    pub async fn head(&self, path: &CachePath) -> Result<Option<Metadata>, GetError> {
+        match path {
+            CachePath::CacheInfo => Ok(Some(self.info_object.0.clone())),
+            CachePath::DebugInfo(_) => Ok(self.get(path).await?.map(|object| object.metadata)),
+            _ => Ok(self.store.head(path).await?),
+        }
+    }
+
+    /// An object; none if it is absent.
+    pub async fn get(&self, path: &CachePath) -> Result<Option<Object>, GetError> {
+        match path {
+            CachePath::CacheInfo => {
+                let (metadata, text) = self.info_object.clone();
+                Ok(Some(Object { metadata, content: Content::Bytes(text) }))
+            }
+            CachePath::DebugInfo(_) => {
+                let Some(object) = self.store.get(path).await? else {
+                    return Ok(None);
+                };
+                Ok(self.debug_info_has_its_nar(&object).await?.then_some(object))
+            }
+            _ => Ok(self.store.get(path).await?),
+        }
+    }
+
+    /// Takes an object from a client. `declared` is the length that the client announced; what can
+    /// be refused without the body is refused before `body` is polled for the first time.
+    pub async fn put(
+        &self,
+        path: &CachePath,
+        declared: Option<u64>,
+        body: impl Stream<Item = Result<Bytes, BodyError>> + Send + Unpin,
+    ) -> Result<(), PutError> {
+        match path {
+            CachePath::CacheInfo => self.put_cache_info(declared, body).await,
+            CachePath::NarInfo(hash) => self.put_narinfo(*hash, declared, body).await,
+            _ => ingest::stream(Arc::clone(&self.store), path, declared, body).await,
+        }
+    }
+
+    /// A client uploads `nix-cache-info` when it takes the cache for a new one. What it says of
+    /// priority and the like is its guess, and not ours to follow; the store dir must be right.
+    async fn put_cache_info(
+        &self,
+        declared: Option<u64>,
+        body: impl Stream<Item = Result<Bytes, BodyError>> + Send + Unpin,
+    ) -> Result<(), PutError> {
+        let text = ingest::collect(declared, body).await?;
+        let text = String::from_utf8_lossy(&text);
+        match CacheInfo::store_dir_of(&text) {
+            Some(dir) if dir == self.info.store_dir.as_str() => Ok(()),
+            theirs => Err(PutError::StoreDir {
+                ours: self.info.store_dir.clone(),
+                theirs: theirs.map(str::to_owned),
+            }),
+        }
+    }
+
+    /// Whether the NAR that a `debuginfo` object links to is still there. Nix does not send a new
+    /// link while the old one is found.
+    async fn debug_info_has_its_nar(&self, object: &Object) -> Result<bool, GetError> {
+        #[derive(serde::Deserialize)]
+        struct Link {
+            archive: String,
+        }
+        let Content::Bytes(text) = &object.content else {
+            return Ok(true);
+        };
+        let archive = serde_json::from_slice(text)
+            .ok()
+            .and_then(|link: Link| link.archive.strip_prefix("../")?.parse().ok());
+        match archive {
+            Some(nar @ CachePath::Nar(_)) => Ok(self.store.head(&nar).await?.is_some()),
+            // Not the link that Nix writes: then it is not ours to judge.
+            _ => Ok(true),
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! Bodies, in and out.
+
+use std::fs::File;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, stream};
+use http_body_util::BodyExt;
+
+use crate::cache::BodyError;
+use crate::store::Content;
+use crate::store::fs::read::read_chunk;
+
+/// A body that stands still for so long is given up. Never a total time: a NAR can be 10 GB on a
+/// slow line. Nix up to 2.33 retries an upload with headers and no body and waits for ever, so this
+/// is also what frees it.
+pub const BODY_IDLE: Duration = Duration::from_secs(60);
+
+/// How much of a file is read at a time where it is not sent from the file itself.
+const READ_CHUNK: u64 = 256 * 1024;
+
+/// The body of an answer: `range` of `content`.
+pub fn outgoing(content: Content, range: Range<u64>) -> Body {
+    match content {
+        // Both ends lie within the bytes, whose length is the object's size.
+        Content::Bytes(bytes) => Body::from(bytes.slice(range.start as usize..range.end as usize)),
+        Content::File(file) => Body::new(BodyExt::boxed_unsync(sized::Sized::new(
+            chunks(file, range.clone()),
+            range.end - range.start,
+        ))),
+    }
+}
+
+fn chunks(file: File, range: Range<u64>) -> impl Stream<Item = std::io::Result<Bytes>> {
+    let file = Arc::new(file);
+    stream::unfold(range, move |rest| {
+        let file = Arc::clone(&file);
+        async move {
+            if rest.is_empty() {
+                return None;
+            }
+            let len = READ_CHUNK.min(rest.end - rest.start);
+            let chunk = read_chunk(file, rest.start, len as usize).await;
+            let next = match chunk {
+                Ok(_) => rest.start + len..rest.end,
+                Err(_) => rest.end..rest.end,
+            };
+            Some((chunk, next))
+        }
+    })
+}
+
+/// The body of an upload as chunks; one that stands still ends in an error.
+pub fn incoming(body: Body) -> impl Stream<Item = Result<Bytes, BodyError>> + Send + Unpin {
+    let chunks = stream::unfold(Some(body), |body| async {
+        let mut body = body?;
+        loop {
+            let chunk = match tokio::time::timeout(BODY_IDLE, body.frame()).await {
+                Err(_) => Err(BodyError::Stalled(BODY_IDLE)),
+                Ok(None) => return None,
+                Ok(Some(Err(error))) => Err(BodyError::CutShort(error.into())),
+                Ok(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(chunk) => Ok(chunk),
+                    // Trailers say nothing to us.
+                    Err(_) => continue,
+                },
+            };
+            let rest = chunk.is_ok().then_some(body);
+            return Some((chunk, rest));
+        }
+    });
+    chunks.boxed()
+}
+
+mod sized {
+    use std::pin::Pin;
+    use std::task::{Context, Poll, ready};
+
+    use bytes::Bytes;
+    use futures_util::Stream;
+    use http_body::{Body, Frame, SizeHint};
+    use pin_project_lite::pin_project;
+
+    pin_project! {
+        /// A stream whose length is known, so that it is sent with a `Content-Length`.
+        pub struct Sized<S> {
+            #[pin]
+            chunks: S,
+            rest: u64,
+        }
+    }
+
+    impl<S> Sized<S> {
+        pub fn new(chunks: S, length: u64) -> Self {
+            Self { chunks, rest: length }
+        }
+    }
+
+    impl<S: Stream<Item = std::io::Result<Bytes>>> Body for Sized<S> {
+        type Data = Bytes;
+        type Error = std::io::Error;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+            let this = self.project();
+            let chunk = ready!(this.chunks.poll_next(cx));
+            if let Some(Ok(chunk)) = &chunk {
+                *this.rest = this.rest.saturating_sub(chunk.len() as u64);
+            }
+            Poll::Ready(chunk.map(|chunk| chunk.map(Frame::data)))
+        }
+
+        fn is_end_stream(&self) -> bool {
+            self.rest == 0
+        }
+
+        fn size_hint(&self) -> SizeHint {
+            SizeHint::with_exact(self.rest)
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Every refusal and failure, and the one table that turns each into a status.
+//!
+//! An answer carries one plain line that Nix shows to its user, and the error itself in its
+//! extensions, from where `observe` logs it once. Making an answer has no side effect.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use http::header::{self, HeaderValue};
+use http::{Response, StatusCode};
+use thiserror::Error;
+
+use crate::cache::{BodyError, GetError, PutError};
+use crate::nix::cache_path::ParseCachePathError;
+use crate::store::StoreError;
+
+/// Why a request was not answered as the client wished.
+#[derive(Debug, Error)]
+pub enum HttpError {
+    /// The object is not here.
+    #[error("this cache does not have it")]
+    Absent,
+    /// A read of a name that no object can have.
+    #[error("this cache does not have it: {0}")]
+    NoSuchName(ParseCachePathError),
+    /// An upload to a name that no object can have.
+    #[error("{0}")]
+    BadName(ParseCachePathError),
+    /// A method that is not served.
+    #[error("a cache answers GET, HEAD and PUT")]
+    Method,
+    /// No credentials where some are needed.
+    #[error("this needs a user and a password; put them into the netrc file that nix.conf names")]
+    NoCredentials,
+    /// Credentials that are not right.
+    #[error("the user or the password is wrong; compare them with those in the cache's settings")]
+    WrongCredentials,
+    /// Right credentials of a user who may not upload.
+    #[error("the user {user} may read and not upload; use the credentials of the write user")]
+    NotAWriter {
+        /// The user.
+        user: String,
+    },
+    /// Uploads are switched off.
+    #[error("uploads are switched off here; set NIX_STORED_USER_WRITE where the cache runs")]
+    UploadsOff,
+    /// A range that the object does not have.
+    #[error("the object has {size} bytes, and nothing in the range that was asked for")]
+    Range {
+        /// The object's length in bytes.
+        size: u64,
+    },
+    /// An upload with a `Content-Encoding` that cannot be decoded.
+    #[error("the upload's Content-Encoding is “{0}”, which this cache cannot decode")]
+    Encoding(String),
+    /// A read that failed.
+    #[error(transparent)]
+    Get(#[from] GetError),
+    /// An upload that was not taken.
+    #[error(transparent)]
+    Put(#[from] PutError),
+}
+
+impl HttpError {
+    /// The status for each error. There is no wildcard, so a new error needs a decision here.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::Absent | Self::NoSuchName(_) => StatusCode::NOT_FOUND,
+            Self::BadName(_) => StatusCode::BAD_REQUEST,
+            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
+            Self::NoCredentials | Self::WrongCredentials => StatusCode::UNAUTHORIZED,
+            Self::NotAWriter { .. } | Self::UploadsOff => StatusCode::FORBIDDEN,
+            Self::Range { .. } => StatusCode::RANGE_NOT_SATISFIABLE,
+            Self::Encoding(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::Get(GetError::Store(error)) | Self::Put(PutError::Store(error)) => match error {
+                // 507 would be the word for it, but Nix up to 2.33 then waits for ever.
+                StoreError::NoSpace { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+                StoreError::Io { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+            },
+            Self::Put(error) => match error {
+                PutError::Body(BodyError::Stalled(_)) => StatusCode::REQUEST_TIMEOUT,
+                PutError::Body(BodyError::CutShort(_))
+                | PutError::Length { .. }
+                | PutError::NarInfo(_) => StatusCode::BAD_REQUEST,
+                PutError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+                PutError::StoreDir { .. }
+                | PutError::HashPart { .. }
+                | PutError::FileHash { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+                PutError::Store(_) => unreachable!("matched above"),
+            },
+        }
+    }
+
+    /// The line that the client gets: what went wrong inside is for the log only.
+    fn line(&self) -> String {
+        let status = self.status();
+        if status.is_server_error() {
+            let phrase = status.canonical_reason().unwrap_or("error");
+            format!("{phrase}; the cache's log has the reason\n")
+        } else {
+            format!("{self}\n")
+        }
+    }
+
+    /// The answer. `path` is the request's: a NAR's download can only be resumed if the last answer
+    /// before, even an error, had `Accept-Ranges` (Nix's `src/libstore/filetransfer.cc`).
+    pub fn into_response(self, path: &str) -> Response<Body> {
+        let mut response = Response::new(Body::from(self.line()));
+        *response.status_mut() = self.status();
+        let headers = response.headers_mut();
+        let mut set = |name, value| headers.insert(name, HeaderValue::from_static(value));
+        set(header::CONTENT_TYPE, "text/plain; charset=utf-8");
+        set(header::CACHE_CONTROL, "no-store");
+        if path.trim_start_matches('/').starts_with("nar/") {
+            set(header::ACCEPT_RANGES, "bytes");
+        }
+        match &self {
+            Self::Method => {
+                set(header::ALLOW, "GET, HEAD, PUT");
+            }
+            Self::NoCredentials | Self::WrongCredentials => {
+                set(header::WWW_AUTHENTICATE, "Basic realm=\"nix-stored\", charset=\"UTF-8\"");
+            }
+            Self::Put(PutError::Body(_)) => {
+                // What follows on this connection is not a request.
+                set(header::CONNECTION, "close");
+            }
+            Self::Range { size } => {
+                let value = HeaderValue::try_from(format!("bytes */{size}"))
+                    .expect("digits make a header value");
+                headers.insert(header::CONTENT_RANGE, value);
+            }
+            _ => {}
+        }
+        response.extensions_mut().insert(Arc::new(self));
+        response
+    }
+}

@@ -1,0 +1,13 @@
+//! HTTP's own wing: names, headers and status codes. The only status codes of the program are here.
+
+mod authorize;
+mod body;
+mod conditional;
+mod error;
+mod objects;
+mod observe;
+mod router;
+
+pub use authorize::AuthorizeLayer;
+pub use observe::{ObserveLayer, Peer};
+pub use router::{App, app};

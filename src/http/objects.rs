@@ -1,0 +1,121 @@
+//! GET, HEAD and PUT of the objects of the cache.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::State;
+use http::header::{self, HeaderMap, HeaderValue};
+use http::request::Parts;
+use http::{Request, Response, StatusCode};
+
+use super::body;
+use super::conditional::{self, Selection};
+use super::error::HttpError;
+use crate::cache::Cache;
+use crate::nix::CachePath;
+use crate::store::{Metadata, Object};
+
+type Answer = Result<Response<Body>, HttpError>;
+
+/// GET.
+pub async fn get(State(cache): State<Arc<Cache>>, request: Request<Body>) -> Response<Body> {
+    let (request, _) = request.into_parts();
+    let answer = async {
+        let path = readable(&request)?;
+        let object = cache.get(&path).await?.ok_or(HttpError::Absent)?;
+        whole_or_part(&path, object, &request.headers)
+    };
+    or_error(answer.await, &request)
+}
+
+/// HEAD: the headers of GET, and nothing is read for it.
+pub async fn head(State(cache): State<Arc<Cache>>, request: Request<Body>) -> Response<Body> {
+    let (request, _) = request.into_parts();
+    let answer = async {
+        let path = readable(&request)?;
+        let metadata = cache.head(&path).await?.ok_or(HttpError::Absent)?;
+        let (mut response, range) = head_of_answer(&path, &metadata, &request.headers)?;
+        if response.status() != StatusCode::NOT_MODIFIED {
+            let length = range.end - range.start;
+            response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+        }
+        Ok(response)
+    };
+    or_error(answer.await, &request)
+}
+
+/// PUT.
+pub async fn put(State(cache): State<Arc<Cache>>, request: Request<Body>) -> Response<Body> {
+    let (request, body) = request.into_parts();
+    let answer = async {
+        let path = CachePath::from_request(request.uri.path(), request.uri.query())
+            .map_err(HttpError::BadName)?;
+        let encoding = request.headers.get(header::CONTENT_ENCODING);
+        if let Some(encoding) = encoding.filter(|value| *value != "identity") {
+            let encoding = String::from_utf8_lossy(encoding.as_bytes()).into_owned();
+            return Err(HttpError::Encoding(encoding));
+        }
+        let declared = http_body::Body::size_hint(&body).exact();
+        cache.put(&path, declared, body::incoming(body)).await?;
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::CREATED;
+        Ok(response)
+    };
+    or_error(answer.await, &request)
+}
+
+/// Any other method.
+pub async fn other_method(request: Request<Body>) -> Response<Body> {
+    HttpError::Method.into_response(request.uri().path())
+}
+
+fn readable(request: &Parts) -> Result<CachePath, HttpError> {
+    CachePath::from_request(request.uri.path(), request.uri.query()).map_err(HttpError::NoSuchName)
+}
+
+fn or_error(answer: Answer, request: &Parts) -> Response<Body> {
+    answer.unwrap_or_else(|error| error.into_response(request.uri.path()))
+}
+
+fn whole_or_part(path: &CachePath, object: Object, request: &HeaderMap) -> Answer {
+    let Object { metadata, content } = object;
+    let (mut response, range) = head_of_answer(path, &metadata, request)?;
+    if response.status() != StatusCode::NOT_MODIFIED {
+        *response.body_mut() = body::outgoing(content, range);
+    }
+    Ok(response)
+}
+
+/// The answer without its body, and the range that the body shall have.
+fn head_of_answer(
+    path: &CachePath,
+    metadata: &Metadata,
+    request: &HeaderMap,
+) -> Result<(Response<Body>, std::ops::Range<u64>), HttpError> {
+    let mut response = Response::new(Body::empty());
+    let range = match conditional::select(request, metadata) {
+        Selection::Whole => 0..metadata.size,
+        Selection::Part(range) => {
+            *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+            let value = format!("bytes {}-{}/{}", range.start, range.end - 1, metadata.size);
+            let value = HeaderValue::try_from(value).expect("digits make a header value");
+            response.headers_mut().insert(header::CONTENT_RANGE, value);
+            range
+        }
+        Selection::NotModified => {
+            *response.status_mut() = StatusCode::NOT_MODIFIED;
+            0..0
+        }
+        Selection::Unsatisfiable => return Err(HttpError::Range { size: metadata.size }),
+    };
+    let headers = response.headers_mut();
+    let fixed = HeaderValue::from_static;
+    headers.insert(header::CONTENT_TYPE, fixed(path.content_type()));
+    headers.insert(header::CACHE_CONTROL, fixed(path.cache_control()));
+    headers.insert(header::ACCEPT_RANGES, fixed("bytes"));
+    headers.insert(header::ETAG, conditional::etag(metadata));
+    let date = httpdate::fmt_http_date(metadata.modified);
+    let date = HeaderValue::try_from(date).expect("an HTTP date is a header value");
+    headers.insert(header::LAST_MODIFIED, date);
+    Ok((response, range))
+}

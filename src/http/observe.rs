@@ -1,0 +1,334 @@
+//! Every request logged once, when its answer has been sent, as a tower layer.
+//!
+//! Uploads, refusals and errors are logged from `info` on; successful reads and plain misses at
+//! `debug`, because a busy cache would drown the journal.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::{Extensions, HeaderMap, Method, Request, Response, StatusCode, Uri};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use pin_project_lite::pin_project;
+use tower_layer::Layer;
+use tower_service::Service;
+use tracing::Level;
+
+use super::error::HttpError;
+
+/// Where a request came from, put into its extensions by the listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    /// A TCP connection from here.
+    Tcp(SocketAddr),
+    /// A unix socket.
+    Unix,
+}
+
+impl Peer {
+    /// Whether this is the machine itself: then it may be a reverse proxy, and what it says about
+    /// its own client is worth logging.
+    fn is_local(self) -> bool {
+        match self {
+            Self::Tcp(address) => address.ip().is_loopback(),
+            Self::Unix => true,
+        }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix => f.write_str("unix"),
+        }
+    }
+}
+
+/// Who a request is from. `observe` puts the empty slot into a request, `authorize` fills it.
+#[derive(Debug, Clone)]
+pub(super) struct User(Arc<str>);
+
+type UserSlot = Arc<OnceLock<User>>;
+
+impl User {
+    pub(super) fn new(name: &str) -> Self {
+        Self(name.into())
+    }
+
+    pub(super) fn tell(self, extensions: &mut Extensions) {
+        if let Some(slot) = extensions.get::<UserSlot>() {
+            // Filled once: there is one `authorize`.
+            let _ = slot.set(self);
+        }
+    }
+}
+
+/// Makes [`Observe`].
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ObserveLayer;
+
+impl<S> Layer<S> for ObserveLayer {
+    type Service = Observe<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Observe { inner }
+    }
+}
+
+/// Logs what the inner service answers.
+#[derive(Debug, Clone)]
+pub struct Observe<S> {
+    inner: S,
+}
+
+impl<S, B> Service<Request<B>> for Observe<S>
+where
+    S: Service<Request<B>, Response = Response<Body>>,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = ObserveFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        let user = UserSlot::default();
+        request.extensions_mut().insert(Arc::clone(&user));
+        let record = Record {
+            begun: Instant::now(),
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            peer: request.extensions().get::<Peer>().copied(),
+            forwarded_for: forwarded_for(&request),
+            uploaded: content_length(request.headers()),
+            user,
+        };
+        ObserveFuture { inner: self.inner.call(request), record: Some(record) }
+    }
+}
+
+fn forwarded_for<B>(request: &Request<B>) -> Option<String> {
+    request.extensions().get::<Peer>().filter(|peer| peer.is_local())?;
+    let value = request.headers().get("x-forwarded-for")?;
+    Some(value.to_str().ok()?.chars().take(200).collect())
+}
+
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(http::header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+pin_project! {
+    /// The future of [`Observe`].
+    pub struct ObserveFuture<F> {
+        #[pin]
+        inner: F,
+        record: Option<Record>,
+    }
+}
+
+impl<F, E> Future for ObserveFuture<F>
+where
+    F: Future<Output = Result<Response<Body>, E>>,
+{
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let response = ready!(this.inner.poll(cx))?;
+        let Some(record) = this.record.take() else {
+            return Poll::Ready(Ok(response));
+        };
+        let error = response.extensions().get::<Arc<HttpError>>().cloned();
+        let status = response.status();
+        let level = level(&record.method, status);
+        if !enabled(level) {
+            return Poll::Ready(Ok(response));
+        }
+        let outcome = Outcome { record, level, status, error, sent: 0, finished: false };
+        Poll::Ready(Ok(response.map(|inner| Body::new(ObserveBody { inner, outcome }))))
+    }
+}
+
+/// What a request asked for.
+struct Record {
+    begun: Instant,
+    method: Method,
+    uri: Uri,
+    peer: Option<Peer>,
+    forwarded_for: Option<String>,
+    uploaded: Option<u64>,
+    user: UserSlot,
+}
+
+/// How it ended. Logged when the body of the answer has been sent or given up.
+struct Outcome {
+    record: Record,
+    level: Level,
+    status: StatusCode,
+    error: Option<Arc<HttpError>>,
+    sent: u64,
+    finished: bool,
+}
+
+fn level(method: &Method, status: StatusCode) -> Level {
+    let reads = matches!(*method, Method::GET | Method::HEAD);
+    let plain = status.is_success()
+        || matches!(
+            status,
+            StatusCode::NOT_MODIFIED | StatusCode::NOT_FOUND | StatusCode::RANGE_NOT_SATISFIABLE
+        );
+    match status.as_u16() {
+        500.. => Level::ERROR,
+        _ if reads && plain => Level::DEBUG,
+        400.. if !reads => Level::WARN,
+        _ => Level::INFO,
+    }
+}
+
+fn enabled(level: Level) -> bool {
+    level <= tracing::level_filters::LevelFilter::current()
+}
+
+impl Outcome {
+    fn log(&self) {
+        // An event's level is part of its call site.
+        match self.level {
+            Level::ERROR => self.event(|message, f| tracing::error!(
+                method = %f.method, path = f.path, status = f.status, sent_bytes = f.sent,
+                received_bytes = f.received, duration_ms = f.duration_ms, user = f.user,
+                client = f.client, forwarded_for = f.forwarded_for, reason = f.reason, "{message}"
+            )),
+            Level::WARN => self.event(|message, f| tracing::warn!(
+                method = %f.method, path = f.path, status = f.status, sent_bytes = f.sent,
+                received_bytes = f.received, duration_ms = f.duration_ms, user = f.user,
+                client = f.client, forwarded_for = f.forwarded_for, reason = f.reason, "{message}"
+            )),
+            Level::INFO => self.event(|message, f| tracing::info!(
+                method = %f.method, path = f.path, status = f.status, sent_bytes = f.sent,
+                received_bytes = f.received, duration_ms = f.duration_ms, user = f.user,
+                client = f.client, forwarded_for = f.forwarded_for, reason = f.reason, "{message}"
+            )),
+            _ => self.event(|message, f| tracing::debug!(
+                method = %f.method, path = f.path, status = f.status, sent_bytes = f.sent,
+                received_bytes = f.received, duration_ms = f.duration_ms, user = f.user,
+                client = f.client, forwarded_for = f.forwarded_for, reason = f.reason, "{message}"
+            )),
+        }
+    }
+
+    fn event(&self, write: impl FnOnce(&str, Fields<'_>)) {
+        let record = &self.record;
+        let uploads = record.method == Method::PUT;
+        let client = record.peer.map(|peer| peer.to_string());
+        let reason = self.error.as_deref().map(chain);
+        let message = match self.status.as_u16() {
+            500.. => "failed",
+            404 if !uploads => "absent",
+            400.. => "refused",
+            _ if !self.finished => "broken off",
+            _ if uploads => "uploaded",
+            _ => "served",
+        };
+        write(
+            message,
+            Fields {
+                method: &record.method,
+                path: shortened(record.uri.path()),
+                status: self.status.as_u16(),
+                sent: self.sent,
+                received: record.uploaded.filter(|_| uploads),
+                duration_ms: record.begun.elapsed().as_micros() as f64 / 1000.0,
+                user: record.user.get().map(|user| &*user.0),
+                client: client.as_deref(),
+                forwarded_for: record.forwarded_for.as_deref(),
+                reason: reason.as_deref(),
+            },
+        );
+    }
+}
+
+struct Fields<'a> {
+    method: &'a Method,
+    path: &'a str,
+    status: u16,
+    sent: u64,
+    received: Option<u64>,
+    duration_ms: f64,
+    user: Option<&'a str>,
+    client: Option<&'a str>,
+    forwarded_for: Option<&'a str>,
+    reason: Option<&'a str>,
+}
+
+/// An error with everything that caused it, on one line.
+fn chain(error: &HttpError) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}
+
+/// A path is ASCII by now: `http::Uri` takes nothing else.
+fn shortened(path: &str) -> &str {
+    path.get(..300).unwrap_or(path)
+}
+
+pin_project! {
+    /// Counts the bytes of an answer, and logs the request when it is through with it.
+    struct ObserveBody {
+        #[pin]
+        inner: Body,
+        outcome: Outcome,
+    }
+
+    impl PinnedDrop for ObserveBody {
+        fn drop(this: Pin<&mut Self>) {
+            let this = this.project();
+            // The server does not ask for the end of a body that is known to have none, and never
+            // for the body of an answer to HEAD.
+            this.outcome.finished |= this.inner.is_end_stream() || this.outcome.record.method == Method::HEAD;
+            this.outcome.log();
+        }
+    }
+}
+
+impl HttpBody for ObserveBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let this = self.project();
+        let frame = ready!(this.inner.poll_frame(cx));
+        match &frame {
+            Some(Ok(frame)) => {
+                this.outcome.sent += frame.data_ref().map_or(0, |data| data.len() as u64);
+            }
+            Some(Err(_)) => {}
+            None => this.outcome.finished = true,
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
