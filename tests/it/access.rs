@@ -1,0 +1,152 @@
+//! Who may do what: the whole table, method × path × credentials × configuration.
+
+use axum::body::Body;
+use base64::Engine;
+use http::Method;
+
+use crate::support::cache::{TestCache, request};
+use crate::support::objects::ONE_OF_EACH;
+
+const READ: &[(&str, &str)] = &[("USER_READ", "reader"), ("USER_READ_PASS", "r-secret")];
+const WRITE: &[(&str, &str)] = &[("USER_WRITE", "writer"), ("USER_WRITE_PASS", "w-secret")];
+const ANYONE: &[(&str, &str)] = &[("ANONYMOUS_WRITE", "1")];
+const NOBODY: &[(&str, &str)] = &[("ANONYMOUS_WRITE", "0")];
+
+fn basic(user: &str, password: &str) -> Option<String> {
+    let digits = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
+    Some(format!("Basic {digits}"))
+}
+
+/// What a client sends, in the order of the columns below.
+fn credentials() -> Vec<(&'static str, Vec<Option<String>>)> {
+    let bearer = |password: &str| Some(format!("Bearer {password}"));
+    let wrong = vec![
+        basic("reader", "w-secret"),
+        basic("writer", "r-secret"),
+        basic("reader", "r-secre"),
+        basic("reader", "r-secret "),
+        basic("READER", "r-secret"),
+        basic("", ""),
+        basic("reader", ""),
+        basic("", "r-secret"),
+        bearer("wrong"),
+        bearer(""),
+        Some("Basic".to_owned()),
+        Some("Basic !!!".to_owned()),
+        Some("Digest username=\"reader\"".to_owned()),
+        Some("\u{e9}".to_owned()),
+    ];
+    vec![
+        ("none", vec![None]),
+        ("wrong", wrong),
+        ("reader", vec![basic("reader", "r-secret"), bearer("r-secret")]),
+        ("writer", vec![basic("writer", "w-secret"), bearer("w-secret")]),
+    ]
+}
+
+/// Rows: variables, whether the socket is local, and then for each kind of credentials what a read
+/// and what a write gets.
+type Row = (&'static [&'static [(&'static str, &'static str)]], bool, [&'static str; 4]);
+
+#[rustfmt::skip]
+const TABLE: &[Row] = &[
+    //                         local   none       wrong      reader     writer
+    (&[],                      true,  ["ok ok",   "ok ok",   "ok ok",   "ok ok"]),
+    (&[],                      false, ["ok 403",  "ok 403",  "ok 403",  "ok 403"]),
+    (&[NOBODY],                true,  ["ok 403",  "ok 403",  "ok 403",  "ok 403"]),
+    (&[NOBODY],                false, ["ok 403",  "ok 403",  "ok 403",  "ok 403"]),
+    (&[ANYONE],                true,  ["ok ok",   "ok ok",   "ok ok",   "ok ok"]),
+    (&[ANYONE],                false, ["ok ok",   "ok ok",   "ok ok",   "ok ok"]),
+    (&[READ],                  true,  ["401 403", "401 403", "ok 403",  "401 403"]),
+    (&[READ],                  false, ["401 403", "401 403", "ok 403",  "401 403"]),
+    (&[READ, ANYONE],          false, ["401 ok",  "401 ok",  "ok ok",   "401 ok"]),
+    (&[READ, NOBODY],          true,  ["401 403", "401 403", "ok 403",  "401 403"]),
+    (&[WRITE],                 true,  ["ok 401",  "ok 401",  "ok 401",  "ok ok"]),
+    (&[WRITE],                 false, ["ok 401",  "ok 401",  "ok 401",  "ok ok"]),
+    (&[WRITE, ANYONE],         true,  ["ok 401",  "ok 401",  "ok 401",  "ok ok"]),
+    (&[WRITE, NOBODY],         true,  ["ok 401",  "ok 401",  "ok 401",  "ok ok"]),
+    (&[READ, WRITE],           true,  ["401 401", "401 401", "ok 403",  "ok ok"]),
+    (&[READ, WRITE],           false, ["401 401", "401 401", "ok 403",  "ok ok"]),
+    (&[READ, WRITE, ANYONE],   false, ["401 401", "401 401", "ok 403",  "ok ok"]),
+    (&[READ, WRITE, NOBODY],   true,  ["401 401", "401 401", "ok 403",  "ok ok"]),
+];
+
+#[tokio::test]
+async fn the_table_is_kept_for_every_method_and_path() {
+    let reads = [Method::GET, Method::HEAD];
+    let writes = [
+        Method::PUT,
+        Method::POST,
+        Method::DELETE,
+        Method::PATCH,
+        Method::OPTIONS,
+        Method::from_bytes(b"PROPFIND").expect("a method"),
+    ];
+    let outside = ["/", "/index.html", "/%2e%2e%2fetc%2fpasswd"];
+    for (variables, local, expected) in TABLE {
+        let cache = TestCache::configured(&variables.concat(), *local);
+        for ((who, spellings), expected) in credentials().iter().zip(expected) {
+            let (read, write) = expected.split_once(' ').expect("two outcomes");
+            for spelling in spellings {
+                for path in ONE_OF_EACH.iter().chain(&outside) {
+                    for (methods, expected) in [(&reads[..], read), (&writes[..], write)] {
+                        for method in methods {
+                            let mut request = request(method.clone(), path, Body::empty());
+                            if let Some(value) = spelling {
+                                let value = http::HeaderValue::from_bytes(value.as_bytes());
+                                request
+                                    .headers_mut()
+                                    .insert("authorization", value.expect("a value"));
+                            }
+                            let answer = cache.send(request).await;
+                            let got = match answer.status.as_u16() {
+                                status @ (401 | 403) => status.to_string(),
+                                _ => "ok".to_owned(),
+                            };
+                            assert_eq!(
+                                got, expected,
+                                "{variables:?} local={local} {who} {spelling:?} {method} {path}"
+                            );
+                            let challenge = answer.header("www-authenticate");
+                            assert_eq!(challenge.starts_with("Basic realm="), got == "401");
+                        }
+                    }
+                }
+            }
+        }
+        // Whatever was allowed above had no body, and no object came of it.
+        assert!(
+            cache
+                .objects()
+                .iter()
+                .all(|name| !name.ends_with(".narinfo") && !name.starts_with("nar/"))
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_says_what_to_do_and_is_never_kept() {
+    let cache = TestCache::configured(&[READ, WRITE].concat(), true);
+    let answer = cache.get("/nix-cache-info").await.is(401).says("netrc");
+    assert_eq!(answer.header("cache-control"), "no-store");
+    let nar = ONE_OF_EACH[3];
+    let answer = cache.put(nar, "x").await.is(401);
+    assert_eq!(answer.header("accept-ranges"), "bytes");
+    let reader = basic("reader", "r-secret").expect("credentials");
+    let mut upload = request(Method::PUT, nar, Body::from("x"));
+    upload.headers_mut().insert("authorization", reader.parse().expect("a value"));
+    cache.send(upload).await.is(403).says("reader").says("write user");
+    let off = TestCache::configured(NOBODY, true);
+    off.put(nar, "x").await.is(403).says("NIX_STORED_USER_WRITE");
+}
+
+#[tokio::test]
+async fn a_refused_upload_is_refused_before_its_body_is_read() {
+    let cache = TestCache::configured(WRITE, true);
+    let body = Body::from_stream(futures_util::stream::poll_fn(
+        |_| -> std::task::Poll<Option<std::io::Result<bytes::Bytes>>> {
+            panic!("the body was asked for")
+        },
+    ));
+    cache.put(ONE_OF_EACH[3], body).await.is(401);
+}

@@ -1,0 +1,247 @@
+//! Start, `100 Continue`, slow clients, stop: what only a real socket shows.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix_stored::cache::Cache;
+use nix_stored::config::{Config, Listen};
+use nix_stored::net::{self, Drained, Listener};
+use nix_stored::store::FsStore;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::support::daemon::Daemon;
+use crate::support::objects::sample;
+use crate::support::scratch::Scratch;
+use crate::support::wire::Wire;
+
+#[test]
+fn the_first_lines_tell_a_newcomer_what_to_type() {
+    let daemon = Daemon::start();
+    let log = daemon.log();
+    let url = daemon.url();
+    daemon.wait_for_log(&format!("nix copy --to {url}"));
+    daemon.wait_for_log(&format!("extra-substituters = {url}"));
+    assert!(log.contains("anyone on this machine may upload"), "{log}");
+}
+
+#[test]
+fn the_body_is_asked_for_only_when_it_will_be_taken() {
+    let daemon = Daemon::start();
+    let sample = sample(1, b"x");
+    let length = sample.nar.len();
+    let mut wire = Wire::to(&daemon);
+    wire.send(&format!(
+        "PUT {} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n\r\n",
+        sample.nar_path
+    ));
+    assert_eq!(wire.head().status, 100);
+    wire.send_bytes(&sample.nar);
+    assert_eq!(wire.answer().status, 201);
+    // The connection is good for the next request.
+    assert_eq!(wire.request("GET", &sample.nar_path, b"").body, sample.nar);
+
+    let mut wire = Wire::to(&daemon);
+    wire.send("PUT /x HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n");
+    assert_eq!(wire.head().status, 400);
+}
+
+#[test]
+fn a_transfer_under_way_is_finished_before_the_daemon_ends() {
+    let daemon = Daemon::start();
+    let sample = sample(1, &[1; 300_000]);
+    let length = sample.nar.len();
+    let mut wire = Wire::to(&daemon);
+    wire.send(&format!(
+        "PUT {} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n\r\n",
+        sample.nar_path
+    ));
+    assert_eq!(wire.head().status, 100);
+    wire.send_bytes(&sample.nar[..1000]);
+    let mut idle = Wire::to(&daemon);
+    assert_eq!(idle.request("GET", "/nix-cache-info", b"").status, 200);
+
+    daemon.terminate();
+    daemon.wait_for_log("no new connections");
+    assert!(idle.rest().is_empty());
+    daemon.wait_until("it does not listen any more", || {
+        std::net::TcpStream::connect(daemon.url().trim_start_matches("http://")).is_err()
+    });
+    wire.send_bytes(&sample.nar[1000..]);
+    assert_eq!(wire.answer().status, 201);
+    daemon.wait_for_log("every transfer was finished");
+    let dir = daemon.dir().join(&sample.nar_path[1..]);
+    let stored = std::fs::read(dir).expect("it is there");
+    assert!(stored == sample.nar);
+    assert_eq!(daemon.stop().0.code(), Some(0));
+}
+
+#[test]
+fn all_problems_of_the_configuration_are_told_at_once_with_status_64() {
+    let failed = Daemon::builder()
+        .env("NIX_STORED_PRIORITY", "high")
+        .env("NIX_STORED_USER_READ", "reader")
+        .env("NIX_STORED_PRIORTY", "30")
+        .env("NIX_STORED_TLS_CERT", "/cert.pem")
+        .start_fails();
+    assert_eq!(failed.code, 64);
+    for part in [
+        "NIX_STORED_PRIORITY: “high” is not a whole number",
+        "NIX_STORED_USER_READ: a user needs a password",
+        "NIX_STORED_PRIORTY: there is no such variable; did you mean NIX_STORED_PRIORITY?",
+        "NIX_STORED_TLS_CERT: this version does not have",
+    ] {
+        assert!(failed.log.contains(part), "{part} is not in:\n{}", failed.log);
+    }
+}
+
+/// The whole daemon in this test's runtime, whose clock jumps ahead when nothing else is to do.
+async fn in_process()
+-> (std::net::SocketAddr, CancellationToken, tokio::task::JoinHandle<Drained>, Scratch) {
+    let scratch = Scratch::new();
+    let store = FsStore::open(&scratch.join("cache")).expect("the store can be opened");
+    let config = Config::from_vars([]).expect("the defaults are right");
+    let cache = Cache::new(Arc::new(store), config.cache_info);
+    let app = nix_stored::http::app(Arc::new(cache), config.users.access(true));
+    let listen = Listen::Tcp("127.0.0.1:0".to_owned());
+    let listener = Listener::bind(&listen).await.expect("a free port");
+    let address = listener.to_string().trim_start_matches("http://").parse().expect("an address");
+    let stop = CancellationToken::new();
+    let served = tokio::spawn(net::serve(listener, app, stop.clone()));
+    (address, stop, served, scratch)
+}
+
+async fn closed_after(mut stream: TcpStream) -> Duration {
+    let begun = tokio::time::Instant::now();
+    let mut rest = Vec::new();
+    // A reset ends it as well as an orderly close.
+    let _ = stream.read_to_end(&mut rest).await;
+    begun.elapsed()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_head_that_does_not_come_is_waited_for_half_a_minute() {
+    let (address, _stop, _served, _scratch) = in_process().await;
+    let silent = TcpStream::connect(address).await.expect("it accepts");
+    assert!(closed_after(silent).await >= Duration::from_secs(29));
+    let mut half = TcpStream::connect(address).await.expect("it accepts");
+    half.write_all(b"GET /nix-cache-info HTTP/1.1\r\nHo").await.expect("it reads");
+    let waited = closed_after(half).await;
+    assert!((29..=31).contains(&waited.as_secs()), "{waited:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_connection_is_kept_longer_than_any_client_keeps_it() {
+    let (address, _stop, _served, _scratch) = in_process().await;
+    let mut stream = TcpStream::connect(address).await.expect("it accepts");
+    stream.write_all(b"GET /nix-cache-info HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("it reads");
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).await.expect("it answers");
+    assert_eq!(&answer, b"HTTP/1.1 200");
+    let waited = closed_after(stream).await;
+    assert!((179..=181).contains(&waited.as_secs()), "{waited:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_transfer_that_does_not_end_is_cut_off_after_the_time_of_grace() {
+    let (address, stop, served, _scratch) = in_process().await;
+    let mut stream = TcpStream::connect(address).await.expect("it accepts");
+    let head = format!(
+        "PUT {} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 10\r\n\r\n",
+        sample(1, b"x").nar_path
+    );
+    stream.write_all(head.as_bytes()).await.expect("it reads");
+    let mut interim = [0; 12];
+    stream.read_exact(&mut interim).await.expect("it answers");
+    assert_eq!(&interim, b"HTTP/1.1 100");
+    stop.cancel();
+    // Its writing thread waits for the rest of the body, which keeps the clock from jumping.
+    for _ in 0..=net::GRACE.as_secs() {
+        tokio::time::advance(Duration::from_secs(1)).await;
+    }
+    assert_eq!(served.await.expect("it ends"), Drained { cut_off: 1 });
+}
+
+#[test]
+fn a_unix_socket_serves_and_is_removed_and_a_dead_one_is_replaced() {
+    use std::io::{Read, Write};
+    let scratch = Scratch::new();
+    let socket = scratch.join("socket");
+    drop(std::os::unix::net::UnixListener::bind(&socket).expect("a socket can be made"));
+    let daemon = Daemon::builder()
+        .env("NIX_STORED_LISTEN_INTERFACE", &format!("unix:{}", socket.display()))
+        .start();
+    let mut stream = std::os::unix::net::UnixStream::connect(&socket).expect("it accepts");
+    stream
+        .write_all(b"GET /nix-cache-info HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        .expect("it reads");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("it answers");
+    assert!(answer.ends_with("Priority: 30\n"), "{answer}");
+    let second = Daemon::builder()
+        .env("NIX_STORED_LISTEN_INTERFACE", &format!("unix:{}", socket.display()))
+        .start_fails();
+    assert_eq!(second.code, 1);
+    assert!(second.log.contains("another process answers there"), "{}", second.log);
+    assert_eq!(daemon.stop().0.code(), Some(0));
+    assert!(!socket.exists());
+}
+
+#[test]
+fn the_log_is_json_where_that_is_asked_for() {
+    let daemon = Daemon::builder()
+        .env("NIX_STORED_LOG_FORMAT", "json")
+        .env("NIX_STORED_LOG_LEVEL", "debug")
+        .start();
+    assert_eq!(Wire::to(&daemon).request("GET", "/nix-cache-info", b"").status, 200);
+    let line = daemon.wait_for_log("served");
+    let parsed: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+    assert_eq!(parsed["method"], "GET");
+    assert_eq!(parsed["status"], 200);
+    assert_eq!(parsed["sent_bytes"], 51);
+}
+
+#[test]
+fn reads_and_misses_are_quiet_and_uploads_and_refusals_are_not() {
+    let daemon = Daemon::start();
+    let sample = sample(1, b"x");
+    assert_eq!(Wire::to(&daemon).request("GET", &sample.nar_path, b"").status, 404);
+    assert_eq!(Wire::to(&daemon).request("PUT", &sample.nar_path, &sample.nar).status, 201);
+    assert_eq!(Wire::to(&daemon).request("GET", &sample.nar_path, b"").status, 200);
+    assert_eq!(Wire::to(&daemon).request("PUT", &sample.narinfo_path, b"x").status, 400);
+    daemon.wait_for_log("refused method=PUT");
+    let log = daemon.stop().1;
+    assert_eq!(log.matches("uploaded method=PUT").count(), 1, "{log}");
+    assert_eq!(log.matches("method=GET").count(), 0, "{log}");
+    assert_eq!(log.matches("method=").count(), 2, "{log}");
+    let uploaded = log.lines().find(|line| line.contains("uploaded")).expect("found above");
+    for field in
+        ["path=\"/nar/", "status=201", "received_bytes=", "duration_ms=", "client=\"127.0.0.1:"]
+    {
+        assert!(uploaded.contains(field), "{uploaded}");
+    }
+}
+
+#[test]
+fn a_log_that_nobody_reads_any_more_does_not_stop_the_daemon() {
+    use std::io::{BufRead, BufReader};
+    let scratch = Scratch::new();
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_nix-stored"))
+        .env("NIX_STORED_PATH", scratch.join("cache"))
+        .env("NIX_STORED_LISTEN_INTERFACE", "127.0.0.1:0")
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    let mut log = BufReader::new(child.stderr.take().expect("it is piped")).lines();
+    let address = log
+        .find_map(|line| Some(line.ok()?.split_once("listening on http://")?.1.to_owned()))
+        .expect("it listens");
+    drop(log);
+    let mut wire = Wire::to_address(&address);
+    let uploaded = wire.request("PUT", crate::support::objects::ONE_OF_EACH[5], b"x").status;
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it is there");
+    let status = child.wait().expect("it ends");
+    assert_eq!((uploaded, status.code()), (201, Some(0)));
+}

@@ -1,0 +1,30 @@
+//! All integration tests, as one binary. Every name is a claim.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may end where it fails")]
+
+/// What the tests share: the daemon as a child process, a cache in this process, a private Nix, and
+/// the directories they live in.
+mod support;
+
+/// The house keeps its order.
+mod layering;
+
+/// Who may do what: the whole table.
+mod access;
+/// GET and HEAD.
+mod reading;
+/// PUT.
+mod uploading;
+
+/// What no decent client sends.
+mod bad_input;
+/// Start, slow clients, stop.
+mod lifecycle;
+/// The defects of the daemon that this one replaces, one test each.
+mod predecessor;
+
+/// The NixOS module, evaluated.
+mod nixos_module;
+
+/// The promises as an unmodified Nix sees them: `nix copy`, substitution and everything around
+/// them, over real sockets.
+mod nix_client;

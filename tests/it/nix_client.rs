@@ -1,0 +1,16 @@
+//! A real, unmodified Nix against the real binary.
+
+/// Two uploads at the same time, of the same things.
+mod concurrent;
+/// netrc: who may read, who may write, and what the others are told.
+mod credentials;
+/// The directory is a `file://` cache of Nix's own, in both directions.
+mod directory;
+/// Everything that Nix can ask a cache besides copying.
+mod inspect;
+/// Store URL parameters that change what is uploaded.
+mod options;
+/// A builder that uploads from its post-build hook.
+mod post_build_hook;
+/// What goes in comes out: `nix copy --to`, then `nix copy --from` and substitution.
+mod round_trip;

@@ -1,0 +1,171 @@
+//! A cache without a socket: the whole stack as a service, called in the test's own process.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, StatusCode};
+use http_body_util::BodyExt;
+use nix_stored::cache::Cache;
+use nix_stored::config::Config;
+use nix_stored::http::{App, app};
+use nix_stored::store::FsStore;
+use tower::ServiceExt;
+
+use super::scratch::Scratch;
+
+/// The whole stack over a directory of its own.
+pub struct TestCache {
+    app: App,
+    scratch: Scratch,
+}
+
+/// An answer, whole.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+impl TestCache {
+    /// A cache on a loopback socket with nothing configured: anybody may read and upload.
+    pub fn new() -> Self {
+        Self::configured(&[], true)
+    }
+
+    /// A cache with these variables, `NIX_STORED_` left out, on a socket that is local or not.
+    pub fn configured(vars: &[(&str, &str)], local: bool) -> Self {
+        let vars =
+            vars.iter().map(|(name, value)| (format!("NIX_STORED_{name}"), (*value).to_owned()));
+        let config = Config::from_vars(vars).expect("the test's configuration is right");
+        let scratch = Scratch::new();
+        let store = FsStore::open(&scratch.join("cache")).expect("the store can be opened");
+        let cache = Cache::new(Arc::new(store), config.cache_info);
+        Self { app: app(Arc::new(cache), config.users.access(local)), scratch }
+    }
+
+    pub fn dir(&self) -> PathBuf {
+        self.scratch.join("cache")
+    }
+
+    /// The files that are visible in the cache, the daemon's own folder left out.
+    pub fn objects(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut folders = vec![self.dir()];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).expect("a folder of the cache can be read") {
+                let path = entry.expect("an entry can be read").path();
+                let name = path.strip_prefix(self.dir()).expect("it is below").to_owned();
+                if path.is_dir() && name.as_os_str() != ".nix-stored" {
+                    folders.push(path);
+                } else if path.is_file() {
+                    found.push(name.display().to_string());
+                }
+            }
+        }
+        found.sort();
+        found
+    }
+
+    /// What is left of uploads that were given up.
+    pub fn staged(&self) -> usize {
+        let folders =
+            std::fs::read_dir(self.dir().join(".nix-stored/staging")).expect("it is there");
+        folders
+            .map(|folder| {
+                std::fs::read_dir(folder.expect("readable").path()).expect("readable").count()
+            })
+            .sum()
+    }
+
+    pub async fn send(&self, request: Request<Body>) -> Answer {
+        let answer = self.app.clone().oneshot(request).await;
+        let (head, body) = answer.unwrap_or_else(|never| match never {}).into_parts();
+        let body = body.collect().await.expect("the answer is whole").to_bytes();
+        Answer { status: head.status, headers: head.headers, body }
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.send(request(Method::GET, path, Body::empty())).await
+    }
+
+    pub async fn head(&self, path: &str) -> Answer {
+        self.send(request(Method::HEAD, path, Body::empty())).await
+    }
+
+    pub async fn put(&self, path: &str, body: impl Into<Body>) -> Answer {
+        self.send(request(Method::PUT, path, body.into())).await
+    }
+
+    pub async fn get_with(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
+        let mut request = request(Method::GET, path, Body::empty());
+        for (name, value) in headers {
+            let name = http::HeaderName::try_from(*name).expect("a header's name");
+            request.headers_mut().append(name, value.parse().expect("a header's value"));
+        }
+        self.send(request).await
+    }
+
+    /// Uploads in a task of its own, so that the test can go on in the middle of it.
+    pub fn put_in_the_background(
+        &self,
+        path: &str,
+        body: Body,
+    ) -> tokio::task::JoinHandle<StatusCode> {
+        let answer = self.app.clone().oneshot(request(Method::PUT, path, body));
+        tokio::spawn(async move { answer.await.unwrap_or_else(|never| match never {}).status() })
+    }
+}
+
+pub fn request(method: Method, path: &str, body: Body) -> Request<Body> {
+    Request::builder().method(method).uri(path).body(body).expect("a request")
+}
+
+impl Answer {
+    #[track_caller]
+    pub fn is(self, status: u16) -> Self {
+        assert_eq!(self.status.as_u16(), status, "{:?} {}", self.headers, self.text());
+        self
+    }
+
+    #[track_caller]
+    pub fn says(self, part: &str) -> Self {
+        assert!(self.text().contains(part), "“{part}” is not in “{}”", self.text());
+        self
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    /// A header's value, empty if there is none.
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().expect("visible characters"))
+    }
+}
+
+/// A body whose chunks the test hands out one by one.
+pub struct SlowBody(tokio::sync::mpsc::Sender<std::io::Result<Bytes>>);
+
+impl SlowBody {
+    pub fn new() -> (Self, Body) {
+        let (sender, mut receiver) = tokio::sync::mpsc::channel(1);
+        let chunks = futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx));
+        (Self(sender), Body::from_stream(chunks))
+    }
+
+    /// Hands out a chunk, and returns when it was taken.
+    pub async fn send(&self, chunk: &[u8]) {
+        let sent = self.0.send(Ok(Bytes::copy_from_slice(chunk))).await;
+        sent.expect("the body is being read");
+        // A second place in the channel is free only when the first chunk has been taken.
+        let _ = self.0.reserve().await;
+    }
+
+    /// Breaks the connection off.
+    pub async fn break_off(self) {
+        let _ = self.0.send(Err(std::io::ErrorKind::ConnectionReset.into())).await;
+    }
+}

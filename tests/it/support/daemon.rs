@@ -1,0 +1,348 @@
+//! The real binary, started on a free port, with its log at hand.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::scratch::{Leash, Scratch};
+
+/// How long anything that the daemon does on its own may take. Generous: only a failing test waits
+/// so long.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a log line of the daemon's start contains, before its address.
+const LISTENING: &str = "listening on ";
+
+/// A running daemon. Killed on drop.
+pub struct Daemon {
+    child: Child,
+    log: Arc<Log>,
+    reader: Option<JoinHandle<()>>,
+    url: String,
+    dir: PathBuf,
+    _scratch: Option<Scratch>,
+    _leash: Leash,
+}
+
+/// How a daemon will be started.
+#[derive(Default)]
+pub struct Builder {
+    dir: Option<PathBuf>,
+    env: Vec<(String, String)>,
+}
+
+impl Builder {
+    /// Sets a variable of the daemon's environment. The last one of a name wins.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.into(), value.into()));
+        self
+    }
+
+    /// Serves this directory, and not a new empty one.
+    pub fn dir(mut self, dir: &Path) -> Self {
+        self.dir = Some(dir.into());
+        self
+    }
+
+    /// Starts the daemon and waits until it listens.
+    #[track_caller]
+    pub fn start(self) -> Daemon {
+        let scratch = self.dir.is_none().then(Scratch::new);
+        let dir = match (&self.dir, &scratch) {
+            (Some(dir), _) => dir.clone(),
+            (None, Some(scratch)) => scratch.join("cache"),
+            (None, None) => unreachable!("without a directory there is a scratch directory"),
+        };
+        std::fs::create_dir_all(&dir).expect("the cache's directory can be made");
+
+        let mut child = command()
+            .env("NIX_STORED_PATH", &dir)
+            .env("NIX_STORED_LISTEN_INTERFACE", "127.0.0.1:0")
+            .envs(self.env)
+            .spawn()
+            .expect("the binary starts");
+        let leash = Leash::new(Pid::from_child(&child));
+        let log = Arc::new(Log::default());
+        let stderr = child.stderr.take().expect("stderr is piped");
+        let reader = std::thread::spawn({
+            let log = Arc::clone(&log);
+            move || log.read(stderr)
+        });
+        let mut daemon = Daemon {
+            child,
+            log,
+            reader: Some(reader),
+            url: String::new(),
+            dir,
+            _scratch: scratch,
+            _leash: leash,
+        };
+        let line = daemon.wait_for_log(LISTENING);
+        let (_, address) = line.split_once(LISTENING).expect("the line was chosen for it");
+        let end = address.find(|c: char| c.is_whitespace() || "\",".contains(c));
+        daemon.url = address[..end.unwrap_or(address.len())].trim_end_matches('/').into();
+        daemon
+    }
+}
+
+impl Builder {
+    /// Starts the daemon, which must fail to, and says how.
+    #[track_caller]
+    pub fn start_fails(self) -> Failed {
+        let scratch = Scratch::new();
+        let output = command()
+            .env("NIX_STORED_PATH", scratch.join("cache"))
+            .env("NIX_STORED_LISTEN_INTERFACE", "127.0.0.1:0")
+            .envs(self.env)
+            .output()
+            .expect("the binary starts");
+        let code = output.status.code().expect("no signal ends it");
+        Failed { code, log: String::from_utf8(output.stderr).expect("UTF-8") }
+    }
+}
+
+/// A daemon that did not start.
+#[derive(Debug)]
+pub struct Failed {
+    pub code: i32,
+    pub log: String,
+}
+
+/// The binary with none of the caller's own settings, nor of a service manager's.
+fn command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nix-stored"));
+    for (name, _) in std::env::vars_os() {
+        let own = name.to_string_lossy().starts_with("NIX_STORED_");
+        let others =
+            ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC"];
+        if own || others.iter().any(|other| name == *other) {
+            command.env_remove(name);
+        }
+    }
+    command.env("NO_COLOR", "1").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
+impl Daemon {
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// A daemon with nothing configured, on an empty directory.
+    #[track_caller]
+    pub fn start() -> Self {
+        Self::builder().start()
+    }
+
+    /// Its address, `http://127.0.0.1:PORT`.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Its address with credentials in it.
+    pub fn url_with(&self, user: &str, pass: &str) -> String {
+        self.url.replacen("://", &format!("://{user}:{pass}@"), 1)
+    }
+
+    /// The directory that it serves.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    /// All log lines so far.
+    pub fn log(&self) -> String {
+        self.log.lock().lines.join("\n")
+    }
+
+    /// Waits for a log line that contains `part`, from the start of the log on, and returns it.
+    #[track_caller]
+    pub fn wait_for_log(&self, part: &str) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        let mut seen = 0;
+        let mut state = self.log.lock();
+        loop {
+            if let Some(line) = state.lines[seen..].iter().find(|line| line.contains(part)) {
+                return line.clone();
+            }
+            seen = state.lines.len();
+            let left = deadline.saturating_duration_since(Instant::now());
+            if state.closed || left.is_zero() {
+                let why = if state.closed { "the daemon ended" } else { "time ran out" };
+                let log = state.lines.join("\n");
+                drop(state);
+                panic!("{why} before a log line with {part:?}; the log:\n{log}");
+            }
+            state = self.log.wait(state, left);
+        }
+    }
+
+    /// One GET over a connection of its own: status and body.
+    #[track_caller]
+    pub fn get(&self, path: &str) -> (u16, Vec<u8>) {
+        let host = self.url.strip_prefix("http://").expect("plain HTTP");
+        let mut stream = TcpStream::connect(host).expect("the daemon accepts connections");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")
+            .expect("the request is sent");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).expect("the answer ends");
+        let head = answer
+            .windows(4)
+            .position(|window| window == b"\r\n\r\n")
+            .expect("the answer has a head");
+        let status = answer.get(9..12).and_then(|digits| std::str::from_utf8(digits).ok());
+        let status =
+            status.and_then(|digits| digits.parse().ok()).expect("the answer has a status");
+        (status, answer[head + 4..].to_vec())
+    }
+
+    /// SIGTERM, without waiting for what comes of it.
+    pub fn terminate(&self) {
+        kill_process(self.pid(), Signal::TERM).expect("the daemon is still there");
+    }
+
+    /// Waits until `state` is so.
+    #[track_caller]
+    pub fn wait_until(&self, what: &str, state: impl Fn() -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !state() {
+            assert!(Instant::now() < deadline, "never: {what}; the log:\n{}", self.log());
+            std::thread::yield_now();
+        }
+    }
+
+    /// How many files and sockets it has open.
+    pub fn open_files(&self) -> usize {
+        let folder = format!("/proc/{}/fd", self.pid().as_raw_nonzero());
+        std::fs::read_dir(folder).expect("the daemon is still there").count()
+    }
+
+    /// SIGTERM; then everything it logged, and how it ended.
+    #[track_caller]
+    pub fn stop(mut self) -> (ExitStatus, String) {
+        // It may have been told before, and then be gone already.
+        let _ = kill_process(self.pid(), Signal::TERM);
+        let deadline = Instant::now() + PATIENCE;
+        let mut state = self.log.lock();
+        while !state.closed {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let log = state.lines.join("\n");
+                drop(state);
+                panic!("the daemon does not end on SIGTERM; the log:\n{log}");
+            }
+            state = self.log.wait(state, left);
+        }
+        drop(state);
+        let status = self.end();
+        (status, self.log())
+    }
+
+    /// SIGKILL, as a power cut would end it, but for the page cache.
+    pub fn kill(mut self) {
+        let _ = self.child.kill();
+        self.end();
+    }
+
+    /// Waits for a process that has ended or is about to.
+    fn end(&mut self) -> ExitStatus {
+        let status = self.child.wait().expect("the daemon is a child of ours");
+        if let Some(reader) = self.reader.take() {
+            reader.join().expect("reading the log does not panic");
+        }
+        status
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if self.reader.is_some() {
+            let _ = self.child.kill();
+            self.end();
+        }
+    }
+}
+
+/// A request as the daemon's log tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Logged {
+    pub method: String,
+    pub path: String,
+    pub status: String,
+}
+
+/// The requests in a log of level `debug`, in the order of their answers.
+pub fn requests(log: &str) -> Vec<Logged> {
+    log.lines()
+        .filter_map(|line| {
+            Some(Logged {
+                method: field(line, "method")?,
+                path: field(line, "path")?,
+                status: field(line, "status")?,
+            })
+        })
+        .collect()
+}
+
+/// The value of `name=value` or `name="value"` in a log line.
+fn field(line: &str, name: &str) -> Option<String> {
+    line.match_indices(name).find_map(|(at, _)| {
+        let starts = line[..at].chars().next_back().is_none_or(|c| " {".contains(c));
+        let value = line[at + name.len()..].strip_prefix('=').filter(|_| starts)?;
+        match value.strip_prefix('"') {
+            Some(quoted) => quoted.split('"').next(),
+            None => value.split([' ', '}', ',']).next(),
+        }
+        .map(str::to_owned)
+    })
+}
+
+/// The lines of a log while it is being written.
+#[derive(Default)]
+struct Log {
+    state: Mutex<LogState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct LogState {
+    lines: Vec<String>,
+    closed: bool,
+}
+
+impl Log {
+    fn lock(&self) -> MutexGuard<'_, LogState> {
+        self.state.lock().expect("nobody panics with the log locked")
+    }
+
+    fn wait<'a>(
+        &self,
+        state: MutexGuard<'a, LogState>,
+        at_most: Duration,
+    ) -> MutexGuard<'a, LogState> {
+        let waited = self.changed.wait_timeout(state, at_most);
+        waited.expect("nobody panics with the log locked").0
+    }
+
+    /// Collects lines until the other end is closed, which is when the process ends.
+    fn read(&self, from: impl Read) {
+        for line in BufReader::new(from).split(b'\n') {
+            let Ok(line) = line else { break };
+            let line = String::from_utf8_lossy(&line).into_owned();
+            self.lock().lines.push(line);
+            self.changed.notify_all();
+        }
+        self.lock().closed = true;
+        self.changed.notify_all();
+    }
+}

@@ -1,0 +1,13 @@
+//! What the tests share: the daemon as a child process, a private Nix, and the directories both
+//! live in.
+#![allow(dead_code, reason = "a toolbox: not every tool is in use at every time")]
+
+pub mod cache;
+pub mod daemon;
+pub mod fixture;
+pub mod nix;
+pub mod objects;
+pub mod paths;
+pub mod scratch;
+pub mod tree;
+pub mod wire;

@@ -1,0 +1,110 @@
+//! Directories that are gone afterwards, however the tests end.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+
+use rustix::process::Pid;
+use tempfile::TempDir;
+
+/// A directory of one test, removed on drop, with the read-only directories that Nix leaves.
+#[derive(Debug)]
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    /// Makes an empty directory.
+    pub fn new() -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("t")
+            .tempdir_in(&base().0)
+            .expect("a directory can be made under the base directory");
+        Self(dir.keep())
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let removed = unlock(&self.0).and_then(|()| fs::remove_dir_all(&self.0));
+        if let Err(err) = removed
+            && !std::thread::panicking()
+        {
+            panic!("{} cannot be removed: {err}", self.0.display());
+        }
+    }
+}
+
+/// Gives back the permission to remove what is inside `dir`.
+fn unlock(dir: &Path) -> io::Result<()> {
+    fs::set_permissions(dir, Permissions::from_mode(0o700))?;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            unlock(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Ends a child process when the tests end without having ended it.
+pub struct Leash(PathBuf);
+
+impl Leash {
+    /// To be dropped when the process has ended: its number may then be another's.
+    pub fn new(pid: Pid) -> Self {
+        let file = base().0.join(PROCESSES).join(pid.as_raw_nonzero().to_string());
+        fs::write(&file, "").expect("a file can be made under the base directory");
+        Self(file)
+    }
+}
+
+impl Drop for Leash {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// The folder of the base directory with a file named after each process that may be left.
+const PROCESSES: &str = "processes";
+
+/// What is left to do when this process is gone.
+const JANITOR: &str = r#"
+trap '' HUP INT TERM
+cat
+cd "$0/processes" && for pid in *; do kill -9 "$pid"; done
+cd / && chmod -R u+rwX "$0"
+rm -rf "$0"
+"#;
+
+/// The one directory of this test process, and who removes it.
+///
+/// A static is never dropped, and a killed process drops nothing at all. So a shell waits for the
+/// end of its standard input, which comes when this process ends in whatever way.
+fn base() -> &'static (PathBuf, Child) {
+    static BASE: OnceLock<(PathBuf, Child)> = OnceLock::new();
+    BASE.get_or_init(|| {
+        let dir = TempDir::with_prefix_in("it-", env!("CARGO_TARGET_TMPDIR"))
+            .expect("a directory can be made under the target directory")
+            .keep();
+        fs::create_dir(dir.join(PROCESSES)).expect("and another in it");
+        let janitor = Command::new("/bin/sh")
+            .args(["-c", JANITOR])
+            .arg(&dir)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("/bin/sh starts");
+        (dir, janitor)
+    })
+}
