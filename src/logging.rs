@@ -77,6 +77,9 @@ pub fn init(level: LogLevel, format: LogFormat) {
         .with_max_level(Level::from(level))
         .with_target(false)
         .with_ansi(std::io::stderr().is_terminal())
+        // A log that nobody reads any more must not end the daemon: reporting the failure would
+        // itself write to standard error, and panic.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr);
     match format {
         LogFormat::Json => builder.json().flatten_event(true).init(),

@@ -1,6 +1,6 @@
 //! `NIX_STORED_*` in, [`Config`] out, every problem reported at once.
 //!
-//! The environment is the only source. `envy` reads it into plain strings ([`Raw`]); everything
+//! The environment is the only source. `envy` reads it into plain strings; everything
 //! after that is parsing, and no problem hides another.
 
 mod access;

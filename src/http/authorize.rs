@@ -20,7 +20,7 @@ use super::error::HttpError;
 use super::observe::User;
 use crate::config::{Access, Credentials, Requirement};
 
-/// Makes [`Authorize`].
+/// Wraps a service so that only who may reaches it.
 #[derive(Debug, Clone)]
 pub struct AuthorizeLayer {
     access: Arc<Access>,

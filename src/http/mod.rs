@@ -2,7 +2,7 @@
 
 mod authorize;
 mod body;
-mod conditional;
+pub mod conditional;
 mod error;
 mod objects;
 mod observe;

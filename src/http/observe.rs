@@ -69,7 +69,7 @@ impl User {
     }
 }
 
-/// Makes [`Observe`].
+/// Wraps a service so that every request is logged once.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ObserveLayer;
 
