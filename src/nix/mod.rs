@@ -6,13 +6,17 @@
 pub mod base32;
 pub mod cache_info;
 pub mod cache_path;
+pub mod compression;
 pub mod hash;
+pub mod nar;
 pub mod narinfo;
 pub mod signature;
 pub mod store_path;
 
 pub use cache_info::CacheInfo;
 pub use cache_path::CachePath;
+pub use compression::Compression;
 pub use hash::Sha256Hash;
 pub use narinfo::NarInfo;
+pub use signature::{PublicKey, Signature};
 pub use store_path::{StoreDir, StorePath, StorePathHash};

@@ -155,11 +155,17 @@ impl NarInfo {
                 Some("") => return Err(ParseNarInfoError::Empty("Deriver")),
                 Some(name) => Some(name.parse().map_err(path_error("Deriver"))?),
             },
-            signatures: fields
-                .signatures
-                .iter()
-                .map(|value| value.parse())
-                .collect::<Result<_, _>>()?,
+            signatures: {
+                let signatures: Vec<Signature> =
+                    fields.signatures.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
+                let twice = (1..signatures.len())
+                    .find(|at| signatures[..*at].contains(&signatures[*at]))
+                    .map(|at| format!("Sig “{}”", signatures[at]));
+                match twice {
+                    Some(twice) => return Err(ParseNarInfoError::Twice(twice)),
+                    None => signatures,
+                }
+            },
             ca: fields.optional("CA").filter(|value| !value.is_empty()).map(str::to_owned),
             unknown: fields
                 .unknown
@@ -167,6 +173,22 @@ impl NarInfo {
                 .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
                 .collect(),
         })
+    }
+
+    /// The text that signatures are made on (Nix's `src/libstore/path-info.cc`). It covers neither
+    /// URL nor compression nor deriver.
+    pub fn fingerprint(&self) -> String {
+        let mut references: Vec<String> =
+            self.references.iter().map(|path| self.store_dir.join(path)).collect();
+        references.sort_unstable();
+        references.dedup();
+        format!(
+            "1;{};{};{};{}",
+            self.store_dir.join(&self.store_path),
+            self.nar_hash,
+            self.nar_size,
+            references.join(",")
+        )
     }
 
     /// The name of the NAR in this cache, or none where `URL` points elsewhere.
@@ -373,7 +395,7 @@ System: x86_64-linux
                 nar_size,
                 references: references.into_iter().flatten().collect(),
                 deriver,
-                signatures: signatures
+                signatures: std::collections::BTreeMap::from_iter(signatures)
                     .into_iter()
                     .map(|(name, half)| {
                         let text = base64::Engine::encode(

@@ -1,10 +1,12 @@
-//! Signatures of store paths: `<key name>:<base 64>` (Nix's `src/libstore/…/local-keys.cc`).
+//! Signatures of store paths and the keys that they are checked with, both `<key name>:<base 64>`
+//! (Nix's `src/libutil/signature/local-keys.cc`).
 
 use std::fmt;
 use std::str::FromStr;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use ed25519_dalek::VerifyingKey;
 use thiserror::Error;
 
 /// Why a text is not a signature.
@@ -35,6 +37,58 @@ impl Signature {
     /// The signature itself.
     pub fn as_bytes(&self) -> &[u8; 64] {
         &self.bytes
+    }
+}
+
+/// The public half of a key, as `nix key convert-secret-to-public` prints it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PublicKey {
+    name: String,
+    key: VerifyingKey,
+}
+
+/// Why a text is not a public key.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("“{0}” is not a public key: <name>:<32 bytes of base 64>")]
+pub struct ParsePublicKeyError(String);
+
+impl PublicKey {
+    /// The key's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether `signature` is this key's on `fingerprint`.
+    pub fn verifies(&self, fingerprint: &str, signature: &Signature) -> bool {
+        let bytes = ed25519_dalek::Signature::from_bytes(&signature.bytes);
+        self.name == signature.key_name
+            && self.key.verify_strict(fingerprint.as_bytes(), &bytes).is_ok()
+    }
+}
+
+impl FromStr for PublicKey {
+    type Err = ParsePublicKeyError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parse = || {
+            let (name, digits) = text.split_once(':')?;
+            let bytes: [u8; 32] = STANDARD.decode(digits).ok()?.try_into().ok()?;
+            let key = VerifyingKey::from_bytes(&bytes).ok()?;
+            (!name.is_empty()).then(|| Self { name: name.to_owned(), key })
+        };
+        parse().ok_or_else(|| ParsePublicKeyError(text.to_owned()))
+    }
+}
+
+impl fmt::Display for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.name, STANDARD.encode(self.key.as_bytes()))
+    }
+}
+
+impl fmt::Debug for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 
