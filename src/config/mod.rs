@@ -18,7 +18,7 @@ pub use problem::{Problem, Problems};
 pub use variables::{VARIABLES, Variable};
 
 use crate::logging::{LogFormat, LogLevel};
-use crate::nix::CacheInfo;
+use crate::nix::{CacheInfo, PublicKey};
 use access::{Users, Writers};
 use parse::Parser;
 
@@ -40,6 +40,45 @@ pub struct Config {
     pub log_format: LogFormat,
     /// What `nix-cache-info` says.
     pub cache_info: CacheInfo,
+    /// What an upload must be.
+    pub admission: Admission,
+    /// How many bytes of the disk stay free.
+    pub min_free_space: u64,
+}
+
+/// What an upload must be.
+#[derive(Debug, Clone, Default)]
+pub struct Admission {
+    /// Where there are any, every narinfo needs a valid signature by one of them.
+    pub trusted_public_keys: Vec<PublicKey>,
+    /// How deep a NAR is checked.
+    pub verify: Verify,
+    /// Whether the references of a narinfo must be here before it.
+    pub require_references: bool,
+    /// The length of the largest upload, in bytes.
+    pub max_upload_size: Option<u64>,
+}
+
+/// How deep a NAR is checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Verify {
+    /// The file's hash and size.
+    File,
+    /// And, unpacked, the NAR's.
+    #[default]
+    Nar,
+}
+
+impl std::str::FromStr for Verify {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "file" => Ok(Self::File),
+            "nar" => Ok(Self::Nar),
+            _ => Err("is neither nar nor file"),
+        }
+    }
 }
 
 /// The variables as text; an empty one counts as unset.
@@ -59,6 +98,11 @@ struct Raw {
     store_dir: Option<String>,
     priority: Option<String>,
     want_mass_query: Option<String>,
+    trusted_public_keys: Option<String>,
+    verify: Option<String>,
+    require_references: Option<String>,
+    max_upload_size: Option<String>,
+    min_free_space: Option<String>,
 }
 
 impl Config {
@@ -117,6 +161,15 @@ impl Config {
                     .switch("WANT_MASS_QUERY", raw.want_mass_query)
                     .unwrap_or(defaults.want_mass_query),
             },
+            admission: Admission {
+                trusted_public_keys: parser.public_keys(raw.trusted_public_keys),
+                verify: parser.parsed("VERIFY", raw.verify, Verify::default()),
+                require_references: parser
+                    .switch("REQUIRE_REFERENCES", raw.require_references)
+                    .unwrap_or_default(),
+                max_upload_size: parser.size("MAX_UPLOAD_SIZE", raw.max_upload_size),
+            },
+            min_free_space: parser.size("MIN_FREE_SPACE", raw.min_free_space).unwrap_or_default(),
         };
         parser.finish(config)
     }
@@ -223,6 +276,28 @@ mod tests {
         assert!(told.contains("empty"), "{told}");
         let told = problems(&[("USER_READ", "me"), ("USER_READ_PASSFILE", "/does/not/exist")]);
         assert!(told.contains("/does/not/exist"), "{told}");
+    }
+
+    #[test]
+    fn sizes_take_powers_of_1024() {
+        for (text, bytes) in
+            [("0", 0), ("17", 17), ("4K", 4096), ("2m", 2 << 20), ("3G", 3 << 30), ("1T", 1 << 40)]
+        {
+            let config = read(&[("MAX_UPLOAD_SIZE", text)]).unwrap();
+            assert_eq!(config.admission.max_upload_size, Some(bytes), "{text}");
+        }
+        for text in ["G", "-1", "1.5G", "1GB", "1 G", "99999999999T"] {
+            assert!(problems(&[("MIN_FREE_SPACE", text)]).contains(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn every_public_key_is_parsed_and_the_wrong_one_named() {
+        let good = "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=";
+        let config = read(&[("TRUSTED_PUBLIC_KEYS", &format!("{good}  {good}"))]).unwrap();
+        assert_eq!(config.admission.trusted_public_keys.len(), 2);
+        let told = problems(&[("TRUSTED_PUBLIC_KEYS", &format!("{good} x:AAAA"))]);
+        assert!(told.contains("“x:AAAA”"), "{told}");
     }
 
     #[test]

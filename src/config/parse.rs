@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::{Credentials, PREFIX, Problem, Problems, VARIABLES};
+use crate::nix::PublicKey;
 
 /// Where to listen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,6 +107,32 @@ impl Parser {
         }
     }
 
+    /// A number of bytes; `K`, `M`, `G` and `T` are powers of 1024.
+    pub(super) fn size(&mut self, suffix: &str, value: Option<String>) -> Option<u64> {
+        let text = value?;
+        let bytes = parse_size(&text);
+        if bytes.is_none() {
+            self.unusable(suffix, &text, "is not a whole number of bytes, or of K, M, G or T");
+        }
+        bytes
+    }
+
+    /// Public keys, separated by spaces.
+    pub(super) fn public_keys(&mut self, value: Option<String>) -> Vec<PublicKey> {
+        let mut keys = Vec::new();
+        for text in value.as_deref().unwrap_or_default().split_whitespace() {
+            match text.parse() {
+                Ok(key) => keys.push(key),
+                Err(_) => self.unusable(
+                    "TRUSTED_PUBLIC_KEYS",
+                    text,
+                    "is not a public key as `nix key convert-secret-to-public` prints it",
+                ),
+            }
+        }
+        keys
+    }
+
     /// The directory of the cache.
     pub(super) fn path(&mut self, value: Option<String>) -> PathBuf {
         let text = value.unwrap_or_else(|| "/var/lib/nixStored".to_owned());
@@ -187,6 +214,20 @@ impl Parser {
     pub(super) fn finish<T>(self, config: T) -> Result<T, Problems> {
         if self.problems.is_empty() { Ok(config) } else { Err(Problems(self.problems)) }
     }
+}
+
+fn parse_size(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => return None,
+    };
+    let plain = !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit());
+    plain.then(|| digits.parse::<u64>().ok()?.checked_mul(1 << shift)).flatten()
 }
 
 /// A parse error as the rest of a sentence that begins with the value in quotes.
