@@ -113,6 +113,11 @@ impl StorePathHash {
     pub const fn new(bytes: [u8; 20]) -> Self {
         Self(bytes)
     }
+
+    /// The hash part's bytes.
+    pub const fn as_bytes(&self) -> &[u8; 20] {
+        &self.0
+    }
 }
 
 impl FromStr for StorePathHash {
