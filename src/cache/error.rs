@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use super::unpack::UnpackError;
 use crate::nix::narinfo::ParseNarInfoError;
-use crate::nix::{Sha256Hash, StoreDir, StorePathHash};
+use crate::nix::{Compression, Sha256Hash, StoreDir, StorePath, StorePathHash};
 use crate::store::StoreError;
 
 /// A read that failed. Absence is not an error.
@@ -70,6 +71,63 @@ pub enum PutError {
         /// The hash of the body.
         actual: Sha256Hash,
     },
+    /// The body is not in the encoding that its header names.
+    #[error("the upload is not in its Content-Encoding, {encoding}")]
+    Encoding {
+        /// The encoding.
+        encoding: Compression,
+        /// What the decoder said.
+        source: std::io::Error,
+    },
+    /// The body is in an encoding without a decoder, or one that does not fit the object.
+    #[error("the upload's Content-Encoding is {0}, which this cache cannot decode here")]
+    NoDecoder(Compression),
+    /// The NAR does not unpack.
+    #[error(transparent)]
+    Unpack(#[from] UnpackError),
+    /// The narinfo is of a NAR that is not in this cache by Nix's naming.
+    #[error("the narinfo's URL is “{0}”; it must be nar/<file hash>.nar… of a NAR in this cache")]
+    NarElsewhere(String),
+    /// The NAR is not here.
+    #[error("the narinfo's NAR {0} is not here; upload it first")]
+    NarMissing(String),
+    /// The NAR that is here is not what its name says any more.
+    #[error(
+        "the narinfo's NAR {0} was damaged in this cache and has been put aside; upload it again"
+    )]
+    NarDamaged(String),
+    /// The NAR that is here cannot be read.
+    #[error("cannot read {key}")]
+    Read {
+        /// The NAR's key.
+        key: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A field of the narinfo and the NAR differ.
+    #[error("the narinfo's {field} is {stated} and that of its NAR is {actual}")]
+    Field {
+        /// The field's name.
+        field: &'static str,
+        /// What the narinfo says.
+        stated: String,
+        /// What is true.
+        actual: String,
+    },
+    /// No signature counts.
+    #[error(
+        "the narinfo has no valid signature by a key that this cache trusts ({trusted}); it has {}",
+        if found.is_empty() { "none at all" } else { found }
+    )]
+    Signature {
+        /// The names of the keys that are trusted.
+        trusted: String,
+        /// The names of the keys that are said to have signed.
+        found: String,
+    },
+    /// A reference is not here.
+    #[error("the narinfo refers to {0}, which is not here; upload it first")]
+    Reference(StorePath),
     /// The store has trouble.
     #[error(transparent)]
     Store(#[from] StoreError),

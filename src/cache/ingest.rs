@@ -1,48 +1,51 @@
 //! From a body to an object, in constant memory and off the reactor.
 //!
-//! The body is read by the async side and handed, chunk by chunk, to a thread of the blocking pool
-//! that hashes and writes. The channel between them is short: when the disk is slower than the
-//! line, the socket is not read, and the client waits.
+//! A small body is collected and stored in one step. A large one is read by the async side and
+//! handed, chunk by chunk, to a thread of the blocking pool that hashes it, stages it and unpacks
+//! it. The channel between them is short: when the disk or the decoder is slower than the line, the
+//! socket is not read, and the client waits.
+//!
+//! What one upload costs at most: the connection's buffer and [`CHUNKS_IN_FLIGHT`] chunks, 64 KiB
+//! each; the buffer and the memory of one decoder, where it is unpacked at once.
 
+use std::io::{self, Read};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
-use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
 
-use super::{BodyError, PutError};
-use crate::nix::{CachePath, Sha256Hash};
+use super::incoming::{Incoming, Message};
+use super::{BodyError, PutError, unpack};
+use crate::nix::{CachePath, Compression};
 use crate::store::{Store, Upload};
 
 /// What a narinfo or `nix-cache-info` may have at most. A narinfo with 5,000 references has 300 KB.
-const COLLECT_LIMIT: u64 = 1024 * 1024;
+pub(super) const COLLECT_LIMIT: u64 = 1024 * 1024;
 
-/// Chunks on their way from the socket to the disk. A chunk has 64 KiB at most, the size of the
-/// connection's read buffer.
+/// A body up to this length is stored in one step.
+pub(super) const SMALL: u64 = 64 * 1024;
+
+/// Chunks on their way from the socket to the disk.
 const CHUNKS_IN_FLIGHT: usize = 4;
 
-/// What the reading side says to the writing side. A channel that closes without `End` is an upload
-/// that was given up.
-enum Message {
-    Chunk(Bytes),
-    End,
-}
+/// What an encoded side file may become.
+const DECODED_LIMIT: u64 = 4 << 30;
 
-/// The whole body, for objects that are small by nature.
+/// The whole body, if it is not larger than `limit`.
 pub(super) async fn collect(
     declared: Option<u64>,
+    limit: u64,
     mut body: impl Stream<Item = Result<Bytes, BodyError>> + Unpin,
 ) -> Result<Bytes, PutError> {
-    let too_large = PutError::TooLarge { limit: COLLECT_LIMIT };
-    if declared.is_some_and(|length| length > COLLECT_LIMIT) {
-        return Err(too_large);
+    if declared.is_some_and(|length| length > limit) {
+        return Err(PutError::TooLarge { limit });
     }
     let mut whole = BytesMut::new();
     while let Some(chunk) = body.next().await.transpose()? {
-        if (whole.len() + chunk.len()) as u64 > COLLECT_LIMIT {
-            return Err(too_large);
+        if (whole.len() + chunk.len()) as u64 > limit {
+            return Err(PutError::TooLarge { limit });
         }
         whole.extend_from_slice(&chunk);
     }
@@ -50,94 +53,129 @@ pub(super) async fn collect(
     Ok(whole.freeze())
 }
 
-/// Stores an object that is whole in memory.
-pub(super) async fn whole(
-    store: &Arc<dyn Store>,
-    path: &CachePath,
-    bytes: Bytes,
-) -> Result<(), PutError> {
-    let (store, path) = (Arc::clone(store), path.clone());
+/// What `bytes` are when they are decoded, if that is not larger than [`COLLECT_LIMIT`].
+pub(super) async fn decode(encoding: Compression, bytes: Bytes) -> Result<Bytes, PutError> {
+    if encoding == Compression::None {
+        return Ok(bytes);
+    }
     in_the_pool(move || {
-        let mut upload = store.begin(&path, Some(bytes.len() as u64))?;
-        upload.write(&bytes)?;
-        Ok(upload.commit()?)
+        let mut decoded = Vec::new();
+        decoder(encoding, bytes.as_ref())?
+            .take(COLLECT_LIMIT + 1)
+            .read_to_end(&mut decoded)
+            .map_err(|source| PutError::Encoding { encoding, source })?;
+        if decoded.len() as u64 > COLLECT_LIMIT {
+            return Err(PutError::TooLarge { limit: COLLECT_LIMIT });
+        }
+        Ok(Bytes::from(decoded))
     })
     .await
 }
 
-/// Stores an object of any size while it streams in. A NAR must have the hash that is its name.
-pub(super) async fn stream(
-    store: Arc<dyn Store>,
-    path: &CachePath,
-    declared: Option<u64>,
-    mut body: impl Stream<Item = Result<Bytes, BodyError>> + Unpin,
-) -> Result<(), PutError> {
-    let claim = match path {
-        CachePath::Nar(name) => Some(name.file_hash),
-        _ => None,
-    };
-    // Staged before the body is asked for: a full disk says so while the client still waits for
-    // its `100 Continue`.
-    let begun = path.clone();
-    let upload = in_the_pool(move || Ok(store.begin(&begun, declared)?)).await?;
+fn decoder<'a>(
+    encoding: Compression,
+    input: impl io::BufRead + 'a,
+) -> Result<Box<dyn Read + 'a>, PutError> {
+    unpack::decoder(encoding, input).map_err(|error| match error {
+        Some(source) => PutError::Encoding { encoding, source },
+        None => PutError::NoDecoder(encoding),
+    })
+}
 
+/// Stores a side file of any size while it streams in.
+pub(super) async fn side_file(
+    store: &Arc<dyn Store>,
+    path: &CachePath,
+    encoding: Compression,
+    declared: Option<u64>,
+    limit: u64,
+    body: impl Stream<Item = Result<Bytes, BodyError>> + Unpin,
+) -> Result<(), PutError> {
+    let plain = encoding == Compression::None;
+    if plain && declared.is_some_and(|length| length <= SMALL) {
+        let bytes = collect(declared, SMALL, body).await?;
+        return Ok(store.put(path, bytes).await?);
+    }
+    let upload = begin(store, path, declared.filter(|_| plain)).await?;
+    streamed(body, move |chunks| {
+        if plain {
+            let arrived = Incoming::new(chunks, Some(upload), limit).arrive()?;
+            check_length(declared, arrived.length)?;
+            return Ok(arrived.upload.map_or(Ok(()), |upload| upload.commit())?);
+        }
+        let mut incoming = Incoming::new(chunks, None, limit);
+        let decoded = decode_into(upload, encoding, &mut incoming, limit.min(DECODED_LIMIT));
+        // What went wrong with the body comes before what the decoder made of it.
+        check_length(declared, incoming.arrive()?.length)?;
+        Ok(decoded?.commit()?)
+    })
+    .await
+}
+
+fn decode_into(
+    mut upload: Box<dyn Upload>,
+    encoding: Compression,
+    input: &mut Incoming,
+    limit: u64,
+) -> Result<Box<dyn Upload>, PutError> {
+    let mut decoder = decoder(encoding, input)?;
+    let mut buffer = vec![0; SMALL as usize];
+    let mut length = 0;
+    loop {
+        let count =
+            decoder.read(&mut buffer).map_err(|source| PutError::Encoding { encoding, source })?;
+        if count == 0 {
+            return Ok(upload);
+        }
+        length += count as u64;
+        if length > limit {
+            return Err(PutError::TooLarge { limit });
+        }
+        upload.write(&buffer[..count])?;
+    }
+}
+
+/// Stages an object. This comes before the body is asked for: a full disk says so while the client
+/// still waits for its `100 Continue`.
+pub(super) async fn begin(
+    store: &Arc<dyn Store>,
+    path: &CachePath,
+    size: Option<u64>,
+) -> Result<Box<dyn Upload>, PutError> {
+    let (store, path) = (Arc::clone(store), path.clone());
+    in_the_pool(move || Ok(store.begin(&path, size)?)).await
+}
+
+/// Runs `work` on the blocking pool and feeds it with `body`.
+pub(super) async fn streamed<T: Send + 'static>(
+    mut body: impl Stream<Item = Result<Bytes, BodyError>> + Unpin,
+    work: impl FnOnce(mpsc::Receiver<Message>) -> Result<T, PutError> + Send + 'static,
+) -> Result<T, PutError> {
     let (sender, receiver) = mpsc::channel(CHUNKS_IN_FLIGHT);
-    let writer = spawn_blocking(move || write(upload, receiver, declared, claim));
+    let work = spawn_blocking(move || work(receiver));
     loop {
         let message = match body.next().await.transpose()? {
             Some(chunk) => Message::Chunk(chunk),
             None => Message::End,
         };
         let end = matches!(message, Message::End);
-        // The writer only hangs up early when it failed, and then says why below.
+        // The other side only hangs up early when it failed, and then says why below.
         if sender.send(message).await.is_err() || end {
             break;
         }
     }
-    joined(writer).await
+    joined(work).await
 }
 
-/// The writing side of [`stream`].
-fn write(
-    mut upload: Box<dyn Upload>,
-    mut chunks: mpsc::Receiver<Message>,
-    declared: Option<u64>,
-    claim: Option<Sha256Hash>,
-) -> Result<(), PutError> {
-    let mut hasher = claim.map(|expected| (Sha256::new(), expected));
-    let mut length = 0;
-    loop {
-        match chunks.blocking_recv() {
-            Some(Message::Chunk(chunk)) => {
-                length += chunk.len() as u64;
-                if let Some((hasher, _)) = &mut hasher {
-                    hasher.update(&chunk);
-                }
-                upload.write(&chunk)?;
-            }
-            Some(Message::End) => break,
-            // Nobody waits for the result any more; dropping the upload aborts it.
-            None => return Ok(()),
-        }
-    }
-    check_length(declared, length)?;
-    if let Some((hasher, expected)) = hasher {
-        let actual = Sha256Hash::new(hasher.finalize().into());
-        if actual != expected {
-            return Err(PutError::FileHash { expected, actual });
-        }
-    }
-    Ok(upload.commit()?)
-}
-
-fn check_length(declared: Option<u64>, actual: u64) -> Result<(), PutError> {
+pub(super) fn check_length(declared: Option<u64>, actual: u64) -> Result<(), PutError> {
     match declared {
         Some(declared) if declared != actual => Err(PutError::Length { declared, actual }),
         _ => Ok(()),
     }
 }
 
-async fn in_the_pool<T: Send + 'static>(
+/// Runs `work` on the blocking pool.
+pub(super) async fn in_the_pool<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, PutError> + Send + 'static,
 ) -> Result<T, PutError> {
     joined(spawn_blocking(work)).await

@@ -2,17 +2,24 @@
 //! below it.
 
 mod error;
+mod incoming;
 mod ingest;
+mod nar;
 mod narinfo;
+mod unpack;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::Stream;
+use tokio::sync::{Mutex, Semaphore};
 
 pub use error::{BodyError, GetError, PutError};
+pub use unpack::UnpackError;
 
-use crate::nix::{CacheInfo, CachePath, Sha256Hash};
+use crate::config::Admission;
+use crate::nix::cache_path::NarName;
+use crate::nix::{CacheInfo, CachePath, Compression, Sha256Hash};
 use crate::store::{Content, Metadata, Object, Store};
 
 /// A binary cache: objects in a store, and what may become one.
@@ -21,18 +28,49 @@ pub struct Cache {
     info: CacheInfo,
     /// `nix-cache-info` as it is served, made once.
     info_object: (Metadata, Bytes),
+    admission: Admission,
+    /// What is known of NARs whose narinfo may come soon.
+    facts: quick_cache::sync::Cache<NarName, nar::Facts>,
+    /// Who may unpack.
+    unpackers: Arc<Semaphore>,
+    /// Who may change a narinfo, by its name.
+    turns: [Mutex<()>; 64],
+}
+
+/// How many NARs are unpacked at a time. More would only share the same cores, and each can take
+/// the memory of its decoder: 9 MiB for xz as Nix uses it, at most 192 MiB.
+const UNPACKERS: usize = 8;
+
+/// How many NARs are remembered. One whose facts were dropped is read again.
+const FACTS: usize = 16 * 1024;
+
+/// What became of an upload that was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    /// There is a new object.
+    New,
+    /// There was one with this name before, and it is now what was uploaded or already was.
+    Again,
 }
 
 impl Cache {
     /// A cache over `store` that says `info` of itself.
-    pub fn new(store: Arc<dyn Store>, info: CacheInfo) -> Self {
+    pub fn new(store: Arc<dyn Store>, info: CacheInfo, admission: Admission) -> Self {
         let text = Bytes::from(info.to_string());
         let metadata = Metadata {
             size: text.len() as u64,
             modified: std::time::SystemTime::now(),
             version: Sha256Hash::of(&text).to_nix32(),
         };
-        Self { store, info, info_object: (metadata, text) }
+        Self {
+            store,
+            info,
+            info_object: (metadata, text),
+            admission,
+            facts: quick_cache::sync::Cache::new(FACTS),
+            unpackers: Arc::new(Semaphore::new(UNPACKERS)),
+            turns: std::array::from_fn(|_| Mutex::new(())),
+        }
     }
 
     /// What is known about an object without reading it; none if it is absent.
@@ -61,18 +99,33 @@ impl Cache {
         }
     }
 
-    /// Takes an object from a client. `declared` is the length that the client announced; what can
-    /// be refused without the body is refused before `body` is polled for the first time.
+    /// Takes an object from a client. `declared` is the length that the client announced, `encoding`
+    /// what is to be undone before storing. What can be refused without the body is refused before
+    /// `body` is polled for the first time.
     pub async fn put(
         &self,
         path: &CachePath,
+        encoding: Compression,
         declared: Option<u64>,
         body: impl Stream<Item = Result<Bytes, BodyError>> + Send + Unpin,
-    ) -> Result<(), PutError> {
+    ) -> Result<Taken, PutError> {
+        let limit = self.admission.max_upload_size.unwrap_or(u64::MAX);
+        if declared.is_some_and(|length| length > limit) {
+            return Err(PutError::TooLarge { limit });
+        }
         match path {
             CachePath::CacheInfo => self.put_cache_info(declared, body).await,
-            CachePath::NarInfo(hash) => self.put_narinfo(*hash, declared, body).await,
-            _ => ingest::stream(Arc::clone(&self.store), path, declared, body).await,
+            CachePath::NarInfo(hash) => self.put_narinfo(*hash, encoding, declared, body).await,
+            // Its name is the hash of what is stored, so there is nothing to undo.
+            CachePath::Nar(_) if encoding != Compression::None => {
+                Err(PutError::NoDecoder(encoding))
+            }
+            CachePath::Nar(name) => self.put_nar(*name, declared, body).await,
+            _ => {
+                let existed = self.store.head(path).await?.is_some();
+                ingest::side_file(&self.store, path, encoding, declared, limit, body).await?;
+                Ok(if existed { Taken::Again } else { Taken::New })
+            }
         }
     }
 
@@ -82,11 +135,11 @@ impl Cache {
         &self,
         declared: Option<u64>,
         body: impl Stream<Item = Result<Bytes, BodyError>> + Send + Unpin,
-    ) -> Result<(), PutError> {
-        let text = ingest::collect(declared, body).await?;
+    ) -> Result<Taken, PutError> {
+        let text = ingest::collect(declared, ingest::COLLECT_LIMIT, body).await?;
         let text = String::from_utf8_lossy(&text);
         match CacheInfo::store_dir_of(&text) {
-            Some(dir) if dir == self.info.store_dir.as_str() => Ok(()),
+            Some(dir) if dir == self.info.store_dir.as_str() => Ok(Taken::Again),
             theirs => Err(PutError::StoreDir {
                 ours: self.info.store_dir.clone(),
                 theirs: theirs.map(str::to_owned),

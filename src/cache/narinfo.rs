@@ -1,25 +1,154 @@
-//! The narinfo is the commit: with it, a store path becomes visible.
+//! The narinfo is the commit: with it a store path becomes visible, so it is admitted only when it
+//! is true.
 
 use bytes::Bytes;
 use futures_util::Stream;
+use tracing::warn;
 
-use super::{BodyError, Cache, PutError, ingest};
-use crate::nix::{CachePath, NarInfo, StorePathHash};
+use super::ingest::{self, COLLECT_LIMIT};
+use super::nar::check_compression;
+use super::{BodyError, Cache, PutError, Taken};
+use crate::nix::{CachePath, Compression, NarInfo, StorePathHash};
+use crate::store::Content;
 
 impl Cache {
-    /// Takes a narinfo when it is what its name says.
+    /// Takes a narinfo when it is what its name says and true of a NAR that is here.
     pub(super) async fn put_narinfo(
         &self,
         hash: StorePathHash,
+        encoding: Compression,
         declared: Option<u64>,
-        body: impl Stream<Item = Result<Bytes, BodyError>> + Send + Unpin,
-    ) -> Result<(), PutError> {
-        let text = ingest::collect(declared, body).await?;
-        let info = NarInfo::parse(&text, &self.info.store_dir)?;
+        body: impl Stream<Item = Result<Bytes, BodyError>> + Unpin,
+    ) -> Result<Taken, PutError> {
+        let text = ingest::collect(declared, COLLECT_LIMIT, body).await?;
+        let text = ingest::decode(encoding, text).await?;
+        let mut info = NarInfo::parse(&text, &self.info.store_dir)?;
         let actual = info.store_path.hash();
         if actual != hash {
             return Err(PutError::HashPart { expected: hash, actual });
         }
-        ingest::whole(&self.store, &CachePath::NarInfo(hash), text).await
+        self.check_signatures(&info)?;
+
+        // Two uploads of one path's narinfo would each merge with what was there before both.
+        let _turn = self.turns[usize::from(hash.as_bytes()[0]) % self.turns.len()].lock().await;
+        let path = CachePath::NarInfo(hash);
+        let ours = self.read_narinfo(&path).await?;
+        if let Some(mut ours) = ours {
+            if ours.nar_hash == info.nar_hash && self.has_nar_of(&ours).await? {
+                // Nix signs again from its memory of up to 30 days ago, so everything but the
+                // signatures may be out of date (Nix's `src/libstore/nar-info-disk-cache.cc`).
+                if !merge_signatures(&mut ours, &info) {
+                    return Ok(Taken::Again);
+                }
+                self.store.put(&path, ours.to_string().into()).await?;
+                return Ok(Taken::Again);
+            }
+            if ours.nar_hash != info.nar_hash {
+                warn!(
+                    store_path = %info.store_path, before = %ours.nar_hash, now = %info.nar_hash,
+                    "a store path was uploaded again with other contents: its build is not \
+                     reproducible, or one of the two is not what it claims to be"
+                );
+            }
+            self.admit(&mut info).await?;
+            self.store.put(&path, info.to_string().into()).await?;
+            return Ok(Taken::Again);
+        }
+        self.admit(&mut info).await?;
+        self.store.put(&path, info.to_string().into()).await?;
+        Ok(Taken::New)
     }
+
+    /// The narinfo at `path`, if there is one that can be read. One that cannot is as good as none:
+    /// whoever uploads a better one shall replace it.
+    async fn read_narinfo(&self, path: &CachePath) -> Result<Option<NarInfo>, PutError> {
+        let Some(object) = self.store.get(path).await? else {
+            return Ok(None);
+        };
+        let Content::Bytes(text) = object.content else {
+            return Ok(None);
+        };
+        Ok(NarInfo::parse(&text, &self.info.store_dir).ok())
+    }
+
+    async fn has_nar_of(&self, info: &NarInfo) -> Result<bool, PutError> {
+        match info.nar_name() {
+            Some(name) => Ok(self.store.head(&CachePath::Nar(name)).await?.is_some()),
+            None => Ok(false),
+        }
+    }
+
+    /// Checks everything that a narinfo says of its NAR, and fills in the file's hash and size,
+    /// which Nix up to 2.34 needs to sign it.
+    async fn admit(&self, info: &mut NarInfo) -> Result<(), PutError> {
+        let Some(name) = info.nar_name() else {
+            return Err(PutError::NarElsewhere(info.url.clone()));
+        };
+        let missing = || PutError::NarMissing(info.url.clone());
+        let object = self.store.get(&CachePath::Nar(name)).await?.ok_or_else(missing)?;
+        let facts = self.facts(name, object).await?;
+
+        let file_hash = *info.file_hash.get_or_insert(name.file_hash);
+        check("FileHash", file_hash, name.file_hash)?;
+        let file_size = *info.file_size.get_or_insert(facts.file_size);
+        check("FileSize", file_size, facts.file_size)?;
+        check_compression(&info.compression, name, facts.unpacked)?;
+        if let Some(unpacked) = facts.unpacked {
+            check("NarHash", info.nar_hash, unpacked.nar_hash.unwrap_or(name.file_hash))?;
+            check("NarSize", info.nar_size, unpacked.nar_size)?;
+        }
+        if self.admission.require_references {
+            for reference in &info.references {
+                let path = CachePath::NarInfo(reference.hash());
+                if *reference != info.store_path && self.store.head(&path).await?.is_none() {
+                    return Err(PutError::Reference(reference.clone()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_signatures(&self, info: &NarInfo) -> Result<(), PutError> {
+        let keys = &self.admission.trusted_public_keys;
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let fingerprint = info.fingerprint();
+        let signed = info
+            .signatures
+            .iter()
+            .any(|signature| keys.iter().any(|key| key.verifies(&fingerprint, signature)));
+        if signed {
+            return Ok(());
+        }
+        let list = |names: Vec<&str>| names.join(", ");
+        Err(PutError::Signature {
+            trusted: list(keys.iter().map(|key| key.name()).collect()),
+            found: list(info.signatures.iter().map(|signature| signature.key_name()).collect()),
+        })
+    }
+}
+
+fn check<T: PartialEq + std::fmt::Display>(
+    field: &'static str,
+    stated: T,
+    actual: T,
+) -> Result<(), PutError> {
+    if stated == actual {
+        return Ok(());
+    }
+    Err(PutError::Field { field, stated: stated.to_string(), actual: actual.to_string() })
+}
+
+/// Takes over the signatures that we do not have; says whether there were any.
+fn merge_signatures(ours: &mut NarInfo, theirs: &NarInfo) -> bool {
+    let before = ours.signatures.len();
+    for signature in &theirs.signatures {
+        if !ours.signatures.contains(signature) {
+            ours.signatures.push(signature.clone());
+        }
+    }
+    // As Nix orders them.
+    ours.signatures.sort();
+    ours.signatures.len() > before
 }

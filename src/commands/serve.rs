@@ -25,7 +25,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 
 async fn serve(config: Config) -> anyhow::Result<()> {
     let stop = stop_on_signals()?;
-    let store = FsStore::open(&config.path)?;
+    let store = FsStore::open(&config.path, config.min_free_space)?;
     let listener = Listener::bind(&config.listen)
         .await
         .with_context(|| format!("cannot listen on {}", config.listen))?;
@@ -36,7 +36,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     say_who_may_upload(&access.write, listener.is_local());
     say_what_to_type(&listener.to_string());
 
-    let cache = Arc::new(Cache::new(Arc::new(store), config.cache_info));
+    let cache = Arc::new(Cache::new(Arc::new(store), config.cache_info, config.admission));
     let drained = net::serve(listener, http::app(cache, access), stop).await;
     match drained.cut_off {
         0 => info!("stopped; every transfer was finished"),

@@ -74,20 +74,33 @@ impl HttpError {
             Self::Encoding(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Get(GetError::Store(error)) | Self::Put(PutError::Store(error)) => match error {
                 // 507 would be the word for it, but Nix up to 2.33 then waits for ever.
-                StoreError::NoSpace { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+                StoreError::NoSpace { .. } | StoreError::Reserve { .. } => {
+                    StatusCode::PAYLOAD_TOO_LARGE
+                }
                 StoreError::Io { .. } => StatusCode::INTERNAL_SERVER_ERROR,
             },
-            Self::Put(error) => match error {
-                PutError::Body(BodyError::Stalled(_)) => StatusCode::REQUEST_TIMEOUT,
+            Self::Put(PutError::Body(BodyError::Stalled(_))) => StatusCode::REQUEST_TIMEOUT,
+            Self::Put(
                 PutError::Body(BodyError::CutShort(_))
                 | PutError::Length { .. }
-                | PutError::NarInfo(_) => StatusCode::BAD_REQUEST,
-                PutError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+                | PutError::NarInfo(_)
+                | PutError::Encoding { .. },
+            ) => StatusCode::BAD_REQUEST,
+            Self::Put(PutError::TooLarge { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Put(PutError::NoDecoder(_)) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::Put(
                 PutError::StoreDir { .. }
                 | PutError::HashPart { .. }
-                | PutError::FileHash { .. } => StatusCode::UNPROCESSABLE_ENTITY,
-                PutError::Store(_) => unreachable!("matched above"),
-            },
+                | PutError::FileHash { .. }
+                | PutError::Unpack(_)
+                | PutError::NarElsewhere(_)
+                | PutError::NarMissing(_)
+                | PutError::NarDamaged(_)
+                | PutError::Field { .. }
+                | PutError::Signature { .. }
+                | PutError::Reference(_),
+            ) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Put(PutError::Read { .. }) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 

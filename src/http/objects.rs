@@ -11,8 +11,8 @@ use http::{Request, Response, StatusCode};
 use super::body;
 use super::conditional::{self, Selection};
 use super::error::HttpError;
-use crate::cache::Cache;
-use crate::nix::CachePath;
+use crate::cache::{Cache, Taken};
+use crate::nix::{CachePath, Compression};
 use crate::store::{Metadata, Object};
 
 type Answer = Result<Response<Body>, HttpError>;
@@ -50,15 +50,14 @@ pub async fn put(State(cache): State<Arc<Cache>>, request: Request<Body>) -> Res
     let answer = async {
         let path = CachePath::from_request(request.uri.path(), request.uri.query())
             .map_err(HttpError::BadName)?;
-        let encoding = request.headers.get(header::CONTENT_ENCODING);
-        if let Some(encoding) = encoding.filter(|value| *value != "identity") {
-            let encoding = String::from_utf8_lossy(encoding.as_bytes()).into_owned();
-            return Err(HttpError::Encoding(encoding));
-        }
+        let encoding = encoding(&request.headers)?;
         let declared = http_body::Body::size_hint(&body).exact();
-        cache.put(&path, declared, body::incoming(body)).await?;
+        let taken = cache.put(&path, encoding, declared, body::incoming(body)).await?;
         let mut response = Response::new(Body::empty());
-        *response.status_mut() = StatusCode::CREATED;
+        *response.status_mut() = match taken {
+            Taken::New => StatusCode::CREATED,
+            Taken::Again => StatusCode::OK,
+        };
         Ok(response)
     };
     or_error(answer.await, &request)
@@ -67,6 +66,22 @@ pub async fn put(State(cache): State<Arc<Cache>>, request: Request<Body>) -> Res
 /// Any other method.
 pub async fn other_method(request: Request<Body>) -> Response<Body> {
     HttpError::Method.into_response(request.uri().path())
+}
+
+/// What is to be undone before storing. Nix names encodings as it names compressions, `none`
+/// included (`narinfo-compression` and the like, Nix's `src/libstore/http-binary-cache-store.cc`).
+fn encoding(headers: &HeaderMap) -> Result<Compression, HttpError> {
+    let Some(value) = headers.get(header::CONTENT_ENCODING) else {
+        return Ok(Compression::None);
+    };
+    match value.as_bytes() {
+        b"identity" => Ok(Compression::None),
+        b"x-gzip" => Ok(Compression::Gzip),
+        name => {
+            let name = String::from_utf8_lossy(name);
+            name.parse().map_err(HttpError::Encoding)
+        }
+    }
 }
 
 fn readable(request: &Parts) -> Result<CachePath, HttpError> {

@@ -8,8 +8,21 @@ use thiserror::Error;
 /// An operation on a store that failed.
 #[derive(Debug, Error)]
 pub enum StoreError {
+    /// The object would take space that shall stay free.
+    #[error(
+        "the cache's disk has {free} bytes free, {needed} are needed and NIX_STORED_MIN_FREE_SPACE \
+         keeps {reserve}; free some space or ask for it to be freed"
+    )]
+    Reserve {
+        /// What is free, in bytes.
+        free: u64,
+        /// What the object needs, in bytes.
+        needed: u64,
+        /// What shall stay free, in bytes.
+        reserve: u64,
+    },
     /// There is no space left for the object.
-    #[error("no space left while {doing} {key}")]
+    #[error("the cache's disk is full: no space left while {doing} {key}")]
     NoSpace {
         /// What was being done, as a participle.
         doing: &'static str,

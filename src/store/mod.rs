@@ -29,7 +29,17 @@ pub trait Store: Send + Sync + 'static {
     /// An object; none if it is absent.
     fn get<'a>(&'a self, path: &'a CachePath) -> BoxFuture<'a, Result<Option<Object>, StoreError>>;
 
-    /// Stages a new object. `size` reserves space where it is known beforehand. Blocks.
+    /// Stores an object that is whole in memory, durably.
+    fn put<'a>(
+        &'a self,
+        path: &'a CachePath,
+        bytes: Bytes,
+    ) -> BoxFuture<'a, Result<(), StoreError>>;
+
+    /// Takes an object out of the cache and keeps it aside, where nothing is served from.
+    fn quarantine<'a>(&'a self, path: &'a CachePath) -> BoxFuture<'a, Result<(), StoreError>>;
+
+    /// Stages an object that is not. `size` reserves space where it is known beforehand. Blocks.
     fn begin(&self, path: &CachePath, size: Option<u64>) -> Result<Box<dyn Upload>, StoreError>;
 }
 

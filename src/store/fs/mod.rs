@@ -10,14 +10,17 @@
 //! ```
 
 pub mod read;
+mod commit;
+mod space;
 mod staging;
 mod upload;
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use rustix::fs::{Mode, OFlags};
@@ -25,7 +28,9 @@ use thiserror::Error;
 
 use super::{Metadata, Object, Store, StoreError, Upload};
 use crate::nix::CachePath;
+use commit::{Committer, Object as NewObject};
 use read::Reader;
+use space::Space;
 use staging::Staging;
 use upload::FsUpload;
 
@@ -37,7 +42,9 @@ pub const OWN_FOLDER: &str = ".nix-stored";
 pub struct FsStore {
     reader: Reader,
     staging: Arc<Staging>,
-    root: Arc<OwnedFd>,
+    committer: Arc<Committer>,
+    space: Space,
+    path: PathBuf,
 }
 
 /// Why a directory cannot be a store.
@@ -52,7 +59,8 @@ pub struct OpenError {
 impl FsStore {
     /// Opens the store in `root`, makes what is missing of it, and sweeps away what uploads left
     /// in the staging folders of processes that are gone.
-    pub fn open(root: &Path) -> Result<Self, OpenError> {
+    /// `reserve` bytes of the disk stay free.
+    pub fn open(root: &Path, reserve: u64) -> Result<Self, OpenError> {
         let failed = |doing, path: PathBuf| {
             move |source: io::Error| OpenError { doing, path: path.display().to_string(), source }
         };
@@ -64,8 +72,18 @@ impl FsStore {
             .map_err(failed("cannot open the directory", root.to_owned()))?;
         let folder = root.join(OWN_FOLDER).join("staging");
         let staging = Staging::open(&folder).map_err(failed("cannot prepare", folder))?;
+        // The directories made above must outlast a power cut as the objects in them do.
+        sync_directory(&fd).map_err(failed("cannot sync the directory", root.to_owned()))?;
+        let path = root.to_owned();
         let root = Arc::new(fd);
-        Ok(Self { reader: Reader::new(Arc::clone(&root)), staging: Arc::new(staging), root })
+        let staging = Arc::new(staging);
+        Ok(Self {
+            reader: Reader::new(Arc::clone(&root)),
+            committer: Arc::new(Committer::start(Arc::clone(&staging), Arc::clone(&root))),
+            space: Space::new(root, reserve),
+            staging,
+            path,
+        })
     }
 }
 
@@ -81,8 +99,41 @@ impl Store for FsStore {
         self.reader.get(path).boxed()
     }
 
+    fn put<'a>(
+        &'a self,
+        path: &'a CachePath,
+        bytes: Bytes,
+    ) -> BoxFuture<'a, Result<(), StoreError>> {
+        async move {
+            let key = path.key();
+            self.space.check(&key, bytes.len() as u64)?;
+            let done = self.committer.commit(NewObject::InMemory(bytes), key.clone());
+            done.await
+                .map_err(|_| io::Error::other("the committing thread is gone"))
+                .and_then(|done| done)
+                .map_err(|error| StoreError::new("storing", &key, error))
+        }
+        .boxed()
+    }
+
+    fn quarantine<'a>(&'a self, path: &'a CachePath) -> BoxFuture<'a, Result<(), StoreError>> {
+        async move {
+            let (root, key) = (self.path.clone(), path.key());
+            let moved = tokio::task::spawn_blocking(move || {
+                let folder = root.join(OWN_FOLDER).join("quarantine");
+                std::fs::create_dir_all(&folder)?;
+                let name = key.rsplit_once('/').map_or(key.as_str(), |(_, base)| base);
+                std::fs::rename(root.join(&key), folder.join(name))
+            });
+            let moved = moved.await.map_err(io::Error::other).and_then(|moved| moved);
+            moved.map_err(|error| StoreError::new("putting aside", &path.key(), error))
+        }
+        .boxed()
+    }
+
     fn begin(&self, path: &CachePath, size: Option<u64>) -> Result<Box<dyn Upload>, StoreError> {
-        let upload = FsUpload::begin(&self.staging, &self.root, path.key(), size)?;
+        let (space, committer) = (self.space.clone(), Arc::clone(&self.committer));
+        let upload = FsUpload::begin(&self.staging, committer, space, path.key(), size)?;
         Ok(Box::new(upload))
     }
 }

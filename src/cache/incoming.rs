@@ -1,0 +1,150 @@
+//! The body of an upload on the blocking side: a reader that hashes and stages what it reads.
+
+use std::io::{self, BufRead, Read};
+
+use bytes::{Buf, Bytes, BytesMut};
+use sha2::{Digest, Sha256};
+use tokio::sync::mpsc;
+
+use super::{BodyError, PutError};
+use crate::nix::Sha256Hash;
+use crate::store::Upload;
+
+/// What the async side says. A channel that closes without `End` is an upload that was given up.
+pub enum Message {
+    /// The next bytes.
+    Chunk(Bytes),
+    /// There are no more.
+    End,
+}
+
+/// The first buffer has at least so much, if there is so much: enough for every magic number.
+const BEGINNING: usize = 64;
+
+/// The bytes that a client sends, hashed and, where there is an upload to write to, staged on their
+/// way through.
+pub struct Incoming {
+    chunks: mpsc::Receiver<Message>,
+    chunk: Bytes,
+    upload: Option<Box<dyn Upload>>,
+    limit: u64,
+    hasher: Sha256,
+    length: u64,
+    end: Option<Result<(), PutError>>,
+}
+
+/// What has been read when all has.
+pub struct Arrived {
+    /// SHA-256 of the body.
+    pub hash: Sha256Hash,
+    /// Its length in bytes.
+    pub length: u64,
+    /// The staged object.
+    pub upload: Option<Box<dyn Upload>>,
+}
+
+impl Incoming {
+    /// What comes through `chunks`, which may be `limit` bytes.
+    pub fn new(
+        chunks: mpsc::Receiver<Message>,
+        upload: Option<Box<dyn Upload>>,
+        limit: u64,
+    ) -> Self {
+        Self {
+            chunks,
+            chunk: Bytes::new(),
+            upload,
+            limit,
+            hasher: Sha256::new(),
+            length: 0,
+            end: None,
+        }
+    }
+
+    /// Reads on to the end.
+    pub fn arrive(mut self) -> Result<Arrived, PutError> {
+        loop {
+            match self.end {
+                None => self.next(),
+                Some(Err(error)) => return Err(error),
+                Some(Ok(())) => break,
+            }
+        }
+        Ok(Arrived {
+            hash: Sha256Hash::new(self.hasher.finalize().into()),
+            length: self.length,
+            upload: self.upload,
+        })
+    }
+
+    /// Waits for the next chunk, hashes it and stages it.
+    fn next(&mut self) {
+        let Some(mut chunk) = self.receive() else {
+            return;
+        };
+        if self.length == 0 && chunk.len() < BEGINNING {
+            let mut beginning = BytesMut::from(chunk.as_ref());
+            while beginning.len() < BEGINNING {
+                match self.receive() {
+                    Some(more) => beginning.extend_from_slice(&more),
+                    None => break,
+                }
+            }
+            chunk = beginning.freeze();
+        }
+        self.length += chunk.len() as u64;
+        if self.length > self.limit {
+            self.end = Some(Err(PutError::TooLarge { limit: self.limit }));
+            return;
+        }
+        self.hasher.update(&chunk);
+        if let Some(upload) = &mut self.upload
+            && let Err(error) = upload.write(&chunk)
+        {
+            self.end = Some(Err(error.into()));
+        }
+        self.chunk = chunk;
+    }
+
+    fn receive(&mut self) -> Option<Bytes> {
+        match self.chunks.blocking_recv() {
+            Some(Message::Chunk(chunk)) => Some(chunk),
+            Some(Message::End) => {
+                self.end = Some(Ok(()));
+                None
+            }
+            // Nobody waits for the result any more.
+            None => {
+                self.end = Some(Err(BodyError::CutShort("the upload was given up".into()).into()));
+                None
+            }
+        }
+    }
+}
+
+impl BufRead for Incoming {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        while self.chunk.is_empty() && self.end.is_none() {
+            self.next();
+        }
+        match self.end {
+            // What a decoder makes of it does not matter: `arrive` knows what happened.
+            Some(Err(_)) => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(&self.chunk),
+        }
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.chunk.advance(count);
+    }
+}
+
+impl Read for Incoming {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let available = self.fill_buf()?;
+        let count = available.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&available[..count]);
+        self.consume(count);
+        Ok(count)
+    }
+}

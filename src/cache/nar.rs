@@ -1,0 +1,225 @@
+//! NARs: the name is a claim, and what is not what it claims to be is not taken.
+
+use std::io::{self, BufRead, BufReader, Read};
+
+use bytes::Bytes;
+use futures_util::Stream;
+use sha2::{Digest, Sha256};
+use tracing::warn;
+
+use super::incoming::Incoming;
+use super::ingest::{self, SMALL, check_length};
+use super::unpack::{UnpackError, Unpacked, unpack};
+use super::{BodyError, Cache, PutError, Taken};
+use crate::config::Verify;
+use crate::nix::cache_path::NarName;
+use crate::nix::{CachePath, Compression, Sha256Hash};
+use crate::store::{Content, Object};
+
+/// What has been found out about a NAR. It is kept in memory under the NAR's name until the narinfo
+/// comes; as the name is a hash of the contents, it never becomes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Facts {
+    /// The length of the file, in bytes.
+    pub file_size: u64,
+    /// What was found in it; none where nobody looked, or could.
+    pub unpacked: Option<Unpacked>,
+}
+
+impl Cache {
+    pub(super) async fn put_nar(
+        &self,
+        name: NarName,
+        declared: Option<u64>,
+        body: impl Stream<Item = Result<Bytes, BodyError>> + Unpin,
+    ) -> Result<Taken, PutError> {
+        let path = CachePath::Nar(name);
+        let existed = self.store.head(&path).await?.is_some();
+        let facts = if declared.is_some_and(|length| length <= SMALL) {
+            let bytes = ingest::collect(declared, SMALL, body).await?;
+            let facts = self.inspect_small(name, bytes.clone()).await?;
+            self.store.put(&path, bytes).await?;
+            Some(facts)
+        } else {
+            self.stream_nar(name, declared, body).await?
+        };
+        if let Some(facts) = facts {
+            self.facts.insert(name, facts);
+        }
+        Ok(if existed { Taken::Again } else { Taken::New })
+    }
+
+    async fn inspect_small(&self, name: NarName, bytes: Bytes) -> Result<Facts, PutError> {
+        let verify = self.admission.verify;
+        let check = move || {
+            check_hash(name, Sha256Hash::of(&bytes))?;
+            let unpacked = unpacked(verify, name, bytes.as_ref())?;
+            Ok(Facts { file_size: bytes.len() as u64, unpacked })
+        };
+        // Hashing so little takes less time than going to another thread; unpacking takes more.
+        match name.extension {
+            crate::nix::cache_path::NarExtension::Bare => check(),
+            _ => ingest::in_the_pool(check).await,
+        }
+    }
+
+    /// Takes a NAR of any size. The facts are none where every unpacker was busy: then the NAR is
+    /// read again when its narinfo comes.
+    async fn stream_nar(
+        &self,
+        name: NarName,
+        declared: Option<u64>,
+        body: impl Stream<Item = Result<Bytes, BodyError>> + Unpin,
+    ) -> Result<Option<Facts>, PutError> {
+        let upload = ingest::begin(&self.store, &CachePath::Nar(name), declared).await?;
+        let verify = self.admission.verify;
+        let limit = self.admission.max_upload_size.unwrap_or(u64::MAX);
+        let permit = match verify {
+            Verify::Nar => self.unpackers.clone().try_acquire_owned().ok(),
+            Verify::File => None,
+        };
+        ingest::streamed(body, move |chunks| {
+            let mut incoming = Incoming::new(chunks, Some(upload), limit);
+            let looked = match permit {
+                Some(permit) => {
+                    let looked = unpacked(verify, name, &mut incoming);
+                    drop(permit);
+                    Some(looked)
+                }
+                None => (verify == Verify::File).then_some(Ok(None)),
+            };
+            // A body that did not arrive, or not as what it was sent, says more than what came of
+            // unpacking it.
+            let arrived = incoming.arrive()?;
+            check_length(declared, arrived.length)?;
+            check_hash(name, arrived.hash)?;
+            let file_size = arrived.length;
+            let facts = match looked {
+                Some(looked) => Some(Facts { file_size, unpacked: looked? }),
+                None => None,
+            };
+            arrived.upload.map_or(Ok(()), |upload| upload.commit())?;
+            Ok(facts)
+        })
+        .await
+    }
+
+    /// The facts about a NAR that is in the store as `object`; it is read where they are not known.
+    /// One that is not what its name says is put aside, or Nix would never upload it again.
+    pub(super) async fn facts(&self, name: NarName, object: Object) -> Result<Facts, PutError> {
+        let file_size = object.metadata.size;
+        if let Some(facts) = self.facts.get(&name).filter(|facts| facts.file_size == file_size) {
+            return Ok(facts);
+        }
+        let verify = self.admission.verify;
+        let permit = self.unpackers.clone().acquire_owned().await;
+        let inspected = ingest::in_the_pool(move || {
+            let _permit = permit;
+            let mut file = Hashed { inner: reader(object.content), hasher: Sha256::new() };
+            let looked = unpacked(verify, name, &mut file);
+            io::copy(&mut file, &mut io::sink())
+                .map_err(|source| PutError::Read { key: CachePath::Nar(name).key(), source })?;
+            check_hash(name, Sha256Hash::new(file.hasher.finalize().into()))?;
+            Ok(Facts { file_size, unpacked: looked? })
+        })
+        .await;
+        match inspected {
+            Ok(facts) => {
+                self.facts.insert(name, facts);
+                Ok(facts)
+            }
+            Err(PutError::FileHash { actual, .. }) => {
+                let path = CachePath::Nar(name);
+                warn!(%actual, "put aside {path}, which is not what its name says");
+                self.store.quarantine(&path).await?;
+                Err(PutError::NarDamaged(path.key()))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// What is in a NAR; none where it is not to be unpacked, or cannot be.
+fn unpacked(
+    verify: Verify,
+    name: NarName,
+    input: impl BufRead,
+) -> Result<Option<Unpacked>, UnpackError> {
+    if verify == Verify::File {
+        return Ok(None);
+    }
+    match unpack(input, name.extension) {
+        Ok(unpacked) => Ok(Some(unpacked)),
+        Err(UnpackError::NoDecoder(compression)) => {
+            warn!(
+                "{} is compressed by {compression}, for which there is no decoder: its file hash is \
+                 right, its contents are not checked",
+                CachePath::Nar(name)
+            );
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn check_hash(name: NarName, actual: Sha256Hash) -> Result<(), PutError> {
+    match name.file_hash {
+        expected if expected == actual => Ok(()),
+        expected => Err(PutError::FileHash { expected, actual }),
+    }
+}
+
+fn reader(content: Content) -> Box<dyn BufRead> {
+    match content {
+        Content::Bytes(bytes) => Box::new(io::Cursor::new(bytes)),
+        Content::File(file) => Box::new(BufReader::with_capacity(SMALL as usize, file)),
+    }
+}
+
+/// Hashes what is read.
+struct Hashed<R> {
+    inner: R,
+    hasher: Sha256,
+}
+
+impl<R: BufRead> Read for Hashed<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.hasher.update(&buffer[..count]);
+        Ok(count)
+    }
+}
+
+impl<R: BufRead> BufRead for Hashed<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.inner.fill_buf()
+    }
+
+    fn consume(&mut self, count: usize) {
+        if let Ok(buffer) = self.inner.fill_buf() {
+            self.hasher.update(&buffer[..count]);
+        }
+        self.inner.consume(count);
+    }
+}
+
+/// The compression that a narinfo names, if it is one that fits the NAR's name and contents.
+pub(super) fn check_compression(
+    stated: &str,
+    name: NarName,
+    unpacked: Option<Unpacked>,
+) -> Result<(), PutError> {
+    let fits = match (stated.parse::<Compression>(), unpacked) {
+        (Ok(stated), Some(unpacked)) => stated == unpacked.compression,
+        (Ok(stated), None) => stated.extension() == name.extension,
+        (Err(_), _) => false,
+    };
+    if fits {
+        return Ok(());
+    }
+    let actual = match unpacked {
+        Some(unpacked) => unpacked.compression.to_string(),
+        None => format!("one that goes with the name {name}"),
+    };
+    Err(PutError::Field { field: "Compression", stated: stated.to_owned(), actual })
+}

@@ -1,0 +1,35 @@
+//! How much of the disk uploads may take.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use crate::store::StoreError;
+
+/// The space of the disk that the store is on.
+#[derive(Debug, Clone)]
+pub(super) struct Space {
+    root: Arc<OwnedFd>,
+    /// So many bytes stay free.
+    reserve: u64,
+}
+
+impl Space {
+    pub(super) fn new(root: Arc<OwnedFd>, reserve: u64) -> Self {
+        Self { root, reserve }
+    }
+
+    /// Refuses what would take the disk below its reserve. Asks the kernel only where there is a
+    /// reserve: whether the disk is full, writing finds out by itself.
+    pub(super) fn check(&self, key: &str, needed: u64) -> Result<(), StoreError> {
+        if self.reserve == 0 {
+            return Ok(());
+        }
+        let disk = rustix::fs::fstatvfs(&self.root)
+            .map_err(|error| StoreError::new("measuring the disk for", key, error))?;
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        if free < self.reserve.saturating_add(needed) {
+            return Err(StoreError::Reserve { free, needed, reserve: self.reserve });
+        }
+        Ok(())
+    }
+}
