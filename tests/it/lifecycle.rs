@@ -100,9 +100,9 @@ fn all_problems_of_the_configuration_are_told_at_once_with_status_64() {
 async fn in_process()
 -> (std::net::SocketAddr, CancellationToken, tokio::task::JoinHandle<Drained>, Scratch) {
     let scratch = Scratch::new();
-    let store = FsStore::open(&scratch.join("cache")).expect("the store can be opened");
+    let store = FsStore::open(&scratch.join("cache"), 0).expect("the store can be opened");
     let config = Config::from_vars([]).expect("the defaults are right");
-    let cache = Cache::new(Arc::new(store), config.cache_info);
+    let cache = Cache::new(Arc::new(store), config.cache_info, config.admission);
     let app = nix_stored::http::app(Arc::new(cache), config.users.access(true));
     let listen = Listen::Tcp("127.0.0.1:0".to_owned());
     let listener = Listener::bind(&listen).await.expect("a free port");

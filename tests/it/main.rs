@@ -14,6 +14,8 @@ mod access;
 mod reading;
 /// PUT.
 mod uploading;
+/// What an upload must be to be taken.
+mod admission;
 
 /// What no decent client sends.
 mod bad_input;

@@ -41,8 +41,9 @@ impl TestCache {
             vars.iter().map(|(name, value)| (format!("NIX_STORED_{name}"), (*value).to_owned()));
         let config = Config::from_vars(vars).expect("the test's configuration is right");
         let scratch = Scratch::new();
-        let store = FsStore::open(&scratch.join("cache")).expect("the store can be opened");
-        let cache = Cache::new(Arc::new(store), config.cache_info);
+        let store = FsStore::open(&scratch.join("cache"), config.min_free_space)
+            .expect("the store can be opened");
+        let cache = Cache::new(Arc::new(store), config.cache_info, config.admission);
         Self { app: app(Arc::new(cache), config.users.access(local)), scratch }
     }
 

@@ -7,6 +7,7 @@ pub mod daemon;
 pub mod fixture;
 pub mod nix;
 pub mod objects;
+pub mod packing;
 pub mod paths;
 pub mod scratch;
 pub mod tree;
