@@ -98,7 +98,7 @@ impl Cache {
                 Some(looked) => Some(Facts { file_size, unpacked: looked? }),
                 None => None,
             };
-            arrived.upload.map_or(Ok(()), |upload| upload.commit())?;
+            arrived.upload.map_or(Ok(()), super::super::store::Upload::commit)?;
             Ok(facts)
         })
         .await

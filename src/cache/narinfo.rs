@@ -123,8 +123,13 @@ impl Cache {
         }
         let list = |names: Vec<&str>| names.join(", ");
         Err(PutError::Signature {
-            trusted: list(keys.iter().map(|key| key.name()).collect()),
-            found: list(info.signatures.iter().map(|signature| signature.key_name()).collect()),
+            trusted: list(keys.iter().map(super::super::nix::signature::PublicKey::name).collect()),
+            found: list(
+                info.signatures
+                    .iter()
+                    .map(super::super::nix::signature::Signature::key_name)
+                    .collect(),
+            ),
         })
     }
 }
