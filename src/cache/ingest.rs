@@ -101,7 +101,7 @@ pub(super) async fn side_file(
         if plain {
             let arrived = Incoming::new(chunks, Some(upload), limit).arrive()?;
             check_length(declared, arrived.length)?;
-            return Ok(arrived.upload.map_or(Ok(()), super::super::store::Upload::commit)?);
+            return Ok(arrived.upload.map_or(Ok(()), Upload::commit)?);
         }
         let mut incoming = Incoming::new(chunks, None, limit);
         let decoded = decode_into(upload, encoding, &mut incoming, limit.min(DECODED_LIMIT));

@@ -2,6 +2,7 @@
 //! below it.
 
 mod error;
+mod hot;
 mod incoming;
 mod ingest;
 mod nar;
@@ -19,8 +20,9 @@ pub use unpack::UnpackError;
 
 use crate::config::Admission;
 use crate::nix::cache_path::NarName;
-use crate::nix::{CacheInfo, CachePath, Compression, Sha256Hash};
+use crate::nix::{CacheInfo, CachePath, Compression, Sha256Hash, StorePathHash};
 use crate::store::{Content, Metadata, Object, Store};
+use hot::{Found, Hot};
 
 /// A binary cache: objects in a store, and what may become one.
 pub struct Cache {
@@ -29,6 +31,7 @@ pub struct Cache {
     /// `nix-cache-info` as it is served, made once.
     info_object: (Metadata, Bytes),
     admission: Admission,
+    hot: Hot,
     /// What is known of NARs whose narinfo may come soon.
     facts: quick_cache::sync::Cache<NarName, nar::Facts>,
     /// Who may unpack.
@@ -60,13 +63,14 @@ impl Cache {
         let metadata = Metadata {
             size: text.len() as u64,
             modified: std::time::SystemTime::now(),
-            version: Sha256Hash::of(&text).to_nix32(),
+            etag: format!("\"{}\"", Sha256Hash::of(&text).to_nix32()).into(),
         };
         Self {
             store,
             info,
             info_object: (metadata, text),
             admission,
+            hot: Hot::new(),
             facts: quick_cache::sync::Cache::new(FACTS),
             unpackers: Arc::new(Semaphore::new(UNPACKERS)),
             turns: std::array::from_fn(|_| Mutex::new(())),
@@ -77,7 +81,9 @@ impl Cache {
     pub async fn head(&self, path: &CachePath) -> Result<Option<Metadata>, GetError> {
         match path {
             CachePath::CacheInfo => Ok(Some(self.info_object.0.clone())),
-            CachePath::DebugInfo(_) => Ok(self.get(path).await?.map(|object| object.metadata)),
+            CachePath::NarInfo(_) | CachePath::DebugInfo(_) => {
+                Ok(self.get(path).await?.map(|object| object.metadata))
+            }
             _ => Ok(self.store.head(path).await?),
         }
     }
@@ -89,6 +95,7 @@ impl Cache {
                 let (metadata, text) = self.info_object.clone();
                 Ok(Some(Object { metadata, content: Content::Bytes(text) }))
             }
+            CachePath::NarInfo(hash) => self.get_narinfo(path, hash).await,
             CachePath::DebugInfo(_) => {
                 let Some(object) = self.store.get(path).await? else {
                     return Ok(None);
@@ -97,6 +104,31 @@ impl Cache {
             }
             _ => Ok(self.store.get(path).await?),
         }
+    }
+
+    async fn get_narinfo(
+        &self,
+        path: &CachePath,
+        hash: &StorePathHash,
+    ) -> Result<Option<Object>, GetError> {
+        match self.hot.get(hash) {
+            Some(Found::Fresh(object)) => return Ok(Some(object)),
+            Some(Found::Stale(metadata)) => {
+                if self.store.head(path).await?.as_ref() == Some(&metadata)
+                    && let Some(object) = self.hot.renew(hash)
+                {
+                    return Ok(Some(object));
+                }
+                self.hot.forget(hash);
+            }
+            None => {}
+        }
+        let ticket = self.hot.ticket(hash);
+        let object = self.store.get(path).await?;
+        if let Some(object) = &object {
+            self.hot.insert(*hash, object, ticket);
+        }
+        Ok(object)
     }
 
     /// Takes an object from a client. `declared` is the length that the client announced, `encoding`

@@ -40,7 +40,7 @@ impl Cache {
                 if !merge_signatures(&mut ours, &info) {
                     return Ok(Taken::Again);
                 }
-                self.store.put(&path, ours.to_string().into()).await?;
+                self.publish(hash, &ours).await?;
                 return Ok(Taken::Again);
             }
             if ours.nar_hash != info.nar_hash {
@@ -51,12 +51,20 @@ impl Cache {
                 );
             }
             self.admit(&mut info).await?;
-            self.store.put(&path, info.to_string().into()).await?;
+            self.publish(hash, &info).await?;
             return Ok(Taken::Again);
         }
         self.admit(&mut info).await?;
-        self.store.put(&path, info.to_string().into()).await?;
+        self.publish(hash, &info).await?;
         Ok(Taken::New)
+    }
+
+    async fn publish(&self, hash: StorePathHash, info: &NarInfo) -> Result<(), PutError> {
+        let text = info.to_string().into();
+        let put = self.store.put(&CachePath::NarInfo(hash), text).await;
+        // Even where it failed, nobody knows how far it came.
+        self.hot.forget(&hash);
+        Ok(put?)
     }
 
     /// The narinfo at `path`, if there is one that can be read. One that cannot is as good as none:

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use http_body_util::BodyExt;
 
+use super::origin::LendFile;
 use crate::cache::BodyError;
 use crate::store::Content;
 use crate::store::fs::read::read_chunk;
@@ -22,16 +23,32 @@ pub const BODY_IDLE: Duration = Duration::from_secs(60);
 /// How much of a file is read at a time where it is not sent from the file itself.
 const READ_CHUNK: u64 = 256 * 1024;
 
-/// The body of an answer: `range` of `content`.
-pub fn outgoing(content: Content, range: Range<u64>) -> Body {
+/// The body of an answer: `range` of an object of `size` bytes. A connection that can sends it
+/// straight from its file.
+pub fn outgoing(
+    content: Content,
+    size: u64,
+    range: Range<u64>,
+    files: Option<&dyn LendFile>,
+) -> Body {
+    // Both ends lie within the bytes, whose length is the object's size.
+    let slice = |bytes: Bytes| Body::from(bytes.slice(range.start as usize..range.end as usize));
     match content {
-        // Both ends lie within the bytes, whose length is the object's size.
-        Content::Bytes(bytes) => Body::from(bytes.slice(range.start as usize..range.end as usize)),
-        Content::File(file) => Body::new(BodyExt::boxed_unsync(sized::Sized::new(
-            chunks(file, range.clone()),
-            range.end - range.start,
-        ))),
+        Content::Bytes(bytes) => slice(bytes),
+        Content::File(file) => {
+            let lent = match files {
+                Some(files) => files.lend(file, size),
+                None => Err(file),
+            };
+            lent.map_or_else(|file| read(file, range.clone()), slice)
+        }
     }
+}
+
+/// A body that is read as it is sent.
+fn read(file: File, range: Range<u64>) -> Body {
+    let length = range.end - range.start;
+    Body::new(BodyExt::boxed_unsync(sized::Sized::new(chunks(file, range), length)))
 }
 
 fn chunks(file: File, range: Range<u64>) -> impl Stream<Item = std::io::Result<Bytes>> {

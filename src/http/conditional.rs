@@ -24,8 +24,8 @@ pub enum Selection {
 
 /// The strong entity tag of an object.
 pub fn etag(metadata: &Metadata) -> HeaderValue {
-    HeaderValue::try_from(format!("\"{}\"", metadata.version))
-        .expect("a version has only visible characters")
+    HeaderValue::from_maybe_shared(metadata.etag.clone())
+        .expect("an entity tag has only visible characters")
 }
 
 /// Decides what is sent. A `Range` that cannot be understood, that names several ranges, or that an
@@ -51,7 +51,7 @@ fn is_not_modified(request: &HeaderMap, metadata: &Metadata) -> bool {
         return request
             .get_all(header::IF_NONE_MATCH)
             .iter()
-            .any(|value| value.to_str().is_ok_and(|tags| lists(tags, &metadata.version)));
+            .any(|value| value.to_str().is_ok_and(|tags| lists(tags, &metadata.etag)));
     }
     text(request, header::IF_MODIFIED_SINCE)
         .and_then(|date| httpdate::parse_http_date(date).ok())
@@ -59,17 +59,18 @@ fn is_not_modified(request: &HeaderMap, metadata: &Metadata) -> bool {
 }
 
 /// Whether a list of entity tags has this one; weakness does not matter for a read.
-fn lists(tags: &str, version: &str) -> bool {
-    tags.split(',').map(str::trim).map(|tag| tag.strip_prefix("W/").unwrap_or(tag)).any(|tag| {
-        tag == "*" || tag.strip_prefix('"').and_then(|t| t.strip_suffix('"')) == Some(version)
-    })
+fn lists(tags: &str, etag: &[u8]) -> bool {
+    tags.split(',')
+        .map(str::trim)
+        .map(|tag| tag.strip_prefix("W/").unwrap_or(tag))
+        .any(|tag| tag == "*" || tag.as_bytes() == etag)
 }
 
 /// `If-Range` needs the same strong tag or the very same date (section 13.1.5).
 fn if_range_holds(request: &HeaderMap, metadata: &Metadata) -> bool {
     match text(request, header::IF_RANGE) {
         None => !request.contains_key(header::IF_RANGE),
-        Some(tag) if tag.starts_with('"') => tag.trim_matches('"') == metadata.version,
+        Some(tag) if tag.starts_with('"') => tag.as_bytes() == metadata.etag,
         Some(date) => httpdate::parse_http_date(date)
             .is_ok_and(|date| date == whole_seconds(metadata.modified)),
     }
@@ -134,7 +135,7 @@ mod tests {
         Metadata {
             size: 1000,
             modified: SystemTime::UNIX_EPOCH + Duration::new(1_000_000, 5),
-            version: "abc".to_owned(),
+            etag: "\"abc\"".into(),
         }
     }
 

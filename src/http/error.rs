@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use axum::body::Body;
+use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{Response, StatusCode};
 use thiserror::Error;
@@ -105,13 +106,15 @@ impl HttpError {
     }
 
     /// The line that the client gets: what went wrong inside is for the log only.
-    fn line(&self) -> String {
+    fn line(&self) -> Bytes {
         let status = self.status();
-        if status.is_server_error() {
+        if matches!(self, Self::Absent) {
+            Bytes::from_static(b"this cache does not have it\n")
+        } else if status.is_server_error() {
             let phrase = status.canonical_reason().unwrap_or("error");
-            format!("{phrase}; the cache's log has the reason\n")
+            format!("{phrase}; the cache's log has the reason\n").into()
         } else {
-            format!("{self}\n")
+            format!("{self}\n").into()
         }
     }
 
@@ -145,7 +148,10 @@ impl HttpError {
             }
             _ => {}
         }
-        response.extensions_mut().insert(Arc::new(self));
+        if !matches!(self, Self::Absent) {
+            // A plain miss explains itself, and is most of what a cache answers.
+            response.extensions_mut().insert(Arc::new(self));
+        }
         response
     }
 }

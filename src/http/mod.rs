@@ -6,8 +6,10 @@ pub mod conditional;
 mod error;
 mod objects;
 mod observe;
+mod origin;
 mod router;
 
 pub use authorize::AuthorizeLayer;
-pub use observe::{ObserveLayer, Peer};
+pub use observe::ObserveLayer;
+pub use origin::{LendFile, Origin, Peer};
 pub use router::{App, app};

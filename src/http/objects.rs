@@ -11,6 +11,7 @@ use http::{Request, Response, StatusCode};
 use super::body;
 use super::conditional::{self, Selection};
 use super::error::HttpError;
+use super::origin::Origin;
 use crate::cache::{Cache, Taken};
 use crate::nix::{CachePath, Compression};
 use crate::store::{Metadata, Object};
@@ -23,7 +24,7 @@ pub async fn get(State(cache): State<Arc<Cache>>, request: Request<Body>) -> Res
     let answer = async {
         let path = readable(&request)?;
         let object = cache.get(&path).await?.ok_or(HttpError::Absent)?;
-        whole_or_part(&path, object, &request.headers)
+        whole_or_part(&path, object, &request)
     };
     or_error(answer.await, &request)
 }
@@ -92,11 +93,12 @@ fn or_error(answer: Answer, request: &Parts) -> Response<Body> {
     answer.unwrap_or_else(|error| error.into_response(request.uri.path()))
 }
 
-fn whole_or_part(path: &CachePath, object: Object, request: &HeaderMap) -> Answer {
+fn whole_or_part(path: &CachePath, object: Object, request: &Parts) -> Answer {
     let Object { metadata, content } = object;
-    let (mut response, range) = head_of_answer(path, &metadata, request)?;
+    let (mut response, range) = head_of_answer(path, &metadata, &request.headers)?;
     if response.status() != StatusCode::NOT_MODIFIED {
-        *response.body_mut() = body::outgoing(content, range);
+        let files = request.extensions.get().and_then(|origin: &Origin| origin.files.as_deref());
+        *response.body_mut() = body::outgoing(content, metadata.size, range, files);
     }
     Ok(response)
 }

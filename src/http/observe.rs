@@ -3,8 +3,6 @@
 //! Uploads, refusals and errors are logged from `info` on; successful reads and plain misses at
 //! `debug`, because a busy cache would drown the journal.
 
-use std::fmt;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
@@ -12,6 +10,7 @@ use std::time::Instant;
 
 use axum::body::Body;
 use bytes::Bytes;
+use http::header::AUTHORIZATION;
 use http::{Extensions, HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use pin_project_lite::pin_project;
@@ -20,35 +19,7 @@ use tower_service::Service;
 use tracing::Level;
 
 use super::error::HttpError;
-
-/// Where a request came from, put into its extensions by the listener.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Peer {
-    /// A TCP connection from here.
-    Tcp(SocketAddr),
-    /// A unix socket.
-    Unix,
-}
-
-impl Peer {
-    /// Whether this is the machine itself: then it may be a reverse proxy, and what it says about
-    /// its own client is worth logging.
-    fn is_local(self) -> bool {
-        match self {
-            Self::Tcp(address) => address.ip().is_loopback(),
-            Self::Unix => true,
-        }
-    }
-}
-
-impl fmt::Display for Peer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(address) => address.fmt(f),
-            Self::Unix => f.write_str("unix"),
-        }
-    }
-}
+use super::origin::{Origin, Peer};
 
 /// Who a request is from. `observe` puts the empty slot into a request, `authorize` fills it.
 #[derive(Debug, Clone)]
@@ -100,13 +71,16 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let user = UserSlot::default();
-        request.extensions_mut().insert(Arc::clone(&user));
+        // Only who sends credentials can turn out to be somebody.
+        let user = request.headers().contains_key(AUTHORIZATION).then(UserSlot::default);
+        if let Some(user) = &user {
+            request.extensions_mut().insert(Arc::clone(user));
+        }
         let record = Record {
             begun: Instant::now(),
             method: request.method().clone(),
             uri: request.uri().clone(),
-            peer: request.extensions().get::<Peer>().copied(),
+            peer: request.extensions().get::<Origin>().map(|origin| origin.peer),
             forwarded_for: forwarded_for(&request),
             uploaded: content_length(request.headers()),
             user,
@@ -116,7 +90,7 @@ where
 }
 
 fn forwarded_for<B>(request: &Request<B>) -> Option<String> {
-    request.extensions().get::<Peer>().filter(|peer| peer.is_local())?;
+    request.extensions().get::<Origin>().filter(|origin| origin.peer.is_local())?;
     let value = request.headers().get("x-forwarded-for")?;
     Some(value.to_str().ok()?.chars().take(200).collect())
 }
@@ -165,7 +139,7 @@ struct Record {
     peer: Option<Peer>,
     forwarded_for: Option<String>,
     uploaded: Option<u64>,
-    user: UserSlot,
+    user: Option<UserSlot>,
 }
 
 /// How it ended. Logged when the body of the answer has been sent or given up.
@@ -246,7 +220,7 @@ impl Outcome {
                 sent: self.sent,
                 received: record.uploaded.filter(|_| uploads),
                 duration_ms: record.begun.elapsed().as_micros() as f64 / 1000.0,
-                user: record.user.get().map(|user| &*user.0),
+                user: record.user.as_ref().and_then(|slot| slot.get()).map(|user| &*user.0),
                 client: client.as_deref(),
                 forwarded_for: record.forwarded_for.as_deref(),
                 reason: reason.as_deref(),

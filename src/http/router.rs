@@ -18,14 +18,14 @@ pub type App = Observe<Authorize<Router>>;
 
 /// Serves `cache` to those whom `access` lets.
 pub fn app(cache: Arc<Cache>, access: Access) -> App {
-    // One route for every name: `CachePath` is the grammar, and parses a name once. The layers are
-    // around the router and not inside, because axum boxes what is inside, once a layer.
-    let objects =
-        get(objects::get).head(objects::head).put(objects::put).fallback(objects::other_method);
-    let router = Router::new()
-        .route("/", objects.clone())
-        .route("/{*path}", objects)
-        .layer(CatchPanicLayer::new())
+    // Every name goes the same way: `CachePath` is the grammar, and parses it once. As a fallback it
+    // does not pay for captures that nobody reads. The layers are around the router and not inside,
+    // because axum boxes what is inside, once a layer.
+    let objects = get(objects::get)
+        .head(objects::head)
+        .put(objects::put)
+        .fallback(objects::other_method)
         .with_state(cache);
+    let router = Router::new().fallback_service(objects).layer(CatchPanicLayer::new());
     ServiceBuilder::new().layer(ObserveLayer).layer(AuthorizeLayer::new(access)).service(router)
 }

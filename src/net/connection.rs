@@ -21,7 +21,8 @@ use tracing::{debug, info};
 use super::activity::{Activity, Working};
 use super::io::Watched;
 use super::listener::Stream;
-use crate::http::{App, Peer};
+use super::sendfile::Lent;
+use crate::http::{App, Origin, Peer};
 
 /// The head of a request must fit in here, and no chunk of a body is larger.
 const BUFFER: usize = 64 * 1024;
@@ -36,8 +37,10 @@ const LINGER_BYTES: usize = 16 * 1024 * 1024;
 /// that it is in has been answered.
 pub async fn serve(stream: Stream, peer: Peer, app: App, draining: CancellationToken) {
     let activity = Activity::new();
-    let io = TokioIo::new(Watched::new(stream, Arc::clone(&activity)));
-    let service = Requests { app, peer, activity: Arc::clone(&activity) };
+    let lent = Arc::new(Lent::default());
+    let io = TokioIo::new(Watched::new(stream, Arc::clone(&activity), Arc::clone(&lent)));
+    let origin = Origin { peer, files: Some(Arc::new(lent)) };
+    let service = Requests { app, origin, activity: Arc::clone(&activity) };
     let mut connection = http1::Builder::new().max_buf_size(BUFFER).serve_connection(io, service);
 
     let ended = {
@@ -67,7 +70,7 @@ pub async fn serve(stream: Stream, peer: Peer, app: App, draining: CancellationT
 /// The requests of one connection.
 struct Requests {
     app: App,
-    peer: Peer,
+    origin: Origin,
     activity: Arc<Activity>,
 }
 
@@ -78,7 +81,7 @@ impl Service<Request<Incoming>> for Requests {
 
     fn call(&self, mut request: Request<Incoming>) -> Answer {
         let working = self.activity.work();
-        request.extensions_mut().insert(self.peer);
+        request.extensions_mut().insert(self.origin.clone());
         let inner = self.app.clone().call(request.map(Body::new));
         Answer { inner, working: Some(working) }
     }

@@ -1,42 +1,127 @@
-//! The stream of a connection, watched.
+//! The stream of a connection: watched, and able to send files.
 
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use rustix::fd::AsFd;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::task::JoinHandle;
 
 use super::activity::Activity;
 use super::listener::Stream;
+use super::sendfile::{Lent, Piece};
 
-/// A stream that tells its connection's [`Activity`] of every byte.
+/// A stream that tells its connection's [`Activity`] of every byte, and sends what is [`Lent`] from
+/// its file.
 #[derive(Debug)]
 pub struct Watched {
     stream: Stream,
     activity: Arc<Activity>,
+    lent: Arc<Lent>,
+    /// Whether the kernel holds back packets that are not full, so that the head of an answer and
+    /// the beginning of a file travel together, and the client is woken once for both.
+    corked: bool,
+    /// The addresses of the piece that was last found or put in the page cache, and the work of
+    /// putting it there.
+    cached: Range<usize>,
+    reading_ahead: Option<JoinHandle<()>>,
 }
 
 impl Watched {
-    pub fn new(stream: Stream, activity: Arc<Activity>) -> Self {
-        Self { stream, activity }
+    pub fn new(stream: Stream, activity: Arc<Activity>, lent: Arc<Lent>) -> Self {
+        Self { stream, activity, lent, corked: false, cached: 0..0, reading_ahead: None }
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let Some(at) = bufs.iter().position(|buf| !buf.is_empty()) else {
+            return Poll::Ready(Ok(0));
+        };
+        let bufs = &bufs[at..];
+        if let Some(mut piece) = self.lent.find(&bufs[0]) {
+            ready!(self.poll_cached(cx, &mut piece, bufs[0].as_ptr().addr()));
+            self.cork(true);
+            let sent = ready!(self.stream.poll_send_piece(cx, &piece))?;
+            if sent == bufs[0].len() {
+                self.cork(false);
+            }
+            return Poll::Ready(Ok(sent));
+        }
+        let plain = bufs.iter().position(|buf| self.lent.find(buf).is_some()).unwrap_or(bufs.len());
+        if plain < bufs.len() {
+            self.cork(true);
+        }
+        // The head of another answer, whose file may be lent at the addresses of the last one.
+        self.cached = 0..0;
+        self.stream.poll_write_vectored(cx, &bufs[..plain])
+    }
+
+    /// Waits until `piece`, which is lent at `address`, can be sent without waiting for a disk, and
+    /// shortens it to what can.
+    fn poll_cached(&mut self, cx: &mut Context<'_>, piece: &mut Piece, address: usize) -> Poll<()> {
+        if self.reading_ahead.is_none() {
+            if self.cached.contains(&address) {
+                // What was asked for once is not asked for again after every part that left.
+                piece.truncate(self.cached.end - address);
+                return Poll::Ready(());
+            }
+            self.cached = address..address + piece.len();
+            if piece.is_cached() {
+                return Poll::Ready(());
+            }
+            let piece = piece.clone();
+            self.reading_ahead = Some(tokio::task::spawn_blocking(move || piece.read_ahead()));
+        }
+        if let Some(reading) = &mut self.reading_ahead {
+            // Should it have failed, sending fails too, and says why.
+            let _ = ready!(Pin::new(reading).poll(cx));
+            self.reading_ahead = None;
+        }
+        Poll::Ready(())
+    }
+
+    fn cork(&mut self, corked: bool) {
+        if let (Stream::Tcp(stream), true) = (&self.stream, self.corked != corked) {
+            // Only advice.
+            let _ = rustix::net::sockopt::set_tcp_cork(stream, corked);
+            self.corked = corked;
+        }
     }
 }
 
-/// The one `match` over the kinds of streams.
-macro_rules! with_stream {
-    ($self:ident, $stream:ident => $do:expr) => {
-        match &mut $self.stream {
-            Stream::Tcp(stream) => {
-                let $stream = Pin::new(stream);
-                $do
-            }
-            Stream::Unix(stream) => {
-                let $stream = Pin::new(stream);
-                $do
+impl Stream {
+    fn poll_write_vectored(
+        &mut self,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn poll_send_piece(&self, cx: &mut Context<'_>, piece: &Piece) -> Poll<io::Result<usize>> {
+        loop {
+            let sent = match self {
+                Self::Tcp(stream) => {
+                    ready!(stream.poll_write_ready(cx))?;
+                    stream.try_io(Interest::WRITABLE, || piece.send(stream.as_fd()))
+                }
+                Self::Unix(stream) => {
+                    ready!(stream.poll_write_ready(cx))?;
+                    stream.try_io(Interest::WRITABLE, || piece.send(stream.as_fd()))
+                }
+            };
+            match sent {
+                // The readiness was out of date, and is forgotten by now.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                sent => return Poll::Ready(sent),
             }
         }
-    };
+    }
 }
 
 impl AsyncRead for Watched {
@@ -46,7 +131,10 @@ impl AsyncRead for Watched {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        let read = with_stream!(self, stream => stream.poll_read(cx, buf));
+        let read = match &mut self.stream {
+            Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+        };
         if buf.filled().len() > before {
             self.activity.read();
         }
@@ -56,13 +144,11 @@ impl AsyncRead for Watched {
 
 impl AsyncWrite for Watched {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let wrote = ready!(with_stream!(self, stream => stream.poll_write(cx, buf)));
-        self.activity.wrote();
-        Poll::Ready(wrote)
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
     }
 
     fn poll_write_vectored(
@@ -70,7 +156,11 @@ impl AsyncWrite for Watched {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let wrote = ready!(with_stream!(self, stream => stream.poll_write_vectored(cx, bufs)));
+        let wrote = if self.lent.is_empty() {
+            ready!(self.stream.poll_write_vectored(cx, bufs))
+        } else {
+            ready!(self.poll_send(cx, bufs))
+        };
         self.activity.wrote();
         Poll::Ready(wrote)
     }
@@ -79,11 +169,15 @@ impl AsyncWrite for Watched {
         true
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        with_stream!(self, stream => stream.poll_flush(cx))
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Sockets have nothing to flush.
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        with_stream!(self, stream => stream.poll_shutdown(cx))
+        match &mut self.stream {
+            Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
     }
 }

@@ -4,6 +4,7 @@ mod activity;
 mod connection;
 mod io;
 mod listener;
+mod sendfile;
 mod server;
 
 pub use listener::Listener;

@@ -62,8 +62,8 @@ pub struct Metadata {
     pub size: u64,
     /// When it was written.
     pub modified: SystemTime,
-    /// A text that changes whenever the object does, fit for an `ETag`: no quotes, never empty.
-    pub version: String,
+    /// A strong entity tag, with its quotes: it changes whenever the object does.
+    pub etag: Bytes,
 }
 
 /// An object as it is found in a store.

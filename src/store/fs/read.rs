@@ -115,7 +115,7 @@ fn metadata(stat: &Stat) -> Metadata {
         modified: SystemTime::UNIX_EPOCH + Duration::new(seconds.max(0) as u64, nanos as u32),
         // Replacing goes by rename, so a new object has a new inode even within one tick of the
         // file system's clock.
-        version: format!("{:x}-{:x}-{seconds:x}.{nanos:x}", stat.st_ino, stat.st_size),
+        etag: format!("\"{:x}-{:x}-{seconds:x}.{nanos:x}\"", stat.st_ino, stat.st_size).into(),
     }
 }
 

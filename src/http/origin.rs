@@ -1,0 +1,53 @@
+//! Where a request comes from.
+
+use std::fmt;
+use std::fs::File;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+/// The connection of a request, put into its extensions by who accepted it.
+#[derive(Clone)]
+pub struct Origin {
+    /// The other end.
+    pub peer: Peer,
+    /// How the connection sends files, if it can send them as they are.
+    pub files: Option<Arc<dyn LendFile>>,
+}
+
+/// A connection that can send a file without its bytes passing through the program.
+pub trait LendFile: Send + Sync {
+    /// The whole file as bytes that are good for nothing but to be sent on this connection, or the
+    /// file back. It is `size` bytes long.
+    fn lend(&self, file: File, size: u64) -> Result<Bytes, File>;
+}
+
+/// The other end of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    /// A TCP connection from here.
+    Tcp(SocketAddr),
+    /// A unix socket.
+    Unix,
+}
+
+impl Peer {
+    /// Whether this is the machine itself: then it may be a reverse proxy, and what it says about
+    /// its own client is worth logging.
+    pub fn is_local(self) -> bool {
+        match self {
+            Self::Tcp(address) => address.ip().is_loopback(),
+            Self::Unix => true,
+        }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix => f.write_str("unix"),
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! How objects leave: files straight from the kernel, hot narinfos from memory, each right to the
+//! byte.
+
+use std::time::{Duration, Instant};
+
+use crate::support::cache::TestCache;
+use crate::support::daemon::Daemon;
+use crate::support::objects::{Sample, sample};
+use crate::support::wire::Wire;
+
+fn numbered(number: u8, size: u32) -> Sample {
+    let contents: Vec<u8> =
+        (0..size).map(|at| (at / 5 + at * 11 + u32::from(number)) as u8).collect();
+    sample(number, &contents)
+}
+
+fn upload(daemon: &Daemon, sample: &Sample) {
+    assert_eq!(Wire::to(daemon).request("PUT", &sample.nar_path, &sample.nar).status, 201);
+}
+
+#[test]
+fn answers_on_one_connection_do_not_mix_whatever_their_size() {
+    let daemon = Daemon::start();
+    // Below and above what is read at once, what a socket takes, and what is sent at a time.
+    let samples: Vec<Sample> = [10, 30_000, 40_000, 300_000, 1_048_576, 5_000_000, 40_001]
+        .iter()
+        .zip(1..)
+        .map(|(size, number)| numbered(number, *size))
+        .collect();
+    for sample in &samples {
+        upload(&daemon, sample);
+    }
+    let mut wire = Wire::to(&daemon);
+    for _ in 0..3 {
+        // All at once: the next request is there before the last answer has left.
+        for sample in &samples {
+            wire.send(&format!("GET {} HTTP/1.1\r\nHost: x\r\n\r\n", sample.nar_path));
+            let range = sample.nar.len() / 3;
+            wire.send(&format!(
+                "GET {} HTTP/1.1\r\nHost: x\r\nRange: bytes={range}-\r\n\r\n",
+                sample.nar_path
+            ));
+            wire.send("GET /nix-cache-info HTTP/1.1\r\nHost: x\r\n\r\n");
+        }
+        for sample in &samples {
+            let whole = wire.answer();
+            assert!(whole.status == 200 && whole.body == sample.nar);
+            let part = wire.answer();
+            assert!(part.status == 206 && part.body == sample.nar[sample.nar.len() / 3..]);
+            assert!(wire.answer().text().starts_with("StoreDir"));
+        }
+    }
+}
+
+#[test]
+fn a_large_nar_leaves_without_passing_through_the_program() {
+    let daemon = Daemon::start();
+    let sample = numbered(1, 50_000_000);
+    upload(&daemon, &sample);
+    let mut wire = Wire::to(&daemon);
+    wire.send(&format!("GET {} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", sample.nar_path));
+    assert_eq!(wire.head().status, 200);
+    // More than a socket takes is still to be sent, so the file is lent, as a map without a page.
+    let maps = std::fs::read_to_string(format!("/proc/{}/smaps", daemon.pid().as_raw_nonzero()));
+    let maps = maps.expect("the daemon is there");
+    let (_, map) = maps.split_once(&sample.nar_path).expect("the file is mapped");
+    let resident = map.lines().find_map(|line| line.strip_prefix("Rss:")).expect("it is counted");
+    assert_eq!(resident.trim(), "0 kB");
+    assert!(wire.rest() == sample.nar);
+}
+
+#[test]
+fn a_client_that_reads_slowly_gets_all_and_keeps_nobody_waiting() {
+    let daemon = Daemon::start();
+    let sample = numbered(1, 20_000_000);
+    upload(&daemon, &sample);
+    let mut slow = Wire::to(&daemon);
+    slow.send(&format!("GET {} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", sample.nar_path));
+    assert_eq!(slow.head().status, 200);
+    for _ in 0..3 {
+        assert!(Wire::to(&daemon).request("GET", &sample.nar_path, b"").body == sample.nar);
+    }
+    assert!(slow.rest() == sample.nar);
+}
+
+#[test]
+fn a_client_that_goes_away_frees_the_file() {
+    let daemon = Daemon::start();
+    let sample = numbered(1, 20_000_000);
+    upload(&daemon, &sample);
+    let maps = || {
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", daemon.pid().as_raw_nonzero()));
+        maps.expect("the daemon is there").matches(&sample.nar_path).count()
+    };
+    let mut wire = Wire::to(&daemon);
+    wire.send(&format!("GET {} HTTP/1.1\r\nHost: x\r\n\r\n", sample.nar_path));
+    assert_eq!(wire.head().status, 200);
+    assert_eq!(maps(), 1);
+    drop(wire);
+    daemon.wait_until("the map is gone", || maps() == 0);
+}
+
+#[tokio::test]
+async fn a_hot_narinfo_is_never_older_than_our_own_last_change() {
+    let cache = TestCache::new();
+    let sample = sample(1, b"x");
+    cache.put(&sample.nar_path, sample.nar.clone()).await.is(201);
+    cache.put(&sample.narinfo_path, sample.narinfo.clone()).await.is(201);
+    let zeros = format!("{}==", "A".repeat(86));
+    for number in 10..40 {
+        cache.get(&sample.narinfo_path).await.is(200);
+        let signed = format!("{}Sig: key-{number}:{zeros}\n", sample.narinfo);
+        cache.put(&sample.narinfo_path, signed).await.is(200);
+        cache.get(&sample.narinfo_path).await.says(&format!("key-{number}:"));
+    }
+}
+
+#[tokio::test]
+async fn what_another_process_changes_is_seen_within_a_second() {
+    let cache = TestCache::new();
+    let sample = sample(1, b"x");
+    let file = cache.dir().join(&sample.narinfo_path[1..]);
+    let replace = |text: &str| {
+        let staged = cache.dir().join("staged");
+        std::fs::write(&staged, text).expect("writable");
+        std::fs::rename(&staged, &file).expect("renamed");
+        Instant::now()
+    };
+    cache.get(&sample.narinfo_path).await.is(404);
+    replace("one\n");
+    cache.get(&sample.narinfo_path).await.is(200).says("one");
+    let changed = replace("two\n");
+    while cache.get(&sample.narinfo_path).await.text() != "two\n" {
+        assert!(changed.elapsed() < Duration::from_secs(3), "it is still the old one");
+        tokio::task::yield_now().await;
+    }
+    std::fs::remove_file(&file).expect("it is there");
+    let removed = Instant::now();
+    while cache.get(&sample.narinfo_path).await.status != 404 {
+        assert!(removed.elapsed() < Duration::from_secs(3), "it is still there");
+        tokio::task::yield_now().await;
+    }
+}
