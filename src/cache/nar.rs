@@ -14,7 +14,7 @@ use super::{BodyError, Cache, PutError, Taken};
 use crate::config::Verify;
 use crate::nix::cache_path::NarName;
 use crate::nix::{CachePath, Compression, Sha256Hash};
-use crate::store::{Content, Object};
+use crate::store::{Content, Object, Upload};
 
 /// What has been found out about a NAR. It is kept in memory under the NAR's name until the narinfo
 /// comes; as the name is a hash of the contents, it never becomes wrong.
@@ -98,7 +98,7 @@ impl Cache {
                 Some(looked) => Some(Facts { file_size, unpacked: looked? }),
                 None => None,
             };
-            arrived.upload.map_or(Ok(()), super::super::store::Upload::commit)?;
+            arrived.upload.map_or(Ok(()), Upload::commit)?;
             Ok(facts)
         })
         .await

@@ -12,6 +12,8 @@ mod layering;
 mod access;
 /// GET and HEAD.
 mod reading;
+/// How objects leave.
+mod sending;
 /// PUT.
 mod uploading;
 /// What an upload must be to be taken.
@@ -19,6 +21,8 @@ mod admission;
 
 /// What no decent client sends.
 mod bad_input;
+/// The disk is full, the power fails, the daemon is killed.
+mod durability;
 /// Start, slow clients, stop.
 mod lifecycle;
 /// The defects of the daemon that this one replaces, one test each.

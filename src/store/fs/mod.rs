@@ -15,6 +15,7 @@ mod space;
 mod staging;
 mod upload;
 
+use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -65,15 +66,13 @@ impl FsStore {
             move |source: io::Error| OpenError { doing, path: path.display().to_string(), source }
         };
         let nar = root.join("nar");
-        std::fs::create_dir_all(&nar).map_err(failed("cannot make the directory", nar))?;
+        make_durably(&nar).map_err(failed("cannot make the directory", nar))?;
         let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = rustix::fs::open(root, flags, Mode::empty())
             .map_err(io::Error::from)
             .map_err(failed("cannot open the directory", root.to_owned()))?;
         let folder = root.join(OWN_FOLDER).join("staging");
         let staging = Staging::open(&folder).map_err(failed("cannot prepare", folder))?;
-        // The directories made above must outlast a power cut as the objects in them do.
-        sync_directory(&fd).map_err(failed("cannot sync the directory", root.to_owned()))?;
         let path = root.to_owned();
         let root = Arc::new(fd);
         let staging = Arc::new(staging);
@@ -121,9 +120,11 @@ impl Store for FsStore {
             let (root, key) = (self.path.clone(), path.key());
             let moved = tokio::task::spawn_blocking(move || {
                 let folder = root.join(OWN_FOLDER).join("quarantine");
-                std::fs::create_dir_all(&folder)?;
-                let name = key.rsplit_once('/').map_or(key.as_str(), |(_, base)| base);
-                std::fs::rename(root.join(&key), folder.join(name))
+                make_durably(&folder)?;
+                let (from, name) = key.rsplit_once('/').unwrap_or((".", &key));
+                std::fs::rename(root.join(&key), folder.join(name))?;
+                // Or a power cut could bring it back.
+                File::open(root.join(from))?.sync_all()
             });
             let moved = moved.await.map_err(io::Error::other).and_then(|moved| moved);
             moved.map_err(|error| StoreError::new("putting aside", &path.key(), error))
@@ -135,6 +136,22 @@ impl Store for FsStore {
         let (space, committer) = (self.space.clone(), Arc::clone(&self.committer));
         let upload = FsUpload::begin(&self.staging, committer, space, path.key(), size)?;
         Ok(Box::new(upload))
+    }
+}
+
+/// Like `create_dir_all`, and each directory that is made is synced into its parent.
+fn make_durably(folder: &Path) -> io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let parent = match folder.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    make_durably(parent)?;
+    match std::fs::create_dir(folder) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => File::open(parent)?.sync_all(),
     }
 }
 

@@ -2,13 +2,17 @@
 //! live in.
 #![allow(dead_code, reason = "a toolbox: not every tool is in use at every time")]
 
+pub mod audit;
 pub mod cache;
 pub mod daemon;
+pub mod disk;
 pub mod fixture;
 pub mod nix;
+pub mod noise;
 pub mod objects;
 pub mod packing;
 pub mod paths;
 pub mod scratch;
+pub mod trace;
 pub mod tree;
 pub mod wire;

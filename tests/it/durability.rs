@@ -1,0 +1,15 @@
+//! Nothing false, nothing partial, nothing lost: the promises when everything around the daemon
+//! goes wrong.
+
+/// The disk is full.
+mod full_disk;
+/// Killed in the middle of uploads.
+mod kill;
+/// Large uploads and little memory.
+mod memory;
+/// What a trace of system calls must show.
+mod order;
+/// The power fails.
+mod power_cut;
+/// The disk takes nothing any more.
+mod read_only;

@@ -1,0 +1,285 @@
+//! The daemon is killed in the middle of uploads, and started again.
+//!
+//! The moment is random. A failing round prints its seed, and
+//! `NIX_STORED_TEST_KILL_SEED=<seed> NIX_STORED_TEST_KILL_ROUNDS=1` starts with it, though threads
+//! race as they like. The long run is
+//! `NIX_STORED_TEST_KILL_ROUNDS=200 cargo test --test it durability::kill`.
+
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::process::Stdio;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use nix_stored::nix::StorePathHash;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::support::audit::{assert_nothing_is_false, assert_nothing_is_staged, staging};
+use crate::support::daemon::{Daemon, requests};
+use crate::support::fixture::fixture;
+use crate::support::nix::{Nix, with_paths};
+use crate::support::noise::Noise;
+use crate::support::objects::{Sample, sample};
+use crate::support::scratch::{Leash, Scratch};
+use crate::support::wire::Wire;
+
+/// Connections that upload samples, besides those of Nix.
+const CONNECTIONS: usize = 4;
+
+/// A body goes out in pieces of this size, and the daemon may be killed after each.
+const PIECE: usize = 16 * 1024;
+
+/// Every other connection uploads samples of this length or more, up to twice that, so that there
+/// is nearly always an upload on its way; the others upload small ones.
+const LARGE: u64 = 300 * 1024;
+
+/// The daemon does not live to see more pieces and acknowledgements than this.
+const MOMENTS: u64 = 400;
+
+/// More samples than that are not uploaded in one life, even if each were one piece.
+const SAMPLES: usize = MOMENTS as usize + CONNECTIONS;
+
+#[test]
+fn a_daemon_that_was_killed_has_nothing_false_and_all_that_it_acknowledged() {
+    let number = |name: &str| -> Option<u64> {
+        let text = std::env::var(name).ok().filter(|text| !text.is_empty())?;
+        Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
+    };
+    let rounds = number("NIX_STORED_TEST_KILL_ROUNDS").unwrap_or(10);
+    let first = number("NIX_STORED_TEST_KILL_SEED").unwrap_or_else(Noise::seed_of_today);
+    let source = Source::new();
+    let mut total = Round::default();
+    for seed in (0..rounds).map(|round| first.wrapping_add(round)) {
+        let _told = SeedOfFailure(seed);
+        let round = kill_and_restart(seed, &source);
+        total.acknowledged += round.acknowledged;
+        total.torn += round.torn;
+    }
+    eprintln!("{rounds} rounds from seed {first}: {total:?}");
+    assert!(rounds == 0 || total.acknowledged > 0, "every kill came before the first upload");
+    // A kill may find nothing in the staging folder, and ten may. Fifty do not.
+    assert!(rounds < 50 || total.torn > 0, "no kill hit an upload on its way");
+}
+
+/// What came of one round, or of all.
+#[derive(Debug, Default)]
+struct Round {
+    /// Uploads that were acknowledged.
+    acknowledged: usize,
+    /// Uploads that the kill found in the staging folder.
+    torn: usize,
+}
+
+/// Says which round it was.
+struct SeedOfFailure(u64);
+
+impl Drop for SeedOfFailure {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("failed with NIX_STORED_TEST_KILL_SEED={}", self.0);
+        }
+    }
+}
+
+/// A store to copy from: a closure, small paths, a large one; the same in all rounds.
+struct Source {
+    nix: Nix,
+    paths: Vec<String>,
+}
+
+impl Source {
+    fn new() -> Self {
+        let nix = fixture().reader();
+        let shared = fixture().all();
+        nix.copy_from_store(&fixture().nix(), &shared);
+        let tiny = nix.add_tiny_files("kill", 12);
+        let large = nix.add_big_file(3);
+        let paths = nix.closure(&[shared, tiny, vec![large]].concat());
+        Self { nix, paths }
+    }
+}
+
+/// Who kills the daemon, and when.
+struct Trigger {
+    daemon: Pid,
+    moments_left: AtomicU64,
+}
+
+impl Trigger {
+    /// One more piece sent or answer read.
+    fn moment(&self) {
+        let left = self.moments_left.fetch_sub(1, Ordering::SeqCst);
+        if left == 1 {
+            kill_process(self.daemon, Signal::KILL).expect("the daemon is still there");
+        }
+    }
+}
+
+fn kill_and_restart(seed: u64, source: &Source) -> Round {
+    let mut noise = Noise::new(seed);
+    let scratch = Scratch::new();
+    let dir = scratch.join("cache");
+    let daemon = Daemon::builder().dir(&dir).start();
+    let address = daemon.url().trim_start_matches("http://").to_owned();
+    let trigger =
+        Trigger { daemon: daemon.pid(), moments_left: AtomicU64::new(1 + noise.below(MOMENTS)) };
+    let seeds: Vec<u64> = (0..CONNECTIONS).map(|_| noise.next()).collect();
+    // Nix has come so far when the others begin; or they are there first.
+    let nix_is_at = noise.below(source.paths.len() as u64 + 1) as usize;
+
+    let home = source.nix.fresh_home();
+    let mut nix = home.command("nix");
+    nix.args(with_paths(
+        &["copy", "--to", &format!("{}?compression=zstd", daemon.url())],
+        &source.paths,
+    ));
+    let mut nix = nix.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("Nix starts");
+    let leash = Leash::new(Pid::from_child(&nix));
+    let start = Barrier::new(CONNECTIONS + 1);
+    let acknowledged: Vec<Object> = std::thread::scope(|scope| {
+        let uploaders: Vec<_> = seeds
+            .into_iter()
+            .enumerate()
+            .map(|(number, seed)| {
+                let (trigger, start, address) = (&trigger, &start, &address);
+                let samples = Samples { noise: Noise::new(seed), large: number % 2 == 0 };
+                scope.spawn(move || upload_until_killed(samples, address, start, trigger))
+            })
+            .collect();
+        if let Some(path) = source.paths.get(nix_is_at) {
+            let hash_part = &path["/nix/store/".len()..][..32];
+            daemon.wait_for_log(&format!("/{hash_part}.narinfo"));
+        }
+        start.wait();
+        let joined = uploaders.into_iter().map(|one| one.join().expect("it only uploads"));
+        joined.flatten().collect()
+    });
+    // Dead before the last uploader heard of it, so this is no second kill. Nix dies with it, as
+    // its machine would.
+    let _ = nix.kill();
+    nix.wait().expect("Nix is a child of ours");
+    drop(leash);
+    let address_of_dead = daemon.url().to_owned();
+    let (status, log) = daemon.stop();
+    assert!(status.code().is_none(), "{address_of_dead} ended by itself, {status}:\n{log}");
+
+    let torn = staging(&dir).iter().filter(|name| !name.ends_with('/')).count();
+    // It is so even before the daemon is there again.
+    assert_nothing_is_false(&dir);
+    let daemon = Daemon::builder().dir(&dir).start();
+    assert_nothing_is_staged(&dir);
+    let narinfos = assert_nothing_is_false(&dir);
+    for object in &acknowledged {
+        let answer = Wire::to(&daemon).request("GET", &object.path, b"");
+        assert_eq!(answer.status, 200, "{} was acknowledged", object.path);
+        assert!(answer.body == object.bytes, "{} is not what was uploaded", object.path);
+    }
+    // What Nix was told is in the log.
+    let told = requests(&log);
+    let told = told.iter().filter(|one| one.method == "PUT" && one.status.starts_with('2'));
+    for request in told.filter(|request| request.path != "/nix-cache-info") {
+        let file = dir.join(&request.path[1..]);
+        assert!(file.exists(), "{} was acknowledged", request.path);
+    }
+
+    let again = source.nix.fresh_home();
+    again.copy_to(&format!("{}?compression=zstd", daemon.url()), &source.paths);
+    let reader = Nix::new().substituting_from(daemon.url(), fixture().public_key());
+    reader.realise(&source.paths);
+    reader.assert_has_the_same(&source.nix, &source.paths);
+    assert!(assert_nothing_is_false(&dir) >= narinfos.max(source.paths.len()));
+    assert_nothing_is_staged(&dir);
+    Round { acknowledged: acknowledged.len(), torn }
+}
+
+/// An upload that was acknowledged.
+struct Object {
+    path: String,
+    bytes: Vec<u8>,
+}
+
+/// Uploads samples, a NAR and then its narinfo, until the daemon is gone.
+fn upload_until_killed(
+    samples: Samples,
+    address: &str,
+    start: &Barrier,
+    trigger: &Trigger,
+) -> Vec<Object> {
+    let stream = TcpStream::connect(address).expect("the daemon accepts connections");
+    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout can be set");
+    let mut acknowledged = Vec::new();
+    start.wait();
+    for sample in samples.take(SAMPLES) {
+        let uploads =
+            [(sample.nar_path, sample.nar), (sample.narinfo_path, sample.narinfo.into_bytes())];
+        for (path, bytes) in uploads {
+            match put(&stream, &path, &bytes, trigger) {
+                Ok(status) => {
+                    assert!((200..300).contains(&status), "{path}: {status}");
+                    acknowledged.push(Object { path, bytes });
+                    trigger.moment();
+                }
+                Err(error) => {
+                    let patience = [io::ErrorKind::WouldBlock, io::ErrorKind::TimedOut];
+                    assert!(!patience.contains(&error.kind()), "{path}: no answer");
+                    return acknowledged;
+                }
+            }
+        }
+    }
+    panic!("{SAMPLES} samples were uploaded, and nobody killed the daemon")
+}
+
+/// Paths that nobody else makes.
+struct Samples {
+    noise: Noise,
+    large: bool,
+}
+
+impl Iterator for Samples {
+    type Item = Sample;
+
+    fn next(&mut self) -> Option<Sample> {
+        let noise = &mut self.noise;
+        let length = if self.large {
+            LARGE + noise.below(LARGE)
+        } else {
+            let most = [100, 20_000, 100_000][noise.below(3) as usize];
+            noise.below(most)
+        };
+        let contents = noise.bytes(length as usize);
+        let mut sample = sample(0, &contents);
+        let nobody = StorePathHash::new([0; 20]).to_string();
+        let mut own = [0; 20];
+        own.copy_from_slice(&noise.bytes(20));
+        let own = StorePathHash::new(own).to_string();
+        for text in [&mut sample.store_path, &mut sample.narinfo_path, &mut sample.narinfo] {
+            *text = text.replace(&nobody, &own);
+        }
+        Some(sample)
+    }
+}
+
+/// One upload, and the status of its answer; an error when the daemon is gone.
+fn put(mut stream: &TcpStream, path: &str, body: &[u8], trigger: &Trigger) -> io::Result<u16> {
+    let length = body.len();
+    write!(stream, "PUT {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n")?;
+    for piece in body.chunks(PIECE) {
+        stream.write_all(piece)?;
+        trigger.moment();
+    }
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte)?;
+        answer.push(byte[0]);
+    }
+    let head = String::from_utf8(answer).expect("a head is ASCII");
+    let lower = head.to_ascii_lowercase();
+    let rest = lower.split("content-length: ").nth(1).and_then(|rest| rest.lines().next());
+    let mut body = vec![0; rest.map_or(0, |digits| digits.parse().expect("digits"))];
+    stream.read_exact(&mut body)?;
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    Ok(status.expect("an answer has a status"))
+}

@@ -1,0 +1,37 @@
+//! Numbers that nobody expects, and that come again for the same seed.
+
+use std::time::SystemTime;
+
+/// A stream of numbers (xorshift64*: good enough to choose a moment or fill a file).
+#[derive(Debug, Clone)]
+pub struct Noise(u64);
+
+impl Noise {
+    pub fn new(seed: u64) -> Self {
+        // Zero would stay zero, and small seeds alike for a while.
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    /// A seed that is another one every time.
+    pub fn seed_of_today() -> u64 {
+        let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+        u64::from(since.subsec_nanos()) ^ u64::from(std::process::id()) << 32
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// From zero to `end`, that one left out.
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+
+    pub fn bytes(&mut self, count: usize) -> Vec<u8> {
+        let words = (0..count.div_ceil(8)).flat_map(|_| self.next().to_le_bytes());
+        words.take(count).collect()
+    }
+}
