@@ -12,5 +12,7 @@ mod inspect;
 mod options;
 /// A builder that uploads from its post-build hook.
 mod post_build_hook;
+/// What Nix shows when an upload is not taken.
+mod refusals;
 /// What goes in comes out: `nix copy --to`, then `nix copy --from` and substitution.
 mod round_trip;

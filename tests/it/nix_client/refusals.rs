@@ -1,0 +1,76 @@
+//! What Nix shows to its user when the cache does not take an upload: the sentence that explains it,
+//! at once.
+
+use std::os::unix::fs::PermissionsExt;
+
+use crate::support::daemon::Daemon;
+use crate::support::fixture::fixture;
+use crate::support::nix::{Nix, with_paths};
+
+/// Copies, which must fail without a second try, and returns what Nix said.
+#[track_caller]
+fn refused(nix: &Nix, daemon: &Daemon, paths: &[String]) -> String {
+    let error = nix.fails(&with_paths(&["nix", "copy", "--to", daemon.url()], paths));
+    assert!(!error.contains("retrying in"), "Nix should not have tried again:\n{error}");
+    error
+}
+
+#[track_caller]
+fn shows(error: &str, sentence: &str) {
+    assert!(error.contains(sentence), "“{sentence}” is not in:\n{error}");
+}
+
+#[test]
+fn a_path_without_a_trusted_signature() {
+    let daemon =
+        Daemon::builder().env("NIX_STORED_TRUSTED_PUBLIC_KEYS", fixture().public_key()).start();
+    let nix = Nix::new();
+    let stranger = nix.signing_key("stranger-1");
+    let unsigned = nix.add_tiny_files("unsigned", 1);
+    shows(&refused(&nix, &daemon, &unsigned), "no valid signature by a key that this cache trusts");
+    shows(&refused(&nix, &daemon, &unsigned), "none at all");
+    nix.sign(&stranger, &unsigned);
+    nix.forget_caches();
+    shows(&refused(&nix, &daemon, &unsigned), "it has stranger-1");
+    // And what is signed as it should be gets in.
+    fixture().nix().copy_to(daemon.url(), &fixture().outputs("app"));
+}
+
+#[test]
+fn a_path_that_was_damaged_in_the_store_of_the_builder() {
+    let daemon = Daemon::start();
+    let nix = Nix::new();
+    let paths = nix.add_tiny_files("damaged", 1);
+    let file = nix.real(&paths[0]);
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).expect("it is ours");
+    let contents = std::fs::read(&file).expect("readable");
+    let flipped: Vec<u8> = contents.iter().map(|byte| byte ^ 1).collect();
+    std::fs::write(&file, flipped).expect("writable");
+    shows(&refused(&nix, &daemon, &paths), "the narinfo's NarHash is sha256:");
+}
+
+#[test]
+fn a_path_that_is_too_large() {
+    let daemon = Daemon::builder().env("NIX_STORED_MAX_UPLOAD_SIZE", "1M").start();
+    let nix = Nix::new();
+    let large = vec![nix.add_big_file(4)];
+    shows(&refused(&nix, &daemon, &large), "larger than the 1048576 bytes that are allowed");
+}
+
+#[test]
+fn a_cache_for_another_store_dir() {
+    let daemon = Daemon::builder().env("NIX_STORED_STORE_DIR", "/gnu/store").start();
+    let nix = Nix::new();
+    let paths = nix.add_tiny_files("elsewhere", 1);
+    shows(&refused(&nix, &daemon, &paths), "/gnu/store");
+}
+
+#[test]
+fn a_whole_closure_is_taken_where_references_must_be_there_first() {
+    let daemon = Daemon::builder().env("NIX_STORED_REQUIRE_REFERENCES", "1").start();
+    let app = fixture().outputs("app");
+    fixture().nix().copy_to(daemon.url(), &app);
+    let reader = fixture().reader();
+    reader.copy_from(daemon.url(), &app);
+    reader.assert_has_the_same(&fixture().nix(), &app);
+}
