@@ -78,6 +78,7 @@ impl HttpError {
                 StoreError::NoSpace { .. } | StoreError::Reserve { .. } => {
                     StatusCode::PAYLOAD_TOO_LARGE
                 }
+                StoreError::Busy { .. } => StatusCode::SERVICE_UNAVAILABLE,
                 StoreError::Io { .. } => StatusCode::INTERNAL_SERVER_ERROR,
             },
             Self::Put(PutError::Body(BodyError::Stalled(_))) => StatusCode::REQUEST_TIMEOUT,
@@ -140,6 +141,10 @@ impl HttpError {
             Self::Put(PutError::Body(_)) => {
                 // What follows on this connection is not a request.
                 set(header::CONNECTION, "close");
+            }
+            Self::Get(GetError::Store(StoreError::Busy { .. }))
+            | Self::Put(PutError::Store(StoreError::Busy { .. })) => {
+                set(header::RETRY_AFTER, "1");
             }
             Self::Range { size } => {
                 let value = HeaderValue::try_from(format!("bytes */{size}"))

@@ -107,7 +107,8 @@ impl Future for Answer {
 async fn linger(mut io: Watched) {
     let drain = async {
         io.shutdown().await?;
-        let mut scratch = [0; 8 * 1024];
+        // On the heap, because a connection that idles must not carry it along.
+        let mut scratch = vec![0; 8 * 1024];
         let mut rest = LINGER_BYTES;
         while rest > 0 {
             match io.read(&mut scratch).await? {

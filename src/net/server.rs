@@ -1,10 +1,12 @@
 //! Accepting connections, and letting them finish when the daemon stops.
 
+use std::io;
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::{Listener, connection};
 use crate::http::App;
@@ -15,6 +17,9 @@ pub const GRACE: Duration = Duration::from_secs(30);
 /// How long to wait after `accept` failed, which is mostly for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Descriptors that are kept for the store, the log and the runtime.
+const RESERVED_FILES: u64 = 256;
+
 /// How serving ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Drained {
@@ -24,15 +29,22 @@ pub struct Drained {
 
 /// Serves `app` on `listener` until `stop` is cancelled; then lets what is under way finish.
 pub async fn serve(listener: Listener, app: App, stop: CancellationToken) -> Drained {
+    let limit = connection_limit();
     let mut connections = JoinSet::new();
+    let mut trouble = Trouble::default();
     loop {
         tokio::select! {
-            accepted = listener.accept() => match accepted {
+            // More than can be served wait in the kernel's queue until somebody leaves.
+            accepted = listener.accept(), if connections.len() < limit => match accepted {
                 Ok((stream, peer)) => {
+                    trouble.is_over();
                     connections.spawn(connection::serve(stream, peer, app.clone(), stop.clone()));
+                    if connections.len() == limit {
+                        warn!("{limit} connections are open; more wait until one ends");
+                    }
                 }
                 Err(error) => {
-                    warn!(reason = %error, "could not accept a connection");
+                    trouble.is(&error);
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             },
@@ -45,4 +57,43 @@ pub async fn serve(listener: Listener, app: App, stop: CancellationToken) -> Dra
     let all_done = async { while connections.join_next().await.is_some() {} };
     let in_time = tokio::time::timeout(GRACE, all_done).await;
     Drained { cut_off: if in_time.is_ok() { 0 } else { connections.len() } }
+}
+
+/// How many connections may be open. Each may need a socket and a file.
+fn connection_limit() -> usize {
+    let files = raise_file_limit();
+    usize::try_from(files.saturating_sub(RESERVED_FILES) / 2).unwrap_or(usize::MAX).max(16)
+}
+
+/// Takes as many file descriptors as the process may have, and returns how many that are.
+fn raise_file_limit() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    match setrlimit(Resource::Nofile, raised) {
+        // No maximum: the kernel's own (`fs.nr_open`) is far above what is ever needed.
+        Ok(()) => limit.maximum.unwrap_or(1 << 20),
+        Err(_) => limit.current.unwrap_or(1024),
+    }
+}
+
+/// Accepting that fails again and again is one piece of news, and that it works again another.
+#[derive(Debug, Default)]
+struct Trouble {
+    failures: u64,
+}
+
+impl Trouble {
+    fn is(&mut self, error: &io::Error) {
+        if self.failures == 0 {
+            warn!(reason = %error, "cannot accept connections; trying again");
+        }
+        self.failures += 1;
+    }
+
+    fn is_over(&mut self) {
+        if self.failures > 0 {
+            info!("connections are accepted again, after {} tries", self.failures);
+            self.failures = 0;
+        }
+    }
 }

@@ -31,6 +31,16 @@ pub enum StoreError {
         /// What the system said.
         source: io::Error,
     },
+    /// There are too many open files, or too little memory: it may work again in a moment.
+    #[error("too much at once while {doing} {key}")]
+    Busy {
+        /// What was being done, as a participle.
+        doing: &'static str,
+        /// The object's key.
+        key: String,
+        /// What the system said.
+        source: io::Error,
+    },
     /// Any other trouble with the disk.
     #[error("{doing} {key}")]
     Io {
@@ -48,8 +58,10 @@ impl StoreError {
     pub(super) fn new(doing: &'static str, key: &str, source: impl Into<io::Error>) -> Self {
         let (key, source) = (key.to_owned(), source.into());
         let full = [Errno::NOSPC, Errno::DQUOT, Errno::FBIG];
+        let busy = [Errno::MFILE, Errno::NFILE, Errno::NOMEM];
         match Errno::from_io_error(&source) {
             Some(errno) if full.contains(&errno) => Self::NoSpace { doing, key, source },
+            Some(errno) if busy.contains(&errno) => Self::Busy { doing, key, source },
             _ => Self::Io { doing, key, source },
         }
     }

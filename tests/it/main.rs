@@ -12,6 +12,8 @@ mod layering;
 mod access;
 /// GET and HEAD.
 mod reading;
+/// More than it can do at once.
+mod overload;
 /// How objects leave.
 mod sending;
 /// PUT.

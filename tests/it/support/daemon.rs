@@ -35,12 +35,19 @@ pub struct Daemon {
 pub struct Builder {
     dir: Option<PathBuf>,
     env: Vec<(String, String)>,
+    file_limit: Option<u64>,
 }
 
 impl Builder {
     /// Sets a variable of the daemon's environment. The last one of a name wins.
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.into(), value.into()));
+        self
+    }
+
+    /// Lets it have so many open files and no more.
+    pub fn file_limit(mut self, files: u64) -> Self {
+        self.file_limit = Some(files);
         self
     }
 
@@ -61,7 +68,7 @@ impl Builder {
         };
         std::fs::create_dir_all(&dir).expect("the cache's directory can be made");
 
-        let mut child = command()
+        let mut child = limited(self.file_limit)
             .env("NIX_STORED_PATH", &dir)
             .env("NIX_STORED_LISTEN_INTERFACE", "127.0.0.1:0")
             .envs(self.env)
@@ -96,7 +103,7 @@ impl Builder {
     #[track_caller]
     pub fn start_fails(self) -> Failed {
         let scratch = Scratch::new();
-        let output = command()
+        let output = limited(None)
             .env("NIX_STORED_PATH", scratch.join("cache"))
             .env("NIX_STORED_LISTEN_INTERFACE", "127.0.0.1:0")
             .envs(self.env)
@@ -114,9 +121,19 @@ pub struct Failed {
     pub log: String,
 }
 
-/// The binary with none of the caller's own settings, nor of a service manager's.
-fn command() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_nix-stored"));
+/// The binary, as a process that may have so many open files.
+fn limited(files: Option<u64>) -> Command {
+    const BINARY: &str = env!("CARGO_BIN_EXE_nix-stored");
+    match files {
+        None => command(BINARY, &[]),
+        Some(files) => command("/bin/sh", &["-c", &format!("ulimit -n {files}; exec {BINARY}")]),
+    }
+}
+
+/// A program with none of the caller's own settings, nor of a service manager's.
+fn command(program: &str, args: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    command.args(args);
     for (name, _) in std::env::vars_os() {
         let own = name.to_string_lossy().starts_with("NIX_STORED_");
         let others =

@@ -1,0 +1,74 @@
+//! More than the daemon can do at once: it says so, or lets clients wait, and goes on.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+
+use crate::support::daemon::Daemon;
+use crate::support::objects::sample;
+use crate::support::wire::Wire;
+
+fn limit_files(daemon: &Daemon, files: u64) {
+    let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
+    let limit = Rlimit { current: Some(files), maximum };
+    prlimit(Some(daemon.pid()), Resource::Nofile, limit).expect("it is a child of ours");
+}
+
+/// User and system time of a process, in clock ticks (proc_pid_stat(5)).
+fn cpu(pid: Pid) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
+    let stat = stat.expect("the process is there");
+    let (_, fields) = stat.rsplit_once(") ").expect("a name in parentheses");
+    fields.split(' ').skip(11).take(2).map(|field| field.parse::<u64>().expect("a number")).sum()
+}
+
+#[test]
+fn without_free_descriptors_it_waits_without_spinning_and_recovers() {
+    let daemon = Daemon::start();
+    let mut kept = Wire::to(&daemon);
+    assert_eq!(kept.request("GET", "/nix-cache-info", b"").status, 200);
+    // Not one more can be opened, or just one that fills a gap in their numbers.
+    limit_files(&daemon, daemon.open_files() as u64);
+    let mut waiting = Wire::to(&daemon);
+    waiting.send("GET /nix-cache-info HTTP/1.1\r\nHost: x\r\n\r\n");
+    daemon.wait_for_log("cannot accept connections");
+    // Who is connected is still answered, with a reason where a file is needed for it.
+    let sample = sample(1, b"x");
+    for _ in 0..20 {
+        assert_eq!(kept.request("GET", "/nix-cache-info", b"").status, 200);
+        let busy = kept.request("GET", &sample.nar_path, b"");
+        assert_eq!((busy.status, busy.header("retry-after")), (503, "1"), "{}", busy.text());
+    }
+    let (before, begun) = (cpu(daemon.pid()), Instant::now());
+    while begun.elapsed() < Duration::from_secs(2) {
+        std::thread::park_timeout(Duration::from_millis(100));
+    }
+    // At a hundred ticks a second, a busy loop would have taken 200.
+    let spent = cpu(daemon.pid()) - before;
+    assert!(spent < 40, "{spent} ticks in two seconds");
+    limit_files(&daemon, 1024);
+    assert_eq!(waiting.answer().status, 200);
+    assert_eq!(Wire::to(&daemon).request("GET", "/nix-cache-info", b"").status, 200);
+    daemon.wait_for_log("connections are accepted again");
+    assert_eq!(kept.request("PUT", &sample.nar_path, &sample.nar).status, 201);
+    let log = daemon.stop().1;
+    assert_eq!(log.matches("cannot accept connections").count(), 1, "{log}");
+}
+
+#[test]
+fn more_connections_than_it_serves_wait_for_their_turn() {
+    // Room for 272 descriptors is room for 16 connections, the least that it serves at a time.
+    let daemon = Daemon::builder().file_limit(272).start();
+    let mut served: Vec<Wire> = (0..16).map(|_| Wire::to(&daemon)).collect();
+    for wire in &mut served {
+        assert_eq!(wire.request("GET", "/nix-cache-info", b"").status, 200);
+    }
+    daemon.wait_for_log("16 connections are open; more wait");
+    let mut waiting = Wire::to(&daemon);
+    waiting.send("GET /nix-cache-info HTTP/1.1\r\nHost: x\r\n\r\n");
+    for wire in &mut served {
+        assert_eq!(wire.request("GET", "/nix-cache-info", b"").status, 200);
+    }
+    served.pop();
+    assert_eq!(waiting.answer().status, 200);
+}
