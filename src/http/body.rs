@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt, stream};
-use http_body_util::BodyExt;
+use futures_util::{Stream, StreamExt, TryStreamExt, stream};
+use http_body_util::{BodyDataStream, BodyExt};
+use tower_http::timeout::{TimeoutBody, TimeoutError};
 
 use super::origin::LendFile;
 use crate::cache::BodyError;
@@ -72,22 +73,10 @@ fn chunks(file: File, range: Range<u64>) -> impl Stream<Item = std::io::Result<B
 
 /// The body of an upload as chunks; one that stands still ends in an error.
 pub fn incoming(body: Body) -> impl Stream<Item = Result<Bytes, BodyError>> + Send + Unpin {
-    let chunks = stream::unfold(Some(body), |body| async {
-        let mut body = body?;
-        loop {
-            let chunk = match tokio::time::timeout(BODY_IDLE, body.frame()).await {
-                Err(_) => Err(BodyError::Stalled(BODY_IDLE)),
-                Ok(None) => return None,
-                Ok(Some(Err(error))) => Err(BodyError::CutShort(error.into())),
-                Ok(Some(Ok(frame))) => match frame.into_data() {
-                    Ok(chunk) => Ok(chunk),
-                    // Trailers say nothing to us.
-                    Err(_) => continue,
-                },
-            };
-            let rest = chunk.is_ok().then_some(body);
-            return Some((chunk, rest));
-        }
+    let body = BodyDataStream::new(TimeoutBody::new(BODY_IDLE, body));
+    let chunks = body.map_err(|error| match error.downcast::<TimeoutError>() {
+        Ok(_) => BodyError::Stalled(BODY_IDLE),
+        Err(error) => BodyError::CutShort(error),
     });
     chunks.boxed()
 }

@@ -54,6 +54,9 @@ pub enum HttpError {
     /// An upload with a `Content-Encoding` that cannot be decoded.
     #[error("the upload's Content-Encoding is “{0}”, which this cache cannot decode")]
     Encoding(String),
+    /// A bug; the panic's message is on standard error.
+    #[error("the cache has a bug: answering this request panicked")]
+    Panicked,
     /// A read that failed.
     #[error(transparent)]
     Get(#[from] GetError),
@@ -73,6 +76,7 @@ impl HttpError {
             Self::NotAWriter { .. } | Self::UploadsOff => StatusCode::FORBIDDEN,
             Self::Range { .. } => StatusCode::RANGE_NOT_SATISFIABLE,
             Self::Encoding(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Get(GetError::Store(error)) | Self::Put(PutError::Store(error)) => match error {
                 // 507 would be the word for it, but Nix up to 2.33 then waits for ever.
                 StoreError::NoSpace { .. } | StoreError::Reserve { .. } => {

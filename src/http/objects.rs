@@ -6,7 +6,7 @@ use axum::body::Body;
 use axum::extract::State;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 
 use super::body;
 use super::conditional::{self, Selection};
@@ -18,55 +18,53 @@ use crate::store::{Metadata, Object};
 
 type Answer = Result<Response<Body>, HttpError>;
 
-/// GET.
-pub async fn get(State(cache): State<Arc<Cache>>, request: Request<Body>) -> Response<Body> {
-    let (request, _) = request.into_parts();
-    let answer = async {
-        let path = readable(&request)?;
-        let object = cache.get(&path).await?.ok_or(HttpError::Absent)?;
-        whole_or_part(&path, object, &request)
-    };
-    or_error(answer.await, &request)
-}
-
-/// HEAD: the headers of GET, and nothing is read for it.
-pub async fn head(State(cache): State<Arc<Cache>>, request: Request<Body>) -> Response<Body> {
-    let (request, _) = request.into_parts();
-    let answer = async {
-        let path = readable(&request)?;
-        let metadata = cache.head(&path).await?.ok_or(HttpError::Absent)?;
-        let (mut response, range) = head_of_answer(&path, &metadata, &request.headers)?;
-        if response.status() != StatusCode::NOT_MODIFIED {
-            let length = range.end - range.start;
-            response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
-        }
-        Ok(response)
-    };
-    or_error(answer.await, &request)
-}
-
-/// PUT.
-pub async fn put(State(cache): State<Arc<Cache>>, request: Request<Body>) -> Response<Body> {
+/// Answers any request.
+pub async fn answer(State(cache): State<Arc<Cache>>, request: Request<Body>) -> Response<Body> {
     let (request, body) = request.into_parts();
-    let answer = async {
-        let path = CachePath::from_request(request.uri.path(), request.uri.query())
-            .map_err(HttpError::BadName)?;
-        let encoding = encoding(&request.headers)?;
-        let declared = http_body::Body::size_hint(&body).exact();
-        let taken = cache.put(&path, encoding, declared, body::incoming(body)).await?;
-        let mut response = Response::new(Body::empty());
-        *response.status_mut() = match taken {
-            Taken::New => StatusCode::CREATED,
-            Taken::Again => StatusCode::OK,
-        };
-        Ok(response)
+    let answer = match request.method {
+        Method::GET => get(&cache, &request).await,
+        Method::HEAD => head(&cache, &request).await,
+        Method::PUT => put(&cache, &request, body).await,
+        _ => Err(HttpError::Method),
     };
-    or_error(answer.await, &request)
+    answer.unwrap_or_else(|error| error.into_response(request.uri.path()))
 }
 
-/// Any other method.
-pub async fn other_method(request: Request<Body>) -> Response<Body> {
-    HttpError::Method.into_response(request.uri().path())
+async fn get(cache: &Cache, request: &Parts) -> Answer {
+    let path = readable(request)?;
+    let Object { metadata, content } = cache.get(&path).await?.ok_or(HttpError::Absent)?;
+    let (mut response, range) = head_of_answer(&path, &metadata, &request.headers)?;
+    if response.status() != StatusCode::NOT_MODIFIED {
+        let files = request.extensions.get().and_then(|origin: &Origin| origin.files.as_deref());
+        *response.body_mut() = body::outgoing(content, metadata.size, range, files);
+    }
+    Ok(response)
+}
+
+/// The headers of GET, and nothing is read for it.
+async fn head(cache: &Cache, request: &Parts) -> Answer {
+    let path = readable(request)?;
+    let metadata = cache.head(&path).await?.ok_or(HttpError::Absent)?;
+    let (mut response, range) = head_of_answer(&path, &metadata, &request.headers)?;
+    if response.status() != StatusCode::NOT_MODIFIED {
+        let length = range.end - range.start;
+        response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+    }
+    Ok(response)
+}
+
+async fn put(cache: &Cache, request: &Parts, body: Body) -> Answer {
+    let path = CachePath::from_request(request.uri.path(), request.uri.query())
+        .map_err(HttpError::BadName)?;
+    let encoding = encoding(&request.headers)?;
+    let declared = http_body::Body::size_hint(&body).exact();
+    let taken = cache.put(&path, encoding, declared, body::incoming(body)).await?;
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = match taken {
+        Taken::New => StatusCode::CREATED,
+        Taken::Again => StatusCode::OK,
+    };
+    Ok(response)
 }
 
 /// What is to be undone before storing. Nix names encodings as it names compressions, `none`
@@ -89,19 +87,8 @@ fn readable(request: &Parts) -> Result<CachePath, HttpError> {
     CachePath::from_request(request.uri.path(), request.uri.query()).map_err(HttpError::NoSuchName)
 }
 
-fn or_error(answer: Answer, request: &Parts) -> Response<Body> {
-    answer.unwrap_or_else(|error| error.into_response(request.uri.path()))
-}
-
-fn whole_or_part(path: &CachePath, object: Object, request: &Parts) -> Answer {
-    let Object { metadata, content } = object;
-    let (mut response, range) = head_of_answer(path, &metadata, &request.headers)?;
-    if response.status() != StatusCode::NOT_MODIFIED {
-        let files = request.extensions.get().and_then(|origin: &Origin| origin.files.as_deref());
-        *response.body_mut() = body::outgoing(content, metadata.size, range, files);
-    }
-    Ok(response)
-}
+/// As many headers as an answer has, so that their map is allocated once.
+const HEADERS: usize = 6;
 
 /// The answer without its body, and the range that the body shall have.
 fn head_of_answer(
@@ -126,6 +113,7 @@ fn head_of_answer(
         Selection::Unsatisfiable => return Err(HttpError::Range { size: metadata.size }),
     };
     let headers = response.headers_mut();
+    headers.reserve(HEADERS);
     let fixed = HeaderValue::from_static;
     headers.insert(header::CONTENT_TYPE, fixed(path.content_type()));
     headers.insert(header::CACHE_CONTROL, fixed(path.cache_control()));

@@ -3,6 +3,7 @@
 //! Uploads, refusals and errors are logged from `info` on; successful reads and plain misses at
 //! `debug`, because a busy cache would drown the journal.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
@@ -116,7 +117,16 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let response = ready!(this.inner.poll(cx))?;
+        let inner = this.inner;
+        // The last net: a broken invariant breaks one answer, and not the connection.
+        let polled = catch_unwind(AssertUnwindSafe(|| inner.poll(cx)));
+        let response = match polled {
+            Ok(polled) => ready!(polled)?,
+            Err(_) => {
+                let path = this.record.as_ref().map_or("", |record| record.uri.path());
+                HttpError::Panicked.into_response(path)
+            }
+        };
         let Some(record) = this.record.take() else {
             return Poll::Ready(Ok(response));
         };
@@ -304,5 +314,26 @@ impl HttpBody for ObserveBody {
 
     fn size_hint(&self) -> SizeHint {
         self.inner.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use tower::ServiceExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_breaks_one_answer_only() {
+        let service = tower::service_fn(|_: Request<Body>| async {
+            if true {
+                panic!("a broken invariant");
+            }
+            Ok::<_, Infallible>(Response::new(Body::empty()))
+        });
+        let answer = ObserveLayer.layer(service).oneshot(Request::new(Body::empty())).await;
+        assert_eq!(answer.unwrap().status(), StatusCode::INTERNAL_SERVER_ERROR);
     }
 }

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::routing::get;
 use tower::ServiceBuilder;
-use tower_http::catch_panic::CatchPanicLayer;
 
 use super::authorize::{Authorize, AuthorizeLayer};
 use super::objects;
@@ -18,14 +16,10 @@ pub type App = Observe<Authorize<Router>>;
 
 /// Serves `cache` to those whom `access` lets.
 pub fn app(cache: Arc<Cache>, access: Access) -> App {
-    // Every name goes the same way: `CachePath` is the grammar, and parses it once. As a fallback it
-    // does not pay for captures that nobody reads. The layers are around the router and not inside,
-    // because axum boxes what is inside, once a layer.
-    let objects = get(objects::get)
-        .head(objects::head)
-        .put(objects::put)
-        .fallback(objects::other_method)
-        .with_state(cache);
-    let router = Router::new().fallback_service(objects).layer(CatchPanicLayer::new());
+    // Every name and method goes the same way: `CachePath` is the grammar, and parses a name once.
+    // A fallback pays for no captures that nobody reads, and one handler for no clone of several.
+    // The layers are around the router and not inside, because axum boxes what is inside, once a
+    // layer.
+    let router = Router::new().fallback(objects::answer).with_state(cache);
     ServiceBuilder::new().layer(ObserveLayer).layer(AuthorizeLayer::new(access)).service(router)
 }

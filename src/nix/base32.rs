@@ -22,17 +22,26 @@ static ENCODING: LazyLock<Encoding> = LazyLock::new(|| {
 
 /// The text for `bytes`, `ceil(8 × length / 5)` characters.
 pub fn encode(bytes: &[u8]) -> String {
-    ENCODING.encode(bytes).chars().rev().collect()
+    let mut text = vec![0; ENCODING.encode_len(bytes.len())];
+    ENCODING.encode_mut(bytes, &mut text);
+    text.reverse();
+    String::from_utf8(text).expect("the alphabet is ASCII")
 }
 
-/// The `N` bytes that `text` stands for, or none where a character, the length or the unused
-/// bits are wrong. Only one text stands for any given bytes.
+/// The `N` bytes that `text` stands for, at most 40, or none where a character, the length or the
+/// unused bits are wrong. Only one text stands for any given bytes.
 pub fn decode<const N: usize>(text: &str) -> Option<[u8; N]> {
+    // Every narinfo that is asked for comes through here, so nothing is allocated.
+    let mut reversed = [0; 64];
+    let reversed = reversed.get_mut(..text.len())?;
     if text.len() != (N * 8).div_ceil(5) {
         return None;
     }
-    let reversed: Vec<u8> = text.bytes().rev().collect();
-    ENCODING.decode(&reversed).ok()?.try_into().ok()
+    reversed.copy_from_slice(text.as_bytes());
+    reversed.reverse();
+    let mut bytes = [0; N];
+    ENCODING.decode_mut(reversed, &mut bytes).ok()?;
+    Some(bytes)
 }
 
 #[cfg(test)]

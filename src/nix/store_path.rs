@@ -114,6 +114,11 @@ impl StorePathHash {
         Self(bytes)
     }
 
+    /// 32 characters of nix32.
+    pub fn to_nix32(self) -> String {
+        base32::encode(&self.0)
+    }
+
     /// The hash part's bytes.
     pub const fn as_bytes(&self) -> &[u8; 20] {
         &self.0
