@@ -14,6 +14,7 @@ use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tower_service::Service as _;
 use tracing::{debug, info};
@@ -34,8 +35,14 @@ const LINGER: Duration = Duration::from_secs(5);
 const LINGER_BYTES: usize = 16 * 1024 * 1024;
 
 /// Serves one connection until it ends, takes too long, or `draining` is cancelled and the request
-/// that it is in has been answered.
-pub async fn serve(stream: Stream, peer: Peer, app: App, draining: CancellationToken) {
+/// that it is in has been answered. `_slot` is what it holds for as long.
+pub async fn serve(
+    stream: Stream,
+    peer: Peer,
+    app: App,
+    draining: CancellationToken,
+    _slot: Option<OwnedSemaphorePermit>,
+) {
     let activity = Activity::new();
     let lent = Arc::new(Lent::default());
     let io = TokioIo::new(Watched::new(stream, Arc::clone(&activity), Arc::clone(&lent)));
@@ -64,7 +71,8 @@ pub async fn serve(stream: Stream, peer: Peer, app: App, draining: CancellationT
     if let Err(error) = ended {
         info!(client = %peer, reason = %error, "lost a connection, or what came is not HTTP");
     }
-    linger(connection.into_parts().io.into_inner()).await;
+    // Boxed, because it is as large as it is rare.
+    Box::pin(linger(connection.into_parts().io.into_inner())).await;
 }
 
 /// The requests of one connection.

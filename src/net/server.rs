@@ -1,11 +1,13 @@
 //! Accepting connections, and letting them finish when the daemon stops.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::task::JoinSet;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use super::{Listener, connection};
@@ -29,34 +31,54 @@ pub struct Drained {
 
 /// Serves `app` on `listener` until `stop` is cancelled; then lets what is under way finish.
 pub async fn serve(listener: Listener, app: App, stop: CancellationToken) -> Drained {
-    let limit = connection_limit();
-    let mut connections = JoinSet::new();
+    let slots = Slots::new(connection_limit());
+    let connections = TaskTracker::new();
     let mut trouble = Trouble::default();
     loop {
+        // More than can be served wait in the kernel's queue until somebody leaves.
+        let accepted = async {
+            let slot = slots.take().await;
+            (slot, listener.accept().await)
+        };
         tokio::select! {
-            // More than can be served wait in the kernel's queue until somebody leaves.
-            accepted = listener.accept(), if connections.len() < limit => match accepted {
+            (slot, accepted) = accepted => match accepted {
                 Ok((stream, peer)) => {
                     trouble.is_over();
-                    connections.spawn(connection::serve(stream, peer, app.clone(), stop.clone()));
-                    if connections.len() == limit {
-                        warn!("{limit} connections are open; more wait until one ends");
-                    }
+                    let (app, stop) = (app.clone(), stop.clone());
+                    connections.spawn(connection::serve(stream, peer, app, stop, slot));
                 }
                 Err(error) => {
                     trouble.is(&error);
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             },
-            Some(_) = connections.join_next() => {}
             () = stop.cancelled() => break,
         }
     }
     // New clients are told at once that nobody is here, instead of waiting to be accepted.
     drop(listener);
-    let all_done = async { while connections.join_next().await.is_some() {} };
-    let in_time = tokio::time::timeout(GRACE, all_done).await;
+    connections.close();
+    let in_time = tokio::time::timeout(GRACE, connections.wait()).await;
     Drained { cut_off: if in_time.is_ok() { 0 } else { connections.len() } }
+}
+
+/// One for each connection that may be open.
+#[derive(Debug)]
+struct Slots(Arc<Semaphore>);
+
+impl Slots {
+    fn new(limit: usize) -> Self {
+        Self(Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS))))
+    }
+
+    async fn take(&self) -> Option<OwnedSemaphorePermit> {
+        if let Ok(slot) = Arc::clone(&self.0).try_acquire_owned() {
+            return Some(slot);
+        }
+        warn!("as many connections are open as can be served; more wait until one ends");
+        // Nobody closes the semaphore.
+        Arc::clone(&self.0).acquire_owned().await.ok()
+    }
 }
 
 /// How many connections may be open. Each may need a socket and a file.

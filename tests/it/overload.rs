@@ -63,9 +63,9 @@ fn more_connections_than_it_serves_wait_for_their_turn() {
     for wire in &mut served {
         assert_eq!(wire.request("GET", "/nix-cache-info", b"").status, 200);
     }
-    daemon.wait_for_log("16 connections are open; more wait");
     let mut waiting = Wire::to(&daemon);
     waiting.send("GET /nix-cache-info HTTP/1.1\r\nHost: x\r\n\r\n");
+    daemon.wait_for_log("as many connections are open as can be served; more wait");
     for wire in &mut served {
         assert_eq!(wire.request("GET", "/nix-cache-info", b"").status, 200);
     }

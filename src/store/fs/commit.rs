@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -23,6 +24,9 @@ use super::sync_directory;
 
 /// More than this many objects are not committed at once: the first would wait for the last.
 const BATCH: usize = 256;
+
+/// How long a batch waits to become as large as the last one. A sync takes about as long.
+const GATHER: Duration = Duration::from_micros(300);
 
 /// From this many files on, one sync of the file system costs less than one of each file
 /// (measured on ext4: 64 files of 4 KiB in 5.2 ms instead of 14.3 ms).
@@ -52,12 +56,12 @@ struct Job {
 /// The thread that publishes.
 #[derive(Debug)]
 pub(super) struct Committer {
-    jobs: std::sync::mpsc::Sender<Job>,
+    jobs: Sender<Job>,
 }
 
 impl Committer {
     pub(super) fn start(staging: Arc<Staging>, root: Arc<OwnedFd>) -> Self {
-        let (jobs, queue) = std::sync::mpsc::channel();
+        let (jobs, queue) = channel();
         let worker = Worker { staging, root, sync_each_until: None };
         // It ends when the last sender is gone.
         std::thread::Builder::new()
@@ -91,11 +95,28 @@ struct Ready {
     done: oneshot::Sender<io::Result<()>>,
 }
 
+/// Everything that has come, and what is likely to come at once: who was answered together asks
+/// again together, and the first of them alone would keep all others waiting for its own syncs.
+fn gather(first: Job, queue: &Receiver<Job>, expected: usize) -> Vec<Job> {
+    let mut batch = vec![first];
+    batch.extend(queue.try_iter().take(BATCH - 1));
+    let until = Instant::now() + GATHER;
+    while batch.len() < expected {
+        let left = until.saturating_duration_since(Instant::now());
+        match queue.recv_timeout(left) {
+            Ok(job) => batch.push(job),
+            Err(_) => break,
+        }
+    }
+    batch
+}
+
 impl Worker {
-    fn run(mut self, queue: &std::sync::mpsc::Receiver<Job>) {
+    fn run(mut self, queue: &Receiver<Job>) {
+        let mut expected = 1;
         while let Ok(first) = queue.recv() {
-            let batch = std::iter::once(first).chain(queue.try_iter().take(BATCH - 1));
-            let batch = batch.collect();
+            let batch = gather(first, queue, expected);
+            expected = batch.len();
             self.commit(batch);
         }
     }
