@@ -16,7 +16,7 @@ use crate::nix::StorePathHash;
 use crate::store::{Content, Metadata, Object};
 
 /// How long an object is served without a look at its file.
-const FRESH: Duration = Duration::from_secs(1);
+const FRESH: Duration = Duration::from_secs(3);
 
 /// How many bytes of narinfos are kept, and about how many narinfos that are.
 const CAPACITY: u64 = 24 * 1024 * 1024;

@@ -116,7 +116,7 @@ async fn a_hot_narinfo_is_never_older_than_our_own_last_change() {
 }
 
 #[tokio::test]
-async fn what_another_process_changes_is_seen_within_a_second() {
+async fn what_another_process_changes_is_seen_within_seconds() {
     let cache = TestCache::new();
     let sample = sample(1, b"x");
     let file = cache.dir().join(&sample.narinfo_path[1..]);
@@ -131,13 +131,13 @@ async fn what_another_process_changes_is_seen_within_a_second() {
     cache.get(&sample.narinfo_path).await.is(200).says("one");
     let changed = replace("two\n");
     while cache.get(&sample.narinfo_path).await.text() != "two\n" {
-        assert!(changed.elapsed() < Duration::from_secs(3), "it is still the old one");
+        assert!(changed.elapsed() < Duration::from_secs(10), "it is still the old one");
         tokio::task::yield_now().await;
     }
     std::fs::remove_file(&file).expect("it is there");
     let removed = Instant::now();
     while cache.get(&sample.narinfo_path).await.status != 404 {
-        assert!(removed.elapsed() < Duration::from_secs(3), "it is still there");
+        assert!(removed.elapsed() < Duration::from_secs(10), "it is still there");
         tokio::task::yield_now().await;
     }
 }

@@ -1,0 +1,132 @@
+//! What every row has at hand.
+
+use std::cell::{Cell, RefCell};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::Context;
+
+use crate::needs::{self, Programs};
+use crate::options::Options;
+use crate::process::Cores;
+use crate::sample::Sample;
+use crate::scratch::Scratch;
+use crate::server::{Kind, Server, tail};
+use crate::sizes::Sizes;
+
+/// A run.
+#[derive(Debug)]
+pub struct Bench {
+    pub cores: Cores,
+    pub programs: Programs,
+    pub scratch: Scratch,
+    pub sizes: Sizes,
+    /// Whether the sizes are those that the goals are about.
+    pub full: bool,
+    pub rounds: usize,
+    pub log_requests: bool,
+    /// How many files a process may have open.
+    pub open_files: u64,
+    fresh: Cell<usize>,
+    logs: RefCell<[PathBuf; 3]>,
+}
+
+impl Bench {
+    /// Checks that everything is there and moves this process to the client's core.
+    pub fn new(options: &Options, nix: bool) -> anyhow::Result<Self> {
+        let programs = Programs::find(nix)?;
+        let cores = Cores::choose()?;
+        let open_files = needs::raise_open_files()?;
+        cores.be_client()?;
+        Ok(Self {
+            cores,
+            programs,
+            scratch: Scratch::new(&options.dir)?,
+            sizes: if options.quick { Sizes::QUICK } else { Sizes::FULL },
+            full: !options.quick,
+            rounds: options.rounds(),
+            log_requests: options.log_requests,
+            open_files,
+            fresh: Cell::new(0),
+            logs: RefCell::default(),
+        })
+    }
+
+    /// A directory that nothing has been in.
+    pub fn fresh_dir(&self, what: &str) -> anyhow::Result<PathBuf> {
+        self.fresh.set(self.fresh.get() + 1);
+        self.scratch.make(&format!("{what}-{}", self.fresh.get()))
+    }
+
+    /// Gives each server its turn in every round. A turn makes one sample for each line of the row.
+    /// The result has a list of samples for each line and, in that, for each of [`Kind::ALL`].
+    pub fn take_turns(
+        &self,
+        mut turn: impl FnMut(Kind) -> anyhow::Result<Vec<Sample>>,
+    ) -> anyhow::Result<Vec<[Vec<Sample>; 3]>> {
+        let mut lines: Vec<[Vec<Sample>; 3]> = Vec::new();
+        for round in 0..self.rounds {
+            for position in 0..Kind::ALL.len() {
+                // Another one begins every time: nobody always follows the same neighbour.
+                let index = (position + round) % Kind::ALL.len();
+                self.scratch.settle()?;
+                let kind = Kind::ALL[index];
+                let samples = turn(kind).with_context(|| self.last_words(kind))?;
+                lines.resize_with(samples.len(), Default::default);
+                for (line, sample) in lines.iter_mut().zip(samples) {
+                    line[index].push(sample);
+                }
+            }
+        }
+        Ok(lines)
+    }
+
+    /// Remembers where the latest server of a kind writes its log.
+    pub fn logs_to(&self, kind: Kind, log: &Path) {
+        self.logs.borrow_mut()[kind.index()] = log.to_owned();
+    }
+
+    /// A server's name and the end of its log.
+    fn last_words(&self, kind: Kind) -> String {
+        let log = tail(&self.logs.borrow()[kind.index()]);
+        if log.is_empty() { kind.to_string() } else { format!("{kind}, whose log ends\n{log}\n") }
+    }
+
+    /// Starts all servers over one directory.
+    pub fn start_all(&self, dir: &Path) -> anyhow::Result<Servers> {
+        let [ours, nginx, tuned] = Kind::ALL.map(|kind| Server::start(self, kind, dir));
+        Ok(Servers([ours?, nginx?, tuned?]))
+    }
+}
+
+/// One server of each kind.
+pub struct Servers([Server; 3]);
+
+impl Servers {
+    pub fn of(&self, kind: Kind) -> &Server {
+        &self.0[kind.index()]
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Server> {
+        self.0.iter()
+    }
+}
+
+/// The clock and the server's CPU time from one moment on.
+pub struct Meter<'a> {
+    pub server: &'a Server,
+    begin: Instant,
+    cpu: f64,
+}
+
+impl<'a> Meter<'a> {
+    pub fn start(server: &'a Server) -> anyhow::Result<Self> {
+        Ok(Self { server, cpu: server.cpu_seconds()?, begin: Instant::now() })
+    }
+
+    /// Wall and CPU seconds since the start.
+    pub fn read(&self) -> anyhow::Result<(f64, f64)> {
+        let wall = self.begin.elapsed().as_secs_f64();
+        Ok((wall, self.server.cpu_seconds()? - self.cpu))
+    }
+}

@@ -1,0 +1,13 @@
+//! The load: a client that costs little and still sees what it gets.
+
+pub mod connection;
+pub mod head;
+pub mod requests;
+pub mod storm;
+pub mod transfer;
+
+/// The headers of Nix 2.14 to 2.33, which belong to what a server has to do for it.
+pub const HEADERS: &str = "Host: 127.0.0.1\r\n\
+    User-Agent: curl/8.14.1 Nix/2.26.3\r\n\
+    Accept: */*\r\n\
+    Accept-Encoding: zstd, br, gzip, deflate, bzip2, xz\r\n";

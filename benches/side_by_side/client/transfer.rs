@@ -1,0 +1,27 @@
+//! Large objects over a few connections, a thread for each.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::connection::Connection;
+use crate::cache_dir::Stored;
+
+/// Large enough that reading costs the client little.
+pub const BUFFER: usize = 1024 * 1024;
+
+/// Gets all these objects once, over `connections`, each the next one that nobody has asked for.
+pub fn get_all(address: SocketAddr, objects: &[Stored], connections: usize) -> anyhow::Result<()> {
+    let next = AtomicUsize::new(0);
+    let one = || {
+        let mut connection = Connection::open(address)?;
+        let mut buffer = vec![0; BUFFER];
+        while let Some(object) = objects.get(next.fetch_add(1, Ordering::Relaxed)) {
+            connection.get(object, &mut buffer)?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..connections).map(|_| scope.spawn(one)).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().expect("a client does not panic"))
+    })
+}

@@ -1,0 +1,72 @@
+//! nginx as somebody would set it up who wants a fast Nix cache of it.
+
+use std::fmt::Write;
+use std::path::Path;
+
+/// What differs between one nginx and another.
+#[derive(Debug, Clone, Copy)]
+pub struct Setup<'a> {
+    /// The directory that it serves and takes uploads into.
+    pub root: &'a Path,
+    /// A directory of its own, on the same file system, because an upload is renamed into place.
+    pub own: &'a Path,
+    pub port: u16,
+    /// With `open_file_cache` and a body buffer that saves system calls.
+    pub tuned: bool,
+    /// How many connections it has room for. They cost memory before they are made.
+    pub connections: usize,
+}
+
+/// The text of `nginx.conf`.
+pub fn config(setup: Setup<'_>) -> String {
+    let Setup { root, own, port, tuned, connections } = setup;
+    let (root, own) = (root.display(), own.display());
+    let mut text = String::new();
+    // A worker of root's nginx would otherwise be nobody, who may not write here.
+    if rustix::process::geteuid().is_root() {
+        text += "user root;\n";
+    }
+    let tuning = if tuned {
+        "open_file_cache max=200000 inactive=300s;\n    open_file_cache_valid 60s;\n    \
+         client_body_buffer_size 64k;"
+    } else {
+        ""
+    };
+    write!(
+        text,
+        "\
+daemon off;
+worker_processes 1;
+pid {own}/nginx.pid;
+error_log {own}/error.log warn;
+events {{ worker_connections {connections}; }}
+http {{
+    access_log off;
+    log_not_found off;
+    sendfile on;
+    tcp_nopush on;
+    keepalive_requests 1000000000;
+    keepalive_timeout 300s;
+    types {{ text/x-nix-narinfo narinfo; text/x-nix-cache-info nix-cache-info; }}
+    default_type application/x-nix-nar;
+    client_body_temp_path {own}/body;
+    proxy_temp_path {own}/proxy;
+    fastcgi_temp_path {own}/fastcgi;
+    uwsgi_temp_path {own}/uwsgi;
+    scgi_temp_path {own}/scgi;
+    {tuning}
+    server {{
+        listen 127.0.0.1:{port} backlog=4096;
+        root {root};
+        location / {{
+            dav_methods PUT;
+            create_full_put_path on;
+            client_max_body_size 0;
+        }}
+    }}
+}}
+"
+    )
+    .expect("a string takes everything");
+    text
+}

@@ -1,0 +1,154 @@
+//! A private Nix: single user, no daemon, no system `/nix`, no network.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::bench::Bench;
+use crate::nar::Large;
+
+/// No command may take longer: old versions of Nix wait for ever for a server that fails.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Nix must not remember from one turn to the next what a cache has, and its own fsyncs would be
+/// most of the time of 2,000 small paths.
+const CONFIG: &str = "\
+build-users-group =
+sandbox = false
+experimental-features = nix-command
+substituters =
+require-sigs = false
+fsync-metadata = false
+narinfo-cache-positive-ttl = 0
+narinfo-cache-negative-ttl = 0
+connect-timeout = 5
+";
+
+/// A home together with a store.
+#[derive(Debug)]
+pub struct Nix<'a> {
+    bench: &'a Bench,
+    home: PathBuf,
+}
+
+impl<'a> Nix<'a> {
+    /// A new home and an empty store.
+    pub fn new(bench: &'a Bench) -> anyhow::Result<Self> {
+        Ok(Self { bench, home: bench.fresh_dir("nix")? })
+    }
+
+    /// Adds `count` files of a few bytes each.
+    pub fn add_tiny_files(&self, count: usize) -> anyhow::Result<Vec<String>> {
+        let dir = self.bench.fresh_dir("tiny")?;
+        let mut files = Vec::new();
+        for number in 0..count {
+            let file = dir.join(format!("tiny-{number}"));
+            fs::write(&file, format!("{number}\n"))?;
+            files.push(file.display().to_string());
+        }
+        let mut paths = Vec::new();
+        for some in files.chunks(500) {
+            paths.extend(self.run("nix-store", &["--add"], some)?.lines().map(str::to_owned));
+        }
+        Ok(paths)
+    }
+
+    /// Adds the file that a large NAR is of.
+    pub fn add_large_file(&self, nar: &Large) -> anyhow::Result<Vec<String>> {
+        let file = self.bench.fresh_dir("large")?.join("large");
+        nar.write_contents_to(fs::File::create(&file)?)?;
+        let path = self.run("nix-store", &["--add"], &[file.display().to_string()])?;
+        Ok(vec![path.trim_end().to_owned()])
+    }
+
+    /// `nix copy --to`, without compression: that would be all of the time.
+    pub fn copy_to(&self, url: &str, paths: &[String]) -> anyhow::Result<()> {
+        let url = format!("{url}?compression=none");
+        self.run("nix", &["copy", "--to", &url], paths).map(drop)
+    }
+
+    /// `nix copy --from`, which substitutes.
+    pub fn copy_from(&self, url: &str, paths: &[String]) -> anyhow::Result<()> {
+        self.run("nix", &["copy", "--no-check-sigs", "--from", url], paths)?;
+        for path in [paths.first(), paths.last()].into_iter().flatten() {
+            let real = self.home.join("root").join(path.trim_start_matches('/'));
+            ensure!(real.exists(), "{path} was not substituted");
+        }
+        Ok(())
+    }
+
+    /// Frees its disk space.
+    pub fn remove(self) -> anyhow::Result<()> {
+        unlock(&self.home)?;
+        Ok(fs::remove_dir_all(&self.home)?)
+    }
+
+    /// Runs a command that has to succeed; its standard output.
+    fn run(&self, program: &str, words: &[&str], more: &[String]) -> anyhow::Result<String> {
+        let dir = |name: &str| {
+            let dir = self.home.join(name);
+            fs::create_dir_all(&dir).map(|()| dir)
+        };
+        let child = Command::new(program)
+            .args(words)
+            .args(more)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("LC_ALL", "C.UTF-8")
+            .env("HOME", &self.home)
+            .env("TMPDIR", dir("tmp")?)
+            .env("XDG_CACHE_HOME", dir(".cache")?)
+            .env("XDG_CONFIG_HOME", dir(".config")?)
+            .env("XDG_STATE_HOME", dir(".local/state")?)
+            .env("XDG_DATA_HOME", dir(".local/share")?)
+            .env("NIX_CONF_DIR", dir("conf")?)
+            .env("NIX_REMOTE", format!("local?root={}", dir("root")?.display()))
+            .env("NIX_CONFIG", CONFIG)
+            .current_dir(&self.home)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("{program} does not start"))?;
+        let leash = self.bench.scratch.leash(Pid::from_child(&child))?;
+        let (done, waiting) = channel::<()>();
+        let pid = Pid::from_child(&child);
+        let watchdog = std::thread::spawn(move || {
+            if waiting.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        });
+        let output = child.wait_with_output()?;
+        drop((leash, done));
+        watchdog.join().expect("the watchdog does not panic");
+        let said = String::from_utf8_lossy(&output.stderr);
+        let words = words.join(" ");
+        ensure!(output.status.success(), "`{program} {words} …`: {}\n{said}", output.status);
+        Ok(String::from_utf8(output.stdout)?)
+    }
+}
+
+/// Gives back the permission to remove what is inside `dir`.
+fn unlock(dir: &Path) -> io::Result<()> {
+    fs::set_permissions(dir, Permissions::from_mode(0o700))?;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            unlock(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// The version of Nix that is on the PATH.
+pub fn version() -> Option<String> {
+    let output = Command::new("nix").arg("--version").output().ok()?;
+    Some(String::from_utf8_lossy(&output.stdout).trim().to_owned()).filter(|it| !it.is_empty())
+}

@@ -1,0 +1,39 @@
+//! NAR bytes, from the page cache.
+
+use crate::bench::{Bench, Meter};
+use crate::cache_dir::write_large;
+use crate::client::transfer::get_all;
+use crate::line::{Goal, Line, Unit};
+use crate::nar::Large;
+use crate::sample::Sample;
+use crate::sizes::GIB;
+
+/// One large NAR, over and over.
+pub fn large(bench: &Bench) -> anyhow::Result<Vec<Line>> {
+    let dir = bench.fresh_dir("nar")?;
+    let nar = write_large(&dir, &Large::new(bench.sizes.large))?;
+    let servers = bench.start_all(&dir)?;
+    for server in servers.iter() {
+        get_all(server.address(), std::slice::from_ref(&nar), 1)?;
+    }
+    let loads = [(1, bench.sizes.repeat), (8, 8)];
+    let samples = bench.take_turns(|kind| {
+        let server = servers.of(kind);
+        loads
+            .iter()
+            .map(|&(connections, times)| {
+                let objects = vec![nar.clone(); times as usize];
+                let gib = (nar.size * times) as f64 / GIB as f64;
+                let meter = Meter::start(server)?;
+                get_all(server.address(), &objects, connections)?;
+                let (wall, cpu) = meter.read()?;
+                Ok(Sample { value: cpu / gib, wall, cpu })
+            })
+            .collect()
+    })?;
+    let line = |index, connections: &str| {
+        let label = format!("NAR GET 1 GiB, {connections}");
+        Line::new(label, Unit::CpuSecondsPerGib, Goal::TimesNginx(1.0), &samples, index)
+    };
+    Ok(vec![line(0, "1 connection"), line(1, "8 connections")])
+}

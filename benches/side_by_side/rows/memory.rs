@@ -1,0 +1,149 @@
+//! Resident memory. Each state has a server of its own, so that none inherits another one's peak.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+
+use crate::bench::{Bench, Meter};
+use crate::cache_dir::{Stored, hash_part, write_large, write_narinfos};
+use crate::client::connection::Connection;
+use crate::line::{Goal, Line, Unit};
+use crate::nar::Large;
+use crate::process::{Memory, resident_mib};
+use crate::sample::Sample;
+use crate::server::{Kind, Server};
+
+/// Files that a server has open besides its connections, generously.
+const OTHER_FILES: u64 = 200;
+
+/// All four states.
+pub fn resident(bench: &Bench) -> anyhow::Result<Vec<Line>> {
+    let dir = bench.fresh_dir("memory")?;
+    // With open_file_cache, nginx has a file open for each of them besides the connection.
+    let narinfos = write_narinfos(&dir, bench.sizes.narinfos / 2)?;
+    let nar = Large::new(bench.sizes.large);
+    let stored = write_large(&dir, &nar)?;
+    let count = bench.sizes.kept_alive;
+    ensure!(
+        bench.open_files >= (count + narinfos.len()) as u64 + OTHER_FILES,
+        "needs {count} open connections, {} open files and some more; `ulimit -Hn` is {}",
+        narinfos.len(),
+        bench.open_files
+    );
+    let samples = bench.take_turns(|kind| {
+        let turn = Turn { bench, kind, dir: &dir };
+        Ok(vec![
+            turn.idle()?,
+            turn.keeping_alive(count, &narinfos)?,
+            turn.slow_downloads(&stored)?,
+            turn.half_uploads(&nar)?,
+        ])
+    })?;
+    let line = |index, what: &str, most| {
+        let label = format!("resident memory: {what}");
+        Line::new(label, Unit::Mib, Goal::AtMost(most), &samples, index)
+    };
+    Ok(vec![
+        line(0, "idle", 16.0),
+        line(1, &format!("{count} keep-alive connections"), 128.0),
+        line(2, &format!("{DOWNLOADS} parallel NAR downloads"), 64.0),
+        line(3, &format!("{UPLOADS} parallel uploads"), 128.0),
+    ])
+}
+
+const DOWNLOADS: usize = 64;
+const UPLOADS: usize = 32;
+
+struct Turn<'a> {
+    bench: &'a Bench,
+    kind: Kind,
+    dir: &'a Path,
+}
+
+impl Turn<'_> {
+    fn idle(&self) -> anyhow::Result<Sample> {
+        let server = Server::start(self.bench, self.kind, self.dir)?;
+        let meter = Meter::start(&server)?;
+        std::thread::sleep(Duration::from_secs(1));
+        sample(&meter, Memory::Now)
+    }
+
+    /// Every connection has asked for something and stays.
+    fn keeping_alive(&self, count: usize, narinfos: &[Stored]) -> anyhow::Result<Sample> {
+        // nginx closes connections that wait when fewer than a sixteenth of its places are free.
+        let room = count + count / 8 + OTHER_FILES as usize;
+        let server = Server::start_for(self.bench, self.kind, self.dir, room)?;
+        let meter = Meter::start(&server)?;
+        let mut buffer = vec![0; 16 * 1024];
+        let mut connections = Vec::new();
+        for number in 0..count {
+            let mut connection = Connection::open(server.address())?;
+            let narinfo = &narinfos[number % narinfos.len()];
+            connection.get(narinfo, &mut buffer).with_context(|| format!("connection {number}"))?;
+            connections.push(connection);
+        }
+        // They are all still served.
+        connections
+            .iter_mut()
+            .try_for_each(|it| it.get(&narinfos[0], &mut buffer))
+            .context("a connection that was kept alive")?;
+        sample(&meter, Memory::Peak)
+    }
+
+    /// Clients on slow lines: a NAR stays in the making for all of them.
+    fn slow_downloads(&self, nar: &Stored) -> anyhow::Result<Sample> {
+        let server = Server::start(self.bench, self.kind, self.dir)?;
+        let meter = Meter::start(&server)?;
+        let mut connections = Vec::new();
+        for _ in 0..DOWNLOADS {
+            let mut connection = Connection::open(server.address())?;
+            connection.ask(&nar.path)?;
+            connections.push(connection);
+        }
+        let mut buffer = vec![0; 64 * 1024];
+        let begin = Instant::now();
+        let mut read = 0;
+        // Never more than half of the NAR, or there would be nothing left to wait for.
+        while begin.elapsed() < self.bench.sizes.slow_reading && read < nar.size / 2 {
+            for connection in &mut connections {
+                connection.read_some(&mut buffer)?;
+            }
+            read += buffer.len() as u64;
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        sample(&meter, Memory::Peak)
+    }
+
+    /// Uploads that stopped half-way, all of them still open.
+    fn half_uploads(&self, nar: &Large) -> anyhow::Result<Sample> {
+        let dir = self.bench.fresh_dir("half-uploads")?;
+        let server = Server::start(self.bench, self.kind, &dir)?;
+        let meter = Meter::start(&server)?;
+        let half = self.bench.sizes.half_upload;
+        let mut connections = Vec::new();
+        for number in 0..UPLOADS {
+            let mut connection = Connection::open(server.address())?;
+            // A name that could be: nobody can know before the end that it is not.
+            let path = format!("nar/{number:0>20}{}.nar", hash_part("half", number));
+            connection.begin_put(&path, nar.length())?;
+            connections.push(connection);
+        }
+        let mut sent = 0;
+        for piece in nar.pieces() {
+            if sent >= half {
+                break;
+            }
+            connections.iter_mut().try_for_each(|it| it.send(piece))?;
+            sent += piece.len() as u64;
+        }
+        // What is still in sockets arrives.
+        std::thread::sleep(Duration::from_millis(500));
+        sample(&meter, Memory::Peak)
+    }
+}
+
+fn sample(meter: &Meter<'_>, which: Memory) -> anyhow::Result<Sample> {
+    let (wall, cpu) = meter.read()?;
+    Ok(Sample { value: resident_mib(meter.server.pids(), which)?, wall, cpu })
+}

@@ -1,0 +1,49 @@
+//! The rows, in the order in which they are measured.
+//!
+//! Uploads come first: ext4 does not use an inode again for some minutes after it was freed, and
+//! looks for another one at eight times the cost. For the same reason nothing that they made is
+//! removed before the end.
+
+mod upload;
+mod narinfo;
+mod download;
+mod shootout;
+mod copy;
+mod start;
+mod memory;
+
+use crate::bench::Bench;
+use crate::line::Line;
+
+/// A row: what is measured together.
+pub struct Row {
+    pub name: &'static str,
+    pub about: &'static str,
+    pub needs_nix: bool,
+    pub run: fn(&Bench) -> anyhow::Result<Vec<Line>>,
+}
+
+const fn row(
+    name: &'static str,
+    about: &'static str,
+    run: fn(&Bench) -> anyhow::Result<Vec<Line>>,
+) -> Row {
+    Row { name, about, needs_nix: false, run }
+}
+
+/// All of them.
+pub const ALL: &[Row] = &[
+    row("put-small", "PUT 5,000 NARs of 4 KiB over 8 and 64 connections", upload::small),
+    row("put-large", "PUT a NAR of 1 GiB", upload::large),
+    row("narinfo", "GET narinfos, 10,000 distinct, over 32 connections", narinfo::present),
+    row("absent", "GET absent narinfos over 32 connections", narinfo::absent),
+    row("nar", "GET a NAR of 1 GiB over 1 and 8 connections", download::large),
+    row("shootout", "373 paths: narinfos in sequence, then 520 MiB of NARs", shootout::closure),
+    Row {
+        needs_nix: true,
+        ..row("copy-small", "`nix copy` of 2,000 small paths, to and from", copy::small)
+    },
+    Row { needs_nix: true, ..row("copy-large", "`nix copy` of 1 GiB, to and from", copy::large) },
+    row("start", "start over a directory of 100,000 narinfos", start::over_many),
+    row("memory", "resident memory: idle, and with many clients", memory::resident),
+];

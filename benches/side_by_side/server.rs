@@ -1,0 +1,211 @@
+//! A running server of any kind, on the server's core.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::bench::Bench;
+use crate::nginx;
+use crate::process::{children_of, cpu_seconds};
+use crate::scratch::Leash;
+
+/// How long a server may take to listen, or to end.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Who is compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    NixStored,
+    Nginx,
+    /// With `open_file_cache`, and 64 KiB for bodies.
+    NginxTuned,
+}
+
+impl Kind {
+    /// All of them, in the order of the tables' columns.
+    pub const ALL: [Self; 3] = [Self::NixStored, Self::Nginx, Self::NginxTuned];
+
+    /// Its place in [`Kind::ALL`].
+    pub fn index(self) -> usize {
+        self as usize
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::NixStored => "nix-stored",
+            Self::Nginx => "nginx",
+            Self::NginxTuned => "nginx-ofc",
+        })
+    }
+}
+
+/// Killed on drop.
+#[derive(Debug)]
+pub struct Server {
+    kind: Kind,
+    child: Child,
+    pids: Vec<Pid>,
+    address: SocketAddr,
+    /// From its start until it took a connection.
+    pub started_in: Duration,
+    leashes: Vec<Leash>,
+}
+
+impl Server {
+    /// Starts one over `dir` with room for a usual number of connections.
+    pub fn start(bench: &Bench, kind: Kind, dir: &Path) -> anyhow::Result<Self> {
+        Self::start_for(bench, kind, dir, 1024)
+    }
+
+    /// Starts one over `dir` with room for `connections`, and waits until it listens.
+    pub fn start_for(
+        bench: &Bench,
+        kind: Kind,
+        dir: &Path,
+        connections: usize,
+    ) -> anyhow::Result<Self> {
+        let port = free_port()?;
+        let own = bench.fresh_dir("server")?;
+        let log = own.join("error.log");
+        let mut command = match kind {
+            Kind::NixStored => daemon(bench, dir, port),
+            Kind::Nginx | Kind::NginxTuned => {
+                let tuned = kind == Kind::NginxTuned;
+                let setup = nginx::Setup { root: dir, own: &own, port, tuned, connections };
+                fs::write(own.join("nginx.conf"), nginx::config(setup))?;
+                let mut command = Command::new(&bench.programs.nginx);
+                command.arg("-p").arg(&own).arg("-e").arg(&log);
+                command.arg("-c").arg(own.join("nginx.conf"));
+                command
+            }
+        };
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log)?);
+        bench.logs_to(kind, &log);
+        let begin = Instant::now();
+        let child = bench.cores.spawn_server(&mut command)?;
+        let pid = Pid::from_child(&child);
+        let mut server = Self {
+            kind,
+            child,
+            pids: vec![pid],
+            address: (Ipv4Addr::LOCALHOST, port).into(),
+            started_in: Duration::ZERO,
+            leashes: vec![bench.scratch.leash(pid)?],
+        };
+        server.wait_until_it_listens(&log, begin)?;
+        if kind != Kind::NixStored {
+            server.find_workers(bench, begin)?;
+        }
+        Ok(server)
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// All its processes.
+    pub fn pids(&self) -> &[Pid] {
+        &self.pids
+    }
+
+    /// User and system CPU seconds of all its processes so far.
+    pub fn cpu_seconds(&self) -> anyhow::Result<f64> {
+        cpu_seconds(&self.pids)
+    }
+
+    fn wait_until_it_listens(&mut self, log: &Path, begin: Instant) -> anyhow::Result<()> {
+        while TcpStream::connect(self.address).is_err() {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("{} does not start: {status}\n{}", self.kind, tail(log));
+            }
+            ensure!(begin.elapsed() < PATIENCE, "{} does not listen", self.kind);
+            // Short against what is measured, long enough to leave the machine to the server.
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        self.started_in = begin.elapsed();
+        Ok(())
+    }
+
+    /// nginx listens before it has its worker.
+    fn find_workers(&mut self, bench: &Bench, begin: Instant) -> anyhow::Result<()> {
+        loop {
+            let workers = children_of(Pid::from_child(&self.child))?;
+            if !workers.is_empty() {
+                for worker in workers {
+                    self.pids.push(worker);
+                    self.leashes.push(bench.scratch.leash(worker)?);
+                }
+                return Ok(());
+            }
+            ensure!(begin.elapsed() < PATIENCE, "{} has no worker", self.kind);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // SIGTERM makes an nginx master take its worker along. The daemon would finish transfers
+        // first, and nobody waits for those.
+        let signal = if self.kind == Kind::NixStored { Signal::KILL } else { Signal::TERM };
+        let _ = kill_process(Pid::from_child(&self.child), signal);
+        let begin = Instant::now();
+        while matches!(self.child.try_wait(), Ok(None)) {
+            if begin.elapsed() > PATIENCE {
+                for &pid in &self.pids {
+                    let _ = kill_process(pid, Signal::KILL);
+                }
+                let _ = self.child.wait();
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// The daemon with none of the caller's own settings, nor of a service manager's.
+fn daemon(bench: &Bench, dir: &Path, port: u16) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nix-stored"));
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy();
+        if name.starts_with("NIX_STORED_")
+            || name.starts_with("LISTEN_")
+            || name == "NOTIFY_SOCKET"
+            || name.starts_with("WATCHDOG_")
+        {
+            command.env_remove(&*name);
+        }
+    }
+    command
+        .env("NIX_STORED_PATH", dir)
+        .env("NIX_STORED_LISTEN_INTERFACE", format!("127.0.0.1:{port}"));
+    if bench.log_requests {
+        command.env("NIX_STORED_LOG_LEVEL", "debug");
+    }
+    command
+}
+
+/// The last lines of a log.
+pub fn tail(log: &Path) -> String {
+    let text = fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(5)..].join("\n")
+}
+
+/// nginx cannot be told to take any port and say which.
+fn free_port() -> anyhow::Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}
