@@ -14,6 +14,8 @@ mod access;
 mod reading;
 /// More than it can do at once.
 mod overload;
+/// A disk that is slow.
+mod slow_disk;
 /// How objects leave.
 mod sending;
 /// PUT.

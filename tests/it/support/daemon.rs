@@ -36,6 +36,7 @@ pub struct Builder {
     dir: Option<PathBuf>,
     env: Vec<(String, String)>,
     file_limit: Option<u64>,
+    cpus: Option<String>,
 }
 
 impl Builder {
@@ -48,6 +49,12 @@ impl Builder {
     /// Lets it have so many open files and no more.
     pub fn file_limit(mut self, files: u64) -> Self {
         self.file_limit = Some(files);
+        self
+    }
+
+    /// Lets it run on these processors, in the words of `taskset`.
+    pub fn cpus(mut self, list: &str) -> Self {
+        self.cpus = Some(list.into());
         self
     }
 
@@ -68,7 +75,7 @@ impl Builder {
         };
         std::fs::create_dir_all(&dir).expect("the cache's directory can be made");
 
-        let mut child = limited(self.file_limit)
+        let mut child = limited(self.file_limit, self.cpus.as_deref())
             .env("NIX_STORED_PATH", &dir)
             .env("NIX_STORED_LISTEN_INTERFACE", "127.0.0.1:0")
             .envs(self.env)
@@ -103,7 +110,7 @@ impl Builder {
     #[track_caller]
     pub fn start_fails(self) -> Failed {
         let scratch = Scratch::new();
-        let output = limited(None)
+        let output = limited(None, None)
             .env("NIX_STORED_PATH", scratch.join("cache"))
             .env("NIX_STORED_LISTEN_INTERFACE", "127.0.0.1:0")
             .envs(self.env)
@@ -121,13 +128,15 @@ pub struct Failed {
     pub log: String,
 }
 
-/// The binary, as a process that may have so many open files.
-fn limited(files: Option<u64>) -> Command {
+/// The binary, as a process that may have so many open files and run on these processors.
+fn limited(files: Option<u64>, cpus: Option<&str>) -> Command {
     const BINARY: &str = env!("CARGO_BIN_EXE_nix-stored");
-    match files {
-        None => command(BINARY, &[]),
-        Some(files) => command("/bin/sh", &["-c", &format!("ulimit -n {files}; exec {BINARY}")]),
+    let files = files.map(|files| format!("ulimit -n {files};")).unwrap_or_default();
+    let cpus = cpus.map(|cpus| format!("taskset -c {cpus}")).unwrap_or_default();
+    if files.is_empty() && cpus.is_empty() {
+        return command(BINARY, &[]);
     }
+    command("/bin/sh", &["-c", &format!("{files} exec {cpus} {BINARY}")])
 }
 
 /// A program with none of the caller's own settings, nor of a service manager's.
