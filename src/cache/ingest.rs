@@ -27,8 +27,9 @@ pub(super) const COLLECT_LIMIT: u64 = 1024 * 1024;
 /// A body up to this length is stored in one step.
 pub(super) const SMALL: u64 = 64 * 1024;
 
-/// Chunks on their way from the socket to the disk.
-const CHUNKS_IN_FLIGHT: usize = 4;
+/// Chunks on their way from the socket to the disk. With fewer, the two sides wake each other more
+/// often than they work.
+const CHUNKS_IN_FLIGHT: usize = 16;
 
 /// What an encoded side file may become.
 const DECODED_LIMIT: u64 = 4 << 30;

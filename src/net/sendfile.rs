@@ -21,9 +21,9 @@ use crate::http::LendFile;
 /// How much is sent at a time: enough for a socket buffer, and then others have their turn.
 const CHUNK: usize = 1024 * 1024;
 
-/// How far apart the page cache is asked whether it has a chunk. The kernel reads ahead in larger
-/// steps than this.
-const PROBE: usize = 64 * 1024;
+/// How far apart the page cache is asked whether it has a chunk: the kernel reads ahead in steps of
+/// this size (`read_ahead_kb`).
+const PROBE: usize = 128 * 1024;
 
 /// The files that one connection has lent out.
 #[derive(Debug, Default)]

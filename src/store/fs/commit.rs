@@ -6,7 +6,7 @@
 //! and synced, all are renamed, each directory is synced once, and only then is anybody told. Under
 //! load the batches grow and the cost of an object falls; alone, an object waits for nobody.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -124,15 +124,10 @@ impl Worker {
     fn commit(&mut self, batch: Vec<Job>) {
         let ready = batch.into_iter().filter_map(|job| self.stage(job)).collect();
         let synced = self.sync(ready);
-        let renamed: Vec<Ready> = synced.into_iter().filter_map(|job| self.rename(job)).collect();
-        let folders: BTreeSet<&str> = renamed.iter().map(|job| split(&job.key).0).collect();
-        let failed: Vec<(String, io::Error)> = folders
-            .into_iter()
-            .filter_map(|folder| {
-                let synced = self.open_or_make(folder).and_then(|fd| sync_directory(&fd));
-                synced.err().map(|error| (folder.to_owned(), error))
-            })
-            .collect();
+        let mut folders = Folders::new(&self.root);
+        let renamed: Vec<Ready> =
+            synced.into_iter().filter_map(|job| self.rename(job, &mut folders)).collect();
+        let failed = folders.sync();
         for job in renamed {
             let failed = failed.iter().find(|(folder, _)| folder == split(&job.key).0);
             let result = failed.map_or(Ok(()), |(_, error)| Err(copy_of(error)));
@@ -192,11 +187,11 @@ impl Worker {
         self.or_discard(job, synced)
     }
 
-    fn rename(&self, job: Ready) -> Option<Ready> {
+    fn rename(&self, job: Ready, folders: &mut Folders<'_>) -> Option<Ready> {
         let (folder, base) = split(&job.key);
-        let renamed = self.open_or_make(folder).and_then(|folder| {
+        let renamed = folders.open(folder).and_then(|folder| {
             let from = self.staging.folder();
-            Ok(rustix::fs::renameat(from, &job.staged, &folder, base)?)
+            Ok(rustix::fs::renameat(from, &job.staged, folder, base)?)
         });
         self.or_discard(job, renamed)
     }
@@ -216,24 +211,51 @@ impl Worker {
         // The sweep at the next start removes what cannot be removed now.
         let _ = self.staging.remove(staged);
     }
+}
 
-    /// Opens the directory `folder` below the root. One that is missing is made, and synced into
-    /// its parent, or a power cut could take it with everything in it.
-    fn open_or_make(&self, folder: &str) -> io::Result<OwnedFd> {
-        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let open = || rustix::fs::openat(&self.root, folder, flags, Mode::empty());
-        match open() {
-            Err(Errno::NOENT) => {
-                let (parent, base) = split(folder);
-                let parent = self.open_or_make(parent)?;
-                match rustix::fs::mkdirat(&parent, base, Mode::from_raw_mode(0o755)) {
-                    Ok(()) | Err(Errno::EXIST) => sync_directory(&parent)?,
-                    Err(error) => return Err(error.into()),
-                }
-                Ok(open()?)
-            }
-            opened => Ok(opened?),
+/// The directories that a batch publishes into, each opened once.
+struct Folders<'a> {
+    root: &'a OwnedFd,
+    open: BTreeMap<String, OwnedFd>,
+}
+
+impl<'a> Folders<'a> {
+    fn new(root: &'a OwnedFd) -> Self {
+        Self { root, open: BTreeMap::new() }
+    }
+
+    /// The directory `folder` below the root.
+    fn open(&mut self, folder: &str) -> io::Result<&OwnedFd> {
+        if !self.open.contains_key(folder) {
+            let fd = open_or_make(self.root, folder)?;
+            self.open.insert(folder.to_owned(), fd);
         }
+        Ok(&self.open[folder])
+    }
+
+    /// Syncs them, and returns those for which that failed.
+    fn sync(self) -> Vec<(String, io::Error)> {
+        let synced = self.open.into_iter().map(|(folder, fd)| (folder, sync_directory(&fd)));
+        synced.filter_map(|(folder, synced)| Some((folder, synced.err()?))).collect()
+    }
+}
+
+/// Opens the directory `folder` below `root`. One that is missing is made, and synced into its
+/// parent, or a power cut could take it with everything in it.
+fn open_or_make(root: &OwnedFd, folder: &str) -> io::Result<OwnedFd> {
+    let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let open = || rustix::fs::openat(root, folder, flags, Mode::empty());
+    match open() {
+        Err(Errno::NOENT) => {
+            let (parent, base) = split(folder);
+            let parent = open_or_make(root, parent)?;
+            match rustix::fs::mkdirat(&parent, base, Mode::from_raw_mode(0o755)) {
+                Ok(()) | Err(Errno::EXIST) => sync_directory(&parent)?,
+                Err(error) => return Err(error.into()),
+            }
+            Ok(open()?)
+        }
+        opened => Ok(opened?),
     }
 }
 
