@@ -1,0 +1,100 @@
+//! The most that many large uploads at once make resident.
+
+use std::time::{Duration, Instant};
+
+use nix_stored::nix::Compression;
+
+use crate::bench::{Bench, GIB, MIB, Place};
+use crate::body::Body;
+use crate::daemon::Daemon;
+use crate::process::Memory;
+use crate::report::Section;
+use crate::say;
+
+const UPLOADS: u64 = 32;
+
+/// What must be free for uploads of 1 GiB: all of them are on the disk at once, and something else
+/// may need it too.
+const FOR_FULL_SIZE: u64 = 60_000_000_000;
+
+/// xz is slow, and its decoder has all its memory after its first 8 MiB.
+const XZ_CONTENTS: u64 = 64 * MIB;
+
+pub fn measure(bench: &Bench) -> anyhow::Result<Section> {
+    let mut section = Section::new(
+        &format!("Resident memory, {UPLOADS} parallel uploads, `VERIFY=nar`"),
+        &["uploads", "peak MiB", "afterwards MiB", "wall s", "CPU s"],
+    );
+    let idle = Daemon::start(bench, "nar", Place::Anywhere)?;
+    std::thread::sleep(Duration::from_secs(1));
+    section.row([
+        "idle".to_owned(),
+        format!("{:.1}", idle.resident_mib(Memory::Peak)?),
+        format!("{:.1}", idle.resident_mib(Memory::Now)?),
+        "–".to_owned(),
+        "–".to_owned(),
+    ]);
+    drop(idle);
+
+    let contents = contents(bench, &mut section)?;
+    for (compression, contents) in [
+        (Compression::None, contents),
+        (Compression::Zstd, contents),
+        (Compression::Xz, XZ_CONTENTS.min(contents)),
+    ] {
+        say(&format!("memory: {UPLOADS} × {} MiB, {compression}", contents / MIB));
+        let body = Body::make(bench, compression, contents)?;
+        let daemon = Daemon::start(bench, "nar", Place::Anywhere)?;
+        let (begin, cpu) = (Instant::now(), daemon.cpu_seconds()?);
+        all_at_once(&daemon, &body)?;
+        let wall = begin.elapsed().as_secs_f64();
+        section.row([
+            format!("{} MiB, {compression}", contents / MIB),
+            format!("{:.1}", daemon.resident_mib(Memory::Peak)?),
+            format!("{:.1}", daemon.resident_mib(Memory::Now)?),
+            format!("{wall:.0}"),
+            format!("{:.1}", daemon.cpu_seconds()? - cpu),
+        ]);
+        daemon.forget(&body)?;
+        std::fs::remove_file(&body.file)?;
+    }
+    section.notes.push(
+        "Sizes are of the NAR; zstd is at level 3 and xz at level 6. The daemon unpacks 8 NARs at a \
+         time; one that comes while 8 others are unpacked is only hashed, and read again when its \
+         narinfo comes. One run"
+            .to_owned(),
+    );
+    Ok(section)
+}
+
+/// How large the uploads are: 1 GiB, or what half of the disk has room for.
+fn contents(bench: &Bench, section: &mut Section) -> anyhow::Result<u64> {
+    if bench.quick {
+        return Ok(16 * MIB);
+    }
+    let free = bench.free_space()?;
+    if free >= FOR_FULL_SIZE {
+        return Ok(GIB);
+    }
+    let mut contents = GIB / 2;
+    while contents > 16 * MIB && UPLOADS * contents > free / 2 {
+        contents /= 2;
+    }
+    let text = format!(
+        "Uploads of {} MiB instead of 1 GiB, because only {} GB of disk were free and not {}",
+        contents / MIB,
+        free / 1_000_000_000,
+        FOR_FULL_SIZE / 1_000_000_000,
+    );
+    say(&format!("memory: {text}"));
+    section.notes.push(text);
+    Ok(contents)
+}
+
+/// One name for all: nobody can know before the end that the contents are the same.
+fn all_at_once(daemon: &Daemon, body: &Body) -> anyhow::Result<()> {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..UPLOADS).map(|_| scope.spawn(|| daemon.put(body))).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().expect("a client does not panic"))
+    })
+}
