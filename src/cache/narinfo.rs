@@ -32,31 +32,30 @@ impl Cache {
         // Two uploads of one path's narinfo would each merge with what was there before both.
         let _turn = self.turns[usize::from(hash.as_bytes()[0]) % self.turns.len()].lock().await;
         let path = CachePath::NarInfo(hash);
-        let ours = self.read_narinfo(&path).await?;
-        if let Some(mut ours) = ours {
-            if ours.nar_hash == info.nar_hash && self.has_nar_of(&ours).await? {
+        let taken = match self.read_narinfo(&path).await? {
+            None => Taken::New,
+            Some(mut ours) if ours.nar_hash == info.nar_hash && self.has_nar_of(&ours).await? => {
                 // Nix signs again from its memory of up to 30 days ago, so everything but the
                 // signatures may be out of date (Nix's `src/libstore/nar-info-disk-cache.cc`).
-                if !merge_signatures(&mut ours, &info) {
-                    return Ok(Taken::Again);
+                if merge_signatures(&mut ours, &info) {
+                    self.publish(hash, &ours).await?;
                 }
-                self.publish(hash, &ours).await?;
                 return Ok(Taken::Again);
             }
-            if ours.nar_hash != info.nar_hash {
-                warn!(
-                    store_path = %info.store_path, before = %ours.nar_hash, now = %info.nar_hash,
-                    "a store path was uploaded again with other contents: its build is not \
-                     reproducible, or one of the two is not what it claims to be"
-                );
+            Some(ours) => {
+                if ours.nar_hash != info.nar_hash {
+                    warn!(
+                        store_path = %info.store_path, before = %ours.nar_hash, now = %info.nar_hash,
+                        "a store path was uploaded again with other contents: its build is not \
+                         reproducible, or one of the two is not what it claims to be"
+                    );
+                }
+                Taken::Again
             }
-            self.admit(&mut info).await?;
-            self.publish(hash, &info).await?;
-            return Ok(Taken::Again);
-        }
+        };
         self.admit(&mut info).await?;
         self.publish(hash, &info).await?;
-        Ok(Taken::New)
+        Ok(taken)
     }
 
     async fn publish(&self, hash: StorePathHash, info: &NarInfo) -> Result<(), PutError> {

@@ -183,36 +183,8 @@ fn enabled(level: Level) -> bool {
 
 impl Outcome {
     fn log(&self) {
-        // An event's level is part of its call site.
-        match self.level {
-            Level::ERROR => self.event(|message, f| tracing::error!(
-                method = %f.method, path = f.path, status = f.status, sent_bytes = f.sent,
-                received_bytes = f.received, duration_ms = f.duration_ms, user = f.user,
-                client = f.client, forwarded_for = f.forwarded_for, reason = f.reason, "{message}"
-            )),
-            Level::WARN => self.event(|message, f| tracing::warn!(
-                method = %f.method, path = f.path, status = f.status, sent_bytes = f.sent,
-                received_bytes = f.received, duration_ms = f.duration_ms, user = f.user,
-                client = f.client, forwarded_for = f.forwarded_for, reason = f.reason, "{message}"
-            )),
-            Level::INFO => self.event(|message, f| tracing::info!(
-                method = %f.method, path = f.path, status = f.status, sent_bytes = f.sent,
-                received_bytes = f.received, duration_ms = f.duration_ms, user = f.user,
-                client = f.client, forwarded_for = f.forwarded_for, reason = f.reason, "{message}"
-            )),
-            _ => self.event(|message, f| tracing::debug!(
-                method = %f.method, path = f.path, status = f.status, sent_bytes = f.sent,
-                received_bytes = f.received, duration_ms = f.duration_ms, user = f.user,
-                client = f.client, forwarded_for = f.forwarded_for, reason = f.reason, "{message}"
-            )),
-        }
-    }
-
-    fn event(&self, write: impl FnOnce(&str, Fields<'_>)) {
         let record = &self.record;
         let uploads = record.method == Method::PUT;
-        let client = record.peer.map(|peer| peer.to_string());
-        let reason = self.error.as_deref().map(chain);
         let message = match self.status.as_u16() {
             500.. => "failed",
             404 if !uploads => "absent",
@@ -221,35 +193,32 @@ impl Outcome {
             _ if uploads => "uploaded",
             _ => "served",
         };
-        write(
-            message,
-            Fields {
-                method: &record.method,
-                path: shortened(record.uri.path()),
-                status: self.status.as_u16(),
-                sent: self.sent,
-                received: record.uploaded.filter(|_| uploads),
-                duration_ms: record.begun.elapsed().as_micros() as f64 / 1000.0,
-                user: record.user.as_ref().and_then(|slot| slot.get()).map(|user| &*user.0),
-                client: client.as_deref(),
-                forwarded_for: record.forwarded_for.as_deref(),
-                reason: reason.as_deref(),
-            },
-        );
+        // The level of an event is part of its call site, so there is one for each.
+        macro_rules! event {
+            ($level:expr) => {
+                tracing::event!(
+                    $level,
+                    method = %record.method,
+                    path = shortened(record.uri.path()),
+                    status = self.status.as_u16(),
+                    sent_bytes = self.sent,
+                    received_bytes = record.uploaded.filter(|_| uploads),
+                    duration_ms = record.begun.elapsed().as_micros() as f64 / 1000.0,
+                    user = record.user.as_ref().and_then(|slot| slot.get()).map(|user| &*user.0),
+                    client = record.peer.map(|peer| peer.to_string()),
+                    forwarded_for = record.forwarded_for,
+                    reason = self.error.as_deref().map(chain),
+                    "{message}"
+                )
+            };
+        }
+        match self.level {
+            Level::ERROR => event!(Level::ERROR),
+            Level::WARN => event!(Level::WARN),
+            Level::INFO => event!(Level::INFO),
+            _ => event!(Level::DEBUG),
+        }
     }
-}
-
-struct Fields<'a> {
-    method: &'a Method,
-    path: &'a str,
-    status: u16,
-    sent: u64,
-    received: Option<u64>,
-    duration_ms: f64,
-    user: Option<&'a str>,
-    client: Option<&'a str>,
-    forwarded_for: Option<&'a str>,
-    reason: Option<&'a str>,
 }
 
 /// An error with everything that caused it, on one line.
