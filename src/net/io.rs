@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use rustix::fd::{AsFd, BorrowedFd};
+use rustix::fd::AsFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::task::JoinHandle;
 
@@ -105,30 +105,22 @@ impl Stream {
 
     fn poll_send_piece(&self, cx: &mut Context<'_>, piece: &Piece) -> Poll<io::Result<usize>> {
         loop {
-            let mut sent = 0;
-            let mut send = |socket: BorrowedFd<'_>| {
-                sent = piece.send(socket)?;
-                // A part means that the socket is full. Saying so here, and not by asking for more
-                // in vain, saves a system call each time; it forgets a readiness that was there
-                // before the call, and no later one.
-                if sent < piece.len() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
-            };
-            let result = match self {
+            // A part that was sent does not mean that the socket is full, it may be a file that has
+            // become shorter, or a signal: only `EAGAIN` means that waiting will end.
+            let sent = match self {
                 Self::Tcp(stream) => {
                     ready!(stream.poll_write_ready(cx))?;
-                    stream.try_io(Interest::WRITABLE, || send(stream.as_fd()))
+                    stream.try_io(Interest::WRITABLE, || piece.send(stream.as_fd()))
                 }
                 Self::Unix(stream) => {
                     ready!(stream.poll_write_ready(cx))?;
-                    stream.try_io(Interest::WRITABLE, || send(stream.as_fd()))
+                    stream.try_io(Interest::WRITABLE, || piece.send(stream.as_fd()))
                 }
             };
-            match result {
-                _ if sent > 0 => return Poll::Ready(Ok(sent)),
+            match sent {
                 // The readiness was out of date, and is forgotten by now.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-                Ok(()) => {}
+                sent => return Poll::Ready(sent),
             }
         }
     }
