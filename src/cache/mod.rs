@@ -34,6 +34,8 @@ pub struct Cache {
     hot: Hot,
     /// What is known of NARs whose narinfo may come soon.
     facts: quick_cache::sync::Cache<NarName, nar::Facts>,
+    /// Who may upload what is not small.
+    uploads: Semaphore,
     /// Who may unpack.
     unpackers: Arc<Semaphore>,
     /// Who may change a narinfo, by its name.
@@ -43,6 +45,11 @@ pub struct Cache {
 /// How many NARs are unpacked at a time. More would only share the same cores, and each can take
 /// the memory of its decoder: 9 MiB for xz as Nix uses it, at most 192 MiB.
 const UNPACKERS: usize = 8;
+
+/// How many large bodies are taken at a time. Each holds a thread of the blocking pool, which has
+/// 512 (tokio's default), and reads of cold objects must find one. More wait for their
+/// `100 Continue`.
+const UPLOADS: usize = 256;
 
 /// How many NARs are remembered. One whose facts were dropped is read again.
 const FACTS: usize = 16 * 1024;
@@ -72,6 +79,7 @@ impl Cache {
             admission,
             hot: Hot::new(),
             facts: quick_cache::sync::Cache::new(FACTS),
+            uploads: Semaphore::new(UPLOADS),
             unpackers: Arc::new(Semaphore::new(UNPACKERS)),
             turns: std::array::from_fn(|_| Mutex::new(())),
         }
@@ -145,6 +153,9 @@ impl Cache {
         if declared.is_some_and(|length| length > limit) {
             return Err(PutError::TooLarge { limit });
         }
+        let small = declared.is_some_and(|length| length <= ingest::SMALL);
+        // Nobody closes the semaphore.
+        let _turn = if small { None } else { self.uploads.acquire().await.ok() };
         match path {
             CachePath::CacheInfo => self.put_cache_info(declared, body).await,
             CachePath::NarInfo(hash) => self.put_narinfo(*hash, encoding, declared, body).await,

@@ -72,3 +72,34 @@ fn more_connections_than_it_serves_wait_for_their_turn() {
     served.pop();
     assert_eq!(waiting.answer().status, 200);
 }
+
+#[test]
+fn more_uploads_than_it_takes_at_a_time_wait_for_their_100_continue() {
+    let daemon = Daemon::start();
+    let sample = sample(1, &[1; 200_000]);
+    let begin = |wire: &mut Wire| {
+        wire.send(&format!(
+            "PUT {} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {}\r\n\r\n",
+            sample.nar_path,
+            sample.nar.len()
+        ));
+    };
+    let mut taken: Vec<Wire> = (0..256).map(|_| Wire::to(&daemon)).collect();
+    for wire in &mut taken {
+        begin(wire);
+        assert_eq!(wire.head().status, 100);
+    }
+    let mut waiting = Wire::to(&daemon);
+    begin(&mut waiting);
+    // Reading and small uploads go on.
+    let small = crate::support::objects::sample(2, b"x");
+    assert_eq!(Wire::to(&daemon).request("PUT", &small.nar_path, &small.nar).status, 201);
+    assert_eq!(Wire::to(&daemon).request("GET", &small.nar_path, b"").body, small.nar);
+    assert!(!waiting.has_answer(), "it was not made to wait");
+    let mut first = taken.remove(0);
+    first.send_bytes(&sample.nar);
+    assert_eq!(first.answer().status, 201);
+    assert_eq!(waiting.head().status, 100);
+    waiting.send_bytes(&sample.nar);
+    assert_eq!(waiting.answer().status, 200);
+}

@@ -61,6 +61,14 @@ impl Wire {
         let _ = self.stream.write_all(bytes);
     }
 
+    /// Whether anything has come by now.
+    pub fn has_answer(&self) -> bool {
+        self.stream.set_nonblocking(true).expect("it can be set");
+        let peeked = self.stream.peek(&mut [0]);
+        self.stream.set_nonblocking(false).expect("it can be set");
+        peeked.is_ok()
+    }
+
     /// The next answer's head.
     #[track_caller]
     pub fn head(&mut self) -> Received {
