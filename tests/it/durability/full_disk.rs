@@ -207,11 +207,12 @@ fn a_disk_without_room_for_one_more_file_refuses_uploads_and_nothing_else() {
         std::fs::write(file, "").expect("there is one left");
     }
     remove(&daemon, &taken.remove(0));
+    // The daemon may still be closing what it sent last.
+    daemon.wait_until("what was removed is free", || disk.free_files() == 2);
     std::fs::write(disk.path().join("filler"), "").expect("there are two");
     let log = "/log/8ha1dhmx807czjczmwy078s4r9s254il-one.drv";
-    assert_eq!(disk.free_files(), 1);
     assert_refused(&put(&daemon, log, b"a log"));
-    assert_eq!(disk.free_files(), 1);
+    daemon.wait_until("what was staged is gone", || disk.free_files() == 1);
     assert_serves(&daemon, &taken);
 
     remove(&daemon, &taken.remove(0));
