@@ -19,7 +19,7 @@ pub const GRACE: Duration = Duration::from_secs(30);
 /// How long to wait after `accept` failed, which is mostly for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Descriptors that are kept for the store, the log and the runtime.
+/// Descriptors that are kept at least for the store, the log and the runtime.
 const RESERVED_FILES: u64 = 256;
 
 /// How serving ended.
@@ -81,10 +81,12 @@ impl Slots {
     }
 }
 
-/// How many connections may be open. Each may need a socket and a file.
+/// How many connections may be open. Most idle with one descriptor, and a quarter is kept for the
+/// files of those that do not.
 fn connection_limit() -> usize {
     let files = raise_file_limit();
-    usize::try_from(files.saturating_sub(RESERVED_FILES) / 2).unwrap_or(usize::MAX).max(16)
+    let reserved = RESERVED_FILES.max(files / 4);
+    usize::try_from(files.saturating_sub(reserved)).unwrap_or(usize::MAX).max(16)
 }
 
 /// Takes as many file descriptors as the process may have, and returns how many that are.
