@@ -1,6 +1,7 @@
 //! The body of an upload on the blocking side: a reader that hashes and stages what it reads.
 
 use std::io::{self, BufRead, Read};
+use std::vec;
 
 use bytes::{Buf, Bytes, BytesMut};
 use sha2::{Digest, Sha256};
@@ -8,12 +9,12 @@ use tokio::sync::mpsc;
 
 use super::{BodyError, PutError};
 use crate::nix::Sha256Hash;
-use crate::store::Upload;
+use crate::store::{Stored, Upload};
 
 /// What the async side says. A channel that closes without `End` is an upload that was given up.
 pub enum Message {
-    /// The next bytes.
-    Chunk(Bytes),
+    /// The next bytes, as they came.
+    Chunks(Vec<Bytes>),
     /// There are no more.
     End,
 }
@@ -24,7 +25,9 @@ const BEGINNING: usize = 64;
 /// The bytes that a client sends, hashed and, where there is an upload to write to, staged on their
 /// way through.
 pub struct Incoming {
-    chunks: mpsc::Receiver<Message>,
+    messages: mpsc::Receiver<Message>,
+    /// Received and not looked at.
+    chunks: vec::IntoIter<Bytes>,
     chunk: Bytes,
     upload: Option<Box<dyn Upload>>,
     limit: u64,
@@ -43,15 +46,23 @@ pub struct Arrived {
     pub upload: Option<Box<dyn Upload>>,
 }
 
+impl Arrived {
+    /// Publishes what was staged.
+    pub fn commit(self) -> Result<Stored, PutError> {
+        Ok(self.upload.map_or(Ok(Stored::New), Upload::commit)?)
+    }
+}
+
 impl Incoming {
-    /// What comes through `chunks`, which may be `limit` bytes.
+    /// What comes through `messages`, which may be `limit` bytes.
     pub fn new(
-        chunks: mpsc::Receiver<Message>,
+        messages: mpsc::Receiver<Message>,
         upload: Option<Box<dyn Upload>>,
         limit: u64,
     ) -> Self {
         Self {
-            chunks,
+            messages,
+            chunks: Vec::new().into_iter(),
             chunk: Bytes::new(),
             upload,
             limit,
@@ -107,16 +118,22 @@ impl Incoming {
     }
 
     fn receive(&mut self) -> Option<Bytes> {
-        match self.chunks.blocking_recv() {
-            Some(Message::Chunk(chunk)) => Some(chunk),
-            Some(Message::End) => {
-                self.end = Some(Ok(()));
-                None
+        loop {
+            if let Some(chunk) = self.chunks.next() {
+                return Some(chunk);
             }
-            // Nobody waits for the result any more.
-            None => {
-                self.end = Some(Err(BodyError::CutShort("the upload was given up".into()).into()));
-                None
+            match self.messages.blocking_recv() {
+                Some(Message::Chunks(chunks)) => self.chunks = chunks.into_iter(),
+                Some(Message::End) => {
+                    self.end = Some(Ok(()));
+                    return None;
+                }
+                // Nobody waits for the result any more.
+                None => {
+                    let why = BodyError::CutShort("the upload was given up".into());
+                    self.end = Some(Err(why.into()));
+                    return None;
+                }
             }
         }
     }

@@ -21,7 +21,7 @@ pub use unpack::UnpackError;
 use crate::config::Admission;
 use crate::nix::cache_path::NarName;
 use crate::nix::{CacheInfo, CachePath, Compression, Sha256Hash, StorePathHash};
-use crate::store::{Content, Metadata, Object, Store};
+use crate::store::{Content, Metadata, Object, Store, Stored};
 use hot::{Found, Hot};
 
 /// A binary cache: objects in a store, and what may become one.
@@ -61,6 +61,15 @@ pub enum Taken {
     New,
     /// There was one with this name before, and it is now what was uploaded or already was.
     Again,
+}
+
+impl From<Stored> for Taken {
+    fn from(stored: Stored) -> Self {
+        match stored {
+            Stored::New => Self::New,
+            Stored::Again => Self::Again,
+        }
+    }
 }
 
 impl Cache {
@@ -165,9 +174,8 @@ impl Cache {
             }
             CachePath::Nar(name) => self.put_nar(*name, declared, body).await,
             _ => {
-                let existed = self.store.head(path).await?.is_some();
-                ingest::side_file(&self.store, path, encoding, declared, limit, body).await?;
-                Ok(if existed { Taken::Again } else { Taken::New })
+                let stored = ingest::side_file(&self.store, path, encoding, declared, limit, body);
+                Ok(stored.await?.into())
             }
         }
     }

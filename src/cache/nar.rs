@@ -14,7 +14,7 @@ use super::{BodyError, Cache, PutError, Taken};
 use crate::config::Verify;
 use crate::nix::cache_path::NarName;
 use crate::nix::{CachePath, Compression, Sha256Hash};
-use crate::store::{Content, Object, Upload};
+use crate::store::{Content, Stored};
 
 /// What has been found out about a NAR. It is kept in memory under the NAR's name until the narinfo
 /// comes; as the name is a hash of the contents, it never becomes wrong.
@@ -34,19 +34,17 @@ impl Cache {
         body: impl Stream<Item = Result<Bytes, BodyError>> + Unpin,
     ) -> Result<Taken, PutError> {
         let path = CachePath::Nar(name);
-        let existed = self.store.head(&path).await?.is_some();
-        let facts = if declared.is_some_and(|length| length <= SMALL) {
+        let (stored, facts) = if declared.is_some_and(|length| length <= SMALL) {
             let bytes = ingest::collect(declared, SMALL, body).await?;
             let facts = self.inspect_small(name, bytes.clone()).await?;
-            self.store.put(&path, bytes).await?;
-            Some(facts)
+            (self.store.put(&path, bytes).await?, Some(facts))
         } else {
             self.stream_nar(name, declared, body).await?
         };
         if let Some(facts) = facts {
             self.facts.insert(name, facts);
         }
-        Ok(if existed { Taken::Again } else { Taken::New })
+        Ok(stored.into())
     }
 
     async fn inspect_small(&self, name: NarName, bytes: Bytes) -> Result<Facts, PutError> {
@@ -70,7 +68,7 @@ impl Cache {
         name: NarName,
         declared: Option<u64>,
         body: impl Stream<Item = Result<Bytes, BodyError>> + Unpin,
-    ) -> Result<Option<Facts>, PutError> {
+    ) -> Result<(Stored, Option<Facts>), PutError> {
         let upload = ingest::begin(&self.store, &CachePath::Nar(name), declared).await?;
         let verify = self.admission.verify;
         let limit = self.admission.max_upload_size.unwrap_or(u64::MAX);
@@ -98,19 +96,27 @@ impl Cache {
                 Some(looked) => Some(Facts { file_size, unpacked: looked? }),
                 None => None,
             };
-            arrived.upload.map_or(Ok(()), Upload::commit)?;
-            Ok(facts)
+            Ok((arrived.commit()?, facts))
         })
         .await
     }
 
-    /// The facts about a NAR that is in the store as `object`; it is read where they are not known.
-    /// One that is not what its name says is put aside, or Nix would never upload it again.
-    pub(super) async fn facts(&self, name: NarName, object: Object) -> Result<Facts, PutError> {
-        let file_size = object.metadata.size;
-        if let Some(facts) = self.facts.get(&name).filter(|facts| facts.file_size == file_size) {
-            return Ok(facts);
+    /// The facts about the NAR in the store; none if there is none. It is read where they are not
+    /// known. One that is not what its name says is put aside, or Nix would never upload it again.
+    pub(super) async fn facts(&self, name: NarName) -> Result<Option<Facts>, PutError> {
+        let path = CachePath::Nar(name);
+        if let Some(facts) = self.facts.get(&name) {
+            match self.store.head(&path).await? {
+                None => return Ok(None),
+                Some(metadata) if metadata.size == facts.file_size => return Ok(Some(facts)),
+                // Somebody has damaged it since.
+                Some(_) => {}
+            }
         }
+        let Some(object) = self.store.get(&path).await? else {
+            return Ok(None);
+        };
+        let file_size = object.metadata.size;
         let verify = self.admission.verify;
         let permit = self.unpackers.clone().acquire_owned().await;
         let inspected = ingest::in_the_pool(move || {
@@ -126,10 +132,9 @@ impl Cache {
         match inspected {
             Ok(facts) => {
                 self.facts.insert(name, facts);
-                Ok(facts)
+                Ok(Some(facts))
             }
             Err(PutError::FileHash { actual, .. }) => {
-                let path = CachePath::Nar(name);
                 warn!(%actual, "put aside {path}, which is not what its name says");
                 self.store.quarantine(&path).await?;
                 Err(PutError::NarDamaged(path.key()))

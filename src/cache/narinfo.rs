@@ -63,7 +63,8 @@ impl Cache {
         let put = self.store.put(&CachePath::NarInfo(hash), text).await;
         // Even where it failed, nobody knows how far it came.
         self.hot.forget(&hash);
-        Ok(put?)
+        put?;
+        Ok(())
     }
 
     /// The narinfo at `path`, if there is one that can be read. One that cannot is as good as none:
@@ -92,8 +93,7 @@ impl Cache {
             return Err(PutError::NarElsewhere(info.url.clone()));
         };
         let missing = || PutError::NarMissing(info.url.clone());
-        let object = self.store.get(&CachePath::Nar(name)).await?.ok_or_else(missing)?;
-        let facts = self.facts(name, object).await?;
+        let facts = self.facts(name).await?.ok_or_else(missing)?;
 
         let file_hash = *info.file_hash.get_or_insert(name.file_hash);
         check("FileHash", file_hash, name.file_hash)?;

@@ -56,6 +56,7 @@ pub async fn serve(
         let mut draining = false;
         loop {
             tokio::select! {
+                biased;
                 ended = poll_fn(|cx| connection.poll_without_shutdown(cx)) => break ended,
                 () = &mut expired => {
                     debug!(client = %peer, "closed a connection that stood still");

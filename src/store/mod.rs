@@ -34,7 +34,7 @@ pub trait Store: Send + Sync + 'static {
         &'a self,
         path: &'a CachePath,
         bytes: Bytes,
-    ) -> BoxFuture<'a, Result<(), StoreError>>;
+    ) -> BoxFuture<'a, Result<Stored, StoreError>>;
 
     /// Takes an object out of the cache and keeps it aside, where nothing is served from.
     fn quarantine<'a>(&'a self, path: &'a CachePath) -> BoxFuture<'a, Result<(), StoreError>>;
@@ -52,7 +52,16 @@ pub trait Upload: Send {
     fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError>;
 
     /// Makes the object durable, then visible under its path, in place of an older one.
-    fn commit(self: Box<Self>) -> Result<(), StoreError>;
+    fn commit(self: Box<Self>) -> Result<Stored, StoreError>;
+}
+
+/// What an object that was stored found under its path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// Nothing.
+    New,
+    /// An older one.
+    Again,
 }
 
 /// What a store knows about an object without reading it.

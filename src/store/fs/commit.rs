@@ -9,18 +9,19 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use tokio::sync::oneshot;
 
 use super::staging::Staging;
 use super::sync_directory;
+use crate::store::Stored;
 
 /// More than this many objects are not committed at once: the first would wait for the last.
 const BATCH: usize = 256;
@@ -50,7 +51,7 @@ pub(super) enum Object {
 struct Job {
     object: Object,
     key: String,
-    done: oneshot::Sender<io::Result<()>>,
+    done: oneshot::Sender<io::Result<Stored>>,
 }
 
 /// The thread that publishes.
@@ -72,7 +73,11 @@ impl Committer {
     }
 
     /// Publishes `object` as `key`. The answer comes when it is durable and visible.
-    pub(super) fn commit(&self, object: Object, key: String) -> oneshot::Receiver<io::Result<()>> {
+    pub(super) fn commit(
+        &self,
+        object: Object,
+        key: String,
+    ) -> oneshot::Receiver<io::Result<Stored>> {
         let (done, answer) = oneshot::channel();
         // If the thread is gone, so is the other end of `answer`, and the caller hears of it there.
         let _ = self.jobs.send(Job { object, key, done });
@@ -92,45 +97,49 @@ struct Ready {
     file: Option<File>,
     staged: String,
     key: String,
-    done: oneshot::Sender<io::Result<()>>,
-}
-
-/// Everything that has come, and what is likely to come at once: who was answered together asks
-/// again together, and the first of them alone would keep all others waiting for its own syncs.
-fn gather(first: Job, queue: &Receiver<Job>, expected: usize) -> Vec<Job> {
-    let mut batch = vec![first];
-    batch.extend(queue.try_iter().take(BATCH - 1));
-    let until = Instant::now() + GATHER;
-    while batch.len() < expected {
-        let left = until.saturating_duration_since(Instant::now());
-        match queue.recv_timeout(left) {
-            Ok(job) => batch.push(job),
-            Err(_) => break,
-        }
-    }
-    batch
+    done: oneshot::Sender<io::Result<Stored>>,
 }
 
 impl Worker {
     fn run(mut self, queue: &Receiver<Job>) {
         let mut expected = 1;
         while let Ok(first) = queue.recv() {
-            let batch = gather(first, queue, expected);
+            let batch = self.gather(first, queue, expected);
             expected = batch.len();
             self.commit(batch);
         }
     }
 
-    fn commit(&mut self, batch: Vec<Job>) {
-        let ready = batch.into_iter().filter_map(|job| self.stage(job)).collect();
+    /// Stages everything that has come, and what is likely to come at once: who was answered
+    /// together asks again together, and the first of them alone would keep all others waiting for
+    /// its own syncs.
+    fn gather(&self, first: Job, queue: &Receiver<Job>, expected: usize) -> Vec<Ready> {
+        let mut batch = Vec::with_capacity(expected);
+        batch.extend(self.stage(first));
+        let until = Instant::now() + GATHER;
+        while batch.len() < BATCH {
+            let next = if batch.len() < expected {
+                queue.recv_timeout(until.saturating_duration_since(Instant::now())).ok()
+            } else {
+                queue.try_recv().ok()
+            };
+            match next {
+                Some(job) => batch.extend(self.stage(job)),
+                None => break,
+            }
+        }
+        batch
+    }
+
+    fn commit(&mut self, ready: Vec<Ready>) {
         let synced = self.sync(ready);
         let mut folders = Folders::new(&self.root);
-        let renamed: Vec<Ready> =
+        let renamed: Vec<(Ready, Stored)> =
             synced.into_iter().filter_map(|job| self.rename(job, &mut folders)).collect();
         let failed = folders.sync();
-        for job in renamed {
+        for (job, stored) in renamed {
             let failed = failed.iter().find(|(folder, _)| folder == split(&job.key).0);
-            let result = failed.map_or(Ok(()), |(_, error)| Err(copy_of(error)));
+            let result = failed.map_or(Ok(stored), |(_, error)| Err(copy_of(error)));
             // Who does not wait any more does not want to know.
             let _ = job.done.send(result);
         }
@@ -184,21 +193,20 @@ impl Worker {
 
     fn sync_one(&self, job: Ready) -> Option<Ready> {
         let synced = job.file.as_ref().map_or(Ok(()), File::sync_all);
-        self.or_discard(job, synced)
+        Some(self.or_discard(job, synced)?.0)
     }
 
-    fn rename(&self, job: Ready, folders: &mut Folders<'_>) -> Option<Ready> {
+    fn rename(&self, job: Ready, folders: &mut Folders<'_>) -> Option<(Ready, Stored)> {
         let (folder, base) = split(&job.key);
-        let renamed = folders.open(folder).and_then(|folder| {
-            let from = self.staging.folder();
-            Ok(rustix::fs::renameat(from, &job.staged, folder, base)?)
-        });
+        let renamed = folders
+            .open(folder)
+            .and_then(|folder| Ok(publish(self.staging.folder(), &job.staged, folder, base)?));
         self.or_discard(job, renamed)
     }
 
-    fn or_discard(&self, job: Ready, step: io::Result<()>) -> Option<Ready> {
+    fn or_discard<T>(&self, job: Ready, step: io::Result<T>) -> Option<(Ready, T)> {
         match step {
-            Ok(()) => Some(job),
+            Ok(done) => Some((job, done)),
             Err(error) => {
                 self.discard(&job.staged);
                 let _ = job.done.send(Err(error));
@@ -210,6 +218,20 @@ impl Worker {
     fn discard(&self, staged: &str) {
         // The sweep at the next start removes what cannot be removed now.
         let _ = self.staging.remove(staged);
+    }
+}
+
+/// Gives a staged file its name. Whether there was one with that name, the rename itself finds
+/// out: to look before would walk to a name that is not in the dentry cache, on another thread.
+fn publish(from: impl AsFd, staged: &str, to: impl AsFd, base: &str) -> Result<Stored, Errno> {
+    let new = RenameFlags::NOREPLACE;
+    match rustix::fs::renameat_with(&from, staged, &to, base, new) {
+        Ok(()) => Ok(Stored::New),
+        // It is there, or the file system (NFS, for one) cannot say.
+        Err(Errno::EXIST | Errno::INVAL | Errno::NOSYS) => {
+            rustix::fs::renameat(from, staged, to, base).map(|()| Stored::Again)
+        }
+        Err(error) => Err(error),
     }
 }
 

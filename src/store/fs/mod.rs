@@ -9,8 +9,9 @@
 //! .nix-stored/staging/<process>/   objects on their way in
 //! ```
 
-pub mod read;
+mod absent;
 mod commit;
+pub mod read;
 mod space;
 mod staging;
 mod upload;
@@ -27,7 +28,7 @@ use futures_util::future::BoxFuture;
 use rustix::fs::{Mode, OFlags};
 use thiserror::Error;
 
-use super::{Metadata, Object, Store, StoreError, Upload};
+use super::{Metadata, Object, Store, StoreError, Stored, Upload};
 use crate::nix::CachePath;
 use commit::{Committer, Object as NewObject};
 use read::Reader;
@@ -102,7 +103,7 @@ impl Store for FsStore {
         &'a self,
         path: &'a CachePath,
         bytes: Bytes,
-    ) -> BoxFuture<'a, Result<(), StoreError>> {
+    ) -> BoxFuture<'a, Result<Stored, StoreError>> {
         async move {
             let key = path.key();
             self.space.check(&key, bytes.len() as u64)?;

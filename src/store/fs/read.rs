@@ -16,6 +16,7 @@ use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::{Errno, IoSliceMut, ReadWriteFlags};
 
 use super::super::{Content, Metadata, Object, StoreError};
+use super::absent::Absent;
 use crate::nix::CachePath;
 
 /// Objects up to this size are read at once; a larger one is left in its file, to be sent from
@@ -26,6 +27,7 @@ const SMALL: u64 = 32 * 1024;
 #[derive(Debug)]
 pub(super) struct Reader {
     root: Arc<OwnedFd>,
+    absent: Absent,
 }
 
 /// Whether a step may wait for the disk.
@@ -37,7 +39,7 @@ enum Wait {
 
 impl Reader {
     pub(super) fn new(root: Arc<OwnedFd>) -> Self {
-        Self { root }
+        Self { root, absent: Absent::new() }
     }
 
     pub(super) async fn head(&self, path: &CachePath) -> Result<Option<Metadata>, StoreError> {
@@ -66,11 +68,20 @@ impl Reader {
     async fn now_or_in_the_pool<T: Send + 'static>(
         &self,
         path: &CachePath,
-        step: impl Fn(&OwnedFd, &str, Wait) -> Result<T, Errno> + Send + 'static,
-    ) -> Result<T, StoreError> {
+        step: impl Fn(&OwnedFd, &str, Wait) -> Result<Option<T>, Errno> + Send + 'static,
+    ) -> Result<Option<T>, StoreError> {
+        let stamp = Absent::stamp(&self.root, path);
+        if self.absent.knows(path, stamp) {
+            return Ok(None);
+        }
         let key = path.key();
         match step(&self.root, &key, Wait::Never) {
-            Ok(done) => Ok(done),
+            Ok(found) => {
+                if found.is_none() {
+                    self.absent.remember(path, stamp);
+                }
+                Ok(found)
+            }
             Err(would_wait) if is_reason_to_wait(would_wait) => {
                 let root = Arc::clone(&self.root);
                 tokio::task::spawn_blocking(move || {

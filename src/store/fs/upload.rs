@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use super::commit::{Committer, Object};
 use super::space::Space;
 use super::staging::Staging;
-use crate::store::{StoreError, Upload};
+use crate::store::{StoreError, Stored, Upload};
 
 /// Written bytes are sent to the disk in steps of this size, so that the sync at the end has
 /// little left to do, and no sync of another object has to wait for all of this one.
@@ -103,7 +103,7 @@ impl Upload for FsUpload {
         Ok(())
     }
 
-    fn commit(mut self: Box<Self>) -> Result<(), StoreError> {
+    fn commit(mut self: Box<Self>) -> Result<Stored, StoreError> {
         let key = self.key.clone();
         let failed = |error| StoreError::new("publishing", &key, error);
         // A large file is synced here: the committer's other customers need not wait for it.

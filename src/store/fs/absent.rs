@@ -1,0 +1,120 @@
+//! Names that are not there, without asking for each of them again.
+//!
+//! Most of what a substituter asks a cache for is absent, and a name that is not there costs the
+//! kernel a walk that ends nowhere. But nobody makes a name in a directory without changing the
+//! directory's time of modification: as long as that stands still, everything that was absent is
+//! absent, whoever else writes here. Asking for that time costs a quarter of the walk (1.3 µs to
+//! 0.3 µs on Linux 6.18).
+
+use std::os::fd::OwnedFd;
+use std::time::{Duration, SystemTime};
+
+use quick_cache::sync::Cache;
+use rustix::fs::{AtFlags, StatxFlags};
+
+use crate::nix::{CachePath, StorePathHash};
+
+/// How many names are remembered, at about 100 bytes each.
+const NAMES: usize = 32 * 1024;
+
+/// A directory that changed a moment ago may change again without a change of its time, which
+/// moves in ticks of the kernel's clock: 10 ms at most. Two seconds are the ticks of the coarsest
+/// file systems.
+const SETTLED: Duration = Duration::from_secs(2);
+
+/// Narinfos that were asked for in vain.
+#[derive(Debug)]
+pub(super) struct Absent {
+    names: Cache<StorePathHash, Stamp>,
+}
+
+/// When the directory was changed for the last time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stamp(SystemTime);
+
+impl Absent {
+    pub(super) fn new() -> Self {
+        Self { names: Cache::new(NAMES) }
+    }
+
+    /// The directory as it is now, to be taken before `path` is looked for in it; none where
+    /// nothing follows from it.
+    pub(super) fn stamp(root: &OwnedFd, path: &CachePath) -> Option<Stamp> {
+        let CachePath::NarInfo(_) = path else {
+            return None;
+        };
+        // The descriptor is open, so nothing is read for it, and nobody waits.
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let changed = rustix::fs::statx(root, "", flags, StatxFlags::MTIME).ok()?.stx_mtime;
+        let seconds = u64::try_from(changed.tv_sec).ok()?;
+        Some(Stamp(SystemTime::UNIX_EPOCH + Duration::new(seconds, changed.tv_nsec)))
+    }
+
+    /// Whether `path` was absent when the directory was as it is now.
+    pub(super) fn knows(&self, path: &CachePath, now: Option<Stamp>) -> bool {
+        match (path, now) {
+            (CachePath::NarInfo(hash), Some(now)) => self.names.get(hash) == Some(now),
+            _ => false,
+        }
+    }
+
+    /// `path` was looked for after the directory had been seen as `before`, and was not there.
+    pub(super) fn remember(&self, path: &CachePath, before: Option<Stamp>) {
+        if let (CachePath::NarInfo(hash), Some(before)) = (path, before)
+            && before.is_settled(SystemTime::now())
+        {
+            self.names.insert(*hash, before);
+        }
+    }
+}
+
+impl Stamp {
+    fn is_settled(self, now: SystemTime) -> bool {
+        now.duration_since(self.0).is_ok_and(|age| age >= SETTLED)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::path::Path;
+
+    use super::*;
+
+    fn narinfo() -> CachePath {
+        "0123456789abcdfghijklmnpqrsvwxyz.narinfo".parse().unwrap()
+    }
+
+    fn look(absent: &Absent, dir: &Path) -> bool {
+        let root = OwnedFd::from(File::open(dir).unwrap());
+        let stamp = Absent::stamp(&root, &narinfo());
+        let known = absent.knows(&narinfo(), stamp);
+        absent.remember(&narinfo(), stamp);
+        known
+    }
+
+    fn changed(dir: &Path, ago: Duration) {
+        let when = SystemTime::now() - ago;
+        File::open(dir).unwrap().set_modified(when).unwrap();
+    }
+
+    #[test]
+    fn a_name_is_absent_until_the_directory_changes() {
+        let dir = tempfile::tempdir().unwrap();
+        let absent = Absent::new();
+        changed(dir.path(), 2 * SETTLED);
+        assert!(!look(&absent, dir.path()));
+        assert!(look(&absent, dir.path()));
+        fs::write(dir.path().join("another"), "").unwrap();
+        assert!(!look(&absent, dir.path()));
+    }
+
+    #[test]
+    fn nothing_follows_from_a_directory_that_changed_just_now() {
+        let dir = tempfile::tempdir().unwrap();
+        let absent = Absent::new();
+        changed(dir.path(), SETTLED / 4);
+        assert!(!look(&absent, dir.path()));
+        assert!(!look(&absent, dir.path()));
+    }
+}
