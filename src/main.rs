@@ -2,9 +2,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use nix_stored::commands::{self, Cli};
-
 fn main() -> ExitCode {
-    commands::run(&Cli::parse())
+    nix_stored::commands::run(std::env::args_os())
 }

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use quick_cache::Weighter;
@@ -43,14 +43,28 @@ struct Entry {
     text: Bytes,
     /// When its file was looked at, in milliseconds since the epoch.
     seen: AtomicU64,
+    /// When its use was recorded, in seconds since 1970.
+    used: AtomicU64,
 }
 
 /// An entry that was found.
 pub(super) enum Found {
     /// It can be served.
     Fresh(Object),
-    /// It can be served if its file still has this metadata.
-    Stale(Metadata),
+    /// It can be served if its file still has this entity tag.
+    Stale(Bytes),
+}
+
+impl Entry {
+    fn object(&self) -> Object {
+        let used = UNIX_EPOCH + Duration::from_secs(self.used.load(Ordering::Relaxed));
+        let metadata = Metadata { used, ..self.metadata.clone() };
+        Object { metadata, content: Content::Bytes(self.text.clone()) }
+    }
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 #[derive(Clone)]
@@ -76,20 +90,25 @@ impl Hot {
     pub(super) fn get(&self, hash: &StorePathHash) -> Option<Found> {
         let entry = self.entries.get(hash)?;
         let age = self.now().saturating_sub(entry.seen.load(Ordering::Relaxed));
-        let metadata = entry.metadata.clone();
         if Duration::from_millis(age) < FRESH {
-            let content = Content::Bytes(entry.text.clone());
-            return Some(Found::Fresh(Object { metadata, content }));
+            return Some(Found::Fresh(entry.object()));
         }
-        Some(Found::Stale(metadata))
+        Some(Found::Stale(entry.metadata.etag.clone()))
     }
 
     /// The file was looked at, and has not changed.
-    pub(super) fn renew(&self, hash: &StorePathHash) -> Option<Object> {
+    pub(super) fn renew(&self, hash: &StorePathHash, used: SystemTime) -> Option<Object> {
         let entry = self.entries.get(hash)?;
         entry.seen.store(self.now(), Ordering::Relaxed);
-        let content = Content::Bytes(entry.text.clone());
-        Some(Object { metadata: entry.metadata.clone(), content })
+        entry.used.store(seconds(used), Ordering::Relaxed);
+        Some(entry.object())
+    }
+
+    /// A use has been recorded.
+    pub(super) fn used(&self, hash: &StorePathHash, now: SystemTime) {
+        if let Some(entry) = self.entries.get(hash) {
+            entry.used.store(seconds(now), Ordering::Relaxed);
+        }
     }
 
     fn changes(&self, hash: &StorePathHash) -> &AtomicU64 {
@@ -107,8 +126,8 @@ impl Hot {
             return;
         };
         let (metadata, text) = (object.metadata.clone(), text.clone());
-        let seen = AtomicU64::new(self.now());
-        self.entries.insert(hash, Arc::new(Entry { metadata, text, seen }));
+        let (seen, used) = (self.now().into(), seconds(metadata.used).into());
+        self.entries.insert(hash, Arc::new(Entry { metadata, text, seen, used }));
         // A change between the reading and here has found nothing to forget.
         if self.changes(&hash).load(Ordering::SeqCst) != ticket.0 {
             self.entries.remove(&hash);

@@ -2,20 +2,28 @@
 //! below it.
 
 mod error;
+pub mod gc;
 mod hot;
 mod incoming;
 mod ingest;
 mod nar;
 mod narinfo;
+mod remove;
+mod stats;
 mod unpack;
+mod uses;
+pub mod verify;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::Stream;
 use tokio::sync::{Mutex, Semaphore};
 
 pub use error::{BodyError, GetError, PutError};
+pub use remove::{Referrers, Refusal, plan_removal};
+pub use stats::{Holding, Stats};
 pub use unpack::UnpackError;
 
 use crate::config::Admission;
@@ -31,6 +39,8 @@ pub struct Cache {
     /// `nix-cache-info` as it is served, made once.
     info_object: (Metadata, Bytes),
     admission: Admission,
+    /// For how long what was used or uploaded is safe from collection.
+    grace: Duration,
     hot: Hot,
     /// What is known of NARs whose narinfo may come soon.
     facts: quick_cache::sync::Cache<NarName, nar::Facts>,
@@ -76,9 +86,11 @@ impl Cache {
     /// A cache over `store` that says `info` of itself.
     pub fn new(store: Arc<dyn Store>, info: CacheInfo, admission: Admission) -> Self {
         let text = Bytes::from(info.to_string());
+        let now = std::time::SystemTime::now();
         let metadata = Metadata {
             size: text.len() as u64,
-            modified: std::time::SystemTime::now(),
+            modified: now,
+            used: now,
             etag: format!("\"{}\"", Sha256Hash::of(&text).to_nix32()).into(),
         };
         Self {
@@ -86,12 +98,19 @@ impl Cache {
             info,
             info_object: (metadata, text),
             admission,
+            grace: gc::GRACE,
             hot: Hot::new(),
             facts: quick_cache::sync::Cache::new(FACTS),
             uploads: Semaphore::new(UPLOADS),
             unpackers: Arc::new(Semaphore::new(UNPACKERS)),
             turns: std::array::from_fn(|_| Mutex::new(())),
         }
+    }
+
+    /// With another time of grace than [`gc::GRACE`]. Uses are then recorded more often, too.
+    #[must_use]
+    pub fn with_grace(self, grace: Duration) -> Self {
+        Self { grace, ..self }
     }
 
     /// What is known about an object without reading it; none if it is absent.
@@ -101,7 +120,10 @@ impl Cache {
             CachePath::NarInfo(_) | CachePath::DebugInfo(_) => {
                 Ok(self.get(path).await?.map(|object| object.metadata))
             }
-            _ => Ok(self.store.head(path).await?),
+            _ => match self.store.head(path).await? {
+                Some(metadata) if self.note_use(path, metadata.used).await? => Ok(Some(metadata)),
+                _ => Ok(None),
+            },
         }
     }
 
@@ -117,9 +139,16 @@ impl Cache {
                 let Some(object) = self.store.get(path).await? else {
                     return Ok(None);
                 };
-                Ok(self.debug_info_has_its_nar(&object).await?.then_some(object))
+                let there = self.debug_info_has_its_nar(&object).await?
+                    && self.note_use(path, object.metadata.used).await?;
+                Ok(there.then_some(object))
             }
-            _ => Ok(self.store.get(path).await?),
+            _ => match self.store.get(path).await? {
+                Some(object) if self.note_use(path, object.metadata.used).await? => {
+                    Ok(Some(object))
+                }
+                _ => Ok(None),
+            },
         }
     }
 
@@ -128,11 +157,27 @@ impl Cache {
         path: &CachePath,
         hash: &StorePathHash,
     ) -> Result<Option<Object>, GetError> {
+        let Some(object) = self.find_narinfo(path, hash).await? else {
+            return Ok(None);
+        };
+        if !self.note_use(path, object.metadata.used).await? {
+            self.hot.forget(hash);
+            return Ok(None);
+        }
+        Ok(Some(object))
+    }
+
+    async fn find_narinfo(
+        &self,
+        path: &CachePath,
+        hash: &StorePathHash,
+    ) -> Result<Option<Object>, GetError> {
         match self.hot.get(hash) {
             Some(Found::Fresh(object)) => return Ok(Some(object)),
-            Some(Found::Stale(metadata)) => {
-                if self.store.head(path).await?.as_ref() == Some(&metadata)
-                    && let Some(object) = self.hot.renew(hash)
+            Some(Found::Stale(etag)) => {
+                if let Some(now) = self.store.head(path).await?
+                    && now.etag == etag
+                    && let Some(object) = self.hot.renew(hash, now.used)
                 {
                     return Ok(Some(object));
                 }

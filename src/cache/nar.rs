@@ -14,7 +14,7 @@ use super::{BodyError, Cache, PutError, Taken};
 use crate::config::Verify;
 use crate::nix::cache_path::NarName;
 use crate::nix::{CachePath, Compression, Sha256Hash};
-use crate::store::{Content, Stored};
+use crate::store::{Content, Metadata, Stored};
 
 /// What has been found out about a NAR. It is kept in memory under the NAR's name until the narinfo
 /// comes; as the name is a hash of the contents, it never becomes wrong.
@@ -108,7 +108,10 @@ impl Cache {
         if let Some(facts) = self.facts.get(&name) {
             match self.store.head(&path).await? {
                 None => return Ok(None),
-                Some(metadata) if metadata.size == facts.file_size => return Ok(Some(facts)),
+                Some(metadata) if metadata.size == facts.file_size => {
+                    let there = self.note_use(&path, metadata.used).await?;
+                    return Ok(there.then_some(facts));
+                }
                 // Somebody has damaged it since.
                 Some(_) => {}
             }
@@ -116,17 +119,18 @@ impl Cache {
         let Some(object) = self.store.get(&path).await? else {
             return Ok(None);
         };
-        let file_size = object.metadata.size;
+        if !self.note_use(&path, object.metadata.used).await? {
+            return Ok(None);
+        }
+        let Metadata { size: file_size, etag, .. } = object.metadata;
         let verify = self.admission.verify;
         let permit = self.unpackers.clone().acquire_owned().await;
         let inspected = ingest::in_the_pool(move || {
             let _permit = permit;
-            let mut file = Hashed { inner: reader(object.content), hasher: Sha256::new() };
-            let looked = unpacked(verify, name, &mut file);
-            io::copy(&mut file, &mut io::sink())
+            let inspected = inspect(verify, name, reader(object.content))
                 .map_err(|source| PutError::Read { key: CachePath::Nar(name).key(), source })?;
-            check_hash(name, Sha256Hash::new(file.hasher.finalize().into()))?;
-            Ok(Facts { file_size, unpacked: looked? })
+            check_hash(name, inspected.file_hash)?;
+            Ok(Facts { file_size, unpacked: as_far_as_known(name, inspected.unpacked)? })
         })
         .await;
         match inspected {
@@ -136,7 +140,7 @@ impl Cache {
             }
             Err(PutError::FileHash { actual, .. }) => {
                 warn!(%actual, "put aside {path}, which is not what its name says");
-                self.store.quarantine(&path).await?;
+                self.store.quarantine(&path, &etag).await?;
                 Err(PutError::NarDamaged(path.key()))
             }
             Err(error) => Err(error),
@@ -150,11 +154,16 @@ fn unpacked(
     name: NarName,
     input: impl BufRead,
 ) -> Result<Option<Unpacked>, UnpackError> {
-    if verify == Verify::File {
-        return Ok(None);
-    }
-    match unpack(input, name.extension) {
-        Ok(unpacked) => Ok(Some(unpacked)),
+    let unpacked = (verify == Verify::Nar).then(|| unpack(input, name.extension));
+    as_far_as_known(name, unpacked)
+}
+
+/// Lets pass what there is no decoder for.
+fn as_far_as_known(
+    name: NarName,
+    unpacked: Option<Result<Unpacked, UnpackError>>,
+) -> Result<Option<Unpacked>, UnpackError> {
+    match unpacked.transpose() {
         Err(UnpackError::NoDecoder(compression)) => {
             warn!(
                 "{} is compressed by {compression}, for which there is no decoder: its file hash is \
@@ -163,8 +172,24 @@ fn unpacked(
             );
             Ok(None)
         }
-        Err(error) => Err(error),
+        unpacked => unpacked,
     }
+}
+
+/// A NAR that was read to its end.
+pub(super) struct Inspected {
+    /// SHA-256 of the file.
+    pub file_hash: Sha256Hash,
+    /// What came of unpacking it; none where that was not asked for.
+    pub unpacked: Option<Result<Unpacked, UnpackError>>,
+}
+
+/// Reads a NAR to its end, whatever comes of unpacking it.
+pub(super) fn inspect(verify: Verify, name: NarName, input: impl BufRead) -> io::Result<Inspected> {
+    let mut file = Hashed { inner: input, hasher: Sha256::new() };
+    let unpacked = (verify == Verify::Nar).then(|| unpack(&mut file, name.extension));
+    io::copy(&mut file, &mut io::sink())?;
+    Ok(Inspected { file_hash: Sha256Hash::new(file.hasher.finalize().into()), unpacked })
 }
 
 fn check_hash(name: NarName, actual: Sha256Hash) -> Result<(), PutError> {
@@ -174,7 +199,7 @@ fn check_hash(name: NarName, actual: Sha256Hash) -> Result<(), PutError> {
     }
 }
 
-fn reader(content: Content) -> Box<dyn BufRead> {
+pub(super) fn reader(content: Content) -> Box<dyn BufRead> {
     match content {
         Content::Bytes(bytes) => Box::new(io::Cursor::new(bytes)),
         Content::File(file) => Box::new(BufReader::with_capacity(SMALL as usize, file)),

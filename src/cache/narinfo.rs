@@ -6,10 +6,11 @@ use futures_util::Stream;
 use tracing::warn;
 
 use super::ingest::{self, COLLECT_LIMIT};
-use super::nar::check_compression;
+use super::nar::{Facts, check_compression};
 use super::{BodyError, Cache, PutError, Taken};
-use crate::nix::{CachePath, Compression, NarInfo, StorePathHash};
-use crate::store::Content;
+use crate::nix::cache_path::NarName;
+use crate::nix::{CachePath, Compression, NarInfo, StorePath, StorePathHash};
+use crate::store::{Content, StoreError};
 
 impl Cache {
     /// Takes a narinfo when it is what its name says and true of a NAR that is here.
@@ -34,10 +35,15 @@ impl Cache {
         let path = CachePath::NarInfo(hash);
         let taken = match self.read_narinfo(&path).await? {
             None => Taken::New,
-            Some(mut ours) if ours.nar_hash == info.nar_hash && self.has_nar_of(&ours).await? => {
+            Some(mut ours)
+                if ours.nar_hash == info.nar_hash && self.still_has(&path, &ours).await? =>
+            {
                 // Nix signs again from its memory of up to 30 days ago, so everything but the
                 // signatures may be out of date (Nix's `src/libstore/nar-info-disk-cache.cc`).
                 if merge_signatures(&mut ours, &info) {
+                    // Going through a folder may miss the name whose file is replaced just then, and
+                    // with it why these stay.
+                    self.rely_on_references(&ours).await?;
                     self.publish(hash, &ours).await?;
                 }
                 return Ok(Taken::Again);
@@ -69,7 +75,10 @@ impl Cache {
 
     /// The narinfo at `path`, if there is one that can be read. One that cannot is as good as none:
     /// whoever uploads a better one shall replace it.
-    async fn read_narinfo(&self, path: &CachePath) -> Result<Option<NarInfo>, PutError> {
+    pub(super) async fn read_narinfo(
+        &self,
+        path: &CachePath,
+    ) -> Result<Option<NarInfo>, StoreError> {
         let Some(object) = self.store.get(path).await? else {
             return Ok(None);
         };
@@ -79,9 +88,13 @@ impl Cache {
         Ok(NarInfo::parse(&text, &self.info.store_dir).ok())
     }
 
-    async fn has_nar_of(&self, info: &NarInfo) -> Result<bool, PutError> {
+    /// Whether a narinfo of ours and its NAR are here. If so they will not be collected: whoever
+    /// uploads them again may take them for new.
+    async fn still_has(&self, path: &CachePath, info: &NarInfo) -> Result<bool, PutError> {
         match info.nar_name() {
-            Some(name) => Ok(self.store.head(&CachePath::Nar(name)).await?.is_some()),
+            Some(name) => {
+                Ok(self.rely_on(path).await? && self.rely_on(&CachePath::Nar(name)).await?)
+            }
             None => Ok(false),
         }
     }
@@ -95,27 +108,33 @@ impl Cache {
         let missing = || PutError::NarMissing(info.url.clone());
         let facts = self.facts(name).await?.ok_or_else(missing)?;
 
-        let file_hash = *info.file_hash.get_or_insert(name.file_hash);
-        check("FileHash", file_hash, name.file_hash)?;
-        let file_size = *info.file_size.get_or_insert(facts.file_size);
-        check("FileSize", file_size, facts.file_size)?;
-        check_compression(&info.compression, name, facts.unpacked)?;
-        if let Some(unpacked) = facts.unpacked {
-            check("NarHash", info.nar_hash, unpacked.nar_hash.unwrap_or(name.file_hash))?;
-            check("NarSize", info.nar_size, unpacked.nar_size)?;
-        }
-        if self.admission.require_references {
-            for reference in &info.references {
-                let path = CachePath::NarInfo(reference.hash());
-                if *reference != info.store_path && self.store.head(&path).await?.is_none() {
-                    return Err(PutError::Reference(reference.clone()));
-                }
+        info.file_hash.get_or_insert(name.file_hash);
+        info.file_size.get_or_insert(facts.file_size);
+        check_against_nar(info, name, facts)?;
+        match self.rely_on_references(info).await? {
+            Some(missing) if self.admission.require_references => {
+                Err(PutError::Reference(missing.clone()))
             }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
-    fn check_signatures(&self, info: &NarInfo) -> Result<(), PutError> {
+    /// Lets a collection that is about to take what a path refers to see that it is needed. The
+    /// first that is not here, if there is one.
+    async fn rely_on_references<'a>(
+        &self,
+        info: &'a NarInfo,
+    ) -> Result<Option<&'a StorePath>, StoreError> {
+        let mut missing = None;
+        for reference in info.references.iter().filter(|path| **path != info.store_path) {
+            if !self.rely_on(&CachePath::NarInfo(reference.hash())).await? {
+                missing = missing.or(Some(reference));
+            }
+        }
+        Ok(missing)
+    }
+
+    pub(super) fn check_signatures(&self, info: &NarInfo) -> Result<(), PutError> {
         let keys = &self.admission.trusted_public_keys;
         if keys.is_empty() {
             return Ok(());
@@ -139,6 +158,22 @@ impl Cache {
             ),
         })
     }
+}
+
+/// Checks everything that a narinfo states of its NAR.
+pub(super) fn check_against_nar(
+    info: &NarInfo,
+    name: NarName,
+    facts: Facts,
+) -> Result<(), PutError> {
+    check("FileHash", info.file_hash.unwrap_or(name.file_hash), name.file_hash)?;
+    check("FileSize", info.file_size.unwrap_or(facts.file_size), facts.file_size)?;
+    check_compression(&info.compression, name, facts.unpacked)?;
+    if let Some(unpacked) = facts.unpacked {
+        check("NarHash", info.nar_hash, unpacked.nar_hash.unwrap_or(name.file_hash))?;
+        check("NarSize", info.nar_size, unpacked.nar_size)?;
+    }
+    Ok(())
 }
 
 fn check<T: PartialEq + std::fmt::Display>(

@@ -37,7 +37,11 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     say_what_to_type(&listener.to_string());
 
     let cache = Arc::new(Cache::new(Arc::new(store), config.cache_info, config.admission));
+    let collecting = Arc::clone(&cache).collect_regularly(config.retention, stop.clone());
+    let collecting = tokio::spawn(collecting);
     let drained = net::serve(listener, http::app(cache, access), stop).await;
+    // It ends between two removals.
+    collecting.await.context("the collector panicked")?;
     match drained.cut_off {
         0 => info!("stopped; every transfer was finished"),
         count => warn!("stopped; {count} connections were cut off after the time of grace"),

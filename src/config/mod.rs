@@ -9,17 +9,18 @@ mod problem;
 mod variables;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::Deserialize;
 
-pub use access::{Access, Credentials, Requirement};
-pub use parse::Listen;
+pub use access::{Access, Credentials, Requirement, Writers};
+pub use parse::{Listen, parse_duration, parse_size};
 pub use problem::{Problem, Problems};
 pub use variables::{VARIABLES, Variable};
 
 use crate::logging::{LogFormat, LogLevel};
 use crate::nix::{CacheInfo, PublicKey};
-use access::{Users, Writers};
+use access::Users;
 use parse::Parser;
 
 /// What every variable of the daemon begins with.
@@ -44,6 +45,19 @@ pub struct Config {
     pub admission: Admission,
     /// How many bytes of the disk stay free.
     pub min_free_space: u64,
+    /// What the cache keeps to by itself.
+    pub retention: Retention,
+}
+
+/// What the cache keeps to by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention {
+    /// Above so many bytes, the longest unused goes.
+    pub max_size: Option<u64>,
+    /// What has not been used for so long goes.
+    pub max_age: Option<Duration>,
+    /// How often the daemon looks.
+    pub gc_interval: Duration,
 }
 
 /// What an upload must be.
@@ -103,6 +117,9 @@ struct Raw {
     require_references: Option<String>,
     max_upload_size: Option<String>,
     min_free_space: Option<String>,
+    max_size: Option<String>,
+    max_age: Option<String>,
+    gc_interval: Option<String>,
 }
 
 impl Config {
@@ -170,6 +187,13 @@ impl Config {
                 max_upload_size: parser.size("MAX_UPLOAD_SIZE", raw.max_upload_size),
             },
             min_free_space: parser.size("MIN_FREE_SPACE", raw.min_free_space).unwrap_or_default(),
+            retention: Retention {
+                max_size: parser.size("MAX_SIZE", raw.max_size),
+                max_age: parser.duration("MAX_AGE", raw.max_age),
+                gc_interval: parser
+                    .duration("GC_INTERVAL", raw.gc_interval)
+                    .unwrap_or(Duration::from_secs(3600)),
+            },
         };
         parser.finish(config)
     }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use super::{Credentials, PREFIX, Problem, Problems, VARIABLES};
 use crate::nix::PublicKey;
@@ -111,10 +112,20 @@ impl Parser {
     pub(super) fn size(&mut self, suffix: &str, value: Option<String>) -> Option<u64> {
         let text = value?;
         let bytes = parse_size(&text);
-        if bytes.is_none() {
-            self.unusable(suffix, &text, "is not a whole number of bytes, or of K, M, G or T");
+        if let Err(why) = bytes {
+            self.unusable(suffix, &text, why);
         }
-        bytes
+        bytes.ok()
+    }
+
+    /// A time of at least a second, like `30d` or `12h`.
+    pub(super) fn duration(&mut self, suffix: &str, value: Option<String>) -> Option<Duration> {
+        let text = value?;
+        let duration = parse_duration(&text);
+        if let Err(why) = duration {
+            self.unusable(suffix, &text, why);
+        }
+        duration.ok()
     }
 
     /// Public keys, separated by spaces.
@@ -216,18 +227,41 @@ impl Parser {
     }
 }
 
-fn parse_size(text: &str) -> Option<u64> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
-        "" => 0,
-        "K" => 10,
-        "M" => 20,
-        "G" => 30,
-        "T" => 40,
-        _ => return None,
+/// A number of bytes: a whole number, or one of `K`, `M`, `G` or `T`, powers of 1024.
+pub fn parse_size(text: &str) -> Result<u64, &'static str> {
+    let (number, unit) = number_and_unit(text);
+    let shift = match unit.to_ascii_uppercase().as_str() {
+        "" => Some(0),
+        "K" => Some(10),
+        "M" => Some(20),
+        "G" => Some(30),
+        "T" => Some(40),
+        _ => None,
     };
+    let bytes = number.zip(shift).and_then(|(number, shift)| number.checked_mul(1 << shift));
+    bytes.ok_or("is not a whole number of bytes, or of K, M, G or T")
+}
+
+/// A time: a whole number of `s`, `m`, `h`, `d` or `w`.
+pub fn parse_duration(text: &str) -> Result<Duration, &'static str> {
+    let (number, unit) = number_and_unit(text);
+    let unit = match unit {
+        "s" => Some(1),
+        "m" => Some(60),
+        "h" => Some(3600),
+        "d" => Some(86_400),
+        "w" => Some(7 * 86_400),
+        _ => None,
+    };
+    let seconds = number.zip(unit).and_then(|(number, unit)| number.checked_mul(unit));
+    let seconds = seconds.filter(|seconds| *seconds > 0);
+    seconds.map(Duration::from_secs).ok_or("is not a whole number of s, m, h, d or w")
+}
+
+fn number_and_unit(text: &str) -> (Option<u64>, &str) {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let plain = !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit());
-    plain.then(|| digits.parse::<u64>().ok()?.checked_mul(1 << shift)).flatten()
+    (plain.then(|| digits.parse().ok()).flatten(), &text[digits.len()..])
 }
 
 /// A parse error as the rest of a sentence that begins with the value in quotes.

@@ -135,6 +135,7 @@ mod tests {
         Metadata {
             size: 1000,
             modified: SystemTime::UNIX_EPOCH + Duration::new(1_000_000, 5),
+            used: SystemTime::UNIX_EPOCH,
             etag: "\"abc\"".into(),
         }
     }

@@ -196,6 +196,15 @@ impl CachePath {
         }
     }
 
+    /// Whether names of a binary cache can begin with this, and a slash behind it.
+    pub fn is_folder(key: &str) -> bool {
+        let (top, below) = key.split_once('/').unwrap_or((key, ""));
+        match top {
+            "nar" | "log" | "realisations" | "debuginfo" => below.is_empty(),
+            _ => top.starts_with("build-trace-v") && !below.contains('/'),
+        }
+    }
+
     /// The content type that Nix itself gives to the object when it uploads it.
     pub const fn content_type(&self) -> &'static str {
         match self {

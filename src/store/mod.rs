@@ -4,6 +4,7 @@
 //! visible: an object appears, whole, when its [`Upload`] is committed, and a reader sees the old
 //! object, or the new one, or none. And what was committed is durable before `commit` returns.
 
+pub mod background;
 mod error;
 pub mod fs;
 
@@ -12,6 +13,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
 
 pub use error::StoreError;
 pub use fs::FsStore;
@@ -36,8 +38,55 @@ pub trait Store: Send + Sync + 'static {
         bytes: Bytes,
     ) -> BoxFuture<'a, Result<Stored, StoreError>>;
 
-    /// Takes an object out of the cache and keeps it aside, where nothing is served from.
-    fn quarantine<'a>(&'a self, path: &'a CachePath) -> BoxFuture<'a, Result<(), StoreError>>;
+    /// Takes an object out of the cache, durably, and keeps it aside, where nothing is served from;
+    /// only if it still has this entity tag. False if it has not, or is absent.
+    fn quarantine<'a>(
+        &'a self,
+        path: &'a CachePath,
+        etag: &'a Bytes,
+    ) -> BoxFuture<'a, Result<bool, StoreError>>;
+
+    /// Says of an object that it was used now, so that [`Metadata::used`] says it from now on. False
+    /// if it is absent. A store that cannot record it (read-only, another owner's files) is silent.
+    fn mark_used<'a>(&'a self, path: &'a CachePath) -> BoxFuture<'a, Result<bool, StoreError>>;
+
+    /// Removes an object, unless it was used or stored after `unused_since`. A use that this races
+    /// with is either seen, and the object stays, or finds the object absent.
+    fn remove<'a>(
+        &'a self,
+        path: &'a CachePath,
+        unused_since: SystemTime,
+    ) -> BoxFuture<'a, Result<Removed, StoreError>>;
+
+    /// Makes what was removed stay removed, whatever happens to the machine.
+    fn sync_removals(&self) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// Everything that is there, in no order, with the content of the objects that are `wanted`.
+    /// Reading for this does not count as use. After an error nothing follows.
+    fn list(
+        &self,
+        wanted: fn(&CachePath) -> bool,
+    ) -> BoxStream<'static, Result<Listed, StoreError>>;
+
+    /// The names of the notes in a folder.
+    fn notes<'a>(&'a self, folder: &'a str) -> BoxFuture<'a, Result<Vec<String>, StoreError>>;
+
+    /// A note: a small text that the cache keeps for itself, aside from its objects. Its name has
+    /// been checked by the caller: `folder/name`.
+    fn note<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Bytes>, StoreError>>;
+
+    /// Keeps a note durably, in place of an older one, or takes it away. False if there was none.
+    fn set_note<'a>(
+        &'a self,
+        name: &'a str,
+        text: Option<Bytes>,
+    ) -> BoxFuture<'a, Result<bool, StoreError>>;
+
+    /// The right to collect garbage, for as long as the guard lives; none if somebody has it.
+    fn lock(&self) -> BoxFuture<'_, Result<Option<Lock>, StoreError>>;
+
+    /// How much space objects may still take, in bytes; none where nobody knows.
+    fn free_space(&self) -> Option<u64>;
 
     /// Stages an object that is not. `size` reserves space where it is known beforehand. Blocks.
     fn begin(&self, path: &CachePath, size: Option<u64>) -> Result<Box<dyn Upload>, StoreError>;
@@ -71,8 +120,56 @@ pub struct Metadata {
     pub size: u64,
     /// When it was written.
     pub modified: SystemTime,
+    /// When it was used for the last time, as far as that was recorded; being written is a use.
+    pub used: SystemTime,
     /// A strong entity tag, with its quotes: it changes whenever the object does.
     pub etag: Bytes,
+}
+
+/// What became of an object that was to be removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removed {
+    /// It is gone.
+    Gone,
+    /// It was not there.
+    Absent,
+    /// It was used since.
+    InUse,
+}
+
+/// The right to collect garbage.
+pub struct Lock {
+    /// Ends with it.
+    _guard: Box<dyn std::any::Any + Send + Sync>,
+}
+
+impl Lock {
+    /// A right that ends when `guard` is dropped.
+    pub(crate) fn new(guard: impl std::any::Any + Send + Sync) -> Self {
+        Self { _guard: Box::new(guard) }
+    }
+}
+
+/// What is found by going through everything.
+#[derive(Debug)]
+pub enum Listed {
+    /// An object.
+    Object(ListedObject),
+    /// An object that could not be read.
+    Unreadable(CachePath, StoreError),
+    /// What no object is named like, and none of ours.
+    Foreign(String),
+}
+
+/// An object that was found by going through all.
+#[derive(Debug)]
+pub struct ListedObject {
+    /// Its name.
+    pub path: CachePath,
+    /// What is known about it.
+    pub metadata: Metadata,
+    /// Its content, if that was wanted.
+    pub content: Option<Bytes>,
 }
 
 /// An object as it is found in a store.

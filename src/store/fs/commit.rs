@@ -200,7 +200,7 @@ impl Worker {
         let (folder, base) = split(&job.key);
         let renamed = folders
             .open(folder)
-            .and_then(|folder| Ok(publish(self.staging.folder(), &job.staged, folder, base)?));
+            .and_then(|folder| Ok(publish(self.staging.folder()?, &job.staged, folder, base)?));
         self.or_discard(job, renamed)
     }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::{Errno, IoSliceMut, ReadWriteFlags};
 
 use super::super::{Content, Metadata, Object, StoreError};
@@ -23,11 +23,14 @@ use crate::nix::CachePath;
 /// there. One page-cache read of this size costs about as much as setting up a `sendfile`.
 const SMALL: u64 = 32 * 1024;
 
+/// A narinfo is always read at once: it has 300 KB with 5,000 references, and this at most.
+const NARINFO: u64 = 1024 * 1024;
+
 /// Reads objects below a directory.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Reader {
     root: Arc<OwnedFd>,
-    absent: Absent,
+    absent: Arc<Absent>,
 }
 
 /// Whether a step may wait for the disk.
@@ -39,7 +42,30 @@ enum Wait {
 
 impl Reader {
     pub(super) fn new(root: Arc<OwnedFd>) -> Self {
-        Self { root, absent: Absent::new() }
+        Self { root, absent: Arc::new(Absent::new()) }
+    }
+
+    /// What the object at `key` is, and, if it is `wanted`, its content. Waits for the disk, and
+    /// leaves no trace of having read.
+    pub(super) fn inspect(
+        &self,
+        key: &str,
+        wanted: bool,
+    ) -> Result<Option<(Metadata, Option<Bytes>)>, StoreError> {
+        let wait = Wait::AsLongAsItTakes;
+        let inspected = if wanted {
+            open(&self.root, key, wait).and_then(|opened| {
+                let Some((file, stat)) = opened else {
+                    return Ok(None);
+                };
+                let metadata = metadata(&stat);
+                let content = read_whole(&file, metadata.size as usize, wait)?;
+                Ok(Some((metadata, Some(content))))
+            })
+        } else {
+            stat(&self.root, key).map(|stat| stat.map(|stat| (metadata(&stat), None)))
+        };
+        inspected.map_err(|error| StoreError::new("reading", key, error))
     }
 
     pub(super) async fn head(&self, path: &CachePath) -> Result<Option<Metadata>, StoreError> {
@@ -50,12 +76,13 @@ impl Reader {
     }
 
     pub(super) async fn get(&self, path: &CachePath) -> Result<Option<Object>, StoreError> {
-        self.now_or_in_the_pool(path, |root, key, wait| {
+        let limit = if matches!(path, CachePath::NarInfo(_)) { NARINFO } else { SMALL };
+        self.now_or_in_the_pool(path, move |root, key, wait| {
             let Some((file, stat)) = open(root, key, wait)? else {
                 return Ok(None);
             };
             let metadata = metadata(&stat);
-            let content = if metadata.size <= SMALL {
+            let content = if metadata.size <= limit {
                 Content::Bytes(read_whole(&file, metadata.size as usize, wait)?)
             } else {
                 Content::File(File::from(file))
@@ -104,10 +131,16 @@ fn is_reason_to_wait(error: Errno) -> bool {
 
 /// Opens the regular file at `key`; none if there is none.
 fn open(root: &OwnedFd, key: &str, wait: Wait) -> Result<Option<(OwnedFd, Stat)>, Errno> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
-    let opened = match wait {
+    let open = |flags| match wait {
         Wait::Never => rustix::fs::openat2(root, key, flags, Mode::empty(), ResolveFlags::CACHED),
         Wait::AsLongAsItTakes => rustix::fs::openat(root, key, flags, Mode::empty()),
+    };
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+    // Without a trace in the access time, where uses are recorded. The system allows that to the
+    // owner of a file only.
+    let opened = match open(flags | OFlags::NOATIME) {
+        Err(Errno::PERM) => open(flags),
+        opened => opened,
     };
     let file = match opened {
         Ok(file) => file,
@@ -115,15 +148,38 @@ fn open(root: &OwnedFd, key: &str, wait: Wait) -> Result<Option<(OwnedFd, Stat)>
         Err(error) => return Err(error),
     };
     let stat = rustix::fs::fstat(&file)?;
-    let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
-    Ok(regular.then_some((file, stat)))
+    Ok(is_regular(&stat).then_some((file, stat)))
 }
 
-fn metadata(stat: &Stat) -> Metadata {
+/// What is known about the regular file at `key`; none if there is none.
+fn stat(root: &OwnedFd, key: &str) -> Result<Option<Stat>, Errno> {
+    match rustix::fs::statat(root, key, AtFlags::empty()) {
+        Ok(stat) => Ok(is_regular(&stat).then_some(stat)),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_regular(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+}
+
+/// The time of the last use: reading without our trace, and writing, are uses too.
+pub(super) fn last_use(stat: &Stat) -> SystemTime {
+    time(stat.st_atime, stat.st_atime_nsec).max(time(stat.st_mtime, stat.st_mtime_nsec))
+}
+
+fn time(seconds: i64, nanos: impl TryInto<u32>) -> SystemTime {
+    let since = Duration::new(seconds.max(0) as u64, nanos.try_into().unwrap_or_default());
+    SystemTime::UNIX_EPOCH + since
+}
+
+pub(super) fn metadata(stat: &Stat) -> Metadata {
     let (seconds, nanos) = (stat.st_mtime, stat.st_mtime_nsec);
     Metadata {
         size: stat.st_size as u64,
-        modified: SystemTime::UNIX_EPOCH + Duration::new(seconds.max(0) as u64, nanos as u32),
+        modified: time(seconds, nanos),
+        used: last_use(stat),
         // Replacing goes by rename, so a new object has a new inode even within one tick of the
         // file system's clock.
         etag: format!("\"{:x}-{:x}-{seconds:x}.{nanos:x}\"", stat.st_ino, stat.st_size).into(),

@@ -1,5 +1,6 @@
 //! How much of the disk uploads may take.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -18,15 +19,19 @@ impl Space {
         Self { root, reserve }
     }
 
+    /// How many bytes are free.
+    pub(super) fn free(&self) -> io::Result<u64> {
+        let disk = rustix::fs::fstatvfs(&self.root)?;
+        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+    }
+
     /// Refuses what would take the disk below its reserve. Asks the kernel only where there is a
     /// reserve: whether the disk is full, writing finds out by itself.
     pub(super) fn check(&self, key: &str, needed: u64) -> Result<(), StoreError> {
         if self.reserve == 0 {
             return Ok(());
         }
-        let disk = rustix::fs::fstatvfs(&self.root)
-            .map_err(|error| StoreError::new("measuring the disk for", key, error))?;
-        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        let free = self.free().map_err(|e| StoreError::new("measuring the disk for", key, e))?;
         if free < self.reserve.saturating_add(needed) {
             return Err(StoreError::Reserve { free, needed, reserve: self.reserve });
         }

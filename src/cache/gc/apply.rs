@@ -1,0 +1,132 @@
+//! Doing what was planned, and giving way to whoever uses an object in the meantime.
+//!
+//! The plan was made a while ago, and objects are used and uploaded on. So each removal looks once
+//! more ([`crate::store::Store::remove`]). A path that is used again stays, with everything that it
+//! needs; that can still be held back, because whatever refers to something comes before it. NARs
+//! go after all narinfos, when the disk will not forget that those went.
+
+use std::collections::HashSet;
+use std::time::SystemTime;
+
+use tokio_util::sync::CancellationToken;
+
+use super::inventory::Inventory;
+use super::plan::{Limits, Plan, Removal, reach};
+use crate::cache::Cache;
+use crate::nix::CachePath;
+use crate::store::{Removed, StoreError};
+
+/// What was done of a plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Outcome {
+    /// Store paths that are gone.
+    pub paths: usize,
+    /// NARs and logs that are gone.
+    pub shared: usize,
+    /// Other objects that are gone.
+    pub loose: usize,
+    /// Bytes that were in what is gone.
+    pub freed: u64,
+    /// Paths that were to go, and stay because they, or what needs them, were used.
+    pub given_way: usize,
+    /// Whether it was told to stop before the end.
+    pub stopped: bool,
+}
+
+impl Cache {
+    /// Removes what `plan` says, unless it was used after it was safe to take at `now`. `stop` ends
+    /// it between two removals; `progress` hears how many removals are done.
+    pub async fn apply(
+        &self,
+        inventory: &Inventory,
+        plan: &Plan,
+        limits: &Limits,
+        now: SystemTime,
+        stop: &CancellationToken,
+        progress: impl FnMut(u64),
+    ) -> Result<Outcome, StoreError> {
+        let unused_since = now.checked_sub(limits.grace).unwrap_or(SystemTime::UNIX_EPOCH);
+        self.carry_out(inventory, plan, unused_since, stop, progress).await
+    }
+
+    /// Removes what `plan` says, unless it was used after `unused_since`.
+    pub(in crate::cache) async fn carry_out(
+        &self,
+        inventory: &Inventory,
+        plan: &Plan,
+        unused_since: SystemTime,
+        stop: &CancellationToken,
+        mut progress: impl FnMut(u64),
+    ) -> Result<Outcome, StoreError> {
+        let mut outcome = Outcome::default();
+        // Paths that turned out to be needed.
+        let mut needed = vec![false; inventory.paths.len()];
+        // Shared objects that belong to one of them; known when all paths have been tried.
+        let mut still_shared = None;
+        for (done, removal) in plan.removals.iter().enumerate() {
+            if stop.is_cancelled() {
+                outcome.stopped = true;
+                break;
+            }
+            match *removal {
+                Removal::Path(index, _) if needed[index] => outcome.given_way += 1,
+                Removal::Path(index, _) => {
+                    let path = &inventory.paths[index];
+                    let hash = path.store_path.hash();
+                    let narinfo = CachePath::NarInfo(hash);
+                    let removed = self.store.remove(&narinfo, unused_since).await?;
+                    self.hot.forget(&hash);
+                    if removed == Removed::InUse {
+                        outcome.given_way += 1;
+                        let from = u32::try_from(index).expect("it was counted in u32");
+                        reach(inventory, from, |at| !std::mem::replace(&mut needed[at], true));
+                    } else {
+                        self.remove_all(&path.sides, unused_since).await?;
+                        outcome.paths += 1;
+                        outcome.freed += path.size;
+                    }
+                }
+                Removal::Shared(index, _) => {
+                    if still_shared.is_none() {
+                        // A power cut must not bring a narinfo back whose NAR is gone.
+                        self.store.sync_removals().await?;
+                    }
+                    let still_shared = still_shared.get_or_insert_with(|| {
+                        let needed = (0..needed.len()).filter(|&path| needed[path]);
+                        needed.flat_map(|path| inventory.shared_by(path)).collect::<HashSet<_>>()
+                    });
+                    let object = &inventory.shared[index];
+                    if !still_shared.contains(&index)
+                        && self.store.remove(&object.path, unused_since).await? != Removed::InUse
+                    {
+                        self.remove_all(&object.sides, unused_since).await?;
+                        outcome.shared += 1;
+                        outcome.freed += object.size;
+                    }
+                }
+                Removal::Loose(index, _) => {
+                    let object = &inventory.loose[index];
+                    if self.store.remove(&object.path, unused_since).await? != Removed::InUse {
+                        outcome.loose += 1;
+                        outcome.freed += object.size;
+                    }
+                }
+            }
+            progress(done as u64 + 1);
+        }
+        self.store.sync_removals().await?;
+        Ok(outcome)
+    }
+
+    async fn remove_all(
+        &self,
+        paths: &[CachePath],
+        unused_since: SystemTime,
+    ) -> Result<(), StoreError> {
+        for path in paths {
+            // What was uploaded anew belongs to no path for a while.
+            self.store.remove(path, unused_since).await?;
+        }
+        Ok(())
+    }
+}

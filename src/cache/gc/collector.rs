@@ -1,0 +1,73 @@
+//! The daemon's own collections, in the background.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::{CLIENTS_REMEMBER, CollectError, Limits, Report};
+use crate::cache::Cache;
+use crate::config::Retention;
+
+/// The first collection comes so soon after the start, or a daemon that is restarted more often
+/// than it collects would never do it.
+const FIRST_AFTER: Duration = Duration::from_secs(60);
+
+impl Cache {
+    /// Collects every now and then until `stop`, if there is a limit to keep to.
+    pub async fn collect_regularly(self: Arc<Self>, retention: Retention, stop: CancellationToken) {
+        // Whoever locks puts back what a collection that was killed has left half-way.
+        if let Err(error) = self.lock_collection().await {
+            let error = &error as &dyn std::error::Error;
+            warn!(error, "what a collection left half-way was not put back");
+        }
+        let limits =
+            Limits { max_size: retention.max_size, max_age: retention.max_age, grace: self.grace };
+        if limits.max_size.is_none() && limits.max_age.is_none() {
+            return;
+        }
+        if limits.max_age.is_some_and(|age| age < CLIENTS_REMEMBER) {
+            warn!(
+                "NIX_STORED_MAX_AGE is shorter than 30 days: Nix clients remember for that long what \
+                 the cache has, and will not upload again, nor build at once, what has gone since"
+            );
+        }
+        let mut next = FIRST_AFTER.min(retention.gc_interval);
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(next) => {}
+                () = stop.cancelled() => return,
+            }
+            next = retention.gc_interval;
+            match self.collect(&limits, SystemTime::now(), &stop).await {
+                Ok(report) => tell(&report),
+                Err(CollectError::Busy) => info!("another process collects garbage here just now"),
+                Err(CollectError::Stopped) => return,
+                Err(error) => {
+                    warn!(error = &error as &dyn std::error::Error, "no garbage was collected");
+                }
+            }
+        }
+    }
+}
+
+fn tell(report: &Report) {
+    let Report { paths, shared, loose, size_before, size_after, given_way, .. } = *report;
+    if paths + shared + loose > 0 {
+        info!(
+            size_before,
+            size_after,
+            given_way,
+            "collected {paths} paths and {} objects more",
+            shared + loose
+        );
+    }
+    if report.over_limit > 0 && !report.stopped {
+        warn!(
+            "the cache is {} bytes above NIX_STORED_MAX_SIZE, and everything in it was used within \
+             the last 24 hours or is pinned",
+            report.over_limit
+        );
+    }
+}

@@ -1,0 +1,373 @@
+//! What a cache holds, as a graph: paths, what they refer to, and the objects that belong to them.
+
+use std::collections::HashMap;
+use std::time::SystemTime;
+
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use serde::Deserialize;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tracing::warn;
+
+use crate::cache::Cache;
+use crate::nix::{CachePath, NarInfo, StoreDir, StorePath, StorePathHash};
+use crate::store::{Listed, ListedObject, StoreError, background};
+
+/// Everything that a cache holds.
+#[derive(Debug, Default)]
+pub struct Inventory {
+    /// Store paths: what has a narinfo.
+    pub paths: Vec<HeldPath>,
+    /// NARs, and logs of paths that are here: what can belong to several paths.
+    pub shared: Vec<HeldObject>,
+    /// Objects that belong to no path here.
+    pub loose: Vec<HeldObject>,
+    /// The places of shared objects that are not to be taken for orphans: a narinfo names them that
+    /// cannot be read.
+    pub claimed: Vec<u32>,
+    places: HashMap<StorePathHash, u32>,
+}
+
+/// A store path.
+#[derive(Debug, Clone)]
+pub struct HeldPath {
+    /// Its name.
+    pub store_path: StorePath,
+    /// The place of its NAR among the shared objects.
+    pub nar: Option<u32>,
+    /// The place of its log among the shared objects.
+    pub log: Option<u32>,
+    /// The places of what it refers to, itself and what is not here left out.
+    pub references: Box<[u32]>,
+    /// Objects that go with its narinfo.
+    pub sides: Vec<CachePath>,
+    /// Bytes in the narinfo and the objects that go with it.
+    pub size: u64,
+    /// The length of the NAR when it is unpacked, in bytes.
+    pub nar_size: u64,
+    /// When its narinfo was written.
+    pub uploaded: SystemTime,
+    /// When its narinfo, or what goes with it, was used last.
+    pub used: SystemTime,
+}
+
+/// An object that is not a narinfo.
+#[derive(Debug, Clone)]
+pub struct HeldObject {
+    /// Its name.
+    pub path: CachePath,
+    /// Objects that go with it.
+    pub sides: Vec<CachePath>,
+    /// Bytes in it and in what goes with it.
+    pub size: u64,
+    /// When it, or what goes with it, was used last.
+    pub used: SystemTime,
+}
+
+/// An inventory that could not be made. Nothing may be removed without: what cannot be read may
+/// refer to it.
+#[derive(Debug, thiserror::Error)]
+pub enum InventoryError {
+    /// The store failed.
+    #[error("the cache could not be gone through, so nothing was removed")]
+    Store(#[from] StoreError),
+    /// Every NAR would look as if nobody needed it.
+    #[error(
+        "not one narinfo here is for the store dir {0}, so nothing was removed; set \
+         NIX_STORED_STORE_DIR to that of this cache"
+    )]
+    OtherStoreDir(StoreDir),
+}
+
+/// A narinfo as it was read, before it is known where its references are.
+struct Read {
+    held: HeldPath,
+    nar: Option<CachePath>,
+    deriver: Option<StorePath>,
+    references: Box<[StorePathHash]>,
+}
+
+/// Side files that say in themselves what they belong to.
+struct Linked {
+    object: HeldObject,
+    to: Option<CachePath>,
+}
+
+/// Goes through the objects one by one.
+#[derive(Default)]
+struct Reading {
+    paths: Vec<Read>,
+    nars: HashMap<CachePath, u32>,
+    logs: HashMap<StorePath, HeldObject>,
+    linked: Vec<Linked>,
+    /// NARs that narinfos name which cannot be read.
+    claims: Vec<CachePath>,
+    inventory: Inventory,
+}
+
+impl Cache {
+    /// Goes through everything; `progress` hears how many objects there were so far.
+    pub async fn inventory(
+        &self,
+        mut progress: impl FnMut(u64),
+    ) -> Result<Inventory, InventoryError> {
+        let (count, mut counted) = watch::channel(0);
+        let objects = self.store.list(Self::is_read);
+        let (store_dir, runtime) = (self.info.store_dir.clone(), Handle::current());
+        // Parsing is not for a thread that serves: it takes seconds, where there are many paths.
+        let read = move || runtime.block_on(read(objects, &store_dir, &count));
+        let read = background::run("inventory", read);
+        tokio::pin!(read);
+        loop {
+            tokio::select! {
+                biased;
+                Ok(()) = counted.changed() => progress(*counted.borrow_and_update()),
+                inventory = &mut read => return inventory?,
+            }
+        }
+    }
+
+    /// Whether an object says what others it belongs to.
+    fn is_read(path: &CachePath) -> bool {
+        matches!(
+            path,
+            CachePath::NarInfo(_)
+                | CachePath::Realisation { .. }
+                | CachePath::BuildTrace { .. }
+                | CachePath::DebugInfo(_)
+        )
+    }
+}
+
+/// How many objects there are between two words about it.
+const TELL_EVERY: u64 = 1000;
+
+/// Takes what there is. It ends early when nobody wants to know any more.
+async fn read(
+    mut objects: BoxStream<'static, Result<Listed, StoreError>>,
+    store_dir: &StoreDir,
+    counted: &watch::Sender<u64>,
+) -> Result<Inventory, InventoryError> {
+    let mut reading = Reading::default();
+    let mut count = 0;
+    while let Some(object) = objects.next().await {
+        match object? {
+            Listed::Object(object) => reading.take(object, store_dir),
+            Listed::Unreadable(_, error) => return Err(error.into()),
+            Listed::Foreign(_) => continue,
+        }
+        count += 1;
+        if count % TELL_EVERY == 0 && counted.send(count).is_err() {
+            break;
+        }
+    }
+    // Nobody may be there any more.
+    let _ = counted.send(count);
+    if reading.paths.is_empty() && !reading.claims.is_empty() {
+        return Err(InventoryError::OtherStoreDir(store_dir.clone()));
+    }
+    Ok(reading.finish())
+}
+
+impl Inventory {
+    /// The inventory of a cache that holds this.
+    pub fn new(paths: Vec<HeldPath>, shared: Vec<HeldObject>, loose: Vec<HeldObject>) -> Self {
+        let places = places(paths.iter().map(|path| &path.store_path));
+        Self { paths, shared, loose, claimed: Vec::new(), places }
+    }
+
+    /// The place of the path with this hash part.
+    pub fn find(&self, hash: StorePathHash) -> Option<usize> {
+        self.places.get(&hash).map(|&place| place as usize)
+    }
+
+    /// When a path was used last: its narinfo, its NAR, or anything else that would go with them.
+    pub fn used(&self, path: usize) -> SystemTime {
+        let shared = self.shared_by(path).map(|object| self.shared[object].used);
+        shared.fold(self.paths[path].used, SystemTime::max)
+    }
+
+    /// Bytes in all objects.
+    pub fn size(&self) -> u64 {
+        let paths = self.paths.iter().map(|path| path.size);
+        let others = self.shared.iter().chain(&self.loose).map(|object| object.size);
+        paths.chain(others).sum()
+    }
+
+    /// The shared objects that belong to a path.
+    pub fn shared_by(&self, path: usize) -> impl Iterator<Item = usize> + use<> {
+        let HeldPath { nar, log, .. } = self.paths[path];
+        nar.into_iter().chain(log).map(|place| place as usize)
+    }
+}
+
+impl Reading {
+    fn take(&mut self, listed: ListedObject, store_dir: &StoreDir) {
+        let ListedObject { path, metadata, content } = listed;
+        let object =
+            HeldObject { path, sides: Vec::new(), size: metadata.size, used: metadata.used };
+        match &object.path {
+            CachePath::NarInfo(hash) => {
+                let parsed = NarInfo::parse(content.as_deref().unwrap_or_default(), store_dir);
+                match parsed {
+                    Ok(info) if info.store_path.hash() == *hash => {
+                        self.narinfo(info, &object, metadata.modified);
+                    }
+                    _ => {
+                        warn!(
+                            "{} is not a narinfo of its path; see nix-stored verify",
+                            object.path
+                        );
+                        self.claims.extend(content.as_deref().and_then(claim));
+                        self.inventory.loose.push(object);
+                    }
+                }
+            }
+            CachePath::Nar(_) => {
+                self.nars.insert(object.path.clone(), to_place(self.inventory.shared.len()));
+                self.inventory.shared.push(object);
+            }
+            CachePath::Log(derivation) => {
+                self.logs.insert(derivation.clone(), object);
+            }
+            CachePath::Listing(hash) => {
+                let to = Some(CachePath::NarInfo(*hash));
+                self.linked.push(Linked { object, to });
+            }
+            _ => {
+                let to = content.and_then(|text| link(&text));
+                self.linked.push(Linked { object, to });
+            }
+        }
+    }
+
+    fn narinfo(&mut self, info: NarInfo, object: &HeldObject, uploaded: SystemTime) {
+        let references = info.references.iter().map(StorePath::hash);
+        let references = references.filter(|hash| *hash != info.store_path.hash()).collect();
+        let nar = info.nar_name().map(CachePath::Nar);
+        self.paths.push(Read {
+            nar,
+            deriver: info.deriver,
+            references,
+            held: HeldPath {
+                store_path: info.store_path,
+                nar: None,
+                log: None,
+                references: Box::default(),
+                sides: Vec::new(),
+                size: object.size,
+                nar_size: info.nar_size,
+                uploaded,
+                used: object.used,
+            },
+        });
+    }
+
+    fn finish(mut self) -> Inventory {
+        let inventory = &mut self.inventory;
+        inventory.places = places(self.paths.iter().map(|path| &path.held.store_path));
+        let mut logs: HashMap<StorePath, u32> = HashMap::new();
+        for Read { mut held, nar, deriver, references } in self.paths {
+            held.nar = nar.and_then(|nar| self.nars.get(&nar).copied());
+            held.references =
+                references.iter().filter_map(|hash| inventory.places.get(hash).copied()).collect();
+            if let Some(deriver) = deriver {
+                if let Some(log) = self.logs.remove(&deriver) {
+                    logs.insert(deriver.clone(), to_place(inventory.shared.len()));
+                    inventory.shared.push(log);
+                }
+                held.log = logs.get(&deriver).copied();
+            }
+            inventory.paths.push(held);
+        }
+        inventory.claimed =
+            self.claims.iter().filter_map(|nar| self.nars.get(nar).copied()).collect();
+        inventory.loose.extend(self.logs.into_values());
+        for Linked { object, to } in self.linked {
+            let place = match &to {
+                Some(CachePath::NarInfo(hash)) => inventory.places.get(hash),
+                Some(nar) => self.nars.get(nar),
+                None => None,
+            };
+            match (place, to) {
+                (Some(&at), Some(CachePath::NarInfo(_))) => {
+                    let path = &mut inventory.paths[at as usize];
+                    path.size += object.size;
+                    path.used = path.used.max(object.used);
+                    path.sides.push(object.path);
+                }
+                (Some(&at), _) => {
+                    let nar = &mut inventory.shared[at as usize];
+                    nar.size += object.size;
+                    nar.used = nar.used.max(object.used);
+                    nar.sides.push(object.path);
+                }
+                (None, _) => inventory.loose.push(object),
+            }
+        }
+        self.inventory
+    }
+}
+
+/// The NAR that a narinfo names which cannot be read otherwise.
+fn claim(text: &[u8]) -> Option<CachePath> {
+    let lines = text.split(|byte| *byte == b'\n');
+    let url = lines.filter_map(|line| line.strip_prefix(b"URL: ")).next()?;
+    let nar = std::str::from_utf8(url).ok()?.trim().parse().ok()?;
+    matches!(nar, CachePath::Nar(_)).then_some(nar)
+}
+
+/// What a realisation, a build trace or a link to debug symbols says that it belongs to.
+fn link(text: &[u8]) -> Option<CachePath> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Link {
+        /// The base name of a store path (realisations, build traces).
+        out_path: Option<String>,
+        /// A NAR, relative to `debuginfo/`.
+        archive: Option<String>,
+    }
+    let link: Link = serde_json::from_slice(text).ok()?;
+    match link {
+        Link { out_path: Some(path), .. } => {
+            let path = path.rsplit('/').next()?.parse::<StorePath>().ok()?;
+            Some(CachePath::NarInfo(path.hash()))
+        }
+        Link { archive: Some(nar), .. } => nar.strip_prefix("../")?.parse().ok(),
+        Link { .. } => None,
+    }
+}
+
+/// Where each path is.
+fn places<'a>(paths: impl Iterator<Item = &'a StorePath>) -> HashMap<StorePathHash, u32> {
+    paths.enumerate().map(|(at, path)| (path.hash(), to_place(at))).collect()
+}
+
+fn to_place(index: usize) -> u32 {
+    u32::try_from(index).expect("fewer objects than u32 has numbers")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_names_a_path_or_a_nar() {
+        let path = "8ha1dhmx807czjczmwy078s4r9s254il-hello";
+        let nar = format!("nar/{:0>52}.nar.xz", 1);
+        let narinfo = Some("8ha1dhmx807czjczmwy078s4r9s254il.narinfo".parse().unwrap());
+        for (text, to) in [
+            (format!("{{\"id\": \"x\", \"outPath\": \"{path}\"}}"), narinfo.clone()),
+            (format!("{{\"outPath\": \"/nix/store/{path}\", \"signatures\": []}}"), narinfo),
+            (format!("{{\"archive\": \"../{nar}\", \"member\": \"x\"}}"), nar.parse().ok()),
+            (format!("{{\"archive\": \"{nar}\"}}"), None),
+            ("{\"archive\": \"../../x\", \"member\": \"x\"}".to_owned(), None),
+            ("{\"outPath\": \"hello\"}".to_owned(), None),
+            ("{}".to_owned(), None),
+            ("[1".to_owned(), None),
+        ] {
+            assert_eq!(link(text.as_bytes()), to, "{text}");
+        }
+    }
+}

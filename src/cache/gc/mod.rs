@@ -1,0 +1,163 @@
+//! Keeping the cache within its limits without breaking a closure.
+//!
+//! `inventory` reads what there is. `plan` decides, as a pure function of that, the pins, the
+//! limits and the time, what goes and in which order. `apply` does it, and gives way to whoever
+//! begins to use an object in the meantime. `pins` are what an operator wants to keep.
+
+mod apply;
+mod collector;
+mod inventory;
+mod pins;
+mod plan;
+mod preview;
+
+use std::time::{Duration, SystemTime};
+
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+pub use apply::Outcome;
+pub use inventory::{HeldObject, HeldPath, Inventory, InventoryError};
+pub use pins::{Pin, PinError};
+pub use plan::{Analysis, Kept, Limits, Plan, Reason, Removal, Verdict};
+pub(super) use plan::{groups, reach};
+pub use preview::{Going, Name, Sum};
+
+use super::Cache;
+use crate::store::{Lock, StoreError, background};
+
+/// What was used or uploaded so recently is never taken: a build may still be uploading what refers
+/// to it, and a client may still be downloading what it refers to.
+pub const GRACE: Duration = Duration::from_secs(24 * 3600);
+
+/// Clients remember for 30 days that the cache has a path, and do not ask again
+/// (`narinfo-cache-positive-ttl` in Nix's `src/libstore/nar-info-disk-cache.cc`).
+pub const CLIENTS_REMEMBER: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// A collection that did not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum CollectError {
+    /// Another process collects in the same cache, or another task of this one.
+    #[error("another collection is at work in this cache; try again when it is done")]
+    Busy,
+    /// It was told to stop while it was still looking.
+    #[error("stopped before anything was removed")]
+    Stopped,
+    /// What is there could not be read.
+    #[error(transparent)]
+    Inventory(#[from] InventoryError),
+    /// The pins could not be read.
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// How far a collection has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// It has found so many objects.
+    Found(u64),
+    /// It has done so many removals.
+    Removed {
+        /// So many.
+        done: u64,
+        /// Of so many.
+        of: u64,
+    },
+}
+
+/// What a collection did, in numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// Bytes in all objects before it.
+    pub size_before: u64,
+    /// Bytes in all objects after it.
+    pub size_after: u64,
+    /// Store paths that are gone.
+    pub paths: usize,
+    /// NARs and logs that are gone.
+    pub shared: usize,
+    /// Other objects that are gone.
+    pub loose: usize,
+    /// Store paths that were to go and were used in the meantime, and what they need.
+    pub given_way: usize,
+    /// By how many bytes the cache is still above its limit.
+    pub over_limit: u64,
+    /// Whether it was told to stop before its end.
+    pub stopped: bool,
+}
+
+impl Cache {
+    /// The right to collect garbage; none while somebody else does.
+    pub async fn lock_collection(&self) -> Result<Option<Lock>, StoreError> {
+        self.store.lock().await
+    }
+
+    /// Removes what the limits say, as it is at `now`. `stop` ends it between two removals.
+    pub async fn collect(
+        &self,
+        limits: &Limits,
+        now: SystemTime,
+        stop: &CancellationToken,
+    ) -> Result<Report, CollectError> {
+        self.collect_step_by_step(limits, now, stop, |_| {}).await
+    }
+
+    /// Does the same, and `progress` hears how far it has come.
+    pub async fn collect_step_by_step(
+        &self,
+        limits: &Limits,
+        now: SystemTime,
+        stop: &CancellationToken,
+        mut progress: impl FnMut(Step),
+    ) -> Result<Report, CollectError> {
+        let _lock = self.lock_collection().await?.ok_or(CollectError::Busy)?;
+        let inventory = tokio::select! {
+            biased;
+            () = stop.cancelled() => return Err(CollectError::Stopped),
+            inventory = self.inventory(|objects| progress(Step::Found(objects))) => inventory?,
+        };
+        let pins = self.pins().await?;
+        let (inventory, plan) = planned(inventory, pins, *limits, now).await?;
+        let of = plan.removals.len() as u64;
+        let removed = |done| progress(Step::Removed { done, of });
+        let outcome = self.apply(&inventory, &plan, limits, now, stop, removed).await;
+        let report = outcome.map(|outcome| Report::new(&plan, &outcome));
+        // So many objects take their time, too.
+        background::run("forgetting", move || drop((inventory, plan))).await?;
+        Ok(report?)
+    }
+}
+
+/// Makes a plan where nobody waits for the processor because of it.
+async fn planned(
+    inventory: Inventory,
+    pins: Vec<Pin>,
+    limits: Limits,
+    now: SystemTime,
+) -> Result<(Inventory, Plan), StoreError> {
+    background::run("planning", move || {
+        let plan = Analysis::new(&inventory, &pins).plan(&limits, now);
+        (inventory, plan)
+    })
+    .await
+}
+
+impl Report {
+    /// What became of `plan`.
+    pub fn new(plan: &Plan, outcome: &Outcome) -> Self {
+        let size_after = plan.size_before - outcome.freed;
+        Self {
+            size_before: plan.size_before,
+            size_after,
+            paths: outcome.paths,
+            shared: outcome.shared,
+            loose: outcome.loose,
+            given_way: outcome.given_way,
+            over_limit: plan.max_size.map_or(0, |limit| size_after.saturating_sub(limit)),
+            stopped: outcome.stopped,
+        }
+    }
+}

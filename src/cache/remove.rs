@@ -1,0 +1,152 @@
+//! Removing what an operator names, however recently it was used.
+
+use std::time::{Duration, SystemTime};
+
+use tokio_util::sync::CancellationToken;
+
+use super::Cache;
+use super::gc::{Analysis, Inventory, Outcome, Plan, Reason, Removal, groups};
+use crate::nix::{CachePath, StorePathHash};
+use crate::store::StoreError;
+
+/// What happens to paths that need what is removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Referrers {
+    /// There must be none: a closure stays whole.
+    Refuse,
+    /// They are removed too.
+    Remove,
+}
+
+/// Why a path cannot be removed. Paths are named by their place in the inventory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// It is not here.
+    Absent(StorePathHash),
+    /// A pin keeps it.
+    Pinned {
+        /// The path.
+        path: usize,
+        /// The pin's place.
+        pin: usize,
+        /// What the pin names, which is the path or needs it.
+        by: usize,
+    },
+    /// Other paths need it.
+    Needed {
+        /// The path.
+        path: usize,
+        /// What refers to it and was not named.
+        by: Vec<usize>,
+    },
+}
+
+/// What goes if the paths with these hash parts go; or why they stay, all of them.
+pub fn plan_removal(
+    analysis: &Analysis<'_>,
+    wanted: &[StorePathHash],
+    referrers: Referrers,
+) -> Result<Plan, Vec<Refusal>> {
+    let inventory = analysis.inventory();
+    let referred_by = referred_by(inventory);
+    let mut refusals = Vec::new();
+    let mut going = vec![false; inventory.paths.len()];
+    let mut stack = Vec::new();
+    for &hash in wanted {
+        match inventory.find(hash) {
+            Some(path) => stack.push(path),
+            None => refusals.push(Refusal::Absent(hash)),
+        }
+    }
+    while let Some(path) = stack.pop() {
+        if !std::mem::replace(&mut going[path], true) && referrers == Referrers::Remove {
+            stack.extend(referred_by[path].iter().map(|&by| by as usize));
+        }
+    }
+    for path in (0..going.len()).filter(|&path| going[path]) {
+        let needed_by = referred_by[path].iter().map(|&by| by as usize);
+        let needed_by: Vec<usize> = needed_by.filter(|&by| !going[by]).collect();
+        // Pinned first: removing what needs it as well would not help.
+        if let Some((pin, by)) = analysis.pinned_by(path) {
+            refusals.push(Refusal::Pinned { path, pin, by });
+        } else if !needed_by.is_empty() {
+            refusals.push(Refusal::Needed { path, by: needed_by });
+        }
+    }
+    if refusals.is_empty() { Ok(plan(inventory, &going)) } else { Err(refusals) }
+}
+
+fn plan(inventory: &Inventory, going: &[bool]) -> Plan {
+    // What refers to something before it: who looks while this goes on sees whole closures.
+    let referrers_first = groups(inventory).into_iter().rev().flatten().map(|path| path as usize);
+    let mut removals: Vec<Removal> = referrers_first
+        .filter(|&path| going[path])
+        .map(|path| Removal::Path(path, Reason::Request))
+        .collect();
+    let mut owned = vec![false; inventory.shared.len()];
+    let mut needed = vec![false; inventory.shared.len()];
+    for (path, goes) in going.iter().enumerate() {
+        let owners = if *goes { &mut owned } else { &mut needed };
+        inventory.shared_by(path).for_each(|object| owners[object] = true);
+    }
+    let shared = (0..owned.len()).filter(|&object| owned[object] && !needed[object]);
+    removals.extend(shared.map(|object| Removal::Shared(object, Reason::Request)));
+    let freed = removals.iter().map(|removal| match *removal {
+        Removal::Path(path, _) => inventory.paths[path].size,
+        Removal::Shared(object, _) => inventory.shared[object].size,
+        Removal::Loose(object, _) => inventory.loose[object].size,
+    });
+    let size_before = inventory.size();
+    Plan { size_before, size_after: size_before - freed.sum::<u64>(), max_size: None, removals }
+}
+
+/// For each path, those that refer to it.
+fn referred_by(inventory: &Inventory) -> Vec<Vec<u32>> {
+    let mut referred_by = vec![Vec::new(); inventory.paths.len()];
+    for (from, path) in inventory.paths.iter().enumerate() {
+        let from = u32::try_from(from).expect("fewer paths than u32 has numbers");
+        path.references.iter().for_each(|&to| referred_by[to as usize].push(from));
+    }
+    referred_by
+}
+
+impl Cache {
+    /// Removes what `plan`, made by [`plan_removal`], says. `stop` ends it between two removals;
+    /// `progress` hears how many are done. To be called with the right to collect garbage.
+    pub async fn remove(
+        &self,
+        inventory: &Inventory,
+        plan: &Plan,
+        stop: &CancellationToken,
+        progress: impl FnMut(u64),
+    ) -> Result<Outcome, StoreError> {
+        // No use is recent enough to hold it up.
+        let unused_since = SystemTime::now() + Duration::from_secs(100 * 365 * 86_400);
+        let outcome = self.carry_out(inventory, plan, unused_since, stop, progress).await?;
+        for removal in &plan.removals {
+            if let Removal::Path(index, _) = *removal {
+                let hash = inventory.paths[index].store_path.hash();
+                self.take_back_if_false(hash, unused_since).await?;
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// Whoever has uploaded a path's narinfo again in the meantime may have found the NAR on its
+    /// way out still here.
+    async fn take_back_if_false(
+        &self,
+        hash: StorePathHash,
+        unused_since: SystemTime,
+    ) -> Result<(), StoreError> {
+        let path = CachePath::NarInfo(hash);
+        let Some(nar) = self.read_narinfo(&path).await?.and_then(|info| info.nar_name()) else {
+            return Ok(());
+        };
+        if self.store.head(&CachePath::Nar(nar)).await?.is_none() {
+            self.store.remove(&path, unused_since).await?;
+            self.store.sync_removals().await?;
+        }
+        Ok(())
+    }
+}

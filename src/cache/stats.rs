@@ -1,0 +1,137 @@
+//! What a cache holds, in numbers.
+
+use std::cmp::Reverse;
+use std::time::SystemTime;
+
+use super::Cache;
+use super::gc::{Inventory, Pin, reach};
+use crate::nix::CachePath;
+
+/// What a cache holds, in numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Stats {
+    /// Store paths: narinfos.
+    pub paths: usize,
+    /// NARs.
+    pub nars: usize,
+    /// Objects of every other kind.
+    pub others: usize,
+    /// Bytes in all objects.
+    pub bytes: u64,
+    /// Bytes in the NARs of paths, as they are stored.
+    pub packed: u64,
+    /// Bytes in those NARs when they are unpacked.
+    pub unpacked: u64,
+    /// NARs that no narinfo names: uploads that were given up, or are going on.
+    pub orphans: usize,
+    /// Bytes in those.
+    pub orphan_bytes: u64,
+    /// Paths whose NAR is not here.
+    pub without_nar: usize,
+    /// When the path was used that has not been used for the longest, and the last use of all.
+    pub used: Option<(SystemTime, SystemTime)>,
+    /// When the first and the last of the paths were uploaded.
+    pub uploaded: Option<(SystemTime, SystemTime)>,
+}
+
+/// What a pin keeps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holding {
+    /// For each path that the pin names, whether it is here.
+    pub present: Vec<bool>,
+    /// How many paths it keeps: those that it names, and what they need.
+    pub paths: usize,
+    /// Bytes in them and in everything that belongs to them.
+    pub bytes: u64,
+}
+
+impl Stats {
+    /// Counts what there is.
+    pub fn of(inventory: &Inventory) -> Self {
+        let mut stats = Self { paths: inventory.paths.len(), ..Self::default() };
+        let mut unpacked = vec![None; inventory.shared.len()];
+        for (index, path) in inventory.paths.iter().enumerate() {
+            match path.nar {
+                Some(nar) => unpacked[nar as usize] = Some(path.nar_size),
+                None => stats.without_nar += 1,
+            }
+            stats.others += path.sides.len();
+            widen(&mut stats.used, inventory.used(index));
+            widen(&mut stats.uploaded, path.uploaded);
+        }
+        for (object, unpacked) in inventory.shared.iter().zip(unpacked) {
+            stats.others += object.sides.len();
+            match (&object.path, unpacked) {
+                (CachePath::Nar(_), Some(unpacked)) => {
+                    stats.nars += 1;
+                    stats.packed += object.size;
+                    stats.unpacked += unpacked;
+                }
+                (CachePath::Nar(_), None) => {
+                    stats.nars += 1;
+                    stats.orphans += 1;
+                    stats.orphan_bytes += object.size;
+                }
+                _ => stats.others += 1,
+            }
+        }
+        stats.others += inventory.loose.len();
+        stats.bytes = inventory.size();
+        stats
+    }
+}
+
+fn widen(span: &mut Option<(SystemTime, SystemTime)>, time: SystemTime) {
+    *span = match *span {
+        None => Some((time, time)),
+        Some((first, last)) => Some((first.min(time), last.max(time))),
+    };
+}
+
+impl Inventory {
+    /// Bytes in a path and in everything that belongs to it, also what belongs to others too.
+    pub fn whole_size(&self, path: usize) -> u64 {
+        let shared = self.shared_by(path).map(|object| self.shared[object].size);
+        self.paths[path].size + shared.sum::<u64>()
+    }
+
+    /// The places of the `count` largest paths, the largest first.
+    pub fn largest(&self, count: usize) -> Vec<usize> {
+        let mut places: Vec<usize> = (0..self.paths.len()).collect();
+        let order = |&path: &usize| (Reverse(self.whole_size(path)), &self.paths[path].store_path);
+        places.sort_by(|a, b| order(a).cmp(&order(b)));
+        places.truncate(count);
+        places
+    }
+
+    /// What a pin keeps.
+    pub fn held_by(&self, pin: &Pin) -> Holding {
+        let roots: Vec<Option<usize>> =
+            pin.paths.iter().map(|path| self.find(path.hash())).collect();
+        let mut paths = vec![false; self.paths.len()];
+        for root in roots.iter().flatten() {
+            let root = u32::try_from(*root).expect("fewer paths than u32 has numbers");
+            reach(self, root, |at| !std::mem::replace(&mut paths[at], true));
+        }
+        let mut shared = vec![false; self.shared.len()];
+        let mut holding =
+            Holding { present: roots.iter().map(Option::is_some).collect(), paths: 0, bytes: 0 };
+        for path in (0..paths.len()).filter(|&path| paths[path]) {
+            holding.paths += 1;
+            holding.bytes += self.paths[path].size;
+            for object in self.shared_by(path) {
+                if !std::mem::replace(&mut shared[object], true) {
+                    holding.bytes += self.shared[object].size;
+                }
+            }
+        }
+        holding
+    }
+}
+
+impl Cache {
+    /// How much space objects may still take, in bytes; none where nobody knows.
+    pub fn free_space(&self) -> Option<u64> {
+        self.store.free_space()
+    }
+}

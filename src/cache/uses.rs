@@ -1,0 +1,64 @@
+//! Use is recorded, so that collection knows what nobody needs any more.
+//!
+//! At most once in [`RECORD_EVERY`] per object, and off the way of the answer. But what has not
+//! been used for so long that a collection might be about to take it is recorded before it is
+//! answered: then either the collection sees the use, or the client hears that it is gone.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tracing::warn;
+
+use super::Cache;
+use crate::nix::CachePath;
+use crate::store::StoreError;
+
+/// How exactly the last use is known.
+const RECORD_EVERY: Duration = Duration::from_secs(3600);
+
+impl Cache {
+    /// An object that was used at `last`, as far as that is recorded, is used now. False if it has
+    /// gone in the meantime.
+    pub(super) async fn note_use(
+        &self,
+        path: &CachePath,
+        last: SystemTime,
+    ) -> Result<bool, StoreError> {
+        let now = SystemTime::now();
+        // A time in the future is as good as now.
+        let unused = now.duration_since(last).unwrap_or_default();
+        if unused < RECORD_EVERY.min(self.grace / 24) {
+            return Ok(true);
+        }
+        let recorded = || {
+            if let CachePath::NarInfo(hash) = path {
+                self.hot.used(hash, now);
+            }
+        };
+        // Half the time of grace before it could be taken.
+        if unused >= self.grace / 2 {
+            let there = self.store.mark_used(path).await?;
+            // Not before: who comes meanwhile must not take it for safe.
+            if there {
+                recorded();
+            }
+            return Ok(there);
+        }
+        recorded();
+        let (store, path) = (Arc::clone(&self.store), path.clone());
+        tokio::spawn(async move {
+            if let Err(error) = store.mark_used(&path).await {
+                warn!(error = &error as &dyn std::error::Error, "a use was not recorded");
+            }
+        });
+        Ok(true)
+    }
+
+    /// Whether an object is here; if so, whoever asks relies on it from now on.
+    pub(super) async fn rely_on(&self, path: &CachePath) -> Result<bool, StoreError> {
+        match self.store.head(path).await? {
+            Some(metadata) => self.note_use(path, metadata.used).await,
+            None => Ok(false),
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! What was found, as it is told.
+
+use std::fmt;
+
+use serde::{Serialize, Serializer};
+
+use crate::cache::PutError;
+use crate::nix::CachePath;
+use crate::store::StoreError;
+
+/// What came of looking at everything.
+#[derive(Debug, Default, Serialize)]
+pub struct Report {
+    /// What was looked at.
+    pub checked: Checked,
+    /// What is false.
+    pub damage: Vec<Damage>,
+    /// What is worth knowing, and is no damage.
+    pub notes: Vec<Note>,
+    /// Why something that was to be put aside is still there, if so: the first reason.
+    #[serde(skip)]
+    pub not_put_aside: Option<StoreError>,
+}
+
+/// How much was looked at.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Checked {
+    /// Narinfos, each of one store path.
+    pub paths: usize,
+    /// NARs.
+    pub nars: usize,
+    /// Listings, logs, realisations, build traces and links to debug symbols.
+    pub side_files: usize,
+    /// Bytes in NARs and side files that were read.
+    pub bytes: u64,
+}
+
+/// Something that is false.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Damage {
+    /// What is wrong with it.
+    pub kind: DamageKind,
+    /// The object.
+    #[serde(serialize_with = "as_text")]
+    pub object: CachePath,
+    /// The store path that it belongs to, or the first of several, where that is known.
+    pub store_path: Option<String>,
+    /// What would be right.
+    pub expected: String,
+    /// What was found.
+    pub actual: String,
+    /// Whether it was put aside.
+    pub repaired: bool,
+}
+
+/// How something is false.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DamageKind {
+    /// A narinfo that does not parse.
+    Narinfo,
+    /// A narinfo of another store path than its name says.
+    Name,
+    /// A narinfo without a signature by a trusted key.
+    Signature,
+    /// A narinfo whose NAR is not in this cache by Nix's naming.
+    Url,
+    /// A narinfo whose NAR is not here.
+    NarMissing,
+    /// A narinfo whose NAR is here and is damaged.
+    NarDamaged,
+    /// A narinfo that states something that is not true of its NAR.
+    Field,
+    /// A NAR that is not what its name says.
+    Nar,
+    /// A NAR that does not unpack to one.
+    Unpack,
+    /// A side file that is not JSON.
+    Json,
+    /// What cannot be read: nobody knows whether it is false.
+    Unreadable,
+}
+
+/// Something that is worth knowing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Note {
+    /// What it is about.
+    pub kind: NoteKind,
+    /// The object or file.
+    pub object: String,
+    /// What there is to know.
+    pub text: String,
+}
+
+/// What a note is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NoteKind {
+    /// A store path that is not here is referred to: a cache may hold less than a closure.
+    Reference,
+    /// A file in the cache's directory that is none of the cache's.
+    Foreign,
+    /// A NAR without a decoder for it: its contents were not compared.
+    NoDecoder,
+    /// A link to debug symbols whose NAR is not here; it is not served.
+    DebugInfo,
+}
+
+impl Damage {
+    /// What is wrong with a narinfo, in the words of its refusal.
+    pub(super) fn of_narinfo(
+        object: CachePath,
+        store_path: Option<String>,
+        error: PutError,
+    ) -> Self {
+        use DamageKind as Kind;
+        let (kind, expected, actual) = match error {
+            PutError::HashPart { expected, actual } => {
+                (Kind::Name, expected.to_string(), actual.to_string())
+            }
+            PutError::Signature { trusted, found } => {
+                (Kind::Signature, format!("one by {trusted}"), or_none(found))
+            }
+            PutError::NarElsewhere(url) => (Kind::Url, "nar/<file hash>.nar…".to_owned(), url),
+            PutError::NarMissing(nar) => (Kind::NarMissing, nar, "nothing".to_owned()),
+            PutError::Field { field, stated, actual } => {
+                (Kind::Field, format!("{field}: {actual}"), format!("{field}: {stated}"))
+            }
+            error => (Kind::Narinfo, "a narinfo".to_owned(), error.to_string()),
+        };
+        Self { kind, object, store_path, expected, actual, repaired: false }
+    }
+
+    /// An object that cannot be read.
+    pub(super) fn unreadable(object: CachePath, error: &dyn std::error::Error) -> Self {
+        // The first level says what was being done to which object, and that is told anyway.
+        let cause = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+        Self {
+            kind: DamageKind::Unreadable,
+            object,
+            store_path: None,
+            expected: "a file that can be read".to_owned(),
+            actual: cause,
+            repaired: false,
+        }
+    }
+}
+
+fn or_none(text: String) -> String {
+    if text.is_empty() { "none".to_owned() } else { text }
+}
+
+impl fmt::Display for DamageKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Narinfo => "is not a narinfo",
+            Self::Name => "is the narinfo of another hash part",
+            Self::Signature => "has no valid signature by a trusted key",
+            Self::Url => "does not name a NAR of this cache",
+            Self::NarMissing => "its NAR is not here",
+            Self::NarDamaged => "its NAR is damaged",
+            Self::Field => "states what is not true of its NAR",
+            Self::Nar => "is not what its name says",
+            Self::Unpack => "does not unpack to a NAR",
+            Self::Json => "is not JSON",
+            Self::Unreadable => "cannot be read",
+        })
+    }
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.object)?;
+        if let Some(path) = &self.store_path {
+            write!(f, " ({path})")?;
+        }
+        write!(f, ": {}: expected {}, found {}", self.kind, self.expected, self.actual)?;
+        f.write_str(if self.repaired { "; put aside" } else { "" })
+    }
+}
+
+fn as_text<S: Serializer>(value: &CachePath, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(value)
+}

@@ -1,0 +1,146 @@
+//! Going through what there is, to know what has to be looked at.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use futures_util::StreamExt;
+
+use super::examine::Subject;
+use super::report::{Checked, Note, NoteKind};
+use crate::cache::Cache;
+use crate::nix::cache_path::NarName;
+use crate::nix::narinfo::ParseNarInfoError;
+use crate::nix::store_path::ParseStorePathError;
+use crate::nix::{CachePath, NarInfo, StoreDir, StorePath, StorePathHash};
+use crate::store::{Listed, ListedObject, StoreError};
+
+/// What has to be looked at.
+#[derive(Default)]
+pub(super) struct Survey {
+    pub checked: Checked,
+    /// NARs that are here or are named by a narinfo, and who names them.
+    nars: BTreeMap<NarName, Vec<StorePathHash>>,
+    /// Everything else.
+    others: Vec<Subject>,
+    /// How many bytes there are to be read.
+    pub bytes: u64,
+    narinfos: HashSet<StorePathHash>,
+    /// Store paths that are referred to: how often, and by which path first.
+    references: HashMap<StorePath, (usize, StorePathHash)>,
+    notes: Vec<Note>,
+    /// How many narinfos could be parsed.
+    parsed: usize,
+    /// A path in another store dir.
+    elsewhere: Option<ParseStorePathError>,
+}
+
+impl Cache {
+    /// Goes through everything; `progress` hears how many objects there were so far.
+    pub(super) async fn survey(&self, mut progress: impl FnMut(u64)) -> Result<Survey, StoreError> {
+        let mut survey = Survey::default();
+        let mut everything = self.store.list(|path| matches!(path, CachePath::NarInfo(_)));
+        let mut count = 0;
+        while let Some(listed) = everything.next().await {
+            match listed? {
+                Listed::Object(object) => {
+                    survey.count(&object.path);
+                    self.found(&mut survey, object);
+                }
+                Listed::Unreadable(path, _) => {
+                    survey.count(&path);
+                    survey.add(path);
+                }
+                Listed::Foreign(name) => survey.notes.push(Note {
+                    kind: NoteKind::Foreign,
+                    object: name,
+                    text: "it is not named like anything in a cache, and left alone".to_owned(),
+                }),
+            }
+            count += 1;
+            progress(count);
+        }
+        Ok(survey)
+    }
+
+    fn found(&self, survey: &mut Survey, object: ListedObject) {
+        let ListedObject { path, metadata, content } = object;
+        let CachePath::NarInfo(hash) = path else {
+            if !matches!(path, CachePath::Log(_)) {
+                survey.bytes += metadata.size;
+            }
+            survey.add(path);
+            return;
+        };
+        survey.narinfos.insert(hash);
+        let content = content.unwrap_or_default();
+        let info = match NarInfo::parse(&content, &self.info.store_dir) {
+            Ok(info) => info,
+            Err(error) => {
+                if let ParseNarInfoError::StorePath { field: "StorePath", source } = error
+                    && matches!(source, ParseStorePathError::StoreDir { .. })
+                {
+                    survey.elsewhere.get_or_insert(source);
+                }
+                survey.add(path);
+                return;
+            }
+        };
+        survey.parsed += 1;
+        match info.nar_name() {
+            Some(name) => survey.nars.entry(name).or_default().push(hash),
+            None => survey.add(path),
+        }
+        for reference in info.references {
+            survey.references.entry(reference).or_insert((0, hash)).0 += 1;
+        }
+    }
+}
+
+impl Survey {
+    /// Why this seems to be a cache for another store dir, if it does: then it is not the narinfos
+    /// that are wrong.
+    pub(super) fn take_other_store_dir(&mut self) -> Option<ParseStorePathError> {
+        self.elsewhere.take().filter(|_| self.parsed == 0)
+    }
+
+    fn count(&mut self, path: &CachePath) {
+        match path {
+            CachePath::NarInfo(_) => self.checked.paths += 1,
+            CachePath::Nar(_) => self.checked.nars += 1,
+            _ => self.checked.side_files += 1,
+        }
+    }
+
+    fn add(&mut self, path: CachePath) {
+        match path {
+            CachePath::Nar(name) => {
+                self.nars.entry(name).or_default();
+            }
+            CachePath::NarInfo(hash) => self.others.push(Subject::NarInfo(hash)),
+            path => self.others.push(Subject::Side(path)),
+        }
+    }
+
+    /// The narinfos that name a NAR.
+    pub(super) fn that_name(&mut self, name: &NarName) -> Vec<StorePathHash> {
+        self.nars.remove(name).unwrap_or_default()
+    }
+
+    /// What is to be looked at, and what is already worth knowing.
+    pub(super) fn finish(self, store_dir: &StoreDir) -> (Vec<Subject>, Vec<Note>) {
+        let nars = self.nars.into_iter().map(|(name, narinfos)| Subject::Nar(name, narinfos));
+        let subjects = nars.chain(self.others).collect();
+        let mut notes = self.notes;
+        let absent = self.references.into_iter();
+        let absent = absent.filter(|(path, _)| !self.narinfos.contains(&path.hash()));
+        notes.extend(absent.map(|(path, (count, first))| Note {
+            kind: NoteKind::Reference,
+            object: store_dir.join(&path),
+            text: match count {
+                1 => format!("it is not here, and {first} refers to it"),
+                _ => format!("it is not here, and {count} paths refer to it, such as {first}"),
+            },
+        }));
+        notes.sort_by(|one, other| one.object.cmp(&other.object));
+        (subjects, notes)
+    }
+}

@@ -1,0 +1,324 @@
+//! `nix-stored check-config`: the configuration as it is understood.
+
+use std::fmt;
+use std::net::ToSocketAddrs;
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use super::EXIT_USAGE;
+use super::output::{Output, duration, in_units};
+use crate::config::{
+    Config, Listen, PREFIX, Problems, Requirement, Retention, VARIABLES, Verify, Writers,
+};
+use crate::logging::{LogFormat, LogLevel};
+
+/// What stands for a password.
+const MASK: &str = "***";
+
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "It reads the environment and the files that it names, and no cache. What \
+                        stands behind a # is where a value comes from.\n\nExit status: 0 the \
+                        configuration is right; 64 the configuration or the arguments are wrong.")]
+pub(super) struct Args {
+    #[command(flatten)]
+    output: Output,
+}
+
+pub(super) fn run(args: &Args, config: Result<Config, Problems>) -> anyhow::Result<ExitCode> {
+    match config {
+        Ok(config) => {
+            let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+            args.output.print(&Effective::new(&config, set))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(problems) => {
+            args.output.refuse(&Wrong::from(problems))?;
+            Ok(ExitCode::from(EXIT_USAGE))
+        }
+    }
+}
+
+/// What the daemon would do.
+#[derive(Debug, Serialize)]
+struct Effective {
+    variables: Vec<Setting>,
+    may_read: Who,
+    may_upload: Who,
+}
+
+/// A variable.
+#[derive(Debug, Serialize)]
+struct Setting {
+    name: &'static str,
+    /// In the variable's own words, as far as it may be shown; none where nothing is the default.
+    value: Option<String>,
+    source: Source,
+}
+
+/// Where a value comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Source {
+    /// The variable.
+    Environment,
+    /// The file that the password's other variable names.
+    File,
+    /// Nobody set it.
+    Default,
+}
+
+/// Who may do something.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Who {
+    Anyone,
+    Users(Vec<String>),
+    Nobody,
+}
+
+impl Effective {
+    /// `set` is the environment.
+    fn new(config: &Config, set: impl Fn(&str) -> Option<String>) -> Self {
+        let variables = VARIABLES.iter().filter(|variable| variable.supported).map(|variable| {
+            let (name, suffix) = (variable.name, variable.suffix());
+            // What is forgotten there is not shown: it could be a secret. A test finds it.
+            let value = shown(config, suffix, &set).unwrap_or_else(|| Some(MASK.to_owned()));
+            let from_file = suffix.ends_with("_PASS") && set(&format!("{name}FILE")).is_some();
+            let source = match set(name) {
+                Some(_) => Source::Environment,
+                None if from_file => Source::File,
+                None => Source::Default,
+            };
+            Setting { name, value, source }
+        });
+        let access = config.users.access(is_local(&config.listen));
+        Self {
+            variables: variables.collect(),
+            may_read: access.read.into(),
+            may_upload: access.write.into(),
+        }
+    }
+}
+
+/// The value of `NIX_STORED_<suffix>`, which may be that there is none; none if it is not known
+/// here.
+fn shown(
+    config: &Config,
+    suffix: &str,
+    set: impl Fn(&str) -> Option<String>,
+) -> Option<Option<String>> {
+    // Named one by one, so that a new one cannot be forgotten.
+    let Config {
+        path,
+        listen,
+        users,
+        log_level,
+        log_format,
+        cache_info,
+        admission,
+        min_free_space,
+        retention: Retention { max_size, max_age, gc_interval },
+    } = config;
+    let switch = |on| if on { "1" } else { "0" }.to_owned();
+    let (read, write) = (users.read.as_ref(), users.write.as_ref());
+    Some(match suffix {
+        "PATH" => Some(path.display().to_string()),
+        "LISTEN_INTERFACE" => Some(listen.to_string()),
+        "USER_READ" => read.map(|user| user.user().to_owned()),
+        "USER_WRITE" => write.map(|user| user.user().to_owned()),
+        "USER_READ_PASS" => read.map(|_| MASK.to_owned()),
+        "USER_WRITE_PASS" => write.map(|_| MASK.to_owned()),
+        // Where a password is, is no secret.
+        "USER_READ_PASSFILE" | "USER_WRITE_PASSFILE" => set(&format!("{PREFIX}{suffix}")),
+        "ANONYMOUS_WRITE" => match users.anonymous {
+            Writers::LocalOnly => None,
+            Writers::Anyone => Some(switch(true)),
+            Writers::Nobody => Some(switch(false)),
+        },
+        "LOG_LEVEL" => Some(log_level_name(*log_level).to_owned()),
+        "LOG_FORMAT" => Some(log_format_name(*log_format).to_owned()),
+        "STORE_DIR" => Some(cache_info.store_dir.to_string()),
+        "PRIORITY" => Some(cache_info.priority.to_string()),
+        "WANT_MASS_QUERY" => Some(switch(cache_info.want_mass_query)),
+        "TRUSTED_PUBLIC_KEYS" => {
+            let keys: Vec<String> =
+                admission.trusted_public_keys.iter().map(ToString::to_string).collect();
+            (!keys.is_empty()).then(|| keys.join(" "))
+        }
+        "VERIFY" => Some(verify_name(admission.verify).to_owned()),
+        "REQUIRE_REFERENCES" => Some(switch(admission.require_references)),
+        "MAX_UPLOAD_SIZE" => admission.max_upload_size.map(size),
+        "MIN_FREE_SPACE" => Some(size(*min_free_space)),
+        "MAX_SIZE" => max_size.map(size),
+        "MAX_AGE" => max_age.map(duration),
+        "GC_INTERVAL" => Some(duration(*gc_interval)),
+        _ => return None,
+    })
+}
+
+fn log_level_name(level: LogLevel) -> &'static str {
+    match level {
+        LogLevel::Error => "error",
+        LogLevel::Warn => "warn",
+        LogLevel::Info => "info",
+        LogLevel::Debug => "debug",
+        LogLevel::Trace => "trace",
+    }
+}
+
+fn log_format_name(format: LogFormat) -> &'static str {
+    match format {
+        LogFormat::Text => "text",
+        LogFormat::Json => "json",
+    }
+}
+
+fn verify_name(verify: Verify) -> &'static str {
+    match verify {
+        Verify::File => "file",
+        Verify::Nar => "nar",
+    }
+}
+
+/// A size as a variable takes it.
+fn size(bytes: u64) -> String {
+    in_units(bytes, &[(1 << 40, "T"), (1 << 30, "G"), (1 << 20, "M"), (1 << 10, "K")], "")
+}
+
+/// Whether only this machine would reach the socket, as far as that is known before it is bound.
+fn is_local(listen: &Listen) -> bool {
+    match listen {
+        Listen::Unix(_) => true,
+        Listen::Tcp(address) => address
+            .to_socket_addrs()
+            .is_ok_and(|mut addresses| addresses.all(|address| address.ip().is_loopback())),
+    }
+}
+
+impl From<Requirement> for Who {
+    fn from(requirement: Requirement) -> Self {
+        match requirement {
+            Requirement::Anyone => Self::Anyone,
+            Requirement::User(users) => {
+                Self::Users(users.iter().map(|user| user.user().to_owned()).collect())
+            }
+            Requirement::Nobody => Self::Nobody,
+        }
+    }
+}
+
+impl fmt::Display for Effective {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for Setting { name, value, source } in &self.variables {
+            write!(f, "{name}={}", value.as_deref().unwrap_or_default())?;
+            match source {
+                Source::Environment => writeln!(f)?,
+                Source::File => writeln!(f, "  # from {name}FILE")?,
+                Source::Default => writeln!(f, "  # default")?,
+            }
+        }
+        writeln!(f, "# {} may read", self.may_read)?;
+        writeln!(f, "# {} may upload", self.may_upload)
+    }
+}
+
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Anyone => f.write_str("anyone"),
+            Self::Users(users) => write!(f, "the user {}", users.join(" or ")),
+            Self::Nobody => f.write_str("nobody"),
+        }
+    }
+}
+
+/// What the daemon would not start with.
+#[derive(Debug, Serialize)]
+struct Wrong {
+    problems: Vec<WrongVariable>,
+}
+
+#[derive(Debug, Serialize)]
+struct WrongVariable {
+    name: String,
+    reason: String,
+}
+
+impl From<Problems> for Wrong {
+    fn from(problems: Problems) -> Self {
+        let wrong = |problem: crate::config::Problem| WrongVariable {
+            name: problem.variable,
+            reason: problem.reason,
+        };
+        Self { problems: problems.0.into_iter().map(wrong).collect() }
+    }
+}
+
+impl fmt::Display for Wrong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.problems.iter().try_for_each(|wrong| writeln!(f, "{}: {}", wrong.name, wrong.reason))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    fn effective(vars: &HashMap<String, String>) -> (Config, Effective) {
+        let config = Config::from_vars(vars.clone()).unwrap();
+        let effective = Effective::new(&config, |name| vars.get(name).cloned());
+        (config, effective)
+    }
+
+    #[test]
+    fn every_variable_is_shown_in_the_order_of_the_table() {
+        let config = Config::from_vars([]).unwrap();
+        for variable in VARIABLES.iter().filter(|variable| variable.supported) {
+            let shown = shown(&config, variable.suffix(), |_| None);
+            assert!(shown.is_some(), "check-config does not know {}", variable.name);
+        }
+        let (_, effective) = effective(&HashMap::new());
+        let names = effective.variables.iter().map(|setting| setting.name);
+        let supported = VARIABLES.iter().filter(|variable| variable.supported);
+        assert!(names.eq(supported.map(|variable| variable.name)));
+        assert!(effective.variables.iter().all(|setting| setting.source == Source::Default));
+    }
+
+    #[test]
+    fn what_is_shown_means_the_same_again() {
+        // The examples of the table, one of the two ways to give a password, and odd numbers.
+        let mut vars: HashMap<String, String> = VARIABLES
+            .iter()
+            .filter(|variable| variable.supported && !variable.name.ends_with("PASSFILE"))
+            .map(|variable| (variable.name.to_owned(), variable.example.to_owned()))
+            .collect();
+        vars.insert("NIX_STORED_MAX_UPLOAD_SIZE".to_owned(), "1025".to_owned());
+        vars.insert("NIX_STORED_MIN_FREE_SPACE".to_owned(), "0".to_owned());
+        vars.insert("NIX_STORED_GC_INTERVAL".to_owned(), "90m".to_owned());
+        let (config, effective) = effective(&vars);
+        let again = effective.variables.into_iter().filter_map(|setting| {
+            let shown = setting.value?;
+            let variable = vars.get(setting.name)?;
+            assert_eq!(shown == MASK, setting.name.ends_with("_PASS"), "{}", setting.name);
+            let value = if shown == MASK { variable.clone() } else { shown };
+            Some((setting.name.to_owned(), value))
+        });
+        let again = Config::from_vars(again).unwrap();
+        assert_eq!(format!("{again:?}"), format!("{config:?}"));
+    }
+
+    #[test]
+    fn who_may_upload_depends_on_the_socket() {
+        let who = |listen: &str| {
+            let vars = [("NIX_STORED_LISTEN_INTERFACE".to_owned(), listen.to_owned())];
+            effective(&vars.into_iter().collect()).1.may_upload
+        };
+        assert_eq!(who("127.0.0.1:0"), Who::Anyone);
+        assert_eq!(who("[::1]:0"), Who::Anyone);
+        assert_eq!(who("unix:/run/x"), Who::Anyone);
+        assert_eq!(who("0.0.0.0:0"), Who::Nobody);
+    }
+}

@@ -1,0 +1,225 @@
+//! `nix-stored delete`: store paths go because somebody says so.
+
+use std::fmt;
+use std::process::ExitCode;
+
+use anyhow::bail;
+use serde::Serialize;
+
+use super::EXIT_NO;
+use super::argument::hash_part;
+use super::offline::on_cache;
+use super::output::{Output, count, size};
+use super::progress::Progress;
+use super::signals::stop_on_signals;
+use crate::cache::gc::{Analysis, CollectError, Name, Outcome, Pin, Plan};
+use crate::cache::{Cache, Referrers, Refusal, plan_removal};
+use crate::config::Config;
+use crate::nix::{StoreDir, StorePathHash};
+
+/// How many of the paths that need another are named.
+const EXAMPLES: usize = 5;
+
+#[derive(Debug, Clone, clap::Args)]
+#[command(
+    after_help = "All of them are removed, or none: what is not in the cache, what is pinned \
+                        and what other paths need is refused, and then nothing is removed. Clients \
+                        remember for up to 30 days what the cache has, and do not upload that again.\
+                        \n\nExit status: 0 done; 1 failed, or stopped before the end; 2 refused; 64 \
+                        the configuration or the arguments are wrong."
+)]
+pub(super) struct Args {
+    /// What goes: in full, by base name or by hash part, or a symlink such as ./result
+    #[arg(value_name = "STORE-PATH", required = true)]
+    store_paths: Vec<String>,
+    /// Removes what needs them too
+    #[arg(long)]
+    with_referrers: bool,
+    /// Shows what would go, and removes nothing
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    output: Output,
+}
+
+pub(super) fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
+    let store_dir = config.cache_info.store_dir.clone();
+    let wanted = args.store_paths.iter().map(|text| hash_part(text, &store_dir));
+    let wanted = wanted.collect::<Result<Vec<_>, _>>()?;
+    on_cache(config, async move |cache| delete(&cache, &wanted, &args, &store_dir).await)
+}
+
+async fn delete(
+    cache: &Cache,
+    wanted: &[StorePathHash],
+    args: &Args,
+    store_dir: &StoreDir,
+) -> anyhow::Result<ExitCode> {
+    let lock = if args.dry_run { None } else { cache.lock_collection().await? };
+    if lock.is_none() && !args.dry_run {
+        bail!(CollectError::Busy);
+    }
+    let stop = stop_on_signals(|name| eprintln!("nix-stored: got {name}; stopping"))?;
+    let mut progress = Progress::new();
+    let inventory = tokio::select! {
+        biased;
+        () = stop.cancelled() => bail!(CollectError::Stopped),
+        inventory = cache.inventory(|objects| progress.found(objects)) => inventory?,
+    };
+    let pins = cache.pins().await?;
+    let analysis = Analysis::new(&inventory, &pins);
+    let referrers = if args.with_referrers { Referrers::Remove } else { Referrers::Refuse };
+    let plan = match plan_removal(&analysis, wanted, referrers) {
+        Ok(plan) => plan,
+        Err(refusals) => {
+            drop(progress);
+            let refused = Refused::new(&refusals, &analysis, &pins, store_dir);
+            args.output.refuse(&refused)?;
+            return Ok(ExitCode::from(EXIT_NO));
+        }
+    };
+    let mut outcome = None;
+    if !args.dry_run {
+        let of = plan.removals.len() as u64;
+        let hear = |done| progress.done("removing", done, of);
+        outcome = Some(cache.remove(&inventory, &plan, &stop, hear).await?);
+    }
+    drop(progress);
+    args.output.print(&Deleted::new(&plan, &analysis, outcome, store_dir))?;
+    let stopped = outcome.is_some_and(|outcome| outcome.stopped);
+    Ok(if stopped { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// What was done, or would be.
+#[derive(Debug, Serialize)]
+struct Deleted {
+    dry_run: bool,
+    stopped: bool,
+    /// What was to go.
+    store_paths: Vec<String>,
+    /// Store paths that are gone.
+    paths: usize,
+    /// Bytes that are free, or would be.
+    freed: u64,
+}
+
+impl Deleted {
+    fn new(
+        plan: &Plan,
+        analysis: &Analysis<'_>,
+        outcome: Option<Outcome>,
+        store_dir: &StoreDir,
+    ) -> Self {
+        let going = plan.going(analysis);
+        let names = going.iter().filter_map(|one| match one.name {
+            Name::Path(path) => Some(store_dir.join(path)),
+            Name::Object(_) => None,
+        });
+        Self {
+            dry_run: outcome.is_none(),
+            stopped: outcome.is_some_and(|outcome| outcome.stopped),
+            store_paths: names.collect(),
+            paths: outcome.map_or(0, |outcome| outcome.paths),
+            freed: outcome.map_or(plan.size_before - plan.size_after, |outcome| outcome.freed),
+        }
+    }
+}
+
+impl fmt::Display for Deleted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (named, freed) = (count(self.store_paths.len(), "path"), size(self.freed));
+        match self {
+            Self { dry_run: true, .. } => writeln!(f, "{named} would go: {freed}")?,
+            Self { stopped: true, .. } => writeln!(
+                f,
+                "stopped before the end: of {named}, {} went, {freed}; the rest is whole, and a NAR \
+                 that no path has any more goes with the next collection",
+                self.paths
+            )?,
+            _ => writeln!(f, "removed {named}: {freed}")?,
+        }
+        self.store_paths.iter().try_for_each(|path| writeln!(f, "{path}"))
+    }
+}
+
+/// Why nothing was done.
+#[derive(Debug, Default, Serialize)]
+struct Refused {
+    refused: bool,
+    absent: Vec<String>,
+    pinned: Vec<Pinned>,
+    needed: Vec<Needed>,
+}
+
+#[derive(Debug, Serialize)]
+struct Pinned {
+    store_path: String,
+    pin: String,
+    /// What the pin names: the path, or one that needs it.
+    through: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Needed {
+    store_path: String,
+    referrers: usize,
+    /// Some of them.
+    examples: Vec<String>,
+}
+
+impl Refused {
+    fn new(
+        refusals: &[Refusal],
+        analysis: &Analysis<'_>,
+        pins: &[Pin],
+        store_dir: &StoreDir,
+    ) -> Self {
+        let paths = &analysis.inventory().paths;
+        let name = |place: usize| store_dir.join(&paths[place].store_path);
+        let mut refused = Self { refused: true, ..Self::default() };
+        for refusal in refusals {
+            match refusal {
+                Refusal::Absent(hash) => refused.absent.push(format!("{store_dir}/{hash}")),
+                Refusal::Pinned { path, pin, by } => refused.pinned.push(Pinned {
+                    store_path: name(*path),
+                    pin: pins[*pin].name.clone(),
+                    through: name(*by),
+                }),
+                Refusal::Needed { path, by } => refused.needed.push(Needed {
+                    store_path: name(*path),
+                    referrers: by.len(),
+                    examples: by.iter().take(EXAMPLES).map(|&place| name(place)).collect(),
+                }),
+            }
+        }
+        refused
+    }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for path in &self.absent {
+            writeln!(f, "{path} is not in the cache")?;
+        }
+        for Pinned { store_path, pin, through } in &self.pinned {
+            match through == store_path {
+                true => writeln!(f, "{store_path} is pinned: nix-stored unpin {pin} first")?,
+                false => writeln!(
+                    f,
+                    "{store_path} is needed by {through}, which is pinned: nix-stored unpin {pin} \
+                     first"
+                )?,
+            }
+        }
+        for Needed { store_path, referrers, examples } in &self.needed {
+            let examples = examples.join(" ");
+            writeln!(
+                f,
+                "{store_path} is needed by {}, such as {examples}; --with-referrers removes what \
+                 needs it too",
+                count(*referrers, "path")
+            )?;
+        }
+        writeln!(f, "nothing was removed")
+    }
+}

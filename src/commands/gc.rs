@@ -1,0 +1,278 @@
+//! `nix-stored gc`: what the daemon does every now and then, now, or only shown.
+
+use std::fmt;
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+use serde::Serialize;
+
+use super::EXIT_NO;
+use super::argument::hash_part;
+use super::explain::Explained;
+use super::offline::on_cache;
+use super::output::{Output, as_time, count, size, time};
+use super::progress::Progress;
+use super::signals::stop_on_signals;
+use crate::cache::Cache;
+use crate::cache::gc::{Analysis, GRACE, Going, Limits, Name, Plan, Reason, Report, Step, Sum};
+use crate::config::{Config, parse_duration, parse_size};
+use crate::nix::{StoreDir, StorePathHash};
+
+#[derive(Debug, Clone, clap::Args)]
+#[command(
+    after_help = "Exit status: 0 the cache keeps to its limits; 1 failed, or stopped before the \
+                        end; 2 the cache is still too large and nothing more can go, or the path to \
+                        explain is not in the cache; 64 the configuration or the arguments are wrong."
+)]
+pub(super) struct Args {
+    /// Shows what would go and why, and removes nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Above so many bytes the longest unused goes, like 200G; without it, NIX_STORED_MAX_SIZE
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    max_size: Option<u64>,
+    /// What has not been used for so long goes, like 90d; without it, NIX_STORED_MAX_AGE
+    #[arg(long, value_name = "AGE", value_parser = parse_duration)]
+    max_age: Option<Duration>,
+    /// Says why a path would go or stay, and removes nothing
+    #[arg(long, value_name = "STORE-PATH", conflicts_with = "dry_run")]
+    explain: Option<String>,
+    #[command(flatten)]
+    output: Output,
+}
+
+pub(super) fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
+    let limits = Limits {
+        max_size: args.max_size.or(config.retention.max_size),
+        max_age: args.max_age.or(config.retention.max_age),
+        grace: GRACE,
+    };
+    let store_dir = config.cache_info.store_dir.clone();
+    let explain = args.explain.as_deref().map(|text| hash_part(text, &store_dir)).transpose()?;
+    on_cache(config, async move |cache| match explain {
+        Some(path) => why(&cache, path, &limits, &store_dir, args.output).await,
+        None if args.dry_run => preview(&cache, &limits, &store_dir, args.output).await,
+        None => collect(&cache, limits, args.output).await,
+    })
+}
+
+/// What a collection with these limits does.
+#[derive(Debug, Serialize)]
+struct Bounds {
+    max_size: Option<u64>,
+    max_age_seconds: Option<u64>,
+}
+
+impl From<Limits> for Bounds {
+    fn from(limits: Limits) -> Self {
+        Self { max_size: limits.max_size, max_age_seconds: limits.max_age.map(|age| age.as_secs()) }
+    }
+}
+
+impl Bounds {
+    fn tell(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.max_size.is_none() && self.max_age_seconds.is_none() {
+            f.write_str(
+                "no limit is set (NIX_STORED_MAX_SIZE, NIX_STORED_MAX_AGE), so only uploads that \
+                 were given up go\n",
+            )?;
+        }
+        Ok(())
+    }
+
+    fn tell_excess(&self, f: &mut fmt::Formatter<'_>, over: u64) -> fmt::Result {
+        let Some(limit) = self.max_size.filter(|_| over > 0) else {
+            return Ok(());
+        };
+        writeln!(
+            f,
+            "the cache is {} above its limit of {}, and everything in it was used or uploaded \
+             within the last 24 hours or is pinned",
+            size(over),
+            size(limit)
+        )
+    }
+}
+
+async fn collect(cache: &Cache, limits: Limits, output: Output) -> anyhow::Result<ExitCode> {
+    let stop = stop_on_signals(|name| eprintln!("nix-stored: got {name}; stopping"))?;
+    let mut progress = Progress::new();
+    let hear = |step| match step {
+        Step::Found(objects) => progress.found(objects),
+        Step::Removed { done, of } => progress.done("removing", done, of),
+    };
+    let report = cache.collect_step_by_step(&limits, SystemTime::now(), &stop, hear).await?;
+    drop(progress);
+    output.print(&Collected { limits: limits.into(), report })?;
+    Ok(match report {
+        Report { stopped: true, .. } => ExitCode::FAILURE,
+        Report { over_limit: 1.., .. } => ExitCode::from(EXIT_NO),
+        _ => ExitCode::SUCCESS,
+    })
+}
+
+/// What was done.
+#[derive(Debug, Serialize)]
+struct Collected {
+    #[serde(flatten)]
+    limits: Bounds,
+    #[serde(flatten)]
+    report: Report,
+}
+
+impl fmt::Display for Collected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let report = &self.report;
+        self.limits.tell(f)?;
+        if report.stopped {
+            f.write_str("stopped before the end; ")?;
+        }
+        writeln!(
+            f,
+            "removed {} and {}: {}; {} stay",
+            count(report.paths, "path"),
+            count(report.shared + report.loose, "other object"),
+            size(report.size_before - report.size_after),
+            size(report.size_after)
+        )?;
+        if report.given_way > 0 {
+            writeln!(f, "{} stay because of a use meanwhile", count(report.given_way, "path"))?;
+        }
+        self.limits.tell_excess(f, if report.stopped { 0 } else { report.over_limit })
+    }
+}
+
+async fn preview(
+    cache: &Cache,
+    limits: &Limits,
+    store_dir: &StoreDir,
+    output: Output,
+) -> anyhow::Result<ExitCode> {
+    let mut progress = Progress::new();
+    let inventory = cache.inventory(|objects| progress.found(objects)).await?;
+    drop(progress);
+    let pins = cache.pins().await?;
+    let analysis = Analysis::new(&inventory, &pins);
+    let plan = analysis.plan(limits, SystemTime::now());
+    output.print(&Preview::new(&plan, &analysis, limits, store_dir))?;
+    Ok(ExitCode::from(if plan.over_limit() > 0 { EXIT_NO } else { 0 }))
+}
+
+/// What would be done.
+#[derive(Debug, Serialize)]
+struct Preview {
+    dry_run: bool,
+    #[serde(flatten)]
+    limits: Bounds,
+    size_before: u64,
+    size_after: u64,
+    over_limit: u64,
+    by_reason: Vec<Sum>,
+    removals: Vec<Line>,
+}
+
+/// One thing that would go.
+#[derive(Debug, Serialize)]
+struct Line {
+    /// Its whole name where it is one.
+    store_path: Option<String>,
+    /// The object's key where it belongs to no path that goes.
+    object: Option<String>,
+    size: u64,
+    reason: Reason,
+    #[serde(serialize_with = "as_time")]
+    last_used: SystemTime,
+}
+
+impl Preview {
+    fn new(plan: &Plan, analysis: &Analysis<'_>, limits: &Limits, store_dir: &StoreDir) -> Self {
+        let going = plan.going(analysis);
+        Self {
+            dry_run: true,
+            limits: (*limits).into(),
+            size_before: plan.size_before,
+            size_after: plan.size_after,
+            over_limit: plan.over_limit(),
+            by_reason: Sum::by_reason(&going),
+            removals: going.iter().map(|one| Line::new(one, store_dir)).collect(),
+        }
+    }
+}
+
+impl Line {
+    fn new(going: &Going<'_>, store_dir: &StoreDir) -> Self {
+        let (store_path, object) = match going.name {
+            Name::Path(path) => (Some(store_dir.join(path)), None),
+            Name::Object(path) => (None, Some(path.key())),
+        };
+        Self { store_path, object, size: going.size, reason: going.reason, last_used: going.used }
+    }
+}
+
+impl fmt::Display for Preview {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.limits.tell(f)?;
+        if self.removals.is_empty() {
+            writeln!(f, "nothing would go; {} stay", size(self.size_after))?;
+        } else {
+            let freed = size(self.size_before - self.size_after);
+            writeln!(f, "{freed} would go, {} would stay", size(self.size_after))?;
+        }
+        for sum in &self.by_reason {
+            writeln!(f, "  {}", OfReason(sum))?;
+        }
+        for Line { store_path, object, size: bytes, reason, last_used } in &self.removals {
+            let name = store_path.as_ref().or(object.as_ref()).map_or("", String::as_str);
+            let (bytes, last_used) = (size(*bytes).to_string(), time(*last_used));
+            writeln!(f, "{name}  {bytes}  {}  {last_used}", word(*reason))?;
+        }
+        self.limits.tell_excess(f, self.over_limit)
+    }
+}
+
+/// A reason with its sum, for people.
+pub(super) struct OfReason<'a>(pub &'a Sum);
+
+impl fmt::Display for OfReason<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Sum { reason, paths, objects, bytes } = *self.0;
+        write!(
+            f,
+            "{}: {} and {}, {}",
+            word(reason),
+            count(paths, "path"),
+            count(objects, "other object"),
+            size(bytes)
+        )
+    }
+}
+
+/// A reason as it stands in a list.
+fn word(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Age => "age",
+        Reason::Size => "size",
+        Reason::Orphan => "orphan",
+        Reason::Request => "request",
+    }
+}
+
+async fn why(
+    cache: &Cache,
+    path: StorePathHash,
+    limits: &Limits,
+    store_dir: &StoreDir,
+    output: Output,
+) -> anyhow::Result<ExitCode> {
+    let mut progress = Progress::new();
+    let inventory = cache.inventory(|objects| progress.found(objects)).await?;
+    drop(progress);
+    let pins = cache.pins().await?;
+    let analysis = Analysis::new(&inventory, &pins);
+    let now = SystemTime::now();
+    let plan = analysis.plan(limits, now);
+    let verdict = analysis.explain(path, &plan, limits, now);
+    let explained = Explained::new(path, verdict, &analysis, &pins, limits, store_dir);
+    output.print(&explained)?;
+    Ok(ExitCode::from(if verdict.is_none() { EXIT_NO } else { 0 }))
+}

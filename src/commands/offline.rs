@@ -1,0 +1,80 @@
+//! What all commands that work on the cache itself have in common.
+
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use rustix::fs::StatVfsMountFlags;
+use rustix::process::{Gid, Uid, geteuid};
+use tracing::warn;
+
+use crate::cache::Cache;
+use crate::config::Config;
+use crate::logging;
+use crate::store::FsStore;
+
+/// Runs `work` on the configured cache. There must be one: a command does not make a cache where
+/// none is.
+pub(super) fn on_cache(
+    mut config: Config,
+    work: impl AsyncFnOnce(Cache) -> anyhow::Result<ExitCode>,
+) -> anyhow::Result<ExitCode> {
+    logging::init(config.log_level, config.log_format);
+    become_owner(&mut config)?;
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the async runtime")?
+        .block_on(async {
+            let store = FsStore::open_existing(&config.path, config.min_free_space)?;
+            work(Cache::new(Arc::new(store), config.cache_info, config.admission)).await
+        })
+}
+
+/// The system lets only a file's owner read it without a trace in its access time.
+fn warn_if_reading_is_use(config: &Config, metadata: &Metadata) {
+    let unrecorded = StatVfsMountFlags::NOATIME | StatVfsMountFlags::RDONLY;
+    let recorded =
+        rustix::fs::statvfs(&config.path).is_ok_and(|disk| !disk.f_flag.intersects(unrecorded));
+    if recorded && geteuid().as_raw() != metadata.uid() {
+        warn!(
+            "{} is another user's cache: garbage collection will take that its narinfos are read \
+             now for use; run this as root, or as user {}",
+            config.path.display(),
+            metadata.uid()
+        );
+    }
+}
+
+/// Root works as whoever the cache belongs to: files that a command makes must be the daemon's too.
+/// This comes before any other thread is started, because the kernel knows users by thread.
+fn become_owner(config: &mut Config) -> anyhow::Result<()> {
+    let path = config.path.display().to_string();
+    let metadata =
+        std::fs::metadata(&config.path).with_context(|| match config.path.try_exists() {
+            Ok(false) => format!("there is no cache in {path} (NIX_STORED_PATH)"),
+            _ => format!("cannot look at the cache in {path} (NIX_STORED_PATH)"),
+        })?;
+    if !metadata.is_dir() {
+        bail!("{path} is no directory (NIX_STORED_PATH)");
+    }
+    if !geteuid().is_root() {
+        warn_if_reading_is_use(config, &metadata);
+        return Ok(());
+    }
+    if metadata.uid() == 0 {
+        return Ok(());
+    }
+    // The way there may be root's alone: systemd has the state of dynamic users in
+    // /var/lib/private/.
+    std::env::set_current_dir(&config.path).with_context(|| format!("cannot enter {path}"))?;
+    config.path = ".".into();
+    let (user, group) = (Uid::from_raw(metadata.uid()), Gid::from_raw(metadata.gid()));
+    let failed = || format!("cannot become user {}, whose cache {path} is", metadata.uid());
+    rustix::thread::set_thread_groups(&[]).with_context(failed)?;
+    rustix::thread::set_thread_res_gid(group, group, group).with_context(failed)?;
+    rustix::thread::set_thread_res_uid(user, user, user).with_context(failed)?;
+    Ok(())
+}

@@ -1,0 +1,83 @@
+//! What commands print: one JSON document, or text for people.
+
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context;
+use indicatif::{BinaryBytes, HumanFloatCount};
+use serde::{Serialize, Serializer};
+
+/// Whom a result is for.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(super) struct Output {
+    /// Prints one JSON document: sizes in bytes, times as in RFC 3339
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl Output {
+    /// Prints a result.
+    pub(super) fn print(self, result: &(impl Serialize + Display)) -> anyhow::Result<()> {
+        write(io::stdout().lock(), &self.render(result)?)
+    }
+
+    /// Prints why nothing came of it: for people, where they look for errors.
+    pub(super) fn refuse(self, reasons: &(impl Serialize + Display)) -> anyhow::Result<()> {
+        let text = self.render(reasons)?;
+        if self.json {
+            write(io::stdout().lock(), &text)
+        } else {
+            write(io::stderr().lock(), &text)
+        }
+    }
+
+    fn render(self, result: &(impl Serialize + Display)) -> anyhow::Result<String> {
+        if !self.json {
+            return Ok(result.to_string());
+        }
+        let json = serde_json::to_string_pretty(result);
+        Ok(json.context("the result cannot be written as JSON")? + "\n")
+    }
+}
+
+fn write(mut to: impl Write, text: &str) -> anyhow::Result<()> {
+    match to.write_all(text.as_bytes()).and_then(|()| to.flush()) {
+        // Who stops reading, as `head` does, has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("the result cannot be printed"),
+    }
+}
+
+/// A number of bytes for people.
+pub(super) fn size(bytes: u64) -> impl Display {
+    BinaryBytes(bytes)
+}
+
+/// `1 path`, `1,234 paths`.
+pub(super) fn count(number: usize, noun: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{} {noun}{plural}", HumanFloatCount(number as f64))
+}
+
+/// A time as in RFC 3339.
+pub(super) fn time(time: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(time).to_string()
+}
+
+/// A length of time as a variable takes it, like `90d`.
+pub(super) fn duration(duration: Duration) -> String {
+    in_units(duration.as_secs(), &[(86_400, "d"), (3600, "h"), (60, "m")], "s")
+}
+
+/// A number in the largest unit that it is a multiple of.
+pub(super) fn in_units(number: u64, units: &[(u64, &str)], smallest: &str) -> String {
+    let unit = units.iter().find(|(unit, _)| number > 0 && number.is_multiple_of(*unit));
+    let (unit, name) = unit.copied().unwrap_or((1, smallest));
+    format!("{}{name}", number / unit)
+}
+
+/// For `#[serde(serialize_with)]`: a time as in RFC 3339.
+pub(super) fn as_time<S: Serializer>(at: &SystemTime, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(&time(*at))
+}

@@ -1,0 +1,195 @@
+//! `nix-stored pin`, `unpin` and `pins`: what an operator keeps.
+
+use std::fmt;
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use super::EXIT_NO;
+use super::argument::{Unusable, store_path};
+use super::offline::on_cache;
+use super::output::{Output, count, size};
+use super::progress::Progress;
+use crate::cache::Cache;
+use crate::cache::gc::{Inventory, Pin, PinError};
+use crate::config::Config;
+use crate::nix::{CachePath, StoreDir};
+
+#[derive(Debug, Clone, clap::Args)]
+#[command(
+    after_help = "What is pinned is never removed, nor is anything that it needs. A path that \
+                        is not in the cache yet is kept from when it comes.\n\nExit status: 0 done; 1 \
+                        failed; 64 the configuration or the arguments are wrong."
+)]
+pub(super) struct PinArgs {
+    /// The pin's name; what it held before is let go
+    name: String,
+    /// What it holds: in full or by base name, or a symlink such as ./result
+    #[arg(value_name = "STORE-PATH", required = true)]
+    store_paths: Vec<String>,
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+#[command(
+    after_help = "Exit status: 0 done; 1 failed; 2 there is no such pin; 64 the configuration \
+                        or the arguments are wrong."
+)]
+pub(super) struct UnpinArgs {
+    /// The pin's name
+    name: String,
+    #[command(flatten)]
+    output: Output,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+#[command(
+    after_help = "Exit status: 0 done; 1 failed; 64 the configuration or the arguments are wrong."
+)]
+pub(super) struct PinsArgs {
+    #[command(flatten)]
+    output: Output,
+}
+
+pub(super) fn pin(args: PinArgs, config: Config) -> anyhow::Result<ExitCode> {
+    let store_dir = config.cache_info.store_dir.clone();
+    let paths = args.store_paths.iter().map(|text| store_path(text, &store_dir));
+    let paths = paths.collect::<Result<Vec<_>, _>>()?;
+    on_cache(config, async move |cache| {
+        let replaced = cache.pin(&args.name, &paths).await.map_err(sort)?;
+        let mut store_paths = Vec::new();
+        for path in &paths {
+            let present = cache.head(&CachePath::NarInfo(path.hash())).await?.is_some();
+            store_paths.push(Held { store_path: store_dir.join(path), present });
+        }
+        args.output.print(&Set { name: args.name, replaced, store_paths })?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+pub(super) fn unpin(args: UnpinArgs, config: Config) -> anyhow::Result<ExitCode> {
+    on_cache(config, async move |cache| {
+        let removed = cache.unpin(&args.name).await.map_err(sort)?;
+        let gone = Gone { name: args.name, removed };
+        if removed {
+            args.output.print(&gone)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        args.output.refuse(&gone)?;
+        Ok(ExitCode::from(EXIT_NO))
+    })
+}
+
+pub(super) fn pins(args: PinsArgs, config: Config) -> anyhow::Result<ExitCode> {
+    let store_dir = config.cache_info.store_dir.clone();
+    on_cache(config, async move |cache| {
+        args.output.print(&list(&cache, &store_dir).await?)?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+async fn list(cache: &Cache, store_dir: &StoreDir) -> anyhow::Result<List> {
+    let pins = cache.pins().await?;
+    if pins.is_empty() {
+        return Ok(List { pins: Vec::new() });
+    }
+    let mut progress = Progress::new();
+    let inventory = cache.inventory(|objects| progress.found(objects)).await?;
+    Ok(List { pins: pins.iter().map(|pin| Entry::new(pin, &inventory, store_dir)).collect() })
+}
+
+/// A name that cannot be one is wrong usage.
+fn sort(error: PinError) -> anyhow::Error {
+    match error {
+        PinError::Name(_) => Unusable(error.to_string()).into(),
+        error => error.into(),
+    }
+}
+
+/// A path that a pin names.
+#[derive(Debug, Serialize)]
+struct Held {
+    store_path: String,
+    /// Whether it is in the cache.
+    present: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Set {
+    name: String,
+    replaced: bool,
+    store_paths: Vec<Held>,
+}
+
+impl fmt::Display for Set {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, paths) = (&self.name, count(self.store_paths.len(), "path"));
+        let instead = if self.replaced { ", in place of what it held before" } else { "" };
+        writeln!(f, "the pin {name} holds {paths} and all that they need{instead}")?;
+        for Held { store_path, .. } in self.store_paths.iter().filter(|held| !held.present) {
+            writeln!(f, "{store_path} is not in the cache yet, and is kept from when it comes")?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Gone {
+    name: String,
+    removed: bool,
+}
+
+impl fmt::Display for Gone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.removed {
+            true => writeln!(f, "the pin {} is gone", self.name),
+            false => writeln!(f, "there is no pin {}; nix-stored pins lists them", self.name),
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct List {
+    pins: Vec<Entry>,
+}
+
+/// A pin and what it keeps.
+#[derive(Debug, Serialize)]
+struct Entry {
+    name: String,
+    store_paths: Vec<Held>,
+    closure_paths: usize,
+    closure_bytes: u64,
+}
+
+impl Entry {
+    fn new(pin: &Pin, inventory: &Inventory, store_dir: &StoreDir) -> Self {
+        let holding = inventory.held_by(pin);
+        let held = pin.paths.iter().zip(holding.present);
+        let held = held.map(|(path, present)| Held { store_path: store_dir.join(path), present });
+        Self {
+            name: pin.name.clone(),
+            store_paths: held.collect(),
+            closure_paths: holding.paths,
+            closure_bytes: holding.bytes,
+        }
+    }
+}
+
+impl fmt::Display for List {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.pins.is_empty() {
+            writeln!(f, "there are no pins")?;
+        }
+        for Entry { name, store_paths, closure_paths, closure_bytes } in &self.pins {
+            let paths = count(*closure_paths, "path");
+            writeln!(f, "{name}: keeps {paths}, {}", size(*closure_bytes))?;
+            for Held { store_path, present } in store_paths {
+                let absent = if *present { "" } else { "  (not in the cache)" };
+                writeln!(f, "  {store_path}{absent}")?;
+            }
+        }
+        Ok(())
+    }
+}

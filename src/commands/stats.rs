@@ -1,0 +1,207 @@
+//! `nix-stored stats`: what is in the cache.
+
+use std::fmt;
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use serde::Serialize;
+
+use super::gc::OfReason;
+use super::offline::on_cache;
+use super::output::{Output, as_time, count, size, time};
+use super::progress::Progress;
+use crate::cache::Stats;
+use crate::cache::gc::{Analysis, GRACE, Inventory, Limits, Plan, Sum};
+use crate::config::Config;
+use crate::nix::StoreDir;
+
+/// How many of the largest paths are named.
+const LARGEST: usize = 10;
+
+#[derive(Debug, Clone, clap::Args)]
+#[command(
+    after_help = "Exit status: 0 done; 1 failed; 64 the configuration or the arguments are wrong."
+)]
+pub(super) struct Args {
+    #[command(flatten)]
+    output: Output,
+}
+
+pub(super) fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
+    let store_dir = config.cache_info.store_dir.clone();
+    let limits = Limits {
+        max_size: config.retention.max_size,
+        max_age: config.retention.max_age,
+        grace: GRACE,
+    };
+    on_cache(config, async move |cache| {
+        let mut progress = Progress::new();
+        let inventory = cache.inventory(|objects| progress.found(objects)).await?;
+        drop(progress);
+        let pins = cache.pins().await?;
+        let analysis = Analysis::new(&inventory, &pins);
+        let plan = analysis.plan(&limits, SystemTime::now());
+        let stats = Stats::of(&inventory);
+        let retention = Retention::new(&plan, &analysis, &limits);
+        let largest = largest(&inventory, &store_dir);
+        let (pins, free_space) = (pins.len(), cache.free_space());
+        args.output.print(&View::new(&stats, largest, pins, free_space, retention))?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+#[derive(Debug, Serialize)]
+struct View {
+    paths: usize,
+    nars: usize,
+    other_objects: usize,
+    bytes: u64,
+    nar_bytes: u64,
+    unpacked_bytes: u64,
+    /// How many bytes one stored byte of a NAR unpacks to.
+    compression_ratio: Option<f64>,
+    orphan_nars: usize,
+    orphan_nar_bytes: u64,
+    paths_without_nar: usize,
+    last_used: Option<Span>,
+    uploaded: Option<Span>,
+    largest: Vec<Large>,
+    pins: usize,
+    free_space: Option<u64>,
+    retention: Retention,
+}
+
+#[derive(Debug, Serialize)]
+struct Span {
+    #[serde(serialize_with = "as_time")]
+    oldest: SystemTime,
+    #[serde(serialize_with = "as_time")]
+    newest: SystemTime,
+}
+
+#[derive(Debug, Serialize)]
+struct Large {
+    store_path: String,
+    name: String,
+    size: u64,
+    nar_size: u64,
+}
+
+/// What a collection would do now.
+#[derive(Debug, Serialize)]
+struct Retention {
+    max_size: Option<u64>,
+    max_age_seconds: Option<u64>,
+    paths: usize,
+    bytes: u64,
+    over_limit: u64,
+    by_reason: Vec<Sum>,
+}
+
+impl Retention {
+    fn new(plan: &Plan, analysis: &Analysis<'_>, limits: &Limits) -> Self {
+        let by_reason = Sum::by_reason(&plan.going(analysis));
+        Self {
+            max_size: limits.max_size,
+            max_age_seconds: limits.max_age.map(|age| age.as_secs()),
+            paths: by_reason.iter().map(|sum| sum.paths).sum(),
+            bytes: plan.size_before - plan.size_after,
+            over_limit: plan.over_limit(),
+            by_reason,
+        }
+    }
+}
+
+fn largest(inventory: &Inventory, store_dir: &StoreDir) -> Vec<Large> {
+    let largest = inventory.largest(LARGEST).into_iter();
+    let large = |place: usize| {
+        let path = &inventory.paths[place];
+        Large {
+            store_path: store_dir.join(&path.store_path),
+            name: path.store_path.name().to_owned(),
+            size: inventory.whole_size(place),
+            nar_size: path.nar_size,
+        }
+    };
+    largest.map(large).collect()
+}
+
+impl View {
+    fn new(
+        stats: &Stats,
+        largest: Vec<Large>,
+        pins: usize,
+        free_space: Option<u64>,
+        retention: Retention,
+    ) -> Self {
+        let span = |(oldest, newest)| Span { oldest, newest };
+        let ratio = stats.unpacked as f64 / stats.packed as f64;
+        Self {
+            paths: stats.paths,
+            nars: stats.nars,
+            other_objects: stats.others,
+            bytes: stats.bytes,
+            nar_bytes: stats.packed,
+            unpacked_bytes: stats.unpacked,
+            compression_ratio: (stats.packed > 0).then_some((ratio * 100.0).round() / 100.0),
+            orphan_nars: stats.orphans,
+            orphan_nar_bytes: stats.orphan_bytes,
+            paths_without_nar: stats.without_nar,
+            last_used: stats.used.map(span),
+            uploaded: stats.uploaded.map(span),
+            largest,
+            pins,
+            free_space,
+            retention,
+        }
+    }
+}
+
+impl fmt::Display for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{}, {} and {}: {}",
+            count(self.paths, "path"),
+            count(self.nars, "NAR"),
+            count(self.other_objects, "other object"),
+            size(self.bytes)
+        )?;
+        if let Some(ratio) = self.compression_ratio {
+            let (nars, unpacked) = (size(self.nar_bytes), size(self.unpacked_bytes));
+            writeln!(f, "NARs of paths: {nars}, unpacked {unpacked} (ratio {ratio})")?;
+        }
+        if self.orphan_nars > 0 {
+            let (nars, bytes) = (count(self.orphan_nars, "NAR"), size(self.orphan_nar_bytes));
+            writeln!(f, "no path has {nars}, {bytes}: uploads that go on or were given up")?;
+        }
+        if self.paths_without_nar > 0 {
+            let paths = count(self.paths_without_nar, "path");
+            writeln!(f, "{paths} without a NAR; see nix-stored verify")?;
+        }
+        for (what, span) in [("last use", &self.last_used), ("upload", &self.uploaded)] {
+            if let Some(Span { oldest, newest }) = span {
+                writeln!(f, "{what}: from {} to {}", time(*oldest), time(*newest))?;
+            }
+        }
+        writeln!(f, "{}", count(self.pins, "pin"))?;
+        if let Some(free) = self.free_space {
+            writeln!(f, "free space: {}", size(free))?;
+        }
+        match &self.retention.by_reason[..] {
+            [] => writeln!(f, "a collection would remove nothing now")?,
+            sums => {
+                writeln!(f, "a collection would remove now:")?;
+                sums.iter().try_for_each(|sum| writeln!(f, "  {}", OfReason(sum)))?;
+            }
+        }
+        if !self.largest.is_empty() {
+            writeln!(f, "the largest paths:")?;
+        }
+        for Large { store_path, size: bytes, .. } in &self.largest {
+            let bytes = size(*bytes).to_string();
+            writeln!(f, "  {bytes:>12}  {store_path}")?;
+        }
+        Ok(())
+    }
+}

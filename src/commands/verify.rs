@@ -1,0 +1,121 @@
+//! `nix-stored verify`: whether everything in the cache is what it claims to be.
+
+use std::fmt;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use serde::Serialize;
+
+use super::EXIT_NO;
+use super::offline::on_cache;
+use super::output::{Output, count, size};
+use super::progress::Progress;
+use crate::cache::verify::{DamageKind, NoteKind, Options, Report, Step};
+use crate::config::{Config, Verify};
+
+#[derive(Debug, Clone, clap::Args)]
+#[command(
+    after_help = "Exit status: 0 nothing is wrong (there may be notes); 1 failed, or something \
+                        could not be put aside; 2 damage was found, also where it was put aside; 64 \
+                        the configuration or the arguments are wrong."
+)]
+pub(super) struct Args {
+    /// Moves what is false to .nix-stored/quarantine/, so that Nix uploads it again
+    ///
+    /// A damaged NAR goes with every narinfo that names it. What cannot be read stays where it is.
+    #[arg(long)]
+    repair: bool,
+    /// Unpacks every NAR, and compares NarHash, NarSize and Compression too
+    #[arg(long)]
+    deep: bool,
+    #[command(flatten)]
+    output: Output,
+}
+
+pub(super) fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
+    let depth = if args.deep { Verify::Nar } else { Verify::File };
+    let options = Options { depth, repair: args.repair };
+    on_cache(config, async move |cache| {
+        let mut progress = Progress::new();
+        let hear = |step| match step {
+            Step::Found(objects) => progress.found(objects),
+            Step::Read { done, of } => progress.read("reading", done, of),
+        };
+        let report = Arc::new(cache).verify(options, hear).await?;
+        drop(progress);
+        let told = Told { report, repair: args.repair };
+        args.output.print(&told)?;
+        match told.report {
+            Report { not_put_aside: Some(error), .. } => {
+                Err(error).context("not everything could be put aside")
+            }
+            Report { damage, .. } if !damage.is_empty() => Ok(ExitCode::from(EXIT_NO)),
+            _ => Ok(ExitCode::SUCCESS),
+        }
+    })
+}
+
+/// A report, and what was asked for.
+#[derive(Debug, Serialize)]
+struct Told {
+    #[serde(flatten)]
+    report: Report,
+    #[serde(skip)]
+    repair: bool,
+}
+
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Report { checked, damage, notes, .. } = &self.report;
+        damage.iter().try_for_each(|damage| writeln!(f, "{damage}"))?;
+        let (absent, others): (Vec<_>, Vec<_>) =
+            notes.iter().partition(|note| note.kind == NoteKind::Reference);
+        others.iter().try_for_each(|note| writeln!(f, "note: {}: {}", note.object, note.text))?;
+        // There can be as many of them as there are paths.
+        if !absent.is_empty() {
+            writeln!(
+                f,
+                "note: {} that paths here refer to are not here: a cache may hold less than a \
+                 closure (--json names them)",
+                count(absent.len(), "path"),
+            )?;
+        }
+        write!(
+            f,
+            "checked {}, {} and {}, {}: {}, {}",
+            count(checked.paths, "path"),
+            count(checked.nars, "NAR"),
+            count(checked.side_files, "other object"),
+            size(checked.bytes),
+            if damage.is_empty() {
+                "nothing is wrong".to_owned()
+            } else {
+                format!("{} damaged", count(damage.len(), "object"))
+            },
+            count(notes.len(), "note"),
+        )?;
+        let repaired = damage.iter().filter(|damage| damage.repaired).count();
+        let unreadable =
+            damage.iter().filter(|damage| damage.kind == DamageKind::Unreadable).count();
+        if repaired > 0 {
+            write!(
+                f,
+                "\nput aside {} in .nix-stored/quarantine/; Nix uploads again what is missing",
+                count(repaired, "object")
+            )?;
+        } else if !self.repair && damage.len() > unreadable {
+            f.write_str(
+                "\nnix-stored verify --repair puts it aside, so that Nix uploads it again",
+            )?;
+        }
+        if unreadable > 0 {
+            write!(
+                f,
+                "\n{} cannot be read, and stay: look at their permissions, or at the disk",
+                count(unreadable, "object")
+            )?;
+        }
+        writeln!(f)
+    }
+}

@@ -1,0 +1,109 @@
+//! Recording that objects are used, in their access times.
+//!
+//! The system's own recording cannot be relied on: `noatime` leaves it out, `relatime` is a day
+//! late, and what is served from memory or asked for by HEAD is not read at all. So the time is
+//! set, by a thread of its own, because changing an inode may wait for the journal.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
+use rustix::io::Errno;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::nix::CachePath;
+use crate::store::StoreError;
+
+/// How many uses may wait to be recorded. One more waits for its turn.
+const QUEUE: usize = 4096;
+
+/// The thread that records.
+#[derive(Debug)]
+pub(super) struct Uses {
+    queue: mpsc::Sender<Use>,
+}
+
+struct Use {
+    key: String,
+    done: oneshot::Sender<Result<bool, Errno>>,
+}
+
+impl Uses {
+    pub(super) fn start(root: Arc<OwnedFd>) -> Self {
+        let (queue, uses) = mpsc::channel(QUEUE);
+        // It ends when the last sender is gone.
+        std::thread::Builder::new()
+            .name("uses".to_owned())
+            .spawn(move || record(&root, uses))
+            .expect("a thread can be started when the store is opened");
+        Self { queue }
+    }
+
+    /// Says of an object that it is used now. False if it is absent.
+    pub(super) async fn mark(&self, path: &CachePath) -> Result<bool, StoreError> {
+        let key = path.key();
+        let (done, answer) = oneshot::channel();
+        if self.queue.send(Use { key: key.clone(), done }).await.is_err() {
+            return Err(gone(&key));
+        }
+        match answer.await {
+            Ok(marked) => {
+                marked.map_err(|error| StoreError::new("recording the use of", &key, error))
+            }
+            Err(_) => Err(gone(&key)),
+        }
+    }
+}
+
+fn gone(key: &str) -> StoreError {
+    let error = io::Error::other("the thread that does it is gone");
+    StoreError::new("recording the use of", key, error)
+}
+
+fn record(root: &OwnedFd, mut uses: mpsc::Receiver<Use>) {
+    while let Some(Use { key, done }) = uses.blocking_recv() {
+        // Who does not wait any more does not want to know.
+        let _ = done.send(mark(root, &key));
+    }
+}
+
+fn mark(root: &OwnedFd, key: &str) -> Result<bool, Errno> {
+    let special = |nanos| Timespec { tv_sec: 0, tv_nsec: nanos };
+    let now =
+        Timestamps { last_access: special(UTIME_NOW), last_modification: special(UTIME_OMIT) };
+    match rustix::fs::utimensat(root, key, &now, AtFlags::empty()) {
+        // Nothing can be recorded on a read-only disk or on another owner's file.
+        Ok(()) | Err(Errno::ROFS | Errno::PERM | Errno::ACCESS) => Ok(true),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File, FileTimes};
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_use_changes_the_access_time_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let uses = Uses::start(Arc::new(File::open(dir.path()).unwrap().into()));
+        let path: CachePath = "8ha1dhmx807czjczmwy078s4r9s254il.narinfo".parse().unwrap();
+        assert!(!uses.mark(&path).await.unwrap());
+        assert!(!uses.mark(&format!("nar/{:0>52}.nar", 1).parse().unwrap()).await.unwrap());
+
+        let file = dir.path().join(path.key());
+        fs::write(&file, "text").unwrap();
+        let past = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        let times = FileTimes::new().set_accessed(past).set_modified(past);
+        File::options().write(true).open(&file).unwrap().set_times(times).unwrap();
+        assert!(uses.mark(&path).await.unwrap());
+        let metadata = fs::metadata(&file).unwrap();
+        assert!(metadata.accessed().unwrap() > past + Duration::from_secs(1_000_000));
+        assert_eq!(metadata.modified().unwrap(), past);
+        assert_eq!(fs::read_to_string(&file).unwrap(), "text");
+    }
+}
