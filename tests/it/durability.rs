@@ -1,6 +1,8 @@
 //! Nothing false, nothing partial, nothing lost: the promises when everything around the daemon
 //! goes wrong.
 
+/// Killed in the middle of a collection.
+mod collect_kill;
 /// The disk is full.
 mod full_disk;
 /// Killed in the middle of uploads.

@@ -25,6 +25,12 @@ mod admission;
 
 /// What no decent client sends.
 mod bad_input;
+/// What goes, what stays.
+mod retention;
+/// The commands, with the real binary.
+mod commands;
+/// `nix-stored verify`.
+mod commands_verify;
 /// The disk is full, the power fails, the daemon is killed.
 mod durability;
 /// Start, slow clients, stop.

@@ -1,5 +1,7 @@
 //! A real, unmodified Nix against the real binary.
 
+/// Garbage is collected while clients upload and substitute.
+mod collect_race;
 /// Two uploads at the same time, of the same things.
 mod concurrent;
 /// netrc: who may read, who may write, and what the others are told.
@@ -14,5 +16,7 @@ mod options;
 mod post_build_hook;
 /// What Nix shows when an upload is not taken.
 mod refusals;
+/// A cache that is sized down.
+mod retention;
 /// What goes in comes out: `nix copy --to`, then `nix copy --from` and substitution.
 mod round_trip;

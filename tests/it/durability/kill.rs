@@ -21,6 +21,7 @@ use crate::support::fixture::fixture;
 use crate::support::nix::{Nix, with_paths};
 use crate::support::noise::Noise;
 use crate::support::objects::{Sample, sample};
+use crate::support::rounds::{Kills, SeedOfFailure};
 use crate::support::scratch::{Leash, Scratch};
 use crate::support::wire::Wire;
 
@@ -42,20 +43,16 @@ const SAMPLES: usize = MOMENTS as usize + CONNECTIONS;
 
 #[test]
 fn a_daemon_that_was_killed_has_nothing_false_and_all_that_it_acknowledged() {
-    let number = |name: &str| -> Option<u64> {
-        let text = std::env::var(name).ok().filter(|text| !text.is_empty())?;
-        Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
-    };
-    let rounds = number("NIX_STORED_TEST_KILL_ROUNDS").unwrap_or(10);
-    let first = number("NIX_STORED_TEST_KILL_SEED").unwrap_or_else(Noise::seed_of_today);
+    let kills = Kills::from_env();
     let source = Source::new();
     let mut total = Round::default();
-    for seed in (0..rounds).map(|round| first.wrapping_add(round)) {
+    for seed in kills.seeds() {
         let _told = SeedOfFailure(seed);
         let round = kill_and_restart(seed, &source);
         total.acknowledged += round.acknowledged;
         total.torn += round.torn;
     }
+    let Kills { rounds, first } = kills;
     eprintln!("{rounds} rounds from seed {first}: {total:?}");
     assert!(rounds == 0 || total.acknowledged > 0, "every kill came before the first upload");
     // A kill may find nothing in the staging folder, and ten may. Fifty do not.
@@ -69,17 +66,6 @@ struct Round {
     acknowledged: usize,
     /// Uploads that the kill found in the staging folder.
     torn: usize,
-}
-
-/// Says which round it was.
-struct SeedOfFailure(u64);
-
-impl Drop for SeedOfFailure {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("failed with NIX_STORED_TEST_KILL_SEED={}", self.0);
-        }
-    }
 }
 
 /// A store to copy from: a closure, small paths, a large one; the same in all rounds.

@@ -1,7 +1,8 @@
 //! A cache without a socket: the whole stack as a service, called in the test's own process.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -18,7 +19,9 @@ use super::scratch::Scratch;
 /// The whole stack over a directory of its own.
 pub struct TestCache {
     app: App,
-    scratch: Scratch,
+    cache: Arc<Cache>,
+    dir: PathBuf,
+    _scratch: Option<Scratch>,
 }
 
 /// An answer, whole.
@@ -44,11 +47,28 @@ impl TestCache {
         let store = FsStore::open(&scratch.join("cache"), config.min_free_space)
             .expect("the store can be opened");
         let cache = Cache::new(Arc::new(store), config.cache_info, config.admission);
-        Self { app: app(Arc::new(cache), config.users.access(local)), scratch }
+        let cache = Arc::new(cache);
+        let app = app(Arc::clone(&cache), config.users.access(local));
+        Self { app, cache, dir: scratch.join("cache"), _scratch: Some(scratch) }
+    }
+
+    /// A cache over a directory of the caller's, where what was used within `grace` is safe.
+    pub fn over(dir: &Path, grace: Duration) -> Self {
+        let config = Config::from_vars([]).expect("nothing is a whole configuration");
+        let store = FsStore::open(dir, 0).expect("the store can be opened");
+        let cache = Cache::new(Arc::new(store), config.cache_info, config.admission);
+        let cache = Arc::new(cache.with_grace(grace));
+        let app = app(Arc::clone(&cache), config.users.access(true));
+        Self { app, cache, dir: dir.to_owned(), _scratch: None }
+    }
+
+    /// What is behind the stack.
+    pub fn cache(&self) -> &Cache {
+        &self.cache
     }
 
     pub fn dir(&self) -> PathBuf {
-        self.scratch.join("cache")
+        self.dir.clone()
     }
 
     /// The files that are visible in the cache, the daemon's own folder left out.

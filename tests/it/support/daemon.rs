@@ -128,9 +128,17 @@ pub struct Failed {
     pub log: String,
 }
 
+const BINARY: &str = env!("CARGO_BIN_EXE_nix-stored");
+
+/// The binary with these arguments, as a command on the cache in `dir`; its output is captured.
+pub fn on_cache(dir: &Path, args: &[&str]) -> Command {
+    let mut command = command(BINARY, args);
+    command.env("NIX_STORED_PATH", dir).stdout(Stdio::piped());
+    command
+}
+
 /// The binary, as a process that may have so many open files and run on these processors.
 fn limited(files: Option<u64>, cpus: Option<&str>) -> Command {
-    const BINARY: &str = env!("CARGO_BIN_EXE_nix-stored");
     let files = files.map(|files| format!("ulimit -n {files};")).unwrap_or_default();
     let cpus = cpus.map(|cpus| format!("taskset -c {cpus}")).unwrap_or_default();
     if files.is_empty() && cpus.is_empty() {
@@ -140,7 +148,7 @@ fn limited(files: Option<u64>, cpus: Option<&str>) -> Command {
 }
 
 /// A program with none of the caller's own settings, nor of a service manager's.
-fn command(program: &str, args: &[&str]) -> Command {
+pub fn command(program: &str, args: &[&str]) -> Command {
     let mut command = Command::new(program);
     command.args(args);
     for (name, _) in std::env::vars_os() {

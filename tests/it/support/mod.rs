@@ -4,6 +4,7 @@
 
 pub mod audit;
 pub mod cache;
+pub mod closures;
 pub mod daemon;
 pub mod disk;
 pub mod fixture;
@@ -12,7 +13,10 @@ pub mod noise;
 pub mod objects;
 pub mod packing;
 pub mod paths;
+pub mod plain_client;
+pub mod rounds;
 pub mod scratch;
+pub mod served;
 pub mod trace;
 pub mod tree;
 pub mod wire;

@@ -46,8 +46,16 @@ impl Drop for Scratch {
 
 /// Gives back the permission to remove what is inside `dir`.
 fn unlock(dir: &Path) -> io::Result<()> {
-    fs::set_permissions(dir, Permissions::from_mode(0o700))?;
-    for entry in fs::read_dir(dir)? {
+    match fs::set_permissions(dir, Permissions::from_mode(0o700)) {
+        // A store that was dropped removes its staging folder itself, on a thread of its own.
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(()),
+        unlocked => unlocked?,
+    }
+    let entries = match fs::read_dir(dir) {
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
             unlock(&entry.path())?;

@@ -192,6 +192,12 @@ impl Traced {
     /// Starts the daemon on `dir`, which it may have to make, and waits until it listens.
     #[track_caller]
     pub fn start(dir: &Path) -> Self {
+        Self::start_with(dir, &[])
+    }
+
+    /// The same, with these variables in its environment.
+    #[track_caller]
+    pub fn start_with(dir: &Path, env: &[(&str, &str)]) -> Self {
         let scratch = Scratch::new();
         // A pipe with a name ends when the last process that could still write to it is gone.
         let pipe = scratch.join("trace");
@@ -211,6 +217,7 @@ impl Traced {
             .env("NO_COLOR", "1")
             .env("NIX_STORED_PATH", dir)
             .env("NIX_STORED_LISTEN_INTERFACE", "127.0.0.1:0")
+            .envs(env.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

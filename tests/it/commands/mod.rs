@@ -1,0 +1,17 @@
+//! What the program can be told to do besides serving, with the real binary.
+
+/// A cache's directory with chosen contents, and the binary at work on it.
+mod given;
+
+/// Arguments, help, and what they say.
+mod arguments;
+/// `check-config`
+mod check_config;
+/// `delete`
+mod delete;
+/// `gc`
+mod gc;
+/// `pin`, `unpin` and `pins`
+mod pins;
+/// `stats`, and what holds for all that only look.
+mod stats;

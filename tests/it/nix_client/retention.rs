@@ -1,0 +1,197 @@
+//! A cache that is sized down, step by step: whatever it still lists comes back whole, by an
+//! unmodified Nix, and what went can be uploaded again.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use nix_stored::cache::gc::{GRACE, Limits, Report};
+use tokio_util::sync::CancellationToken;
+
+use crate::support::audit::{assert_nothing_is_false, assert_nothing_is_staged, objects};
+use crate::support::closures::{
+    Layers, assert_closures_are_whole, assert_no_orphans, last_used, narinfo_of, references, trash,
+};
+use crate::support::daemon::Daemon;
+use crate::support::fixture::fixture;
+use crate::support::nix::{Nix, utf8, with_paths};
+use crate::support::scratch::Scratch;
+use crate::support::served::open_cache;
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// Roots with the paths that they need, in the order of their last use, the oldest first. Some are
+/// built and signed, and some are texts that share parts.
+struct Source {
+    nix: Nix,
+    roots: Vec<String>,
+}
+
+impl Source {
+    fn new() -> Self {
+        let fixture = fixture();
+        let nix = fixture.reader();
+        let built = [fixture.outputs("app"), fixture.outputs("split")].concat();
+        nix.copy_from_store(&fixture.nix(), &built);
+        let layers = Layers::new("kept", 8, 30_000);
+        let texts = nix.add_texts(&layers.texts);
+        let mut roots: Vec<String> = layers.roots.iter().map(|&root| texts[root].clone()).collect();
+        // What refers to the other outputs of `split` is its `dev`.
+        let dev = built.iter().find(|path| path.ends_with("-dev")).expect("an output");
+        roots.insert(3, dev.clone());
+        roots.insert(6, fixture.output("app"));
+        Self { nix, roots }
+    }
+
+    /// Longer than a collection's grace, but for the last root, which was used an hour ago.
+    fn unused(&self, root: &str) -> Duration {
+        let place = self.roots.iter().position(|other| other == root).expect("a root");
+        match self.roots.len() - 1 - place {
+            0 => DAY / 24,
+            before => DAY * (1 + u32::try_from(before).expect("few")),
+        }
+    }
+
+    /// Nobody has asked for anything but the roots themselves for long, as is the case when clients
+    /// know the rest from before.
+    fn grow_old(&self, dir: &Path) {
+        for key in objects(dir).iter().filter(|key| *key != "nix-cache-info") {
+            last_used(dir, key, 60 * DAY);
+        }
+        for root in self.listed(dir) {
+            last_used(dir, &narinfo_of(&root), self.unused(&root));
+        }
+    }
+
+    /// The roots that a cache has.
+    fn listed(&self, dir: &Path) -> Vec<String> {
+        let there = |root: &&String| dir.join(narinfo_of(root)).exists();
+        self.roots.iter().filter(there).cloned().collect()
+    }
+}
+
+/// How many bytes the objects take.
+fn size(dir: &Path) -> u64 {
+    let keys = objects(dir).into_iter().filter(|key| key != "nix-cache-info");
+    keys.map(|key| dir.join(key).metadata().expect("it is there").len()).sum()
+}
+
+fn collect(dir: &Path, max_size: u64) -> Report {
+    let limits = Limits { max_size: Some(max_size), max_age: None, grace: GRACE };
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime starts");
+    let collected = async {
+        let stop = CancellationToken::new();
+        open_cache(dir, GRACE).collect(&limits, SystemTime::now(), &stop).await
+    };
+    runtime.block_on(collected).expect("nothing is in the way of a collection")
+}
+
+/// Nix takes everything that is listed into an empty store, and hears of the rest that it is not
+/// there.
+fn assert_nix_agrees(dir: &Path, source: &Source, gone: &[String]) {
+    // It has not seen the objects before, so it knows no uses but those on the disk.
+    let daemon = Daemon::builder().dir(dir).start();
+    let kept = source.listed(dir);
+    let reader = fixture().reader();
+    reader.copy_from(daemon.url(), &kept);
+    reader.assert_has_the_same(&source.nix, &kept);
+    for path in gone {
+        assert_eq!(daemon.get(&format!("/{}", narinfo_of(path))).0, 404, "{path}");
+    }
+    if let Some(path) = gone.first() {
+        let told = reader.fails(&["nix", "copy", "--from", daemon.url(), path]);
+        assert!(told.contains("no substituter that can build it"), "{told}");
+        assert!(!told.contains("HTTP error"), "{told}");
+        assert!(!reader.real(path).exists());
+        reader.fails(&["nix", "path-info", "--store", daemon.url(), path]);
+    }
+}
+
+#[test]
+fn what_is_kept_comes_back_whole_while_a_cache_is_sized_down() {
+    let source = Source::new();
+    let scratch = Scratch::new();
+    let dir = scratch.join("cache");
+    let daemon = Daemon::builder().dir(&dir).start();
+    let upload = |daemon: &Daemon| {
+        let url = format!("{}?compression=none", daemon.url());
+        source.nix.fresh_home().copy_to(&url, &source.roots);
+    };
+    upload(&daemon);
+    daemon.stop();
+    let (pinned, last) = (&source.roots[0], source.roots.last().expect("some"));
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime starts");
+    let base = pinned["/nix/store/".len()..].parse().expect("a store path");
+    runtime
+        .block_on(async { open_cache(&dir, GRACE).pin("release", &[base]).await })
+        .expect("it can be pinned");
+
+    let everything: BTreeSet<String> = references(&dir).into_keys().collect();
+    let mut listed = source.roots.len();
+    let mut limit = size(&dir);
+    loop {
+        source.grow_old(&dir);
+        let report = collect(&dir, limit);
+        assert_eq!(report.size_after, size(&dir), "{report:?}");
+        let kept = source.listed(&dir);
+        let first = limit == report.size_before;
+        let fewer = if first { kept.len() == listed } else { kept.len() < listed };
+        assert!(fewer, "there were {listed} roots: {kept:#?} {report:?}");
+        listed = kept.len();
+        let of_the_rest = kept.strip_prefix(std::slice::from_ref(pinned)).expect("it is pinned");
+        assert!(source.roots.ends_with(of_the_rest), "not the oldest went first: {kept:#?}");
+        assert!(kept.contains(last), "it was used an hour ago");
+
+        assert_nothing_is_false(&dir);
+        assert_closures_are_whole(&dir);
+        assert_no_orphans(&dir);
+        assert_eq!(trash(&dir), [""; 0]);
+        let here: BTreeSet<String> = references(&dir).into_keys().collect();
+        let gone: Vec<String> = everything.difference(&here).cloned().collect();
+        assert_nix_agrees(&dir, &source, &gone);
+        if listed == 2 {
+            break;
+        }
+        assert_eq!(report.over_limit, 0, "{report:?}");
+        limit = report.size_after * 9 / 10;
+    }
+    // Nothing is left but what has to be, and that stays, whatever the limit.
+    source.grow_old(&dir);
+    assert!(collect(&dir, 0).over_limit > 0);
+    let protected = source.nix.closure(&[pinned.clone(), last.clone()]);
+    assert_eq!(references(&dir).into_keys().collect::<Vec<_>>(), protected);
+
+    let daemon = Daemon::builder().dir(&dir).start();
+    upload(&daemon);
+    assert_eq!(references(&dir).into_keys().collect::<BTreeSet<_>>(), everything);
+    assert_nothing_is_staged(&dir);
+    let reader = Nix::new().substituting_from(daemon.url(), fixture().public_key());
+    reader.ok(&with_paths(&["nix-store", "-r"], &source.roots));
+    reader.assert_has_the_same(&source.nix, &source.roots);
+    drop(daemon);
+    assert_nix_agrees(&dir, &source, &[]);
+}
+
+#[test]
+fn who_signs_a_path_again_uses_what_it_needs() {
+    let fixture = fixture();
+    let scratch = Scratch::new();
+    let dir = scratch.join("cache");
+    let daemon = Daemon::builder().dir(&dir).start();
+    let app = fixture.output("app");
+    fixture.nix().copy_to(daemon.url(), std::slice::from_ref(&app));
+    daemon.stop();
+    let needs = references(&dir)[&app].clone();
+    assert_eq!(needs.len(), 2);
+    objects(&dir).iter().for_each(|key| last_used(&dir, key, 60 * DAY));
+
+    let daemon = Daemon::builder().dir(&dir).start();
+    let nix = fixture.nix();
+    let key = nix.signing_key("again-1");
+    nix.ok(&["nix", "store", "sign", "--store", daemon.url(), "-k", utf8(&key.secret), &app]);
+    for path in &needs {
+        let narinfo = dir.join(narinfo_of(path)).metadata().expect("it is there");
+        let unused = narinfo.accessed().expect("it has a time").elapsed().unwrap_or_default();
+        assert!(unused < DAY, "{path}: {unused:?}");
+    }
+}

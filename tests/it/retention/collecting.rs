@@ -1,0 +1,470 @@
+//! Collections on real directories, and what gets into their way.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::SystemTime;
+
+use nix_stored::cache::gc::{
+    Analysis, CollectError, GRACE, Inventory, Limits, Outcome, PinError, Plan, Report,
+};
+use rustix::process::Pid;
+use tokio_util::sync::CancellationToken;
+
+use super::dir::{self, DAY, HOUR};
+use crate::support::cache::TestCache;
+use crate::support::objects::sample;
+use crate::support::scratch::{Leash, Scratch};
+
+/// What is older than a month goes.
+const MONTH: Limits =
+    Limits { max_size: None, max_age: Some(nix_stored::cache::gc::CLIENTS_REMEMBER), grace: GRACE };
+
+/// A cache, its directory and the time.
+struct Site {
+    cache: TestCache,
+    scratch: Scratch,
+    now: SystemTime,
+}
+
+impl Site {
+    fn new() -> Self {
+        let scratch = Scratch::new();
+        Self { cache: TestCache::over(scratch.path(), GRACE), scratch, now: dir::now() }
+    }
+
+    fn dir(&self) -> &Path {
+        self.scratch.path()
+    }
+
+    fn days_ago(&self, days: u32) -> SystemTime {
+        self.now - DAY * days
+    }
+
+    async fn try_collect(&self, limits: &Limits) -> Result<Report, CollectError> {
+        self.cache.cache().collect(limits, self.now, &CancellationToken::new()).await
+    }
+
+    async fn collect(&self, limits: &Limits) -> Report {
+        self.try_collect(limits).await.expect("nothing is in the way")
+    }
+
+    /// What there is, and what would go.
+    async fn plan(&self, limits: &Limits) -> (Inventory, Plan) {
+        let inventory = self.cache.cache().inventory(|_| {}).await.expect("readable");
+        let pins = self.cache.cache().pins().await.expect("readable");
+        let plan = Analysis::new(&inventory, &pins).plan(limits, self.now);
+        (inventory, plan)
+    }
+
+    async fn apply(&self, (inventory, plan): &(Inventory, Plan), limits: &Limits) -> Outcome {
+        let stop = CancellationToken::new();
+        let cache = self.cache.cache();
+        let done = cache.apply(inventory, plan, limits, self.now, &stop, |_| {}).await;
+        done.expect("the disk works")
+    }
+
+    fn size(&self) -> u64 {
+        dir::sizes(self.dir()).values().sum()
+    }
+
+    /// Checks what is left.
+    #[track_caller]
+    fn has<K: AsRef<str>>(&self, keys: impl IntoIterator<Item = K>) {
+        let expected: BTreeSet<String> =
+            keys.into_iter().map(|key| key.as_ref().to_owned()).collect();
+        let found: BTreeSet<String> = dir::sizes(self.dir()).into_keys().collect();
+        assert_eq!(found, expected);
+    }
+}
+
+/// The keys of paths with a NAR of their own.
+fn whole(paths: impl IntoIterator<Item = usize>) -> impl Iterator<Item = String> {
+    paths.into_iter().flat_map(|path| [dir::narinfo(path), dir::nar(path)])
+}
+
+fn listing(path: usize) -> String {
+    dir::narinfo(path).replace(".narinfo", ".ls")
+}
+
+#[tokio::test]
+async fn side_files_go_with_what_they_belong_to() {
+    let site = Site::new();
+    let (old, base) = (site.days_ago(40), dir::store_path(1));
+    dir::put_path(site.dir(), 1, &[], old);
+    dir::put_path(site.dir(), 2, &[], site.days_ago(2));
+    let link = |path: usize| format!("{{\"outPath\": \"{}\"}}", dir::store_path(path));
+    let debug =
+        |nar: usize| format!("{{\"archive\": \"../{}\", \"member\": \"x\"}}", dir::nar(nar));
+    for (key, text) in [
+        (listing(1), "{}".to_owned()),
+        (listing(2), "{}".to_owned()),
+        (format!("realisations/sha256:{:064x}!out.doi", 1), link(1)),
+        (format!("realisations/sha256:{:064x}!out.doi", 2), link(2)),
+        (format!("build-trace-v2/{base}.drv/out.doi"), link(1)),
+        (format!("debuginfo/{:040x}.debug", 1), debug(1)),
+        (format!("debuginfo/{:040x}.debug", 2), debug(2)),
+    ] {
+        dir::put(site.dir(), &key, text, old);
+    }
+    let size = site.size();
+    let report = site.collect(&MONTH).await;
+    let side = [
+        listing(2),
+        format!("realisations/sha256:{:064x}!out.doi", 2),
+        format!("debuginfo/{:040x}.debug", 2),
+    ];
+    site.has(whole([2]).chain(side));
+    assert_eq!((report.paths, report.shared, report.loose), (1, 1, 0));
+    assert_eq!(report.size_before, size);
+    assert_eq!(report.size_after, site.size());
+}
+
+#[tokio::test]
+async fn what_is_asked_for_keeps_what_it_belongs_to() {
+    // A listing, a log, a link to debug symbols: who reads them wants the path.
+    for used in [listing(1), dir::log(1), format!("debuginfo/{:040x}.debug", 1)] {
+        let site = Site::new();
+        let text = dir::narinfo_text(1, 1, &[], Some(1), 0);
+        let debug = format!("{{\"archive\": \"../{}\", \"member\": \"x\"}}", dir::nar(1));
+        let all = [
+            (dir::narinfo(1), text),
+            (dir::nar(1), "NAR".to_owned()),
+            (listing(1), "{}".to_owned()),
+            (dir::log(1), "log".to_owned()),
+            (format!("debuginfo/{:040x}.debug", 1), debug),
+        ];
+        for (key, text) in &all {
+            dir::put(site.dir(), key, text, site.days_ago(40));
+        }
+        site.cache.get(&format!("/{used}")).await.is(200);
+        let report = site.collect(&MONTH).await;
+        site.has(all.iter().map(|(key, _)| key));
+        assert_eq!(report.size_after, report.size_before);
+    }
+}
+
+#[tokio::test]
+async fn a_log_stays_as_long_as_one_output_of_its_derivation() {
+    let site = Site::new();
+    for (path, days) in [(1, 40), (2, 20)] {
+        let text = dir::narinfo_text(path, path, &[], Some(7), 0);
+        dir::put(site.dir(), &dir::narinfo(path), text, site.days_ago(days));
+        dir::put(site.dir(), &dir::nar(path), format!("{path}"), site.days_ago(days));
+    }
+    dir::put(site.dir(), &dir::log(7), "it was built", site.days_ago(50));
+    let report = site.collect(&MONTH).await;
+    site.has(whole([2]).chain([dir::log(7)]));
+    assert_eq!((report.paths, report.shared), (1, 1));
+    let report = site.collect(&Limits { max_age: Some(DAY * 15), ..MONTH }).await;
+    site.has([] as [&str; 0]);
+    assert_eq!((report.paths, report.shared), (1, 2));
+}
+
+#[tokio::test]
+async fn a_nar_stays_as_long_as_one_path_that_has_it() {
+    let site = Site::new();
+    // A NAR's use is a use of all of its paths, so they differ only by what refers to them.
+    for path in [1, 2] {
+        let text = dir::narinfo_text(path, 1, &[], None, 0);
+        dir::put(site.dir(), &dir::narinfo(path), text, site.days_ago(40));
+    }
+    dir::put(site.dir(), &dir::nar(1), "NAR", site.days_ago(50));
+    dir::put_path(site.dir(), 3, &[2], site.days_ago(20));
+    let report = site.collect(&MONTH).await;
+    site.has(whole([3]).chain([dir::narinfo(2), dir::nar(1)]));
+    assert_eq!((report.paths, report.shared), (1, 0));
+    let report = site.collect(&Limits { max_age: Some(DAY * 15), ..MONTH }).await;
+    site.has([] as [&str; 0]);
+    assert_eq!((report.paths, report.shared), (2, 2));
+}
+
+#[tokio::test]
+async fn orphans_go_after_the_time_of_grace_and_other_strays_when_they_are_too_old() {
+    let site = Site::new();
+    let nothing = Limits { max_age: None, ..MONTH };
+    dir::put(site.dir(), &dir::nar(1), "an upload that was given up", site.now - HOUR * 25);
+    dir::put(site.dir(), &dir::nar(2), "an upload that goes on", site.now - HOUR * 23);
+    let strays = |days: u32| {
+        let number = days as usize;
+        let keys = [
+            listing(number),
+            dir::log(number),
+            format!("debuginfo/{number:040x}.debug"),
+            dir::narinfo(1000 + number),
+        ];
+        for key in &keys {
+            dir::put(site.dir(), key, "{}", site.days_ago(days));
+        }
+        keys
+    };
+    let (old, new) = (strays(40), strays(20));
+    let report = site.collect(&nothing).await;
+    assert_eq!((report.paths, report.shared, report.loose), (0, 1, 0));
+    site.has([dir::nar(2)].into_iter().chain(old).chain(new.clone()));
+    let report = site.collect(&MONTH).await;
+    assert_eq!((report.paths, report.shared, report.loose), (0, 0, 4));
+    site.has([dir::nar(2)].into_iter().chain(new.clone()));
+    // What is foreign here is nobody's to remove.
+    dir::put(site.dir(), "nar/README", "hello", site.days_ago(400));
+    let report = site.collect(&Limits { max_size: Some(0), ..MONTH }).await;
+    assert_eq!((report.loose, report.over_limit), (4, report.size_after));
+    site.has([dir::nar(2), "nar/README".to_owned()]);
+}
+
+#[tokio::test]
+async fn a_narinfo_that_cannot_be_read_stops_nothing() {
+    let site = Site::new();
+    dir::put_path(site.dir(), 1, &[2], site.days_ago(20));
+    dir::put_path(site.dir(), 2, &[], site.days_ago(40));
+    dir::put_path(site.dir(), 3, &[2], site.days_ago(50));
+    let cut_off = dir::narinfo_text(4, 4, &[], None, 0);
+    dir::put(site.dir(), &dir::narinfo(4), &cut_off[..cut_off.len() - 9], site.days_ago(20));
+    // Another path's.
+    dir::put(
+        site.dir(),
+        &dir::narinfo(5),
+        dir::narinfo_text(2, 2, &[], None, 0),
+        site.days_ago(40),
+    );
+    let report = site.collect(&MONTH).await;
+    assert_eq!((report.paths, report.shared, report.loose), (1, 1, 1));
+    site.has(whole([1, 2]).chain([dir::narinfo(4)]));
+}
+
+#[tokio::test]
+async fn the_nar_of_a_narinfo_that_cannot_be_read_is_no_orphan() {
+    let site = Site::new();
+    dir::put_path(site.dir(), 1, &[], site.days_ago(20));
+    dir::put_path(site.dir(), 2, &[], site.days_ago(20));
+    // From another store dir: not ours to serve, and not ours to break.
+    let text = dir::narinfo_text(2, 2, &[], None, 0).replace("/nix/store/", "/gnu/store/");
+    dir::put(site.dir(), &dir::narinfo(2), text, site.days_ago(20));
+    site.collect(&MONTH).await;
+    site.has(whole([1, 2]));
+}
+
+#[tokio::test]
+async fn nothing_goes_where_everything_is_for_another_store_dir() {
+    let site = Site::new();
+    dir::put_path(site.dir(), 1, &[], site.days_ago(40));
+    let text = dir::narinfo_text(1, 1, &[], None, 0).replace("/nix/store/", "/gnu/store/");
+    dir::put(site.dir(), &dir::narinfo(1), text, site.days_ago(40));
+    let refused = site.try_collect(&MONTH).await.expect_err("it must not");
+    assert!(refused.to_string().contains("NIX_STORED_STORE_DIR"), "{refused}");
+    site.has(whole([1]));
+}
+
+#[tokio::test]
+async fn what_is_pinned_stays_with_everything_that_it_needs() {
+    let site = Site::new();
+    let cache = site.cache.cache();
+    for (path, references) in [(1, &[2][..]), (2, &[3]), (3, &[]), (4, &[1])] {
+        dir::put_path(site.dir(), path, references, site.days_ago(40));
+    }
+    assert!(!cache.pin("release", &[dir::store_path(1)]).await.expect("it works"));
+    for path in 1..=4 {
+        dir::set_used(site.dir(), &dir::narinfo(path), site.days_ago(40));
+        dir::set_used(site.dir(), &dir::nar(path), site.days_ago(40));
+    }
+    let report = site.collect(&Limits { max_size: Some(1), ..MONTH }).await;
+    site.has(whole([1, 2, 3]));
+    assert_eq!(report.over_limit, report.size_after - 1);
+
+    // A pin that cannot be read could be anything.
+    dir::put(site.dir(), ".nix-stored/pins/broken", "/nix/store/short", site.now);
+    let refused = site.try_collect(&MONTH).await;
+    assert!(matches!(refused, Err(CollectError::Pin(PinError::Line { .. }))), "{refused:?}");
+    assert!(cache.unpin("broken").await.expect("it works"));
+    assert!(cache.unpin("release").await.expect("it works"));
+    site.collect(&MONTH).await;
+    site.has([] as [&str; 0]);
+}
+
+#[tokio::test]
+async fn one_collection_at_a_time() {
+    let site = Site::new();
+    dir::put_path(site.dir(), 1, &[], site.days_ago(40));
+    // Another process, which knows the directory by another descriptor.
+    let other = TestCache::over(site.dir(), GRACE);
+    for cache in [&site.cache, &other] {
+        let lock = cache.cache().lock_collection().await.expect("it works").expect("it is free");
+        let refused = site.try_collect(&MONTH).await;
+        assert!(matches!(refused, Err(CollectError::Busy)), "{refused:?}");
+        drop(lock);
+    }
+    assert_eq!(site.collect(&MONTH).await.paths, 1);
+}
+
+#[tokio::test]
+async fn the_lock_of_a_process_that_was_killed_is_free() {
+    let site = Site::new();
+    let lock = site.scratch.join(".nix-stored/lock");
+    let mut holder = Command::new("flock")
+        .args(["--no-fork"])
+        .arg(&lock)
+        .arg("cat")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("flock starts: it is a part of util-linux");
+    let leash = Leash::new(Pid::from_child(&holder));
+    // It answers when it has the lock.
+    let mut input = holder.stdin.take().expect("it is piped");
+    input.write_all(b"ready\n").expect("it reads");
+    let mut answer = String::new();
+    let mut output = BufReader::new(holder.stdout.take().expect("it is piped"));
+    output.read_line(&mut answer).expect("it answers");
+    assert_eq!(answer, "ready\n");
+    let refused = site.try_collect(&MONTH).await;
+    assert!(matches!(refused, Err(CollectError::Busy)), "{refused:?}");
+
+    holder.kill().expect("it is a child of ours");
+    holder.wait().expect("it is a child of ours");
+    drop(leash);
+    assert!(lock.exists());
+    site.collect(&MONTH).await;
+}
+
+#[tokio::test]
+async fn a_collection_that_is_stopped_leaves_every_path_whole() {
+    let paths = 4;
+    for moment in 0.. {
+        let site = Site::new();
+        for path in 0..paths {
+            let references: Vec<usize> = (0..path).collect();
+            dir::put_path(site.dir(), path, &references, site.days_ago(40));
+            dir::put(site.dir(), &listing(path), "{}", site.days_ago(40));
+        }
+        let before = dir::sizes(site.dir());
+        let (inventory, plan) = site.plan(&MONTH).await;
+        let stop = CancellationToken::new();
+        if moment == 0 {
+            stop.cancel();
+        }
+        let progress = |done: u64| {
+            if done == moment {
+                stop.cancel();
+            }
+        };
+        let cache = site.cache.cache();
+        let outcome = cache.apply(&inventory, &plan, &MONTH, site.now, &stop, progress).await;
+        let outcome = outcome.expect("the disk works");
+        let done = outcome.paths + outcome.shared;
+        dir::assert_whole(site.dir(), &before);
+        assert_eq!(Report::new(&plan, &outcome).size_after, site.size());
+        if !outcome.stopped {
+            assert_eq!((done, moment), (2 * paths, 2 * paths as u64));
+            break;
+        }
+        assert_eq!(done as u64, moment);
+    }
+    // And when it has not even looked.
+    let site = Site::new();
+    dir::put_path(site.dir(), 1, &[], site.days_ago(40));
+    let stop = CancellationToken::new();
+    stop.cancel();
+    let stopped = site.cache.cache().collect(&MONTH, site.now, &stop).await;
+    assert!(stopped.is_err() || stopped.is_ok_and(|report| report.stopped));
+    site.has(whole([1]));
+}
+
+/// Path 1 needs 2, which needs 3; 4 needs 3 too. All of them are to go.
+async fn about_to_be_collected() -> (Site, (Inventory, Plan)) {
+    let site = Site::new();
+    for (path, references) in [(1, &[2][..]), (2, &[3]), (3, &[]), (4, &[3])] {
+        dir::put_path(site.dir(), path, references, site.days_ago(40));
+    }
+    let planned = site.plan(&MONTH).await;
+    assert_eq!(planned.1.removals.len(), 8);
+    (site, planned)
+}
+
+#[tokio::test]
+async fn what_is_used_before_it_goes_stays_with_everything_that_it_needs() {
+    for method in ["GET", "HEAD"] {
+        let (site, planned) = about_to_be_collected().await;
+        let path = format!("/{}", dir::narinfo(2));
+        match method {
+            "GET" => site.cache.get(&path).await.is(200),
+            _ => site.cache.head(&path).await.is(200),
+        };
+        let outcome = site.apply(&planned, &MONTH).await;
+        site.has(whole([2, 3]));
+        assert_eq!((outcome.given_way, outcome.paths, outcome.shared), (2, 2, 2));
+    }
+    // Somebody who has its narinfo already asks for the NAR only.
+    let (site, planned) = about_to_be_collected().await;
+    site.cache.get(&format!("/{}", dir::nar(2))).await.is(200);
+    site.apply(&planned, &MONTH).await;
+    site.has([dir::nar(2)]);
+}
+
+#[tokio::test]
+async fn what_an_upload_refers_to_stays() {
+    let (site, planned) = about_to_be_collected().await;
+    let mut sample = sample(9, b"contents");
+    let references = format!("References: {}", dir::store_path(2));
+    sample.narinfo = sample.narinfo.replace("References: ", &references);
+    site.cache.put(&sample.nar_path, sample.nar.clone()).await.is(201);
+    site.cache.put(&sample.narinfo_path, sample.narinfo.clone()).await.is(201);
+    site.apply(&planned, &MONTH).await;
+    let uploaded = [sample.nar_path[1..].to_owned(), sample.narinfo_path[1..].to_owned()];
+    site.has(whole([2, 3]).chain(uploaded));
+}
+
+#[tokio::test]
+async fn a_nar_that_an_upload_counts_on_stays() {
+    let site = Site::new();
+    let sample = sample(9, b"contents");
+    let (nar, narinfo) = (&sample.nar_path[1..], &sample.narinfo_path[1..]);
+    // Its narinfo never came, or has gone before.
+    dir::put(site.dir(), nar, &sample.nar, site.days_ago(40));
+    let planned = site.plan(&MONTH).await;
+    assert_eq!(planned.1.removals.len(), 1);
+    // Nix asks for it, and does not upload it then.
+    site.cache.head(&sample.nar_path).await.is(200);
+    site.apply(&planned, &MONTH).await;
+    site.cache.put(&sample.narinfo_path, sample.narinfo.clone()).await.is(201);
+    site.apply(&planned, &MONTH).await;
+    site.has([nar, narinfo]);
+}
+
+#[tokio::test]
+async fn what_is_uploaded_again_stays() {
+    let site = Site::new();
+    let sample = sample(9, b"contents");
+    let (nar, narinfo) = (&sample.nar_path[1..], &sample.narinfo_path[1..]);
+    dir::put(site.dir(), nar, &sample.nar, site.days_ago(40));
+    dir::put(site.dir(), narinfo, &sample.narinfo, site.days_ago(40));
+    let planned = site.plan(&MONTH).await;
+    assert_eq!(planned.1.removals.len(), 2);
+    site.cache.put(&sample.narinfo_path, sample.narinfo.clone()).await.is(200);
+    let outcome = site.apply(&planned, &MONTH).await;
+    site.has([nar, narinfo]);
+    assert_eq!(outcome.given_way, 1);
+}
+
+#[tokio::test]
+async fn a_pin_that_is_set_meanwhile_wins() {
+    let (site, planned) = about_to_be_collected().await;
+    site.cache.cache().pin("late", &[dir::store_path(1)]).await.expect("it works");
+    site.apply(&planned, &MONTH).await;
+    site.has(whole([1, 2, 3]));
+}
+
+#[tokio::test]
+async fn what_has_gone_is_forgotten() {
+    let site = Site::new();
+    dir::put_path(site.dir(), 1, &[], site.now - HOUR / 2);
+    let path = format!("/{}", dir::narinfo(1));
+    site.cache.get(&path).await.is(200);
+    // From here on it is in memory, and its use is not to be recorded again.
+    let past = site.now + DAY * 40;
+    let stop = CancellationToken::new();
+    site.cache.cache().collect(&MONTH, past, &stop).await.expect("it works");
+    site.has([] as [&str; 0]);
+    site.cache.get(&path).await.is(404);
+    site.cache.head(&path).await.is(404);
+}

@@ -1,0 +1,143 @@
+//! A power cut in the middle of a collection must not bring a narinfo back whose NAR is gone. What
+//! is on the disk for good is what a trace of system calls says was synced.
+
+use crate::support::scratch::Scratch;
+use crate::support::trace::{Call, Traced};
+
+use super::dir::{self, DAY};
+
+/// Where objects go on their way out, and from where they are put back after a crash.
+const TRASH: &str = ".nix-stored/trash";
+
+/// How the promise was broken for these pairs of a narinfo and its NAR, a sentence each.
+fn broken(trace: &[Call], root: &str, pairs: &[(String, String)]) -> Vec<String> {
+    pairs.iter().filter_map(|(narinfo, nar)| judge(trace, root, narinfo, nar).err()).collect()
+}
+
+fn judge(trace: &[Call], root: &str, narinfo: &str, nar: &str) -> Result<(), String> {
+    let of = |key: &str| format!("{root}/{key}");
+    let leaves = |key: &str| {
+        let path = of(key);
+        let mut calls = trace.iter().filter(|call| call.worked());
+        calls.find(|call| is_left_by(call, &path)).ok_or(format!("{path} did not go"))
+    };
+    let nar = leaves(nar)?;
+    // Its name goes, then what may still be under another name.
+    let gone = leaves(narinfo)?;
+    let trashed = leaves(&format!("{TRASH}/{narinfo}"));
+    let steps = [(Ok(gone), root.to_owned()), (trashed, of(TRASH))];
+    for (step, folder) in steps {
+        let Ok(step) = step else {
+            continue;
+        };
+        let synced = trace.iter().any(|sync| {
+            let covers = match sync.name.as_str() {
+                "fsync" | "fdatasync" => sync.descriptor(0) == Some(folder.as_str()),
+                "syncfs" => sync.descriptor(0).is_some_and(|name| name.starts_with(root)),
+                _ => false,
+            };
+            covers && sync.worked() && sync.begin > step.end && sync.end < nar.begin
+        });
+        if !synced {
+            return Err(format!("{folder} was not synced between {step} and {nar}"));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a call takes this name away.
+fn is_left_by(call: &Call, path: &str) -> bool {
+    let from = match call.name.as_str() {
+        "rename" | "unlink" => call.path(0),
+        "renameat" | "renameat2" | "unlinkat" => call.path_at(0),
+        _ => None,
+    };
+    from.is_some_and(|from| from == path)
+}
+
+#[test]
+fn narinfos_are_gone_for_good_before_their_nars_go() {
+    let scratch = Scratch::new();
+    let root = scratch.join("cache");
+    let old = dir::now() - DAY * 40;
+    let mut pairs = Vec::new();
+    for path in 0..20 {
+        let references: Vec<usize> = (0..path).collect();
+        // Two paths have one NAR.
+        let nar = path / 2;
+        let text = dir::narinfo_text(path, nar, &references, None, 0);
+        dir::put(&root, &dir::narinfo(path), text, old);
+        dir::put(&root, &dir::nar(nar), "NAR", old);
+        pairs.push((dir::narinfo(path), dir::nar(nar)));
+    }
+    let env = [("NIX_STORED_MAX_AGE", "30d"), ("NIX_STORED_GC_INTERVAL", "1s")];
+    let daemon = Traced::start_with(&root, &env);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while !dir::sizes(&root).is_empty() {
+        assert!(std::time::Instant::now() < deadline, "it does not collect");
+        std::thread::yield_now();
+    }
+    let (trace, _) = daemon.stop();
+    let root = root.canonicalize().expect("it is there");
+    let broken = broken(&trace, root.to_str().expect("UTF-8"), &pairs);
+    assert!(broken.is_empty(), "{broken:#?}");
+}
+
+mod proof {
+    //! A trace that keeps the promise, and what can be wrong with it.
+
+    use super::broken;
+    use crate::support::trace::parse;
+
+    const GOOD: [&str; 6] = [
+        r#"1 renameat(4</c>, "x.narinfo", AT_FDCWD</>, "/c/.nix-stored/trash/x.narinfo") = 0"#,
+        r#"1 unlink("/c/.nix-stored/trash/x.narinfo") = 0"#,
+        r#"2 fsync(9</c/.nix-stored/trash>) = 0"#,
+        r#"2 fsync(9</c>) = 0"#,
+        r#"3 renameat(4</c>, "nar/y.nar", AT_FDCWD</>, "/c/.nix-stored/trash/nar/y.nar") = 0"#,
+        r#"3 unlink("/c/.nix-stored/trash/nar/y.nar") = 0"#,
+    ];
+
+    fn judged(lines: &[&str]) -> Vec<String> {
+        let pair = ("x.narinfo".to_owned(), "nar/y.nar".to_owned());
+        broken(&parse(&lines.join("\n")).unwrap(), "/c", &[pair])
+    }
+
+    fn moved(line: usize, to: usize) -> Vec<&'static str> {
+        let mut lines = GOOD.to_vec();
+        let moved = lines.remove(line);
+        lines.insert(to, moved);
+        lines
+    }
+
+    #[test]
+    fn a_trace_that_keeps_it_passes() {
+        assert!(judged(&GOOD).is_empty(), "{:?}", judged(&GOOD));
+        let direct = [
+            r#"1 unlinkat(4</c>, "x.narinfo", 0) = 0"#,
+            "2 syncfs(4</c>) = 0",
+            r#"3 unlinkat(4</c>, "nar/y.nar", 0) = 0"#,
+        ];
+        assert!(judged(&direct).is_empty(), "{:?}", judged(&direct));
+    }
+
+    #[test]
+    fn whatever_is_wrong_is_seen() {
+        // A sync is missing, too early, too late, or failed.
+        for (line, folder) in [(2, "/c/.nix-stored/trash"), (3, "/c")] {
+            let mut lines = GOOD.to_vec();
+            lines.remove(line);
+            let mut failed = GOOD.to_vec();
+            let error = GOOD[line].replace("= 0", "= -1 EIO (Input/output error)");
+            failed[line] = &error;
+            for lines in [lines, moved(line, 0), moved(line, 4), failed] {
+                let broken = judged(&lines);
+                let reason = format!("{folder} was not synced");
+                assert!(broken.iter().any(|why| why.contains(&reason)), "{broken:?} {lines:#?}");
+            }
+        }
+        // The NAR goes first, or nobody saw anything.
+        assert!(!judged(&moved(4, 0)).is_empty());
+        assert!(!judged(&[]).is_empty());
+    }
+}

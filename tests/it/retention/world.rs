@@ -1,0 +1,317 @@
+//! Caches made up at random, and what collecting garbage there must come to: counted anew in the
+//! plainest way, so that it shares no thought with what it judges.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use nix_stored::cache::gc::{HeldObject, HeldPath, Inventory, Limits, Pin};
+use nix_stored::nix::CachePath;
+use proptest::prelude::*;
+use proptest::sample::Index;
+
+use super::dir::{self, DAY, HOUR};
+
+/// A cache. Ages are in hours, and what is written here as a number may be absent.
+#[derive(Debug, Clone)]
+pub struct World {
+    pub paths: Vec<Drawn>,
+    /// NARs, which paths share.
+    nars: Vec<Shared>,
+    /// Logs, which paths share.
+    logs: Vec<Shared>,
+    /// Objects that belong to nobody.
+    loose: Vec<(u64, usize)>,
+    pub pins: Vec<Vec<usize>>,
+    /// In percent of what there is.
+    max_size: Option<u64>,
+    pub max_age: Option<u64>,
+}
+
+/// A store path.
+#[derive(Debug, Clone)]
+pub struct Drawn {
+    nar: usize,
+    log: Option<usize>,
+    pub references: Vec<usize>,
+    age: u64,
+    length: usize,
+    /// The ages of its listing, its realisation and its build trace.
+    sides: [Option<u64>; 3],
+}
+
+/// A NAR or a log.
+#[derive(Debug, Clone)]
+struct Shared {
+    present: bool,
+    age: u64,
+    size: usize,
+    /// The age of a link to debug symbols in it.
+    debug: Option<u64>,
+}
+
+/// A file of the cache.
+#[derive(Debug, Clone)]
+pub struct Thing {
+    pub key: CachePath,
+    pub bytes: Vec<u8>,
+    pub age: u64,
+    pub owner: Owner,
+}
+
+/// What an object goes with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    Path(usize),
+    Nar(usize),
+    Log(usize),
+    Nobody,
+}
+
+/// Ages on all sides of the time of grace, some of them the same.
+fn age() -> impl Strategy<Value = u64> {
+    prop_oneof![2 => 0..24u64, 3 => 22..27u64, 4 => 24..100u64, 3 => 24..3000u64]
+}
+
+/// Ages of what is seldom the reason why something stays.
+fn side_age() -> impl Strategy<Value = Option<u64>> {
+    proptest::option::weighted(0.3, prop_oneof![1 => 0..24u64, 9 => 24..3000u64])
+}
+
+fn shared() -> impl Strategy<Value = Shared> {
+    let debug = side_age();
+    (proptest::bool::weighted(0.9), age(), 0..5000usize, debug)
+        .prop_map(|(present, age, size, debug)| Shared { present, age, size, debug })
+}
+
+/// The most paths in a world, and how many numbers of paths there are: the others are absent.
+const PATHS: usize = 12;
+const NUMBERS: usize = 14;
+
+/// Any world; in one that Nix has made, no path refers to itself through another.
+pub fn world(cycles: bool) -> impl Strategy<Value = World> {
+    let path = (
+        any::<Index>(),
+        proptest::option::of(any::<Index>()),
+        proptest::collection::vec(0..NUMBERS, 0..4),
+        age(),
+        0..3000usize,
+        [side_age(), side_age(), side_age()],
+    );
+    let parts = (
+        proptest::collection::vec(path, 0..=PATHS),
+        proptest::collection::vec(shared(), 1..10),
+        proptest::collection::vec(shared(), 1..4),
+        proptest::collection::vec((age(), 0..3000usize), 0..4),
+        proptest::collection::vec(proptest::collection::vec(0..NUMBERS, 0..3), 0..3),
+        proptest::option::weighted(0.8, 0..120u64),
+        proptest::option::of(24..3000u64),
+    );
+    parts.prop_map(move |(paths, nars, logs, loose, pins, max_size, max_age)| {
+        let paths = paths.into_iter().enumerate();
+        let paths = paths.map(|(own, (nar, log, references, age, length, sides))| Drawn {
+            nar: nar.index(nars.len()),
+            log: log.map(|log| log.index(logs.len())),
+            references: references.into_iter().filter(|other| cycles || *other <= own).collect(),
+            age,
+            length,
+            sides,
+        });
+        World { paths: paths.collect(), nars, logs, loose, pins, max_size, max_age }
+    })
+}
+
+fn parse(key: &str) -> CachePath {
+    key.parse().expect("a key")
+}
+
+impl World {
+    /// Every file.
+    pub fn things(&self) -> Vec<Thing> {
+        let mut things = Vec::new();
+        let mut add = |key: String, bytes: Vec<u8>, age: u64, owner: Owner| {
+            things.push(Thing { key: parse(&key), bytes, age, owner });
+        };
+        for (number, path) in self.paths.iter().enumerate() {
+            let owner = Owner::Path(number);
+            let Drawn { nar, log, references, age, length, sides } = path;
+            let text = dir::narinfo_text(number, *nar, references, *log, *length);
+            add(dir::narinfo(number), text.into(), *age, owner);
+            let base = dir::store_path(number);
+            let link = format!("{{\"outPath\": \"{base}\"}}").into_bytes();
+            let keys = [
+                (CachePath::Listing(dir::hash(number)).key(), b"{}".to_vec()),
+                (format!("realisations/sha256:{number:064x}!out.doi"), link.clone()),
+                (format!("build-trace-v2/{base}.drv/out.doi"), link),
+            ];
+            for ((key, bytes), age) in keys.into_iter().zip(sides) {
+                if let Some(age) = age {
+                    add(key, bytes, *age, owner);
+                }
+            }
+        }
+        for (number, nar) in self.nars.iter().enumerate() {
+            if nar.present {
+                add(dir::nar(number), vec![1; nar.size], nar.age, Owner::Nar(number));
+            }
+            if let Some(age) = nar.debug {
+                let link =
+                    format!("{{\"archive\": \"../{}\", \"member\": \"x\"}}", dir::nar(number));
+                let owner = if nar.present { Owner::Nar(number) } else { Owner::Nobody };
+                add(format!("debuginfo/{number:040x}.debug"), link.into(), age, owner);
+            }
+        }
+        for (number, log) in self.logs.iter().enumerate().filter(|(_, log)| log.present) {
+            let wanted = self.paths.iter().any(|path| path.log == Some(number));
+            let owner = if wanted { Owner::Log(number) } else { Owner::Nobody };
+            add(dir::log(number), vec![2; log.size], log.age, owner);
+        }
+        for (number, (age, size)) in self.loose.iter().enumerate() {
+            let path = 5000 + number;
+            // One in two is a narinfo that cannot be read.
+            let key = match number % 2 {
+                0 => dir::narinfo(path),
+                _ => CachePath::Listing(dir::hash(path)).key(),
+            };
+            add(key, vec![3; *size], *age, Owner::Nobody);
+        }
+        things
+    }
+
+    pub fn size(&self) -> u64 {
+        self.things().iter().map(|thing| thing.bytes.len() as u64).sum()
+    }
+
+    pub fn limits(&self) -> Limits {
+        Limits {
+            max_size: self.max_size.map(|percent| self.size() * percent / 100),
+            max_age: self.max_age.map(hours),
+            grace: DAY,
+        }
+    }
+
+    /// The pins as the cache reads them.
+    pub fn pins(&self) -> Vec<Pin> {
+        let pins = self.pins.iter().enumerate();
+        pins.map(|(number, paths)| Pin {
+            name: format!("pin-{number}"),
+            paths: paths.iter().copied().map(dir::store_path).collect(),
+        })
+        .collect()
+    }
+
+    /// Makes the files.
+    pub fn write(&self, dir: &Path, now: SystemTime) {
+        for (number, thing) in self.things().iter().enumerate() {
+            let used = now - hours(thing.age);
+            dir::put(dir, &thing.key.key(), &thing.bytes, used);
+            // The later one of its two times counts.
+            let earlier = used - hours(number as u64 % 5);
+            let times = std::fs::FileTimes::new();
+            let times = match number % 3 {
+                0 => times.set_accessed(earlier),
+                1 => times.set_modified(earlier),
+                _ => times,
+            };
+            dir::set_times(dir, &thing.key.key(), times);
+        }
+        dir::put(dir, "nix-cache-info", "StoreDir: /nix/store\n", now);
+        for pin in self.pins() {
+            let lines: Vec<String> =
+                pin.paths.iter().map(|path| format!("/nix/store/{path}\n")).collect();
+            dir::put(dir, &format!(".nix-stored/pins/{}", pin.name), lines.concat(), now);
+        }
+    }
+
+    /// The inventory of such a cache.
+    pub fn inventory(&self, now: SystemTime) -> Inventory {
+        let things = self.things();
+        let used = |age: u64| now - hours(age);
+        let gather = |owner: Owner| {
+            let mut own = things.iter().filter(move |thing| thing.owner == owner);
+            let first = own.next()?;
+            let mut object = HeldObject {
+                path: first.key.clone(),
+                sides: Vec::new(),
+                size: first.bytes.len() as u64,
+                used: used(first.age),
+            };
+            for side in own {
+                object.sides.push(side.key.clone());
+                object.size += side.bytes.len() as u64;
+                object.used = object.used.max(used(side.age));
+            }
+            Some(object)
+        };
+        let mut held = Vec::new();
+        let mut places = Vec::new();
+        let nars = (0..self.nars.len()).map(Owner::Nar);
+        for owner in nars.chain((0..self.logs.len()).map(Owner::Log)) {
+            if let Some(object) = gather(owner) {
+                places.push(owner);
+                held.push(object);
+            }
+        }
+        let place = |owner| places.iter().position(|known| *known == owner).map(|at| at as u32);
+        let paths = self.paths.iter().enumerate().map(|(number, path)| {
+            let own = gather(Owner::Path(number)).expect("it has a narinfo");
+            let others = path.references.iter().filter(|other| **other != number);
+            let others = others.filter(|other| **other < self.paths.len());
+            HeldPath {
+                store_path: dir::store_path(number),
+                nar: place(Owner::Nar(path.nar)),
+                log: path.log.and_then(|log| place(Owner::Log(log))),
+                references: others.map(|other| *other as u32).collect(),
+                sides: own.sides,
+                size: own.size,
+                nar_size: 1,
+                uploaded: own.used,
+                used: own.used,
+            }
+        });
+        let loose = things.iter().filter(|thing| thing.owner == Owner::Nobody);
+        let loose = loose.map(|thing| HeldObject {
+            path: thing.key.clone(),
+            sides: Vec::new(),
+            size: thing.bytes.len() as u64,
+            used: used(thing.age),
+        });
+        Inventory::new(paths.collect(), held, loose.collect())
+    }
+
+    /// Whether a path needs another one, for every two of them.
+    pub fn needs(&self) -> Vec<Vec<bool>> {
+        let count = self.paths.len();
+        let mut needs = vec![vec![false; count]; count];
+        for (from, path) in self.paths.iter().enumerate() {
+            needs[from][from] = true;
+            for &to in path.references.iter().filter(|to| **to < count) {
+                needs[from][to] = true;
+            }
+        }
+        for by in 0..count {
+            for from in 0..count {
+                for to in 0..count {
+                    needs[from][to] |= needs[from][by] && needs[by][to];
+                }
+            }
+        }
+        needs
+    }
+
+    /// The paths that an object is there for.
+    pub fn users(&self, owner: Owner) -> BTreeSet<usize> {
+        let paths = self.paths.iter().enumerate();
+        let users = paths.filter(|(number, path)| match owner {
+            Owner::Path(own) => own == *number,
+            Owner::Nar(nar) => path.nar == nar,
+            Owner::Log(log) => path.log == Some(log),
+            Owner::Nobody => false,
+        });
+        users.map(|(number, _)| number).collect()
+    }
+}
+
+pub fn hours(count: u64) -> Duration {
+    HOUR * u32::try_from(count).expect("few hours")
+}
