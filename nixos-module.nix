@@ -66,6 +66,7 @@ let
       '';
     };
 
+  duration = types.strMatching "[0-9]+[smhdw]";
   size = types.either types.ints.unsigned (types.strMatching "[0-9]+[KMGT]?");
 
   settings = {
@@ -195,6 +196,29 @@ let
         default = 0;
         example = "10G";
         description = "Uploads are refused when less than this would stay free on the disk.";
+      };
+
+      NIX_STORED_MAX_SIZE = mkOption {
+        type = types.nullOr size;
+        default = null;
+        example = "200G";
+        description = "Above this, what has been unused the longest goes, down to 90 % of it. Closures stay whole.";
+      };
+
+      NIX_STORED_MAX_AGE = mkOption {
+        type = types.nullOr duration;
+        default = null;
+        example = "90d";
+        description = ''
+          What has not been used for this long goes. Clients remember for 30 days what the cache
+          has, so a shorter time can make them miss what they count on.
+        '';
+      };
+
+      NIX_STORED_GC_INTERVAL = mkOption {
+        type = duration;
+        default = "1h";
+        description = "How often the daemon looks whether something has to go.";
       };
     };
   };
