@@ -57,7 +57,7 @@ pub fn measure(bench: &Bench) -> anyhow::Result<Section> {
                 continue;
             };
             let requests = Requests::put(nars[..count(files)].iter().cloned());
-            let daemon = Daemon::start(bench, "nar", Place::OwnCore)?;
+            let daemon = Daemon::verifying(bench, "nar", Place::OwnCore)?;
             storm(daemon.address(), connections, &warm_up, Until::Answered)?;
             bench.scratch.settle()?;
             let (begin, cpu) = (Instant::now(), daemon.cpu_seconds()?);

@@ -101,7 +101,7 @@ impl Case {
 /// CPU seconds of the daemon for one upload.
 fn upload(bench: &Bench, verify: &str, body: &Body) -> anyhow::Result<f64> {
     bench.scratch.settle()?;
-    let daemon = Daemon::start(bench, verify, Place::OwnCore)?;
+    let daemon = Daemon::verifying(bench, verify, Place::OwnCore)?;
     let before = daemon.cpu_seconds()?;
     daemon.put(body)?;
     let cpu = daemon.cpu_seconds()? - before;

@@ -7,8 +7,8 @@ use std::time::SystemTime;
 use crate::bench::Bench;
 use crate::report::Section;
 
-/// What is measured where.
-pub fn gather(bench: &Bench) -> anyhow::Result<Section> {
+/// What is measured where, beside which tools.
+pub fn gather(bench: &Bench, tools: &[&str]) -> anyhow::Result<Section> {
     let cpu = fs::read_to_string("/proc/cpuinfo")?;
     let model = cpu.lines().find_map(|line| line.strip_prefix("model name"));
     let model = model.unwrap_or("unknown").trim_start_matches(['\t', ' ', ':']);
@@ -22,7 +22,6 @@ pub fn gather(bench: &Bench) -> anyhow::Result<Section> {
         ("date", date.get(5..16).unwrap_or(&date).to_owned()),
         ("nix-stored", format!("{} {commit}", env!("CARGO_PKG_VERSION"))),
         ("rustc", said("rustc", &["-V"]).replace("rustc ", "")),
-        ("sha256sum", first_line(&said("sha256sum", &["--version"]))),
         ("CPU", format!("{model}, {cores} cores")),
         ("kernel", fs::read_to_string("/proc/sys/kernel/osrelease")?),
         ("file system", last_line(&said("df", &["--output=fstype", &dir]))),
@@ -30,6 +29,9 @@ pub fn gather(bench: &Bench) -> anyhow::Result<Section> {
         ("sizes", sizes.to_owned()),
     ] {
         section.row([name.to_owned(), value.trim().to_owned()]);
+    }
+    for tool in tools {
+        section.row([(*tool).to_owned(), first_line(&said(tool, &["--version"]))]);
     }
     Ok(section)
 }

@@ -14,6 +14,7 @@ mod options;
 mod bench;
 mod body;
 mod daemon;
+mod upload;
 mod commits;
 mod cost;
 mod memory;
@@ -50,10 +51,12 @@ use clap::Parser;
 use bench::Bench;
 use options::Options;
 use process::others_cpu_seconds;
-use report::Section;
+use report::{Section, Spot};
 
 /// A part of the run, by the name that selects it.
 type Part = (&'static str, fn(&Bench) -> anyhow::Result<Section>);
+
+const SPOT: Spot = Spot { name: "verification", heading: "## What verification costs" };
 
 /// Commits come first: ext4 makes files slowly for minutes after others were removed.
 const PARTS: [Part; 3] =
@@ -74,7 +77,7 @@ fn run(options: &Options) -> anyhow::Result<()> {
     anyhow::ensure!(!parts.is_empty(), "the parts are {}", PARTS.map(|(name, _)| name).join(", "));
     let bench = Bench::new(options)?;
     // What is checked out may be another commit when the run is over.
-    let mut facts = facts::gather(&bench)?;
+    let mut facts = facts::gather(&bench, &["sha256sum"])?;
     let begin = (Instant::now(), others_cpu_seconds()?);
     let mut sections = Vec::new();
     for (_, measure) in parts {
@@ -87,7 +90,8 @@ fn run(options: &Options) -> anyhow::Result<()> {
     say(&format!("\n{facts}"));
     sections.push(facts);
     if let Some(page) = &options.write {
-        report::rewrite(page, &sections).with_context(|| format!("writing {}", page.display()))?;
+        report::rewrite(page, SPOT, &sections)
+            .with_context(|| format!("writing {}", page.display()))?;
     }
     Ok(())
 }

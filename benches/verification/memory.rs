@@ -25,7 +25,7 @@ pub fn measure(bench: &Bench) -> anyhow::Result<Section> {
         &format!("Resident memory, {UPLOADS} parallel uploads, `VERIFY=nar`"),
         &["uploads", "peak MiB", "afterwards MiB", "wall s", "CPU s"],
     );
-    let idle = Daemon::start(bench, "nar", Place::Anywhere)?;
+    let idle = Daemon::verifying(bench, "nar", Place::Anywhere)?;
     std::thread::sleep(Duration::from_secs(1));
     section.row([
         "idle".to_owned(),
@@ -44,7 +44,7 @@ pub fn measure(bench: &Bench) -> anyhow::Result<Section> {
     ] {
         say(&format!("memory: {UPLOADS} × {} MiB, {compression}", contents / MIB));
         let body = Body::make(bench, compression, contents)?;
-        let daemon = Daemon::start(bench, "nar", Place::Anywhere)?;
+        let daemon = Daemon::verifying(bench, "nar", Place::Anywhere)?;
         let (begin, cpu) = (Instant::now(), daemon.cpu_seconds()?);
         all_at_once(&daemon, &body)?;
         let wall = begin.elapsed().as_secs_f64();

@@ -7,11 +7,14 @@ use std::path::Path;
 
 use anyhow::{Context, ensure};
 
-const BEGIN: &str = "<!-- verification: begin -->";
-const END: &str = "<!-- verification: end -->";
-
-/// What a page has around the results when it has no place for them yet.
-const HEADING: &str = "## What verification costs";
+/// Where on a page the results are.
+#[derive(Debug, Clone, Copy)]
+pub struct Spot {
+    /// The benchmark's name, in the comments around them.
+    pub name: &'static str,
+    /// What a page has above them when it has no place for them yet.
+    pub heading: &'static str,
+}
 
 /// A table with what has to be known to read it.
 #[derive(Debug)]
@@ -58,22 +61,25 @@ impl fmt::Display for Section {
 }
 
 /// Rewrites the results in `page`: what is between two comments in it; the rest is people's.
-pub fn rewrite(page: &Path, sections: &[Section]) -> anyhow::Result<()> {
+pub fn rewrite(page: &Path, spot: Spot, sections: &[Section]) -> anyhow::Result<()> {
+    let Spot { name, heading } = spot;
+    let begin = format!("<!-- {name}: begin -->");
+    let end = format!("<!-- {name}: end -->");
     let text = match fs::read_to_string(page) {
         Err(error) if error.kind() == ErrorKind::NotFound => "# Benchmarks\n".to_owned(),
         text => text?,
     };
-    let text = if text.contains(BEGIN) {
+    let text = if text.contains(&begin) {
         text
     } else {
-        format!("{}\n\n{HEADING}\n\n{BEGIN}\n{END}\n", text.trim_end())
+        format!("{}\n\n{heading}\n\n{begin}\n{end}\n", text.trim_end())
     };
-    let (before, rest) = text.split_once(BEGIN).context("the page has lost its beginning")?;
-    let (_, after) = rest.split_once(END).with_context(|| format!("there is no {END}"))?;
-    ensure!(!after.contains(BEGIN), "{BEGIN} is there twice");
+    let (before, rest) = text.split_once(&begin).context("the page has lost its beginning")?;
+    let (_, after) = rest.split_once(&end).with_context(|| format!("there is no {end}"))?;
+    ensure!(!after.contains(&begin), "{begin} is there twice");
     let results: Vec<String> = sections.iter().map(Section::to_string).collect();
     if let Some(folder) = page.parent() {
         fs::create_dir_all(folder)?;
     }
-    Ok(fs::write(page, format!("{before}{BEGIN}\n\n{}\n{END}{after}", results.join("\n")))?)
+    Ok(fs::write(page, format!("{before}{begin}\n\n{}\n{end}{after}", results.join("\n")))?)
 }

@@ -37,7 +37,7 @@ pub fn resident(bench: &Bench) -> anyhow::Result<Vec<Line>> {
             turn.idle()?,
             turn.keeping_alive(count, &narinfos)?,
             turn.slow_downloads(&stored)?,
-            turn.half_uploads(&nar)?,
+            turn.half_uploads()?,
         ])
     })?;
     let line = |index, what: &str, most| {
@@ -116,11 +116,13 @@ impl Turn<'_> {
     }
 
     /// Uploads that stopped half-way, all of them still open.
-    fn half_uploads(&self, nar: &Large) -> anyhow::Result<Sample> {
+    fn half_uploads(&self) -> anyhow::Result<Sample> {
         let dir = self.bench.fresh_dir("half-uploads")?;
         let server = Server::start(self.bench, self.kind, &dir)?;
         let meter = Meter::start(&server)?;
         let half = self.bench.sizes.half_upload;
+        // Not larger: the daemon takes the space for all of it at the beginning.
+        let nar = Large::new(2 * half);
         let mut connections = Vec::new();
         for number in 0..UPLOADS {
             let mut connection = Connection::open(server.address())?;

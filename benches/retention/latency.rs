@@ -1,0 +1,103 @@
+//! How long clients wait while the daemon collects.
+
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+
+use crate::bench::{Bench, Place};
+use crate::cache::LargeCache;
+use crate::client::requests::Requests;
+use crate::client::storm::{Until, storm};
+use crate::commands::{limit_of, size_of};
+use crate::daemon::Daemon;
+use crate::process::Memory;
+use crate::report::Section;
+use crate::sample::{median, p99};
+use crate::say;
+
+/// How many requests are under way at any time.
+const CONNECTIONS: usize = 32;
+
+/// How long one turn lasts at least.
+const TURN: Duration = Duration::from_secs(5);
+
+/// A collection that takes longer than this under load is none.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How much more of the time the slowest percent may take.
+const GOAL: f64 = 1.10;
+
+/// What clients see in one turn.
+struct Seen {
+    p99_us: f64,
+    slowest_us: f64,
+    per_second: f64,
+    peak_mib: f64,
+}
+
+pub fn measure(bench: &Bench, cache: &LargeCache) -> anyhow::Result<Section> {
+    let requests = Requests::get(&cache.latest);
+    let mut alone = Vec::new();
+    let mut beside = Vec::new();
+    for round in 0..bench.rounds {
+        say(&format!("latency: round {} of {}", round + 1, bench.rounds));
+        // Another one begins every time.
+        for collects in [round % 2 == 1, round % 2 == 0] {
+            let seen = turn(bench, cache, &requests, collects)?;
+            if collects { &mut beside } else { &mut alone }.push(seen);
+        }
+    }
+    let mut section = Section::new(
+        &format!("narinfo requests over {CONNECTIONS} connections, while the daemon collects"),
+        &["", "99th percentile µs", "slowest µs", "requests/s", "peak MiB"],
+    );
+    let of = |seen: &[Seen], what: fn(&Seen) -> f64| median(seen.iter().map(what));
+    for (name, seen) in [("no collection", &alone), ("a collection that removes 10 %", &beside)] {
+        section.row([
+            name.to_owned(),
+            format!("{:.0}", of(seen, |seen| seen.p99_us)),
+            format!("{:.0}", of(seen, |seen| seen.slowest_us)),
+            format!("{:.0}", of(seen, |seen| seen.per_second)),
+            format!("{:.0}", of(seen, |seen| seen.peak_mib)),
+        ]);
+    }
+    let ratio = of(&beside, |seen| seen.p99_us) / of(&alone, |seen| seen.p99_us);
+    let met = if ratio <= GOAL { "met" } else { "**not met**" };
+    section.notes.push(format!(
+        "Medians of the rounds. The 99th percentile is {ratio:.2} times what it is without a \
+         collection; goal ≤ {GOAL:.2}: {met}"
+    ));
+    Ok(section)
+}
+
+fn turn(
+    bench: &Bench,
+    cache: &LargeCache,
+    requests: &Requests,
+    collects: bool,
+) -> anyhow::Result<Seen> {
+    let limit = limit_of(size_of(bench, cache)?);
+    bench.scratch.settle()?;
+    let limits = [("NIX_STORED_MAX_SIZE", limit.as_str()), ("NIX_STORED_GC_INTERVAL", "1s")];
+    let settings = if collects { &limits[..] } else { &[] };
+    let daemon = Daemon::start(bench, cache.dir.clone(), settings, Place::Anywhere)?;
+    // It begins a second after the start.
+    storm(daemon.address(), CONNECTIONS, requests, Until::Elapsed(Duration::from_secs(1)))?;
+    let begin = Instant::now();
+    let mut latencies = Vec::new();
+    loop {
+        let until = Until::Elapsed(Duration::from_millis(500));
+        latencies.extend(storm(daemon.address(), CONNECTIONS, requests, until)?.latencies);
+        let done = !collects || daemon.log()?.contains("collected");
+        if done && (collects || begin.elapsed() >= TURN) {
+            break;
+        }
+        ensure!(begin.elapsed() < PATIENCE, "no collection came to its end under load");
+    }
+    Ok(Seen {
+        per_second: latencies.len() as f64 / begin.elapsed().as_secs_f64(),
+        slowest_us: latencies.iter().copied().max().map_or(0.0, f64::from) / 1000.0,
+        p99_us: f64::from(p99(&mut latencies)) / 1000.0,
+        peak_mib: daemon.resident_mib(Memory::Peak)?,
+    })
+}

@@ -1,0 +1,77 @@
+//! Uploads to the daemon.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+
+use crate::bench::{Bench, Place};
+use crate::body::Body;
+use crate::client::HEADERS;
+use crate::client::head::Head;
+use crate::daemon::Daemon;
+
+/// How long it may take to answer. Many large uploads at once wait for the disk, one for all.
+const TO_ANSWER: Duration = Duration::from_secs(900);
+
+impl Daemon {
+    /// Starts one over a fresh directory that checks uploads so deep.
+    pub fn verifying(bench: &Bench, verify: &str, place: Place) -> anyhow::Result<Self> {
+        Self::start(bench, bench.fresh_dir("cache")?, &[("NIX_STORED_VERIFY", verify)], place)
+    }
+
+    /// Uploads a file over a connection of its own.
+    pub fn put(&self, body: &Body) -> anyhow::Result<()> {
+        let mut stream = TcpStream::connect(self.address())?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(TO_ANSWER))?;
+        stream.set_write_timeout(Some(TO_ANSWER))?;
+        let head =
+            format!("PUT /{} HTTP/1.1\r\n{HEADERS}Content-Length: {}\r\n\r\n", body.key, body.size);
+        stream.write_all(head.as_bytes())?;
+        let file = File::open(&body.file)?;
+        let mut missing = body.size;
+        // The page cache goes to the socket as it is, so that the client costs next to nothing.
+        while missing > 0 {
+            let most = usize::try_from(missing.min(1 << 30))?;
+            let sent = rustix::fs::sendfile(&stream, &file, None, most).context("sending")?;
+            ensure!(sent > 0, "{} became shorter", body.file.display());
+            missing -= sent as u64;
+        }
+        let mut answer = [0; 16 * 1024];
+        let mut filled = 0;
+        loop {
+            let count = stream.read(&mut answer[filled..]).context("reading the answer")?;
+            ensure!(count > 0, "the daemon closed the connection");
+            filled += count;
+            if let Some(head) = Head::parse(&answer[..filled])? {
+                let text = String::from_utf8_lossy(&answer[..filled]);
+                // The second upload under one name is told apart from the first.
+                ensure!(matches!(head.status, 200 | 201 | 204), "an upload was answered {text}");
+                return Ok(());
+            }
+        }
+    }
+
+    /// Where it keeps an object.
+    pub fn stored(&self, body: &Body) -> PathBuf {
+        self.dir().join(&body.key)
+    }
+
+    /// Checks that a file is there, and gives its space back. Its inode stays until the end, because
+    /// ext4 takes its time before it uses one again.
+    pub fn forget(self, body: &Body) -> anyhow::Result<()> {
+        let path = self.stored(body);
+        drop(self);
+        empty(&path, body.size)
+    }
+}
+
+fn empty(path: &Path, size: u64) -> anyhow::Result<()> {
+    let file = File::options().write(true).open(path)?;
+    ensure!(file.metadata()?.len() == size, "the daemon has stored something else");
+    Ok(file.set_len(0)?)
+}
