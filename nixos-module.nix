@@ -215,6 +215,35 @@ let
         '';
       };
 
+      NIX_STORED_UPSTREAMS = mkOption {
+        type = types.listOf types.str;
+        default = [ ];
+        apply = lib.concatStringsSep " ";
+        example = [ "https://cache.nixos.org" ];
+        description = ''
+          Other caches, in the order of trust: what is not here is asked of them, and kept. Options
+          are parameters of the URL: `proxy`, `trusted-public-keys`, `timeout`, `store`.
+        '';
+      };
+
+      NIX_STORED_UPSTREAM_NETRC = mkOption {
+        type = types.nullOr types.path;
+        default = null;
+        description = "A netrc file with the passwords for them.";
+      };
+
+      NIX_STORED_UPSTREAM_ABSENT_TTL = mkOption {
+        type = duration;
+        default = "60s";
+        description = "For how long it is remembered that none of them has a path.";
+      };
+
+      NIX_STORED_UPSTREAM_PRESENT_TTL = mkOption {
+        type = duration;
+        default = "1h";
+        description = "For how long it is remembered that one of them has a path.";
+      };
+
       NIX_STORED_GC_INTERVAL = mkOption {
         type = duration;
         default = "1h";

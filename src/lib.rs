@@ -12,7 +12,8 @@
 //! - [`net`] owns sockets: accepting, timeouts, the drain at the end.
 //! - [`http`] turns requests into calls of the cache, and results into status codes. There are no
 //!   status codes elsewhere.
-//! - [`cache`] keeps the promises: what is taken is what it claims to be.
+//! - [`cache`] keeps the promises: what is taken is what it claims to be, what is needed stays, and
+//!   what is not here is fetched from the caches behind it.
 //! - [`store`] is where bytes rest, staged and published in one step.
 //! - [`config`] reads the `NIX_STORED_*` variables.
 //! - [`logging`] writes the log.

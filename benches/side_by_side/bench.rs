@@ -1,6 +1,7 @@
 //! What every row has at hand.
 
 use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -95,6 +96,13 @@ impl Bench {
     /// Starts all servers over one directory.
     pub fn start_all(&self, dir: &Path) -> anyhow::Result<Servers> {
         let [ours, nginx, tuned] = Kind::ALL.map(|kind| Server::start(self, kind, dir));
+        Ok(Servers([ours?, nginx?, tuned?]))
+    }
+
+    /// Starts all servers with empty directories in front of another one.
+    pub fn start_mirrors(&self, upstream: SocketAddr) -> anyhow::Result<Servers> {
+        let start = |kind| Server::start_mirror(self, kind, &self.fresh_dir("mirror")?, upstream);
+        let [ours, nginx, tuned] = Kind::ALL.map(start);
         Ok(Servers([ours?, nginx?, tuned?]))
     }
 }

@@ -15,6 +15,7 @@ pub enum Unit {
     FilesPerSecond,
     Mib,
     Milliseconds,
+    Ratio,
 }
 
 impl Unit {
@@ -30,6 +31,7 @@ impl Unit {
                 format!("{number:.0}")
             }
             Self::Mib | Self::Milliseconds => format!("{number:.1}"),
+            Self::Ratio => format!("{number:.2}"),
             Self::CpuSecondsPerGib | Self::Seconds => format!("{number:.3}"),
         }
     }
@@ -45,6 +47,7 @@ impl fmt::Display for Unit {
             Self::FilesPerSecond => "files/s",
             Self::Mib => "MiB",
             Self::Milliseconds => "ms",
+            Self::Ratio => "ratio",
         })
     }
 }

@@ -1,6 +1,7 @@
 //! nginx as somebody would set it up who wants a fast Nix cache of it.
 
 use std::fmt::Write;
+use std::net::SocketAddr;
 use std::path::Path;
 
 /// What differs between one nginx and another.
@@ -13,13 +14,15 @@ pub struct Setup<'a> {
     pub port: u16,
     /// With `open_file_cache` and a body buffer that saves system calls.
     pub tuned: bool,
+    /// Where it gets what it does not have.
+    pub upstream: Option<SocketAddr>,
     /// How many connections it has room for. They cost memory before they are made.
     pub connections: usize,
 }
 
 /// The text of `nginx.conf`.
 pub fn config(setup: Setup<'_>) -> String {
-    let Setup { root, own, port, tuned, connections } = setup;
+    let Setup { root, own, port, tuned, connections, upstream } = setup;
     let (root, own) = (root.display(), own.display());
     let mut text = String::new();
     // A worker of root's nginx would otherwise be nobody, who may not write here.
@@ -31,6 +34,30 @@ pub fn config(setup: Setup<'_>) -> String {
          client_body_buffer_size 64k;"
     } else {
         ""
+    };
+    let (cache, location) = match upstream {
+        None => (
+            String::new(),
+            "dav_methods PUT;
+            create_full_put_path on;
+            client_max_body_size 0;"
+                .to_owned(),
+        ),
+        Some(upstream) => (
+            format!(
+                "proxy_cache_path {root}/cache levels=1:2 keys_zone=cache:50m max_size=50g
+        inactive=1d use_temp_path=off;
+    upstream cache {{ server {upstream}; keepalive 64; }}"
+            ),
+            "proxy_pass http://cache;
+            proxy_http_version 1.1;
+            proxy_set_header Connection \"\";
+            proxy_cache cache;
+            proxy_cache_lock on;
+            proxy_cache_valid 200 1h;
+            proxy_cache_valid 404 1m;"
+                .to_owned(),
+        ),
     };
     write!(
         text,
@@ -55,13 +82,12 @@ http {{
     uwsgi_temp_path {own}/uwsgi;
     scgi_temp_path {own}/scgi;
     {tuning}
+    {cache}
     server {{
         listen 127.0.0.1:{port} backlog=4096;
         root {root};
         location / {{
-            dav_methods PUT;
-            create_full_put_path on;
-            client_max_body_size 0;
+            {location}
         }}
     }}
 }}

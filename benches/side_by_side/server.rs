@@ -72,14 +72,35 @@ impl Server {
         dir: &Path,
         connections: usize,
     ) -> anyhow::Result<Self> {
+        Self::start_with(bench, kind, dir, connections, None)
+    }
+
+    /// Starts one in front of another server, with what it keeps in `dir`.
+    pub fn start_mirror(
+        bench: &Bench,
+        kind: Kind,
+        dir: &Path,
+        upstream: SocketAddr,
+    ) -> anyhow::Result<Self> {
+        Self::start_with(bench, kind, dir, 1024, Some(upstream))
+    }
+
+    fn start_with(
+        bench: &Bench,
+        kind: Kind,
+        dir: &Path,
+        connections: usize,
+        upstream: Option<SocketAddr>,
+    ) -> anyhow::Result<Self> {
         let port = free_port()?;
         let own = bench.fresh_dir("server")?;
         let log = own.join("error.log");
         let mut command = match kind {
-            Kind::NixStored => daemon(bench, dir, port),
+            Kind::NixStored => daemon(bench, dir, port, upstream),
             Kind::Nginx | Kind::NginxTuned => {
                 let tuned = kind == Kind::NginxTuned;
-                let setup = nginx::Setup { root: dir, own: &own, port, tuned, connections };
+                let setup =
+                    nginx::Setup { root: dir, own: &own, port, tuned, connections, upstream };
                 fs::write(own.join("nginx.conf"), nginx::config(setup))?;
                 let mut command = Command::new(&bench.programs.nginx);
                 command.arg("-p").arg(&own).arg("-e").arg(&log);
@@ -176,7 +197,7 @@ impl Drop for Server {
 }
 
 /// The daemon with none of the caller's own settings, nor of a service manager's.
-fn daemon(bench: &Bench, dir: &Path, port: u16) -> Command {
+fn daemon(bench: &Bench, dir: &Path, port: u16, upstream: Option<SocketAddr>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nix-stored"));
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy();
@@ -191,6 +212,9 @@ fn daemon(bench: &Bench, dir: &Path, port: u16) -> Command {
     command
         .env("NIX_STORED_PATH", dir)
         .env("NIX_STORED_LISTEN_INTERFACE", format!("127.0.0.1:{port}"));
+    if let Some(upstream) = upstream {
+        command.env("NIX_STORED_UPSTREAMS", format!("http://{upstream}"));
+    }
     if bench.log_requests {
         command.env("NIX_STORED_LOG_LEVEL", "debug");
     }

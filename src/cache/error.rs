@@ -16,6 +16,10 @@ pub enum GetError {
     /// The store has trouble.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// It is not here, and an upstream that might have it is in trouble.
+    #[cfg(feature = "upstream")]
+    #[error("it is not here, and the upstream {0}")]
+    Upstream(#[from] super::upstream::UpstreamError),
 }
 
 /// An upload that was not taken.

@@ -11,6 +11,8 @@ mod narinfo;
 mod remove;
 mod stats;
 mod unpack;
+#[cfg(feature = "upstream")]
+pub mod upstream;
 mod uses;
 pub mod verify;
 
@@ -32,8 +34,12 @@ use crate::nix::{CacheInfo, CachePath, Compression, Sha256Hash, StorePathHash};
 use crate::store::{Content, Metadata, Object, Store, Stored};
 use hot::{Found, Hot};
 
-/// A binary cache: objects in a store, and what may become one.
-pub struct Cache {
+/// A binary cache: objects in a store, and what may become one. A clone is the same cache.
+#[derive(Clone)]
+pub struct Cache(Arc<Inner>);
+
+/// What all clones of a cache share.
+pub struct Inner {
     store: Arc<dyn Store>,
     info: CacheInfo,
     /// `nix-cache-info` as it is served, made once.
@@ -50,6 +56,17 @@ pub struct Cache {
     unpackers: Arc<Semaphore>,
     /// Who may change a narinfo, by its name.
     turns: [Mutex<()>; 64],
+    /// Other caches, which are asked for what is not here.
+    #[cfg(feature = "upstream")]
+    upstreams: Option<upstream::Upstreams>,
+}
+
+impl std::ops::Deref for Cache {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.0
+    }
 }
 
 /// How many NARs are unpacked at a time. More would only share the same cores, and each can take
@@ -93,7 +110,7 @@ impl Cache {
             used: now,
             etag: format!("\"{}\"", Sha256Hash::of(&text).to_nix32()).into(),
         };
-        Self {
+        Self(Arc::new(Inner {
             store,
             info,
             info_object: (metadata, text),
@@ -104,13 +121,28 @@ impl Cache {
             uploads: Semaphore::new(UPLOADS),
             unpackers: Arc::new(Semaphore::new(UNPACKERS)),
             turns: std::array::from_fn(|_| Mutex::new(())),
-        }
+            #[cfg(feature = "upstream")]
+            upstreams: None,
+        }))
     }
 
     /// With another time of grace than [`gc::GRACE`]. Uses are then recorded more often, too.
     #[must_use]
-    pub fn with_grace(self, grace: Duration) -> Self {
-        Self { grace, ..self }
+    pub fn with_grace(mut self, grace: Duration) -> Self {
+        self.set_up().grace = grace;
+        self
+    }
+
+    /// With other caches behind it.
+    #[cfg(feature = "upstream")]
+    #[must_use]
+    pub fn with_upstreams(mut self, upstreams: upstream::Upstreams) -> Self {
+        self.set_up().upstreams = Some(upstreams);
+        self
+    }
+
+    fn set_up(&mut self) -> &mut Inner {
+        Arc::get_mut(&mut self.0).expect("a cache is set up before it is shared")
     }
 
     /// What is known about an object without reading it; none if it is absent.
@@ -122,7 +154,7 @@ impl Cache {
             }
             _ => match self.store.head(path).await? {
                 Some(metadata) if self.note_use(path, metadata.used).await? => Ok(Some(metadata)),
-                _ => Ok(None),
+                _ => self.head_elsewhere(path).await,
             },
         }
     }
@@ -136,7 +168,11 @@ impl Cache {
             }
             CachePath::NarInfo(hash) => self.get_narinfo(path, hash).await,
             CachePath::DebugInfo(_) => {
-                let Some(object) = self.store.get(path).await? else {
+                let found = match self.store.get(path).await? {
+                    Some(object) => Some(object),
+                    None => self.get_elsewhere(path).await?,
+                };
+                let Some(object) = found else {
                     return Ok(None);
                 };
                 let there = self.debug_info_has_its_nar(&object).await?
@@ -147,9 +183,45 @@ impl Cache {
                 Some(object) if self.note_use(path, object.metadata.used).await? => {
                     Ok(Some(object))
                 }
-                _ => Ok(None),
+                _ => self.get_elsewhere(path).await,
             },
         }
+    }
+
+    /// An object that is not here.
+    #[cfg(feature = "upstream")]
+    async fn get_elsewhere(&self, path: &CachePath) -> Result<Option<Object>, GetError> {
+        match (path, &self.upstreams) {
+            (_, None) | (CachePath::CacheInfo, _) => Ok(None),
+            (CachePath::NarInfo(hash), Some(upstreams)) => {
+                let Some(remote) = upstreams.lookup(hash, &self.info.store_dir).await? else {
+                    return Ok(None);
+                };
+                self.keep_if_its_nar_is_here(&remote).await?;
+                Ok(Some(remote.object()))
+            }
+            (CachePath::Nar(name), _) => self.mirror_nar(*name).await,
+            _ => self.mirror_side_file(path).await,
+        }
+    }
+
+    #[cfg(feature = "upstream")]
+    async fn head_elsewhere(&self, path: &CachePath) -> Result<Option<Metadata>, GetError> {
+        match path {
+            CachePath::Nar(name) => self.head_nar(*name).await,
+            _ => Ok(self.get_elsewhere(path).await?.map(|object| object.metadata)),
+        }
+    }
+
+    /// An object that is not here: this build knows of no other place.
+    #[cfg(not(feature = "upstream"))]
+    async fn get_elsewhere(&self, _: &CachePath) -> Result<Option<Object>, GetError> {
+        Ok(None)
+    }
+
+    #[cfg(not(feature = "upstream"))]
+    async fn head_elsewhere(&self, _: &CachePath) -> Result<Option<Metadata>, GetError> {
+        Ok(None)
     }
 
     async fn get_narinfo(
@@ -157,14 +229,13 @@ impl Cache {
         path: &CachePath,
         hash: &StorePathHash,
     ) -> Result<Option<Object>, GetError> {
-        let Some(object) = self.find_narinfo(path, hash).await? else {
-            return Ok(None);
-        };
-        if !self.note_use(path, object.metadata.used).await? {
+        if let Some(object) = self.find_narinfo(path, hash).await? {
+            if self.note_use(path, object.metadata.used).await? {
+                return Ok(Some(object));
+            }
             self.hot.forget(hash);
-            return Ok(None);
         }
-        Ok(Some(object))
+        self.get_elsewhere(path).await
     }
 
     async fn find_narinfo(
@@ -257,7 +328,8 @@ impl Cache {
             .ok()
             .and_then(|link: Link| link.archive.strip_prefix("../")?.parse().ok());
         match archive {
-            Some(nar @ CachePath::Nar(_)) => Ok(self.store.head(&nar).await?.is_some()),
+            Some(nar @ CachePath::Nar(_)) => Ok(self.store.head(&nar).await?.is_some()
+                || self.head_elsewhere(&nar).await?.is_some()),
             // Not the link that Nix writes: then it is not ours to judge.
             _ => Ok(true),
         }

@@ -2,8 +2,9 @@
 
 use std::io::{self, BufRead, BufReader, Read};
 
-use bytes::Bytes;
-use futures_util::Stream;
+use bytes::{Buf, Bytes};
+use futures_util::stream::BoxStream;
+use futures_util::{Stream, StreamExt};
 use sha2::{Digest, Sha256};
 use tracing::warn;
 
@@ -14,7 +15,7 @@ use super::{BodyError, Cache, PutError, Taken};
 use crate::config::Verify;
 use crate::nix::cache_path::NarName;
 use crate::nix::{CachePath, Compression, Sha256Hash};
-use crate::store::{Content, Metadata, Stored};
+use crate::store::{Content, Metadata, Stored, Upload};
 
 /// What has been found out about a NAR. It is kept in memory under the NAR's name until the narinfo
 /// comes; as the name is a hash of the contents, it never becomes wrong.
@@ -39,7 +40,9 @@ impl Cache {
             let facts = self.inspect_small(name, bytes.clone()).await?;
             (self.store.put(&path, bytes).await?, Some(facts))
         } else {
-            self.stream_nar(name, declared, body).await?
+            let upload = ingest::begin(&self.store, &path, declared).await?;
+            let limit = self.admission.max_upload_size.unwrap_or(u64::MAX);
+            self.stream_nar(name, upload, declared, limit, |_| Ok(true), body).await?
         };
         if let Some(facts) = facts {
             self.facts.insert(name, facts);
@@ -61,17 +64,19 @@ impl Cache {
         }
     }
 
-    /// Takes a NAR of any size. The facts are none where every unpacker was busy: then the NAR is
+    /// Takes a NAR of any size into `upload`, and publishes it if it is to be `kept`, which is asked
+    /// when all is known of it. The facts are none where every unpacker was busy: then the NAR is
     /// read again when its narinfo comes.
-    async fn stream_nar(
+    pub(super) async fn stream_nar(
         &self,
         name: NarName,
+        upload: Box<dyn Upload>,
         declared: Option<u64>,
+        limit: u64,
+        kept: impl FnOnce(Option<Facts>) -> Result<bool, PutError> + Send + 'static,
         body: impl Stream<Item = Result<Bytes, BodyError>> + Unpin,
     ) -> Result<(Stored, Option<Facts>), PutError> {
-        let upload = ingest::begin(&self.store, &CachePath::Nar(name), declared).await?;
         let verify = self.admission.verify;
-        let limit = self.admission.max_upload_size.unwrap_or(u64::MAX);
         let permit = match verify {
             Verify::Nar => self.unpackers.clone().try_acquire_owned().ok(),
             Verify::File => None,
@@ -96,7 +101,8 @@ impl Cache {
                 Some(looked) => Some(Facts { file_size, unpacked: looked? }),
                 None => None,
             };
-            Ok((arrived.commit()?, facts))
+            let stored = if kept(facts)? { arrived.commit()? } else { Stored::New };
+            Ok((stored, facts))
         })
         .await
     }
@@ -116,7 +122,13 @@ impl Cache {
                 Some(_) => {}
             }
         }
-        let Some(object) = self.store.get(&path).await? else {
+        let object = self.store.get(&path).await?;
+        #[cfg(feature = "upstream")]
+        let object = match object {
+            None if self.await_nar(name).await.unwrap_or(false) => self.store.get(&path).await?,
+            object => object,
+        };
+        let Some(object) = object else {
             return Ok(None);
         };
         if !self.note_use(&path, object.metadata.used).await? {
@@ -127,7 +139,7 @@ impl Cache {
         let permit = self.unpackers.clone().acquire_owned().await;
         let inspected = ingest::in_the_pool(move || {
             let _permit = permit;
-            let inspected = inspect(verify, name, reader(object.content))
+            let inspected = inspect(verify, name, reader(object.content, file_size))
                 .map_err(|source| PutError::Read { key: CachePath::Nar(name).key(), source })?;
             check_hash(name, inspected.file_hash)?;
             Ok(Facts { file_size, unpacked: as_far_as_known(name, inspected.unpacked)? })
@@ -199,10 +211,48 @@ fn check_hash(name: NarName, actual: Sha256Hash) -> Result<(), PutError> {
     }
 }
 
-pub(super) fn reader(content: Content) -> Box<dyn BufRead> {
+pub(super) fn reader(content: Content, size: u64) -> Box<dyn BufRead> {
     match content {
         Content::Bytes(bytes) => Box::new(io::Cursor::new(bytes)),
         Content::File(file) => Box::new(BufReader::with_capacity(SMALL as usize, file)),
+        Content::Stream(bytes) => Box::new(Blocking {
+            chunks: bytes.read(0..size),
+            chunk: Bytes::new(),
+            runtime: tokio::runtime::Handle::current(),
+        }),
+    }
+}
+
+/// Reads a stream on a thread of the blocking pool.
+struct Blocking {
+    chunks: BoxStream<'static, io::Result<Bytes>>,
+    chunk: Bytes,
+    runtime: tokio::runtime::Handle,
+}
+
+impl BufRead for Blocking {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        while self.chunk.is_empty() {
+            match self.runtime.block_on(self.chunks.next()) {
+                Some(chunk) => self.chunk = chunk?,
+                None => break,
+            }
+        }
+        Ok(&self.chunk)
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.chunk.advance(count);
+    }
+}
+
+impl Read for Blocking {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let available = self.fill_buf()?;
+        let count = available.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&available[..count]);
+        self.consume(count);
+        Ok(count)
     }
 }
 

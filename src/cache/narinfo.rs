@@ -24,6 +24,8 @@ impl Cache {
         let text = ingest::collect(declared, COLLECT_LIMIT, body).await?;
         let text = ingest::decode(encoding, text).await?;
         let mut info = NarInfo::parse(&text, &self.info.store_dir)?;
+        // Who uploads a path has it, wherever it was mirrored from before.
+        info.set_upstream(None);
         let actual = info.store_path.hash();
         if actual != hash {
             return Err(PutError::HashPart { expected: hash, actual });
@@ -40,7 +42,10 @@ impl Cache {
             {
                 // Nix signs again from its memory of up to 30 days ago, so everything but the
                 // signatures may be out of date (Nix's `src/libstore/nar-info-disk-cache.cc`).
-                if merge_signatures(&mut ours, &info) {
+                // From now on it is here because it was uploaded here.
+                let was_mirrored = ours.upstream().is_some();
+                ours.set_upstream(None);
+                if merge_signatures(&mut ours, &info) || was_mirrored {
                     // Going through a folder may miss the name whose file is replaced just then, and
                     // with it why these stay.
                     self.rely_on_references(&ours).await?;
@@ -62,6 +67,24 @@ impl Cache {
         self.admit(&mut info).await?;
         self.publish(hash, &info).await?;
         Ok(taken)
+    }
+
+    /// Publishes the narinfo of a path that came from an upstream, with a line that says so.
+    #[cfg(feature = "upstream")]
+    pub(super) async fn mirror_narinfo(
+        &self,
+        mut info: NarInfo,
+        upstream: &str,
+    ) -> Result<(), PutError> {
+        let hash = info.store_path.hash();
+        let _turn = self.turns[usize::from(hash.as_bytes()[0]) % self.turns.len()].lock().await;
+        // What somebody uploaded in the meantime is ours.
+        if self.read_narinfo(&CachePath::NarInfo(hash)).await?.is_some() {
+            return Ok(());
+        }
+        self.admit(&mut info).await?;
+        info.set_upstream(Some(upstream));
+        self.publish(hash, &info).await
     }
 
     async fn publish(&self, hash: StorePathHash, info: &NarInfo) -> Result<(), PutError> {

@@ -12,6 +12,12 @@ use crate::nix::CachePath;
 pub struct Stats {
     /// Store paths: narinfos.
     pub paths: usize,
+    /// Those of them that came from an upstream, and that nobody has uploaded since.
+    pub mirrored: usize,
+    /// Bytes in the NARs of paths that were uploaded here.
+    pub own_bytes: u64,
+    /// Bytes in the NARs of paths that were only mirrored.
+    pub mirrored_bytes: u64,
     /// NARs.
     pub nars: usize,
     /// Objects of every other kind.
@@ -50,21 +56,28 @@ impl Stats {
     pub fn of(inventory: &Inventory) -> Self {
         let mut stats = Self { paths: inventory.paths.len(), ..Self::default() };
         let mut unpacked = vec![None; inventory.shared.len()];
+        let mut own = vec![false; inventory.shared.len()];
         for (index, path) in inventory.paths.iter().enumerate() {
             match path.nar {
-                Some(nar) => unpacked[nar as usize] = Some(path.nar_size),
+                Some(nar) => {
+                    unpacked[nar as usize] = Some(path.nar_size);
+                    own[nar as usize] |= !path.mirrored;
+                }
                 None => stats.without_nar += 1,
             }
+            stats.mirrored += usize::from(path.mirrored);
             stats.others += path.sides.len();
             widen(&mut stats.used, inventory.used(index));
             widen(&mut stats.uploaded, path.uploaded);
         }
-        for (object, unpacked) in inventory.shared.iter().zip(unpacked) {
+        for ((object, unpacked), own) in inventory.shared.iter().zip(unpacked).zip(own) {
             stats.others += object.sides.len();
             match (&object.path, unpacked) {
                 (CachePath::Nar(_), Some(unpacked)) => {
                     stats.nars += 1;
                     stats.packed += object.size;
+                    let bytes = if own { &mut stats.own_bytes } else { &mut stats.mirrored_bytes };
+                    *bytes += object.size;
                     stats.unpacked += unpacked;
                 }
                 (CachePath::Nar(_), None) => {

@@ -119,6 +119,8 @@ fn shown(
         admission,
         min_free_space,
         retention: Retention { max_size, max_age, gc_interval },
+        #[cfg(feature = "upstream")]
+        upstreams,
     } = config;
     let switch = |on| if on { "1" } else { "0" }.to_owned();
     let (read, write) = (users.read.as_ref(), users.write.as_ref());
@@ -153,6 +155,18 @@ fn shown(
         "MAX_SIZE" => max_size.map(size),
         "MAX_AGE" => max_age.map(duration),
         "GC_INTERVAL" => Some(duration(*gc_interval)),
+        #[cfg(feature = "upstream")]
+        "UPSTREAMS" => {
+            let list: Vec<String> =
+                upstreams.list.iter().map(crate::config::Upstream::masked).collect();
+            (!list.is_empty()).then(|| list.join(" "))
+        }
+        // Where passwords are, is no secret.
+        "UPSTREAM_NETRC" => set(&format!("{PREFIX}{suffix}")),
+        #[cfg(feature = "upstream")]
+        "UPSTREAM_ABSENT_TTL" => Some(duration(upstreams.absent_ttl)),
+        #[cfg(feature = "upstream")]
+        "UPSTREAM_PRESENT_TTL" => Some(duration(upstreams.present_ttl)),
         _ => return None,
     })
 }

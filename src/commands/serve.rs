@@ -36,7 +36,10 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     say_who_may_upload(&access.write, listener.is_local());
     say_what_to_type(&listener.to_string());
 
-    let cache = Arc::new(Cache::new(Arc::new(store), config.cache_info, config.admission));
+    let cache = Cache::new(Arc::new(store), config.cache_info, config.admission);
+    #[cfg(feature = "upstream")]
+    let cache = with_upstreams(cache, &config.upstreams)?;
+    let cache = Arc::new(cache);
     let collecting = Arc::clone(&cache).collect_regularly(config.retention, stop.clone());
     let collecting = tokio::spawn(collecting);
     let drained = net::serve(listener, http::app(cache, access), stop).await;
@@ -47,6 +50,17 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         count => warn!("stopped; {count} connections were cut off after the time of grace"),
     }
     Ok(())
+}
+
+#[cfg(feature = "upstream")]
+fn with_upstreams(cache: Cache, config: &crate::config::Upstreams) -> anyhow::Result<Cache> {
+    if config.list.is_empty() {
+        return Ok(cache);
+    }
+    for upstream in &config.list {
+        info!("what is not here is asked of {upstream}");
+    }
+    Ok(cache.with_upstreams(crate::cache::upstream::Upstreams::new(config)?))
 }
 
 /// A token that is cancelled by the first SIGTERM or SIGINT.

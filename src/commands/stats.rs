@@ -53,6 +53,10 @@ pub(super) fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
 #[derive(Debug, Serialize)]
 struct View {
     paths: usize,
+    /// Those of them that came from an upstream, and that nobody has uploaded since.
+    mirrored_paths: usize,
+    own_nar_bytes: u64,
+    mirrored_nar_bytes: u64,
     nars: usize,
     other_objects: usize,
     bytes: u64,
@@ -138,6 +142,9 @@ impl View {
         let ratio = stats.unpacked as f64 / stats.packed as f64;
         Self {
             paths: stats.paths,
+            mirrored_paths: stats.mirrored,
+            own_nar_bytes: stats.own_bytes,
+            mirrored_nar_bytes: stats.mirrored_bytes,
             nars: stats.nars,
             other_objects: stats.others,
             bytes: stats.bytes,
@@ -170,6 +177,12 @@ impl fmt::Display for View {
         if let Some(ratio) = self.compression_ratio {
             let (nars, unpacked) = (size(self.nar_bytes), size(self.unpacked_bytes));
             writeln!(f, "NARs of paths: {nars}, unpacked {unpacked} (ratio {ratio})")?;
+        }
+        if self.mirrored_paths > 0 {
+            let own = count(self.paths - self.mirrored_paths, "path");
+            let (own_bytes, bytes) = (size(self.own_nar_bytes), size(self.mirrored_nar_bytes));
+            let mirrored = count(self.mirrored_paths, "path");
+            writeln!(f, "uploaded here: {own}, {own_bytes}; from upstreams: {mirrored}, {bytes}")?;
         }
         if self.orphan_nars > 0 {
             let (nars, bytes) = (count(self.orphan_nars, "NAR"), size(self.orphan_nar_bytes));

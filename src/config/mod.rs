@@ -4,8 +4,12 @@
 //! after that is parsing, and no problem hides another.
 
 mod access;
+#[cfg(feature = "upstream")]
+mod netrc;
 mod parse;
 mod problem;
+#[cfg(feature = "upstream")]
+mod upstream;
 mod variables;
 
 use std::path::PathBuf;
@@ -16,6 +20,8 @@ use serde::Deserialize;
 pub use access::{Access, Credentials, Requirement, Writers};
 pub use parse::{Listen, parse_duration, parse_size};
 pub use problem::{Problem, Problems};
+#[cfg(feature = "upstream")]
+pub use upstream::{Login, Upstream, Upstreams};
 pub use variables::{VARIABLES, Variable};
 
 use crate::logging::{LogFormat, LogLevel};
@@ -47,6 +53,9 @@ pub struct Config {
     pub min_free_space: u64,
     /// What the cache keeps to by itself.
     pub retention: Retention,
+    /// Other caches behind this one.
+    #[cfg(feature = "upstream")]
+    pub upstreams: Upstreams,
 }
 
 /// What the cache keeps to by itself.
@@ -96,6 +105,7 @@ impl std::str::FromStr for Verify {
 }
 
 /// The variables as text; an empty one counts as unset.
+#[cfg_attr(not(feature = "upstream"), expect(dead_code, reason = "told as not in this build"))]
 #[derive(Debug, Default, Deserialize)]
 struct Raw {
     path: Option<String>,
@@ -120,6 +130,10 @@ struct Raw {
     max_size: Option<String>,
     max_age: Option<String>,
     gc_interval: Option<String>,
+    upstreams: Option<String>,
+    upstream_netrc: Option<String>,
+    upstream_absent_ttl: Option<String>,
+    upstream_present_ttl: Option<String>,
 }
 
 impl Config {
@@ -192,6 +206,16 @@ impl Config {
                 max_age: parser.duration("MAX_AGE", raw.max_age),
                 gc_interval: parser
                     .duration("GC_INTERVAL", raw.gc_interval)
+                    .unwrap_or(Duration::from_secs(3600)),
+            },
+            #[cfg(feature = "upstream")]
+            upstreams: Upstreams {
+                list: parser.upstreams(raw.upstreams, raw.upstream_netrc),
+                absent_ttl: parser
+                    .duration("UPSTREAM_ABSENT_TTL", raw.upstream_absent_ttl)
+                    .unwrap_or(Duration::from_secs(60)),
+                present_ttl: parser
+                    .duration("UPSTREAM_PRESENT_TTL", raw.upstream_present_ttl)
                     .unwrap_or(Duration::from_secs(3600)),
             },
         };

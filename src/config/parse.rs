@@ -144,6 +144,32 @@ impl Parser {
         keys
     }
 
+    /// Caches, separated by spaces, and the netrc file that has the passwords for them.
+    #[cfg(feature = "upstream")]
+    pub(super) fn upstreams(
+        &mut self,
+        value: Option<String>,
+        netrc: Option<String>,
+    ) -> Vec<super::Upstream> {
+        let netrc = match netrc.map(|path| (std::fs::read_to_string(&path), path)) {
+            None => super::netrc::Netrc::default(),
+            Some((Ok(text), _)) => super::netrc::Netrc::parse(&text),
+            Some((Err(error), path)) => {
+                self.problem("UPSTREAM_NETRC", format!("“{path}” cannot be read: {error}"));
+                super::netrc::Netrc::default()
+            }
+        };
+        let mut upstreams = Vec::new();
+        for text in value.as_deref().unwrap_or_default().split_whitespace() {
+            match super::Upstream::parse(text, &netrc) {
+                Ok(upstream) => upstreams.push(upstream),
+                // The text can have a password in it.
+                Err(why) => self.unusable("UPSTREAMS", &without_secrets(text), &why),
+            }
+        }
+        upstreams
+    }
+
     /// The directory of the cache.
     pub(super) fn path(&mut self, value: Option<String>) -> PathBuf {
         let text = value.unwrap_or_else(|| "/var/lib/nixStored".to_owned());
@@ -262,6 +288,23 @@ fn number_and_unit(text: &str) -> (Option<u64>, &str) {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let plain = !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit());
     (plain.then(|| digits.parse().ok()).flatten(), &text[digits.len()..])
+}
+
+/// A URL without user, password and options, as far as it is one: a proxy has a password, too.
+#[cfg(feature = "upstream")]
+fn without_secrets(text: &str) -> String {
+    let (scheme, rest) = match text.split_once("://") {
+        Some((scheme, rest)) if !scheme.contains(['@', '?']) => (format!("{scheme}://"), rest),
+        _ => (String::new(), text),
+    };
+    let (user, rest) = match rest.rsplit_once('@') {
+        Some((_, rest)) => ("…@", rest),
+        None => ("", rest),
+    };
+    match rest.split_once('?') {
+        Some((rest, _)) => format!("{scheme}{user}{rest}?…"),
+        None => format!("{scheme}{user}{rest}"),
+    }
 }
 
 /// A parse error as the rest of a sentence that begins with the value in quotes.

@@ -10,8 +10,8 @@ pub struct Variable {
     pub name: &'static str,
     /// A value that works.
     pub example: &'static str,
-    /// Whether this version reads it. One that a later version will read is an error until then,
-    /// because silently doing without, say, TLS would be worse.
+    /// Whether this build reads it. One that only others read is an error here, because silently
+    /// doing without, say, TLS would be worse.
     pub supported: bool,
 }
 
@@ -28,6 +28,10 @@ const fn now(name: &'static str, example: &'static str) -> Variable {
 
 const fn later(name: &'static str) -> Variable {
     Variable { name, example: "", supported: false }
+}
+
+const fn upstream(name: &'static str, example: &'static str) -> Variable {
+    Variable { name, example, supported: cfg!(feature = "upstream") }
 }
 
 /// Every variable.
@@ -57,8 +61,10 @@ pub const VARIABLES: &[Variable] = &[
     now("NIX_STORED_MAX_SIZE", "200G"),
     now("NIX_STORED_MAX_AGE", "90d"),
     now("NIX_STORED_GC_INTERVAL", "1h"),
-    later("NIX_STORED_UPSTREAMS"),
-    later("NIX_STORED_UPSTREAM_NETRC"),
+    upstream("NIX_STORED_UPSTREAMS", "https://cache.nixos.org"),
+    upstream("NIX_STORED_UPSTREAM_NETRC", "/run/keys/netrc"),
+    upstream("NIX_STORED_UPSTREAM_ABSENT_TTL", "60s"),
+    upstream("NIX_STORED_UPSTREAM_PRESENT_TTL", "1h"),
     later("NIX_STORED_S3_REDIRECT"),
     later("NIX_STORED_TLS_CERT"),
     later("NIX_STORED_TLS_KEY"),
@@ -70,7 +76,7 @@ pub(super) fn check_known(name: &str, parser: &mut Parser) {
     let suffix = name.strip_prefix(PREFIX).unwrap_or(name);
     match VARIABLES.iter().find(|variable| variable.name == name) {
         Some(variable) if variable.supported => {}
-        Some(_) => parser.problem(suffix, "this version does not have what it sets; unset it"),
+        Some(_) => parser.problem(suffix, "this build does not have what it sets; unset it"),
         None => {
             let nearest = VARIABLES
                 .iter()

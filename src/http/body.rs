@@ -36,6 +36,10 @@ pub fn outgoing(
     let slice = |bytes: Bytes| Body::from(bytes.slice(range.start as usize..range.end as usize));
     match content {
         Content::Bytes(bytes) => slice(bytes),
+        Content::Stream(bytes) => {
+            let length = range.end - range.start;
+            Body::new(BodyExt::boxed_unsync(sized::Sized::new(bytes.read(range), length)))
+        }
         Content::File(file) => {
             let lent = match files {
                 Some(files) => files.lend(file, size),

@@ -11,6 +11,8 @@ use http::header::{self, HeaderValue};
 use http::{Response, StatusCode};
 use thiserror::Error;
 
+#[cfg(feature = "upstream")]
+use crate::cache::upstream::Trouble;
 use crate::cache::{BodyError, GetError, PutError};
 use crate::nix::cache_path::ParseCachePathError;
 use crate::store::StoreError;
@@ -84,6 +86,14 @@ impl HttpError {
                 }
                 StoreError::Busy { .. } => StatusCode::SERVICE_UNAVAILABLE,
                 StoreError::Io { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+            },
+            #[cfg(feature = "upstream")]
+            Self::Get(GetError::Upstream(error)) => match error.trouble {
+                Trouble::TimedOut(_) => StatusCode::GATEWAY_TIMEOUT,
+                Trouble::Connection(_)
+                | Trouble::Status(_)
+                | Trouble::LeftAlone(_)
+                | Trouble::Nonsense(_) => StatusCode::BAD_GATEWAY,
             },
             Self::Put(PutError::Body(BodyError::Stalled(_))) => StatusCode::REQUEST_TIMEOUT,
             Self::Put(

@@ -191,6 +191,18 @@ impl NarInfo {
         )
     }
 
+    /// The cache that this was mirrored from, if it was: a line of ours, which Nix passes over (it
+    /// skips keys that it does not know, Nix's `src/libstore/nar-info.cc`).
+    pub fn upstream(&self) -> Option<&str> {
+        self.unknown.iter().find(|(key, _)| key == UPSTREAM).map(|(_, value)| value.as_str())
+    }
+
+    /// Says that this was mirrored, or that it was not.
+    pub fn set_upstream(&mut self, upstream: Option<&str>) {
+        self.unknown.retain(|(key, _)| key != UPSTREAM);
+        self.unknown.extend(upstream.map(|url| (UPSTREAM.to_owned(), url.to_owned())));
+    }
+
     /// The name of the NAR in this cache, or none where `URL` points elsewhere.
     pub fn nar_name(&self) -> Option<NarName> {
         match self.url.parse() {
@@ -199,6 +211,9 @@ impl NarInfo {
         }
     }
 }
+
+/// The key of the line that says where a narinfo was mirrored from.
+const UPSTREAM: &str = "Upstream";
 
 /// The fields that stand once at most, in the order in which Nix writes them.
 const SINGLE: [&str; 10] = [

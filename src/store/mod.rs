@@ -9,6 +9,8 @@ mod error;
 pub mod fs;
 
 use std::fs::File;
+use std::io;
+use std::ops::Range;
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -100,6 +102,9 @@ pub trait Upload: Send {
     /// Appends to the object.
     fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError>;
 
+    /// A file from which others can read what has been written so far.
+    fn reader(&self) -> Result<File, StoreError>;
+
     /// Makes the object durable, then visible under its path, in place of an older one.
     fn commit(self: Box<Self>) -> Result<Stored, StoreError>;
 }
@@ -188,4 +193,18 @@ pub enum Content {
     Bytes(Bytes),
     /// In a file, from its beginning to the length that the metadata says.
     File(File),
+    /// Elsewhere.
+    Stream(Box<dyn Ranged>),
+}
+
+/// The bytes of an object that have to be fetched.
+pub trait Ranged: Send + Sync {
+    /// A part of them.
+    fn read(self: Box<Self>, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>>;
+}
+
+impl std::fmt::Debug for dyn Ranged {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Ranged")
+    }
 }

@@ -44,3 +44,10 @@ mod nixos_module;
 /// The promises as an unmodified Nix sees them: `nix copy`, substitution and everything around
 /// them, over real sockets.
 mod nix_client;
+/// Other caches behind this one.
+#[cfg(feature = "upstream")]
+mod upstream;
+/// A build that knows of none.
+#[cfg(not(feature = "upstream"))]
+#[path = "upstream/left_out.rs"]
+mod upstream_left_out;

@@ -10,6 +10,7 @@ mod download;
 mod shootout;
 mod copy;
 mod start;
+mod mirror;
 mod memory;
 
 use crate::bench::Bench;
@@ -44,6 +45,7 @@ pub const ALL: &[Row] = &[
         ..row("copy-small", "`nix copy` of 2,000 small paths, to and from", copy::small)
     },
     Row { needs_nix: true, ..row("copy-large", "`nix copy` of 1 GiB, to and from", copy::large) },
+    row("mirror", "hits behind an upstream, next to nginx with proxy_cache", mirror::hits),
     row("start", "start over a directory of 100,000 narinfos", start::over_many),
     row("memory", "resident memory: idle, and with many clients", memory::resident),
 ];

@@ -46,6 +46,8 @@ pub struct HeldPath {
     pub size: u64,
     /// The length of the NAR when it is unpacked, in bytes.
     pub nar_size: u64,
+    /// Whether it came from an upstream, and nobody has uploaded it since.
+    pub mirrored: bool,
     /// When its narinfo was written.
     pub uploaded: SystemTime,
     /// When its narinfo, or what goes with it, was used last.
@@ -246,6 +248,7 @@ impl Reading {
         let references = info.references.iter().map(StorePath::hash);
         let references = references.filter(|hash| *hash != info.store_path.hash()).collect();
         let nar = info.nar_name().map(CachePath::Nar);
+        let mirrored = info.upstream().is_some();
         self.paths.push(Read {
             nar,
             deriver: info.deriver,
@@ -258,6 +261,7 @@ impl Reading {
                 sides: Vec::new(),
                 size: object.size,
                 nar_size: info.nar_size,
+                mirrored,
                 uploaded,
                 used: object.used,
             },

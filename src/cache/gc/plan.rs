@@ -367,6 +367,7 @@ mod tests {
             sides: Vec::new(),
             size,
             nar_size: 1,
+            mirrored: false,
             uploaded: now() - DAY * days,
             used: now() - DAY * days,
         }

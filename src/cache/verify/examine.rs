@@ -112,13 +112,14 @@ impl Cache {
             return Ok(if absent { Nar::Absent } else { Nar::Unreadable });
         };
         let file_size = object.metadata.size;
-        let inspected = match inspect(depth, name, counted(object.content, bytes)) {
-            Ok(inspected) => inspected,
-            Err(error) => {
-                findings.unreadable(&path, &Reading(error));
-                return Ok(Nar::Unreadable);
-            }
-        };
+        let inspected =
+            match inspect(depth, name, counted(object.content, object.metadata.size, bytes)) {
+                Ok(inspected) => inspected,
+                Err(error) => {
+                    findings.unreadable(&path, &Reading(error));
+                    return Ok(Nar::Unreadable);
+                }
+            };
         let (kind, expected, actual) = match inspected {
             Inspected { file_hash, .. } if file_hash != name.file_hash => {
                 (DamageKind::Nar, name.file_hash.to_string(), file_hash.to_string())
@@ -161,9 +162,9 @@ impl Cache {
         let Some(object) = self.open(&path, findings).await? else {
             return Ok(());
         };
-        let etag = object.metadata.etag;
+        let (size, etag) = (object.metadata.size, object.metadata.etag);
         let mut text = Vec::new();
-        if let Err(error) = reader(object.content).read_to_end(&mut text) {
+        if let Err(error) = reader(object.content, size).read_to_end(&mut text) {
             findings.unreadable(&path, &Reading(error));
             return Ok(());
         }
@@ -198,7 +199,10 @@ impl Cache {
         if actual != hash {
             return Err(PutError::HashPart { expected: hash, actual }.into());
         }
-        self.check_signatures(&info)?;
+        if info.upstream().is_none() {
+            // What was mirrored was checked with the keys of its upstream then.
+            self.check_signatures(&info)?;
+        }
         let url = || info.url.clone();
         let name = info.nar_name().ok_or_else(|| PutError::NarElsewhere(url()))?;
         match nar {
@@ -236,7 +240,11 @@ impl Cache {
             findings.note(NoteKind::DebugInfo, path, text);
         }
         let etag = object.metadata.etag;
-        let json = serde_json::from_reader::<_, IgnoredAny>(counted(object.content, bytes));
+        let json = serde_json::from_reader::<_, IgnoredAny>(counted(
+            object.content,
+            object.metadata.size,
+            bytes,
+        ));
         match json {
             Ok(IgnoredAny) => {}
             Err(error) if error.is_io() => findings.unreadable(path, &Reading(error.into())),
@@ -290,11 +298,11 @@ fn with_causes(error: &dyn Error) -> String {
 }
 
 /// A reader that adds what was read to `bytes`.
-fn counted(content: Content, bytes: &AtomicU64) -> impl BufRead {
+fn counted(content: Content, size: u64, bytes: &AtomicU64) -> impl BufRead {
     if let Content::File(file) = &content {
         background::read_once(file);
     }
-    Counted { inner: reader(content), bytes }
+    Counted { inner: reader(content, size), bytes }
 }
 
 struct Counted<'a, R> {

@@ -103,6 +103,10 @@ impl Upload for FsUpload {
         Ok(())
     }
 
+    fn reader(&self) -> Result<File, StoreError> {
+        self.file.try_clone().map_err(|error| StoreError::new("reading", &self.key, error))
+    }
+
     fn commit(mut self: Box<Self>) -> Result<Stored, StoreError> {
         let key = self.key.clone();
         let failed = |error| StoreError::new("publishing", &key, error);

@@ -265,6 +265,7 @@ impl World {
                 sides: own.sides,
                 size: own.size,
                 nar_size: 1,
+                mirrored: false,
                 uploaded: own.used,
                 used: own.used,
             }

@@ -8,6 +8,8 @@ pub mod closures;
 pub mod daemon;
 pub mod disk;
 pub mod fixture;
+#[cfg(feature = "upstream")]
+pub mod neighbour;
 pub mod nix;
 pub mod noise;
 pub mod objects;
@@ -17,6 +19,8 @@ pub mod plain_client;
 pub mod rounds;
 pub mod scratch;
 pub mod served;
+#[cfg(feature = "upstream")]
+pub mod scripted;
 pub mod trace;
 pub mod tree;
 pub mod wire;

@@ -1,0 +1,86 @@
+//! A cache in front of another one: what was fetched once is served as if it had always been here.
+//! nginx does it with `proxy_cache`, and checks nothing.
+
+use crate::bench::{Bench, Meter, Servers};
+use crate::cache_dir::{write_large, write_narinfos};
+use crate::client::requests::Requests;
+use crate::client::storm::{Until, storm};
+use crate::client::transfer::get_all;
+use crate::line::{Goal, Line, Unit};
+use crate::nar::Large;
+use crate::sample::Sample;
+use crate::server::{Kind, Server};
+use crate::sizes::GIB;
+
+const CONNECTIONS: usize = 32;
+
+/// Hits behind an upstream, which is a plain nginx.
+pub fn hits(bench: &Bench) -> anyhow::Result<Vec<Line>> {
+    let dir = bench.fresh_dir("upstream")?;
+    let narinfos = write_narinfos(&dir, bench.sizes.narinfos)?;
+    let small = Large::new(0);
+    let small = write_large(&dir, &small)?;
+    let nar = write_large(&dir, &Large::new(bench.sizes.large))?;
+    let upstream = Server::start(bench, Kind::Nginx, &dir)?;
+    let direct = bench.start_all(&dir)?;
+    let mirrors = bench.start_mirrors(upstream.address())?;
+    let requests = Requests::get(&narinfos);
+    for servers in [&direct, &mirrors] {
+        for server in servers.iter() {
+            // The NAR of all narinfos first: a narinfo is kept when its NAR is there.
+            get_all(server.address(), std::slice::from_ref(&small), 1)?;
+            get_all(server.address(), std::slice::from_ref(&nar), 1)?;
+            storm(server.address(), CONNECTIONS, &requests, Until::Answered)?;
+        }
+    }
+    let samples = bench.take_turns(|kind| {
+        let mirrored = ask(bench, &mirrors, kind, &requests)?;
+        let own = ask(bench, &direct, kind, &requests)?;
+        let ratio = Sample { value: own.value / mirrored.value, ..mirrored };
+        let meter = Meter::start(mirrors.of(kind))?;
+        let times = bench.sizes.repeat;
+        get_all(mirrors.of(kind).address(), &vec![nar.clone(); times as usize], 1)?;
+        let (wall, cpu) = meter.read()?;
+        let gib = (nar.size * times) as f64 / GIB as f64;
+        Ok(vec![mirrored, ratio, Sample { value: cpu / gib, wall, cpu }])
+    })?;
+    let count = narinfos.len();
+    let line = |index, label: String, unit, goal| Line::new(label, unit, goal, &samples, index);
+    Ok(vec![
+        line(
+            0,
+            format!("mirror: narinfo hit, {count} distinct, {CONNECTIONS} connections"),
+            Unit::RequestsPerCpuSecond,
+            Goal::TimesNginx(1.0),
+        )
+        .short("mirror: narinfo hit"),
+        line(
+            1,
+            "mirror: CPU of a narinfo hit behind an upstream to one without".to_owned(),
+            Unit::Ratio,
+            Goal::AtMost(1.05),
+        )
+        .short("mirror: hit behind an upstream to one without"),
+        line(
+            2,
+            "mirror: NAR hit, 1 GiB, 1 connection".to_owned(),
+            Unit::CpuSecondsPerGib,
+            Goal::TimesNginx(1.0),
+        )
+        .short("mirror: NAR hit"),
+    ])
+}
+
+fn ask(
+    bench: &Bench,
+    servers: &Servers,
+    kind: Kind,
+    requests: &Requests,
+) -> anyhow::Result<Sample> {
+    let server = servers.of(kind);
+    let meter = Meter::start(server)?;
+    let outcome =
+        storm(server.address(), CONNECTIONS, requests, Until::Elapsed(bench.sizes.storm))?;
+    let (wall, cpu) = meter.read()?;
+    Ok(Sample { value: outcome.answers as f64 / cpu, wall, cpu })
+}

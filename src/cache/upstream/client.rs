@@ -1,0 +1,423 @@
+//! Asking one upstream.
+
+use std::error::Error;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::stream::BoxStream;
+use futures_util::{StreamExt, TryStreamExt};
+use reqwest::header::{self, HeaderMap};
+use reqwest::{Certificate, Proxy, StatusCode, Url, redirect};
+use thiserror::Error;
+use tokio::sync::{OnceCell, Semaphore, SemaphorePermit};
+use tracing::{info, warn};
+
+use super::breaker::{Breaker, Change};
+use crate::config::{Login, Upstream};
+use crate::nix::cache_path::NarName;
+use crate::nix::{CachePath, PublicKey};
+use crate::store::fs::read::read_chunk;
+
+/// The time to connect, at most.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// How many redirects are followed.
+const REDIRECTS: usize = 5;
+
+/// How many connections may turn out to be closed before one that is not.
+const STALE: usize = 2;
+
+/// How many questions one upstream is asked at a time.
+const QUESTIONS: usize = 64;
+
+/// How many false NARs of one upstream are remembered.
+const FALSE_NARS: usize = 1024;
+
+/// How much of a file of a `file://` upstream is read at a time.
+const CHUNK: u64 = 256 * 1024;
+
+/// One upstream.
+pub(super) struct Client {
+    /// Its URL, for logs.
+    pub name: String,
+    pub trusted_public_keys: Vec<PublicKey>,
+    /// Whether what comes from there is kept.
+    pub store: bool,
+    place: Place,
+    timeout: Duration,
+    breaker: Mutex<Breaker>,
+    questions: Semaphore,
+    /// NARs that were not what was said of them, and until when they are not asked for again.
+    false_nars: quick_cache::sync::Cache<NarName, Instant>,
+    /// Whether a 403 means that something is absent, as S3 says it to who may not list a bucket.
+    forbids_the_absent: OnceCell<bool>,
+}
+
+enum Place {
+    Http { client: reqwest::Client, base: Url, login: Option<Login> },
+    Directory(PathBuf),
+}
+
+/// What is wrong with an upstream.
+#[derive(Debug, Clone, Error)]
+pub enum Trouble {
+    /// No connection, or it broke.
+    #[error("cannot be reached: {0}")]
+    Connection(String),
+    /// It took too long.
+    #[error("did not answer within {0:?}")]
+    TimedOut(Duration),
+    /// An answer that says neither that it has it nor that it has not.
+    #[error("answered {0}")]
+    Status(u16),
+    /// It was in trouble a moment ago, and is left alone for a while.
+    #[error("was in trouble a moment ago and is asked again in {0:?}")]
+    LeftAlone(Duration),
+    /// What it says cannot be.
+    #[error("sent what cannot be: {0}")]
+    Nonsense(String),
+}
+
+/// An object of an upstream.
+pub(super) struct Answer {
+    /// The whole object's length, if it is known.
+    pub length: Option<u64>,
+    /// How it is encoded.
+    pub encoding: Option<String>,
+    /// Its bytes, from where they were asked for.
+    pub body: BoxStream<'static, io::Result<Bytes>>,
+}
+
+impl Client {
+    pub(super) fn new(upstream: &Upstream) -> Result<Self, Box<dyn Error + Send + Sync>> {
+        let place = match upstream.directory() {
+            Some(directory) => Place::Directory(directory),
+            None => Place::Http {
+                client: http_client(upstream)?,
+                base: upstream.url.clone(),
+                login: upstream.login.clone(),
+            },
+        };
+        Ok(Self {
+            name: upstream.to_string(),
+            trusted_public_keys: upstream.trusted_public_keys.clone(),
+            store: upstream.store,
+            place,
+            timeout: upstream.timeout,
+            breaker: Mutex::default(),
+            questions: Semaphore::new(QUESTIONS),
+            false_nars: quick_cache::sync::Cache::new(FALSE_NARS),
+            forbids_the_absent: OnceCell::new(),
+        })
+    }
+
+    fn breaker(&self) -> std::sync::MutexGuard<'_, Breaker> {
+        // Its state is whole after every step.
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An object under its usual name.
+    pub(super) async fn get_object(&self, path: &CachePath) -> Result<Option<Answer>, Trouble> {
+        self.get(&self.usual(path), 0).await
+    }
+
+    fn usual(&self, path: &CachePath) -> String {
+        match self.place {
+            // A question mark is the only character of a name that means something in a URL.
+            Place::Http { .. } => path.key().replace('?', "%3F"),
+            Place::Directory(_) => path.key(),
+        }
+    }
+
+    /// The object at `path` from byte `from` on; none if it is absent.
+    pub(super) async fn get(&self, path: &str, from: u64) -> Result<Option<Answer>, Trouble> {
+        let _turn = self.turn().await?;
+        let mut asked = None;
+        let answer = self.ask(path, from, &mut asked).await;
+        self.learn(&answer, asked);
+        answer
+    }
+
+    /// A small object, whole, and how it is encoded. It counts as an answer when all of it is there:
+    /// who sends heads and no bodies is in trouble.
+    pub(super) async fn get_whole(
+        &self,
+        path: &CachePath,
+        limit: usize,
+    ) -> Result<Option<(Bytes, Option<String>)>, Trouble> {
+        let _turn = self.turn().await?;
+        let mut asked = None;
+        let whole = match self.ask(&self.usual(path), 0, &mut asked).await {
+            Ok(Some(answer)) => {
+                let whole = tokio::time::timeout(self.timeout, collect(answer, limit)).await;
+                whole.unwrap_or(Err(Trouble::TimedOut(self.timeout))).map(Some)
+            }
+            Ok(None) => Ok(None),
+            Err(trouble) => Err(trouble),
+        };
+        self.learn(&whole, asked);
+        whole
+    }
+
+    /// The right to ask a question, unless it is to be left alone.
+    async fn turn(&self) -> Result<Option<SemaphorePermit<'_>>, Trouble> {
+        let left = self.breaker().left(Instant::now());
+        if let Some(left) = left {
+            return Err(Trouble::LeftAlone(left));
+        }
+        // Nobody closes the semaphore.
+        let turn = self.questions.acquire().await.ok();
+        // Those before this one may have found out that there is no answer to be had.
+        let pause = self.breaker().pause(Instant::now());
+        pause.map_or(Ok(turn), |pause| Err(Trouble::LeftAlone(pause)))
+    }
+
+    fn learn<T>(&self, answer: &Result<T, Trouble>, asked: Option<Duration>) {
+        match answer {
+            Ok(_) => self.tell(self.breaker().worked(), ""),
+            Err(trouble) => self.failed(trouble, asked),
+        }
+    }
+
+    /// A NAR of this upstream was not what was said of it.
+    pub(super) fn distrust(&self, name: NarName, until: Instant) {
+        self.false_nars.insert(name, until);
+    }
+
+    /// Trouble, if a NAR of this name was not what was said of it a moment ago.
+    pub(super) fn check_trust(&self, name: NarName) -> Result<(), Trouble> {
+        match self.false_nars.get(&name) {
+            Some(until) if until > Instant::now() => {
+                Err(Trouble::Nonsense(format!("a NAR that is not what it says of it, {name}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// It turned out later that it is in trouble.
+    pub(super) fn failed(&self, trouble: &Trouble, asked: Option<Duration>) {
+        let change = self.breaker().failed(Instant::now(), asked);
+        self.tell(change, &trouble.to_string());
+    }
+
+    fn tell(&self, change: Option<Change>, why: &str) {
+        match change {
+            Some(Change::Paused(pause)) => {
+                warn!("the upstream {} {why}; it is left alone for {pause:?}", self.name);
+            }
+            Some(Change::Recovered) => info!("the upstream {} works again", self.name),
+            None => {}
+        }
+    }
+
+    async fn ask(
+        &self,
+        path: &str,
+        from: u64,
+        asked: &mut Option<Duration>,
+    ) -> Result<Option<Answer>, Trouble> {
+        if let Place::Directory(directory) = &self.place {
+            return read(directory.join(path), from).await;
+        }
+        let response = self.send(path, from).await?;
+        let status = response.status();
+        match status {
+            StatusCode::OK => whole(response, from).map(Some),
+            StatusCode::PARTIAL_CONTENT if from > 0 => part(response, from).map(Some),
+            // As Nix takes them (`FileTransferError::NotFound` in `src/libstore/filetransfer.cc`).
+            StatusCode::NOT_FOUND | StatusCode::GONE => Ok(None),
+            StatusCode::FORBIDDEN if self.forbids_the_absent().await => Ok(None),
+            _ => {
+                *asked = retry_after(response.headers());
+                Err(Trouble::Status(status.as_u16()))
+            }
+        }
+    }
+
+    async fn send(&self, path: &str, from: u64) -> Result<reqwest::Response, Trouble> {
+        let Place::Http { client, base, login } = &self.place else {
+            return Err(Trouble::Nonsense("a directory has no HTTP".to_owned()));
+        };
+        let url = base.join(path).map_err(|error| Trouble::Nonsense(error.to_string()))?;
+        let mut request = client.get(url);
+        if let Some(login) = login {
+            request = request.basic_auth(&login.user, Some(&login.password));
+        }
+        if from > 0 {
+            request = request.header(header::RANGE, format!("bytes={from}-"));
+        }
+        let request = request.build().map_err(|error| Trouble::Connection(root_cause(error)))?;
+        match tokio::time::timeout(self.timeout, persistently(client, request)).await {
+            Err(_) => Err(Trouble::TimedOut(self.timeout)),
+            Ok(Err(error)) if error.is_timeout() => Err(Trouble::TimedOut(self.timeout)),
+            Ok(Err(error)) => Err(Trouble::Connection(root_cause(error.without_url()))),
+            Ok(Ok(response)) => Ok(response),
+        }
+    }
+
+    /// Who may read `nix-cache-info` and nothing else is told that the rest is forbidden, and so is
+    /// who asks a bucket for what it does not have. Nix takes both for absent; here the first is
+    /// trouble.
+    async fn forbids_the_absent(&self) -> bool {
+        let ask = async || match self.send("nix-cache-info", 0).await {
+            Ok(response) => Ok(response.status().is_success()),
+            Err(trouble) => Err(trouble),
+        };
+        self.forbids_the_absent.get_or_try_init(ask).await.is_ok_and(|forbids| *forbids)
+    }
+}
+
+fn http_client(upstream: &Upstream) -> Result<reqwest::Client, Box<dyn Error + Send + Sync>> {
+    // Another part of the program may have set it already, to the same.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut builder = reqwest::Client::builder()
+        .user_agent(concat!("nix-stored/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(CONNECT.min(upstream.timeout))
+        .read_timeout(upstream.timeout)
+        .redirect(redirect::Policy::limited(REDIRECTS))
+        .no_proxy();
+    if let Some(proxy) = &upstream.proxy {
+        builder = builder.proxy(Proxy::all(proxy.clone())?);
+    }
+    // `SSL_CERT_FILE` is honoured by the platform's verifier itself.
+    if let Some(file) = std::env::var_os("NIX_SSL_CERT_FILE").filter(|file| !file.is_empty()) {
+        let pem = std::fs::read(&file)
+            .map_err(|error| format!("NIX_SSL_CERT_FILE={}: {error}", file.display()))?;
+        builder = builder.tls_certs_merge(Certificate::from_pem_bundle(&pem)?);
+    }
+    Ok(builder.build()?)
+}
+
+/// Sends a request, and again where the connection turned out to be closed: whoever closes one that
+/// is kept for the next request may do so just when that is sent.
+async fn persistently(
+    client: &reqwest::Client,
+    request: reqwest::Request,
+) -> Result<reqwest::Response, reqwest::Error> {
+    for _ in 0..STALE {
+        let Some(again) = request.try_clone() else {
+            break;
+        };
+        match client.execute(again).await {
+            Err(error) if error.is_request() && !error.is_connect() && !error.is_timeout() => {}
+            answer => return answer,
+        }
+    }
+    client.execute(request).await
+}
+
+/// What lies below all the wrapping says most.
+fn root_cause(error: reqwest::Error) -> String {
+    let mut cause: &dyn Error = &error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
+    match value.trim().parse() {
+        Ok(seconds) => Some(Duration::from_secs(seconds)),
+        Err(_) => {
+            let date = httpdate::parse_http_date(value).ok()?;
+            date.duration_since(std::time::SystemTime::now()).ok()
+        }
+    }
+}
+
+fn encoding(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get(header::CONTENT_ENCODING)?.to_str().ok()?;
+    (value != "identity").then(|| value.to_owned())
+}
+
+fn body(response: reqwest::Response) -> BoxStream<'static, io::Result<Bytes>> {
+    let bytes = response.bytes_stream();
+    bytes.map_err(|error| io::Error::other(root_cause(error.without_url()))).boxed()
+}
+
+fn whole(response: reqwest::Response, from: u64) -> Result<Answer, Trouble> {
+    let length = response.content_length();
+    let encoding = encoding(response.headers());
+    // It does not know ranges; then what we have already is thrown away.
+    Ok(Answer { length, encoding, body: skip(body(response), from) })
+}
+
+fn part(response: reqwest::Response, from: u64) -> Result<Answer, Trouble> {
+    let range = response.headers().get(header::CONTENT_RANGE);
+    let range = range.and_then(|range| range.to_str().ok()).unwrap_or_default();
+    let parsed = range.strip_prefix("bytes ").and_then(|range| range.split_once('/'));
+    let starts = parsed.and_then(|(range, _)| range.split_once('-')?.0.parse::<u64>().ok());
+    if starts != Some(from) {
+        return Err(Trouble::Nonsense(format!("Content-Range “{range}” for a range from {from}")));
+    }
+    let length = parsed.and_then(|(_, length)| length.parse().ok());
+    let encoding = encoding(response.headers());
+    Ok(Answer { length, encoding, body: body(response) })
+}
+
+/// Leaves out the first `count` bytes.
+fn skip(
+    body: BoxStream<'static, io::Result<Bytes>>,
+    count: u64,
+) -> BoxStream<'static, io::Result<Bytes>> {
+    if count == 0 {
+        return body;
+    }
+    let mut left = count;
+    body.map_ok(move |mut chunk| {
+        let skipped = left.min(chunk.len() as u64);
+        left -= skipped;
+        // It is not more than the chunk has.
+        chunk.split_off(skipped as usize)
+    })
+    .boxed()
+}
+
+/// The whole of it, if it is not larger than `limit`.
+async fn collect(mut answer: Answer, limit: usize) -> Result<(Bytes, Option<String>), Trouble> {
+    let too_large = || Trouble::Nonsense(format!("more than the {limit} bytes that this may have"));
+    if answer.length.is_some_and(|length| length > limit as u64) {
+        return Err(too_large());
+    }
+    let mut whole = BytesMut::new();
+    while let Some(chunk) = answer.body.next().await {
+        let chunk = chunk.map_err(|error| Trouble::Connection(error.to_string()))?;
+        if whole.len() + chunk.len() > limit {
+            return Err(too_large());
+        }
+        whole.extend_from_slice(&chunk);
+    }
+    Ok((whole.freeze(), answer.encoding))
+}
+
+/// Reads a file of a directory.
+async fn read(path: PathBuf, from: u64) -> Result<Option<Answer>, Trouble> {
+    let opened = tokio::task::spawn_blocking(move || {
+        let file = std::fs::File::open(path)?;
+        let metadata = file.metadata()?;
+        Ok(metadata.is_file().then_some((file, metadata.len())))
+    });
+    let (file, length) = match opened.await.map_err(io::Error::other).and_then(|opened| opened) {
+        Ok(Some(opened)) => opened,
+        Ok(None) => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Trouble::Connection(error.to_string())),
+    };
+    let file = std::sync::Arc::new(file);
+    let body = futures_util::stream::try_unfold(from, move |at| {
+        let file = std::sync::Arc::clone(&file);
+        async move {
+            let len = CHUNK.min(length.saturating_sub(at));
+            if len == 0 {
+                return Ok(None);
+            }
+            let chunk = read_chunk(file, at, len as usize).await?;
+            Ok(Some((chunk, at + len)))
+        }
+    });
+    Ok(Some(Answer { length: Some(length), encoding: None, body: body.boxed() }))
+}

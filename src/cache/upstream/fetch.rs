@@ -1,0 +1,475 @@
+//! Getting an object from the upstreams: a NAR once for everybody, side files one by one.
+//!
+//! A NAR goes the way of an upload: staged, hashed and unpacked as it comes in, published when it is
+//! right, and its narinfo after it. When the last client that waits for it leaves, it is still
+//! fetched to its end: what somebody wanted a moment ago is what somebody will want again, most
+//! often the same client after a timeout. Only what is not kept is stopped then, because nobody
+//! would have it.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::sync::{Arc, PoisonError};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{self, BoxStream};
+use futures_util::{FutureExt, Stream, StreamExt, TryStreamExt};
+use tokio::sync::OwnedSemaphorePermit;
+use tracing::{info, warn};
+
+use super::client::{Answer, Client, Trouble};
+use super::growing::Growing;
+use super::lookup::Remote;
+use super::{UpstreamError, Upstreams};
+use crate::cache::narinfo::check_against_nar;
+use crate::cache::{BodyError, Cache, GetError, PutError, ingest};
+use crate::nix::cache_path::NarName;
+use crate::nix::{CachePath, Compression};
+use crate::store::{Content, Metadata, Object, StoreError, Stored, Upload};
+
+/// How often an interrupted fetch is taken up again at the same upstream.
+const TRIES: u32 = 3;
+
+/// What a side file may have at most: the largest logs have some 100 MB.
+const SIDE_FILE_LIMIT: u64 = 1024 * 1024 * 1024;
+
+/// What of a side file is held in memory where it is not kept.
+const SIDE_FILE_IN_MEMORY: u64 = 16 * 1024 * 1024;
+
+/// Where a NAR can be had.
+struct Source {
+    client: Arc<Client>,
+    url: String,
+}
+
+/// A NAR that begins to arrive.
+struct Begun {
+    source: Source,
+    others: VecDeque<Source>,
+    answer: Answer,
+    size: u64,
+}
+
+impl Upstreams {
+    fn fetches(&self) -> std::sync::MutexGuard<'_, super::Fetches> {
+        // A map is whole after every step.
+        self.fetches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The upstream that spoke of the NAR, then the others, where it has its usual name if they
+    /// have it.
+    fn sources(&self, name: NarName, remote: Option<&Remote>) -> VecDeque<Source> {
+        let told = remote.map(|it| Source { client: Arc::clone(&it.client), url: it.url.clone() });
+        let others = self
+            .clients
+            .iter()
+            .filter(|client| remote.is_none_or(|remote| !Arc::ptr_eq(client, &remote.client)));
+        let url = CachePath::Nar(name).key();
+        let others = others.map(|client| Source { client: Arc::clone(client), url: url.clone() });
+        told.into_iter().chain(others).collect()
+    }
+
+    /// Asks one source after the other.
+    async fn begin(
+        &self,
+        name: NarName,
+        remote: Option<&Remote>,
+    ) -> Result<Option<Begun>, UpstreamError> {
+        let stated = remote.and_then(|remote| remote.info.file_size);
+        let mut sources = self.sources(name, remote);
+        let mut failed = None;
+        while let Some(source) = sources.pop_front() {
+            let answer = match source.client.check_trust(name) {
+                Ok(()) => source.client.get(&source.url, 0).await,
+                Err(trouble) => Err(trouble),
+            };
+            let trouble = match answer {
+                Ok(None) => continue,
+                Ok(Some(answer)) => match size(&answer, stated) {
+                    Ok(size) => return Ok(Some(Begun { source, others: sources, answer, size })),
+                    Err(trouble) => trouble,
+                },
+                Err(trouble) => trouble,
+            };
+            let upstream = source.client.name.clone();
+            failed.get_or_insert(UpstreamError { upstream, trouble });
+        }
+        failed.map_or(Ok(None), Err)
+    }
+}
+
+/// The length of a NAR, which everybody who knows it must agree on.
+fn size(answer: &Answer, stated: Option<u64>) -> Result<u64, Trouble> {
+    if let Some(encoding) = &answer.encoding {
+        return Err(Trouble::Nonsense(format!("a NAR with Content-Encoding {encoding}")));
+    }
+    match (stated, answer.length) {
+        (Some(stated), Some(length)) if stated != length => {
+            Err(Trouble::Nonsense(format!("a NAR of {length} bytes whose narinfo says {stated}")))
+        }
+        (Some(size), _) | (None, Some(size)) => Ok(size),
+        (None, None) => Err(Trouble::Nonsense("a NAR without a length".to_owned())),
+    }
+}
+
+impl Cache {
+    /// A NAR that is not here, from the upstreams.
+    pub(in crate::cache) async fn mirror_nar(
+        &self,
+        name: NarName,
+    ) -> Result<Option<Object>, GetError> {
+        let Some(upstreams) = &self.upstreams else {
+            return Ok(None);
+        };
+        let shard = usize::from(name.file_hash.as_bytes()[0]) % upstreams.beginnings.len();
+        let _turn = upstreams.beginnings[shard].lock().await;
+        let running = upstreams.fetches().get(&name).map(|growing| growing.object());
+        if let Some(object) = running {
+            return Ok(Some(object));
+        }
+        // It may have arrived while others were waited for.
+        if let Some(object) = self.store.get(&CachePath::Nar(name)).await? {
+            return Ok(Some(object));
+        }
+        let remote = upstreams.nars.get(&name);
+        let Some(begun) = upstreams.begin(name, remote.as_deref()).await? else {
+            // Its narinfo is not to be had either, then.
+            upstreams.forget(name);
+            return Ok(None);
+        };
+        // Nobody closes the semaphore.
+        let permit = Arc::clone(&upstreams.permits).acquire_owned().await.ok();
+        let path = CachePath::Nar(name);
+        let upload = ingest::begin(&self.store, &path, Some(begun.size)).await;
+        let upload = upload.map_err(|error| get_error(error, &begun.source.client))?;
+        let growing = Arc::new(Growing::new(name, begun.size, upload.reader()?));
+        let object = growing.object();
+        upstreams.fetches().insert(name, Arc::clone(&growing));
+        info!("fetching {path} from {}", begun.source.client.name);
+        tokio::spawn(self.clone().fetch(name, begun, remote, upload, growing, permit));
+        Ok(Some(object))
+    }
+
+    /// Waits until a NAR that an upstream has is here; false if it cannot be had.
+    pub(in crate::cache) fn await_nar(
+        &self,
+        name: NarName,
+    ) -> BoxFuture<'_, Result<bool, GetError>> {
+        // Boxed, because fetching ends with a narinfo, and that asks for its NAR.
+        async move {
+            let Some(upstreams) = &self.upstreams else {
+                return Ok(false);
+            };
+            if self.mirror_nar(name).await?.is_none() {
+                return Ok(false);
+            }
+            let running = upstreams.fetches().get(&name).cloned();
+            if let Some(growing) = running {
+                growing.end().await;
+            }
+            Ok(self.store.head(&CachePath::Nar(name)).await?.is_some())
+        }
+        .boxed()
+    }
+
+    /// What is known of a NAR that an upstream has.
+    pub(in crate::cache) async fn head_nar(
+        &self,
+        name: NarName,
+    ) -> Result<Option<Metadata>, GetError> {
+        let Some(upstreams) = &self.upstreams else {
+            return Ok(None);
+        };
+        let remote = upstreams.nars.get(&name);
+        let Some(begun) = upstreams.begin(name, remote.as_deref()).await? else {
+            return Ok(None);
+        };
+        // Who asks for the head of a NAR is about to upload, or not to. What is not kept is no
+        // reason not to.
+        let kept = begun.source.client.store;
+        Ok(kept.then(|| Metadata {
+            size: begun.size,
+            modified: std::time::SystemTime::now(),
+            used: std::time::SystemTime::now(),
+            etag: format!("\"{name}\"").into(),
+        }))
+    }
+
+    async fn fetch(
+        self,
+        name: NarName,
+        begun: Begun,
+        remote: Option<Arc<Remote>>,
+        upload: Box<dyn Upload>,
+        growing: Arc<Growing>,
+        _permit: Option<OwnedSemaphorePermit>,
+    ) {
+        let Some(upstreams) = &self.upstreams else {
+            return;
+        };
+        let mut ending = Ending { upstreams, name, growing, right: false };
+        let client = Arc::clone(&begun.source.client);
+        let done = self.take(name, begun, remote.as_deref(), upload, &ending.growing).await;
+        if let Err(error) = &done {
+            warn!("{} from {} is not taken: {error}", CachePath::Nar(name), client.name);
+            let is_ours = matches!(error, PutError::Store(_));
+            let is_line = matches!(error, PutError::Body(_));
+            if !is_ours && !is_line {
+                upstreams.distrust(&client, name);
+            }
+        }
+        // Published before it is said that it is right: who is told can have it.
+        ending.right = done.is_ok();
+    }
+
+    /// Takes a NAR that arrives, and its narinfo, if they agree.
+    async fn take(
+        &self,
+        name: NarName,
+        begun: Begun,
+        remote: Option<&Remote>,
+        upload: Box<dyn Upload>,
+        growing: &Arc<Growing>,
+    ) -> Result<(), PutError> {
+        let (size, kept) = (begun.size, begun.source.client.store);
+        let upload = Box::new(Told { inner: upload, growing: Arc::clone(growing) });
+        let body = Box::pin(resuming(begun, Arc::clone(growing), kept));
+        let info = remote.map(|remote| remote.info.clone());
+        let agreed = move |facts| {
+            if let (Some(info), Some(facts)) = (&info, facts) {
+                check_against_nar(info, name, facts)?;
+            }
+            Ok(kept)
+        };
+        let (_, facts) = self.stream_nar(name, upload, Some(size), size, agreed, body).await?;
+        if !kept {
+            return Ok(());
+        }
+        if let Some(facts) = facts {
+            self.facts.insert(name, facts);
+        }
+        match remote {
+            Some(remote) => self.mirror_narinfo(remote.info.clone(), &remote.client.name).await,
+            None => Ok(()),
+        }
+    }
+
+    /// A path whose NAR is here already, from another path or from an upload that was given up:
+    /// nobody will ask for that, so its narinfo is kept now.
+    pub(in crate::cache) async fn keep_if_its_nar_is_here(
+        &self,
+        remote: &Arc<Remote>,
+    ) -> Result<(), StoreError> {
+        let nar = CachePath::Nar(remote.nar);
+        if !remote.client.store || self.store.head(&nar).await?.is_none() {
+            return Ok(());
+        }
+        let (cache, remote) = (self.clone(), Arc::clone(remote));
+        tokio::spawn(async move {
+            let kept = cache.mirror_narinfo(remote.info.clone(), &remote.client.name).await;
+            if let Err(error) = kept {
+                warn!("{} of {} is not taken: {error}", remote.info.store_path, remote.client.name);
+                if let (Some(upstreams), false) =
+                    (&cache.upstreams, matches!(error, PutError::Store(_)))
+                {
+                    upstreams.distrust(&remote.client, remote.nar);
+                }
+            }
+        });
+        Ok(())
+    }
+
+    /// A side file that is not here, from the upstreams.
+    pub(in crate::cache) async fn mirror_side_file(
+        &self,
+        path: &CachePath,
+    ) -> Result<Option<Object>, GetError> {
+        let Some(upstreams) = &self.upstreams else {
+            return Ok(None);
+        };
+        if upstreams.is_known_absent(path) {
+            return Ok(None);
+        }
+        let ask = |client: Arc<Client>| {
+            async move {
+                let answer = client.get_object(path).await?;
+                Ok(answer.map(|answer| (client, answer)))
+            }
+            .boxed()
+        };
+        let found = upstreams.first(ask);
+        let Some((client, answer)) = found.await? else {
+            upstreams.remember_absent(path);
+            return Ok(None);
+        };
+        let encoding = match answer.encoding.as_deref().map(str::parse) {
+            None => Compression::None,
+            Some(Ok(encoding)) => encoding,
+            Some(Err(_)) => return Err(nonsense(&client, "an encoding that nobody knows")),
+        };
+        let length = answer.length;
+        let body = answer.body.map_err(cut_short);
+        if !client.store {
+            let text = ingest::collect(length, SIDE_FILE_IN_MEMORY, body).await;
+            let text = match text {
+                Ok(text) => ingest::decode(encoding, text).await,
+                Err(error) => Err(error),
+            };
+            let text = text.map_err(|error| get_error(error, &client))?;
+            return Ok(Some(in_memory(text)));
+        }
+        let limit = SIDE_FILE_LIMIT;
+        ingest::side_file(&self.store, path, encoding, length, limit, body)
+            .await
+            .map_err(|error| get_error(error, &client))?;
+        Ok(self.store.get(path).await?)
+    }
+}
+
+fn in_memory(text: Bytes) -> Object {
+    let now = std::time::SystemTime::now();
+    let metadata = Metadata {
+        size: text.len() as u64,
+        modified: now,
+        used: now,
+        etag: format!("\"{}\"", crate::nix::Sha256Hash::of(&text).to_nix32()).into(),
+    };
+    Object { metadata, content: Content::Bytes(text) }
+}
+
+fn nonsense(client: &Client, what: &str) -> GetError {
+    let trouble = Trouble::Nonsense(what.to_owned());
+    UpstreamError { upstream: client.name.clone(), trouble }.into()
+}
+
+/// What went wrong with an object of an upstream.
+fn get_error(error: PutError, client: &Client) -> GetError {
+    match error {
+        PutError::Store(error) => error.into(),
+        PutError::Body(error) => {
+            let trouble = Trouble::Connection(error.to_string());
+            UpstreamError { upstream: client.name.clone(), trouble }.into()
+        }
+        error => nonsense(client, &error.to_string()),
+    }
+}
+
+fn cut_short(error: io::Error) -> BodyError {
+    BodyError::CutShort(error.into())
+}
+
+/// The end of a fetch, which comes even where it panics: who waits for it must hear of it.
+struct Ending<'a> {
+    upstreams: &'a Upstreams,
+    name: NarName,
+    growing: Arc<Growing>,
+    right: bool,
+}
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.growing.ended(self.right);
+        self.upstreams.fetches().remove(&self.name);
+    }
+}
+
+/// Tells the readers what has been staged.
+struct Told {
+    inner: Box<dyn Upload>,
+    growing: Arc<Growing>,
+}
+
+impl Upload for Told {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        self.inner.write(bytes)?;
+        self.growing.written(bytes.len() as u64);
+        Ok(())
+    }
+
+    fn reader(&self) -> Result<File, StoreError> {
+        self.inner.reader()
+    }
+
+    fn commit(self: Box<Self>) -> Result<Stored, StoreError> {
+        self.inner.commit()
+    }
+}
+
+/// The bytes of a NAR; where they break off they are taken up again, at the same upstream or at the
+/// next one.
+struct Resuming {
+    source: Source,
+    others: VecDeque<Source>,
+    body: BoxStream<'static, io::Result<Bytes>>,
+    at: u64,
+    size: u64,
+    tries: u32,
+    growing: Arc<Growing>,
+    kept: bool,
+}
+
+fn resuming(
+    begun: Begun,
+    growing: Arc<Growing>,
+    kept: bool,
+) -> impl Stream<Item = Result<Bytes, BodyError>> + Send {
+    let Begun { source, others, answer, size } = begun;
+    let body = answer.body;
+    let state = Resuming { source, others, body, at: 0, size, tries: TRIES, growing, kept };
+    stream::try_unfold(state, |mut state| async move {
+        let next = state.next().await?;
+        Ok(next.map(|chunk| (chunk, state)))
+    })
+}
+
+impl Resuming {
+    async fn next(&mut self) -> Result<Option<Bytes>, BodyError> {
+        loop {
+            if !self.kept && !self.growing.is_read() {
+                return Err(BodyError::CutShort("nobody waits for it any more".into()));
+            }
+            let why = match self.body.next().await {
+                Some(Ok(chunk)) => {
+                    self.at += chunk.len() as u64;
+                    if self.at > self.size {
+                        let why = format!("more than the {} bytes that were promised", self.size);
+                        return Err(BodyError::CutShort(why.into()));
+                    }
+                    return Ok(Some(chunk));
+                }
+                None if self.at == self.size => return Ok(None),
+                None => "it ended too early".to_owned(),
+                Some(Err(error)) => error.to_string(),
+            };
+            self.source.client.failed(&Trouble::Connection(why.clone()), None);
+            self.resume(why).await?;
+        }
+    }
+
+    /// Finds somebody who goes on where it broke off.
+    async fn resume(&mut self, mut why: String) -> Result<(), BodyError> {
+        loop {
+            if self.tries == 0 {
+                let next = self.others.pop_front();
+                self.source = next.ok_or_else(|| BodyError::CutShort(why.clone().into()))?;
+                self.tries = TRIES;
+            }
+            self.tries -= 1;
+            info!("{why}; going on from byte {} at {}", self.at, self.source.client.name);
+            match self.source.client.get(&self.source.url, self.at).await {
+                Ok(Some(answer)) if size(&answer, Some(self.size)).is_ok() => {
+                    self.body = answer.body;
+                    return Ok(());
+                }
+                // It will not get better there.
+                Ok(_) => self.tries = 0,
+                Err(trouble @ Trouble::LeftAlone(_)) => {
+                    why = trouble.to_string();
+                    self.tries = 0;
+                }
+                Err(trouble) => why = trouble.to_string(),
+            }
+        }
+    }
+}

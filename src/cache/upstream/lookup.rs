@@ -1,0 +1,250 @@
+//! Who has a path: asked once, and remembered for a while.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tracing::warn;
+
+use super::client::{Client, Trouble};
+use super::{UpstreamError, Upstreams};
+use crate::cache::ingest;
+use crate::nix::cache_path::NarName;
+use crate::nix::{CachePath, Compression, NarInfo, Sha256Hash, StoreDir, StorePathHash};
+use crate::store::{Content, Metadata, Object};
+
+/// What a narinfo may have at most, as for an upload.
+const NARINFO_LIMIT: usize = 1024 * 1024;
+
+/// For how long trouble is remembered: who asks at the same time need not wait for the same.
+const TROUBLE_TTL: Duration = Duration::from_secs(1);
+
+/// What the upstreams have said about a path.
+#[derive(Clone)]
+pub(super) struct Remembered {
+    answer: Result<Option<Arc<Remote>>, UpstreamError>,
+    until: Instant,
+}
+
+/// A path that an upstream has.
+pub struct Remote {
+    /// Its narinfo, with the URL that the NAR has here.
+    pub info: NarInfo,
+    /// The same as it is served.
+    pub object: (Metadata, Bytes),
+    /// The NAR's name here.
+    pub nar: NarName,
+    /// Who has it.
+    pub(super) client: Arc<Client>,
+    /// Where the NAR is there.
+    pub url: String,
+}
+
+impl Remote {
+    /// The narinfo as an object of a store.
+    pub fn object(&self) -> Object {
+        let (metadata, text) = self.object.clone();
+        Object { metadata, content: Content::Bytes(text) }
+    }
+}
+
+impl Upstreams {
+    /// The path with this hash part, from the first upstream that has it.
+    pub async fn lookup(
+        &self,
+        hash: &StorePathHash,
+        store_dir: &StoreDir,
+    ) -> Result<Option<Arc<Remote>>, UpstreamError> {
+        loop {
+            // Who asks for the same path at the same time waits here for the first one's answer.
+            match self.paths.get_value_or_guard_async(hash).await {
+                Ok(known) if known.until > Instant::now() => return known.answer,
+                Ok(known) => {
+                    let until = known.until;
+                    self.paths.remove_if(hash, |found| found.until == until);
+                }
+                Err(guard) => {
+                    let answer = self.ask_all(hash, store_dir).await;
+                    let ttl = match &answer {
+                        Ok(Some(_)) => self.present_ttl,
+                        Ok(None) => self.absent_ttl,
+                        Err(_) => TROUBLE_TTL,
+                    };
+                    if let Ok(Some(remote)) = &answer {
+                        self.nars.insert(remote.nar, Arc::clone(remote));
+                    }
+                    let until = Instant::now() + ttl;
+                    // Should it have been dropped from memory meanwhile, it is asked again.
+                    let _ = guard.insert(Remembered { answer: answer.clone(), until });
+                    return answer;
+                }
+            }
+        }
+    }
+
+    /// A NAR turned out not to be what this upstream said of it. Another one may have it right.
+    pub(super) fn distrust(&self, client: &Client, name: NarName) {
+        client.distrust(name, Instant::now() + self.absent_ttl);
+        self.forget(name);
+    }
+
+    /// What was said about a NAR is asked again.
+    pub(super) fn forget(&self, name: NarName) {
+        if let Some((_, remote)) = self.nars.remove(&name) {
+            self.paths.remove(&remote.info.store_path.hash());
+        }
+    }
+
+    async fn ask_all(
+        &self,
+        hash: &StorePathHash,
+        store_dir: &StoreDir,
+    ) -> Result<Option<Arc<Remote>>, UpstreamError> {
+        let ask = |client: Arc<Client>| {
+            async move {
+                let path = CachePath::NarInfo(*hash);
+                let Some(text) = client.get_whole(&path, NARINFO_LIMIT).await? else {
+                    return Ok(None);
+                };
+                let read = read_narinfo(&client, text, hash, store_dir).await;
+                if let Err(trouble) = &read {
+                    warn!("the upstream {} {trouble} ({hash}.narinfo)", client.name);
+                }
+                read
+            }
+            .boxed()
+        };
+        self.first(ask).await
+    }
+
+    /// The first answer of an upstream that has what `ask` asks for; trouble, if none has and one
+    /// could not say.
+    pub(super) async fn first<'a, T>(
+        &self,
+        ask: impl Fn(Arc<Client>) -> BoxFuture<'a, Result<Option<T>, Trouble>>,
+    ) -> Result<Option<T>, UpstreamError> {
+        let mut failed = None;
+        for client in &self.clients {
+            match ask(Arc::clone(client)).await {
+                Ok(Some(found)) => return Ok(Some(found)),
+                Ok(None) => {}
+                Err(trouble) => {
+                    let upstream = client.name.clone();
+                    failed.get_or_insert(UpstreamError { upstream, trouble });
+                }
+            }
+        }
+        failed.map_or(Ok(None), Err)
+    }
+}
+
+/// A path as the upstream has it, if what it says can be.
+async fn read_narinfo(
+    client: &Arc<Client>,
+    (text, encoding): (Bytes, Option<String>),
+    hash: &StorePathHash,
+    store_dir: &StoreDir,
+) -> Result<Option<Arc<Remote>>, Trouble> {
+    let nonsense = |why: String| Trouble::Nonsense(why);
+    let text = match encoding {
+        None => text,
+        // As Nix may have stored it, with `narinfo-compression`.
+        Some(encoding) => {
+            let unknown = |_| nonsense(format!("the Content-Encoding “{encoding}”"));
+            let decoded = ingest::decode(encoding.parse().map_err(unknown)?, text).await;
+            decoded.map_err(|error| nonsense(error.to_string()))?
+        }
+    };
+    let mut info = NarInfo::parse(&text, store_dir).map_err(|error| nonsense(error.to_string()))?;
+    if info.store_path.hash() != *hash {
+        return Err(nonsense(format!("the narinfo of {} under this name", info.store_path)));
+    }
+    let keys = &client.trusted_public_keys;
+    let fingerprint = info.fingerprint();
+    let trusted = keys.is_empty()
+        || info.signatures.iter().any(|sig| keys.iter().any(|key| key.verifies(&fingerprint, sig)));
+    if !trusted {
+        // As for a client: what nobody trusted has signed is not there.
+        warn!(
+            "{} at {} has no signature by a trusted key, and is passed over",
+            info.store_path, client.name
+        );
+        return Ok(None);
+    }
+    let url = std::mem::take(&mut info.url);
+    if !is_below(&url) {
+        return Err(nonsense(format!("the URL “{url}”, which does not lie in that cache")));
+    }
+    let nar = name(&mut info).ok_or_else(|| {
+        nonsense(format!("no FileHash for a NAR compressed by {}", info.compression))
+    })?;
+    client.check_trust(nar)?;
+    info.url = CachePath::Nar(nar).key();
+    let text = Bytes::from(info.to_string());
+    let now = SystemTime::now();
+    let metadata = Metadata {
+        size: text.len() as u64,
+        modified: now,
+        used: now,
+        etag: format!("\"{}\"", Sha256Hash::of(&text).to_nix32()).into(),
+    };
+    let client = Arc::clone(client);
+    Ok(Some(Arc::new(Remote { info, object: (metadata, text), nar, client, url })))
+}
+
+/// Whether a URL stays below the cache that it is relative to.
+fn is_below(url: &str) -> bool {
+    let path = url.split(['?', '#']).next().unwrap_or_default();
+    let steps = || path.split('/');
+    !path.is_empty()
+        // A URL's parser takes white space out, and with it what keeps two slashes or dots apart.
+        && !url.contains(|c: char| c == '\\' || c == '%' || c.is_whitespace() || c.is_control())
+        && !path.contains(':')
+        && steps().all(|step| !step.is_empty() && step != "." && step != "..")
+}
+
+/// The name that the NAR has here, which is the hash of its file. A server that makes NARs on the
+/// fly does not know it, but then they are not compressed, and the NAR is the file.
+fn name(info: &mut NarInfo) -> Option<NarName> {
+    let compression: Compression = info.compression.parse().ok()?;
+    if info.file_hash.is_none() && compression == Compression::None {
+        info.file_hash = Some(info.nar_hash);
+        info.file_size = Some(info.nar_size);
+    }
+    Some(NarName { file_hash: info.file_hash?, extension: compression.extension() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_stays_below_its_cache() {
+        for url in ["nar/x.nar.xz", "nar/x.nar?hash=abc&x=/..", "x"] {
+            assert!(is_below(url), "{url}");
+        }
+        for url in [
+            "",
+            "/nar/x",
+            "//host/nar/x",
+            "http://host/nar/x",
+            "../x",
+            "nar/../../x",
+            "nar//x",
+            "nar/./x",
+            "nar\\x",
+            "nar/%2e%2e/x",
+            "file:x",
+            "?x",
+            "nar/",
+            " /x",
+            " /\t/host/x",
+            "nar/.\t./x",
+            "\u{1}/x",
+        ] {
+            assert!(!is_below(url), "{url}");
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Other caches behind this one: what is not here is asked of each of them, in the order of trust.
+//!
+//! [`client`] asks one of them, and [`breaker`] leaves it alone while it is in trouble. [`lookup`]
+//! finds out who has a path and remembers it for a while. [`fetch`] gets a NAR, once for everybody
+//! who waits for it, from the [`growing`] file while it is hashed.
+
+mod breaker;
+mod client;
+mod fetch;
+mod growing;
+mod lookup;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+
+pub use client::Trouble;
+
+use crate::config;
+use crate::nix::cache_path::NarName;
+use crate::nix::{CachePath, PublicKey, StorePathHash};
+use client::Client;
+use growing::Growing;
+use lookup::{Remembered, Remote};
+
+/// How many paths are remembered. A closure of a desktop system has some 10,000.
+const PATHS: usize = 64 * 1024;
+
+/// How many NARs are fetched at a time; more wait.
+const FETCHES: usize = 64;
+
+type Fetches = HashMap<NarName, Arc<Growing>>;
+
+/// The upstreams of a cache.
+pub struct Upstreams {
+    clients: Vec<Arc<Client>>,
+    absent_ttl: Duration,
+    present_ttl: Duration,
+    paths: quick_cache::sync::Cache<StorePathHash, Remembered>,
+    /// Where NARs are that were heard of in narinfos.
+    nars: quick_cache::sync::Cache<NarName, Arc<Remote>>,
+    /// NARs on their way.
+    fetches: Mutex<Fetches>,
+    /// Side files that none of them has.
+    absent: quick_cache::sync::Cache<CachePath, Instant>,
+    /// Who may begin to fetch the NAR with such a name.
+    beginnings: [tokio::sync::Mutex<()>; 64],
+    permits: Arc<tokio::sync::Semaphore>,
+}
+
+/// No upstream that works has an object, and this one might.
+#[derive(Debug, Clone, Error)]
+#[error("{upstream} {trouble}")]
+pub struct UpstreamError {
+    /// The upstream.
+    pub upstream: String,
+    /// What is wrong with it.
+    pub trouble: Trouble,
+}
+
+/// An upstream that cannot be used.
+#[derive(Debug, Error)]
+#[error("cannot use the upstream {upstream}")]
+pub struct SetUpError {
+    upstream: String,
+    source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl Upstreams {
+    /// Prepares to ask the configured upstreams; none is asked yet.
+    pub fn new(config: &config::Upstreams) -> Result<Self, SetUpError> {
+        let clients = config.list.iter().map(|upstream| {
+            let client = Client::new(upstream)
+                .map_err(|source| SetUpError { upstream: upstream.to_string(), source })?;
+            Ok(Arc::new(client))
+        });
+        Ok(Self {
+            clients: clients.collect::<Result<_, SetUpError>>()?,
+            absent_ttl: config.absent_ttl,
+            present_ttl: config.present_ttl,
+            paths: quick_cache::sync::Cache::new(PATHS),
+            nars: quick_cache::sync::Cache::new(PATHS),
+            fetches: Mutex::default(),
+            absent: quick_cache::sync::Cache::new(PATHS),
+            beginnings: std::array::from_fn(|_| tokio::sync::Mutex::new(())),
+            permits: Arc::new(tokio::sync::Semaphore::new(FETCHES)),
+        })
+    }
+
+    fn is_known_absent(&self, path: &CachePath) -> bool {
+        self.absent.get(path).is_some_and(|since| since.elapsed() < self.absent_ttl)
+    }
+
+    fn remember_absent(&self, path: &CachePath) {
+        self.absent.insert(path.clone(), Instant::now());
+    }
+
+    /// The keys by which a mirrored narinfo may be signed.
+    pub fn trusted_public_keys(&self) -> impl Iterator<Item = &PublicKey> {
+        self.clients.iter().flat_map(|client| &client.trusted_public_keys)
+    }
+}

@@ -1,0 +1,254 @@
+//! Other caches behind this one: `NIX_STORED_UPSTREAMS`, with options as URL parameters, which is
+//! Nix's own habit.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use percent_encoding::percent_decode_str;
+use reqwest::{Proxy, Url};
+
+use super::netrc::Netrc;
+use super::parse::parse_duration;
+use crate::nix::PublicKey;
+
+/// The caches behind this one, and how long their answers are remembered.
+#[derive(Debug, Clone)]
+pub struct Upstreams {
+    /// In the order of trust.
+    pub list: Vec<Upstream>,
+    /// For how long it is remembered that none of them has a path.
+    pub absent_ttl: Duration,
+    /// For how long it is remembered that one of them has a path.
+    pub present_ttl: Duration,
+}
+
+/// One cache.
+#[derive(Clone)]
+pub struct Upstream {
+    /// Where it is, without credentials and options, and with a slash at its end.
+    pub url: Url,
+    /// How to log in.
+    pub login: Option<Login>,
+    /// The proxy on the way to it: an `http`, `https`, `socks5` or `socks5h` URL.
+    pub proxy: Option<Url>,
+    /// Where there are any, every narinfo from there needs a valid signature by one of them.
+    pub trusted_public_keys: Vec<PublicKey>,
+    /// How long it may take to begin with an answer.
+    pub timeout: Duration,
+    /// Whether what comes from there is kept.
+    pub store: bool,
+}
+
+/// A user and a password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Login {
+    /// The user.
+    pub user: String,
+    /// The password.
+    pub password: String,
+}
+
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Login").field("user", &self.user).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // A proxy's URL can have a password in it.
+        f.debug_struct("Upstream").field("url", &self.url.as_str()).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.url.as_str().trim_end_matches('/'))
+    }
+}
+
+/// How long an upstream may take to begin with an answer, if nothing else is said.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+impl Upstream {
+    /// Reads a URL with options; credentials that it does not have are looked for in `netrc`.
+    pub(super) fn parse(text: &str, netrc: &Netrc) -> Result<Self, String> {
+        let mut url = Url::parse(text).map_err(|error| format!("is not a URL: {error}"))?;
+        match url.scheme() {
+            "http" | "https" if url.has_host() => {}
+            "file" if url.to_file_path().is_ok() => {}
+            _ => return Err("is not an http, https or file URL".to_owned()),
+        }
+        if url.fragment().is_some() {
+            return Err("has a fragment (#…), which no cache has".to_owned());
+        }
+        let login = take_login(&mut url)?.or_else(|| netrc.login(url.host_str()?));
+        let options = url.query().unwrap_or_default().to_owned();
+        url.set_query(None);
+        if !url.path().ends_with('/') {
+            let path = format!("{}/", url.path());
+            url.set_path(&path);
+        }
+        let mut upstream = Self {
+            url,
+            login,
+            proxy: None,
+            trusted_public_keys: Vec::new(),
+            timeout: TIMEOUT,
+            store: true,
+        };
+        for option in options.split('&').filter(|option| !option.is_empty()) {
+            let (name, value) = option.split_once('=').unwrap_or((option, ""));
+            // As Nix decodes them: a plus is a plus, and base64 has some.
+            let value = percent_decode_str(value).decode_utf8_lossy();
+            upstream.set(name, &value)?;
+        }
+        Ok(upstream)
+    }
+
+    fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
+        match name {
+            "proxy" => {
+                let proxy = Url::parse(value).map_err(|_| "has a proxy that is not a URL")?;
+                if !["http", "https", "socks5", "socks5h"].contains(&proxy.scheme()) {
+                    return Err("has a proxy that is not http, https, socks5 or socks5h".to_owned());
+                }
+                Proxy::all(proxy.clone()).map_err(|_| "has a proxy that cannot be used")?;
+                self.proxy = Some(proxy);
+            }
+            "trusted-public-keys" => {
+                for key in value.split([' ', ',']).filter(|key| !key.is_empty()) {
+                    let key =
+                        key.parse().map_err(|_| format!("has the key “{key}”, which is none"))?;
+                    self.trusted_public_keys.push(key);
+                }
+            }
+            "timeout" => {
+                self.timeout = parse_duration(value)
+                    .map_err(|why| format!("has the timeout “{value}”, which {why}"))?;
+            }
+            "store" => {
+                self.store = match value {
+                    "1" | "true" => true,
+                    "0" | "false" => false,
+                    _ => return Err("has a value for store that is neither 1 nor 0".to_owned()),
+                };
+            }
+            _ => {
+                return Err(format!(
+                    "has the option “{name}”; there are proxy, trusted-public-keys, timeout and store"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// All that is set, as it could be set again, but for the passwords.
+    pub fn masked(&self) -> String {
+        let mut url = self.url.clone();
+        if let Some(login) = &self.login {
+            // A URL of a host can have a user.
+            let _ = url.set_username(&login.user).and_then(|()| url.set_password(Some("***")));
+        }
+        let mut options = Vec::new();
+        if let Some(proxy) = &self.proxy {
+            let mut proxy = proxy.clone();
+            if proxy.password().is_some() {
+                let _ = proxy.set_password(Some("***"));
+            }
+            options.push(format!("proxy={}", proxy.as_str().trim_end_matches('/')));
+        }
+        if !self.trusted_public_keys.is_empty() {
+            let keys: Vec<String> =
+                self.trusted_public_keys.iter().map(ToString::to_string).collect();
+            options.push(format!("trusted-public-keys={}", keys.join(",")));
+        }
+        options.push(format!("timeout={}s", self.timeout.as_secs()));
+        options.push(format!("store={}", u8::from(self.store)));
+        format!("{}?{}", url.as_str().trim_end_matches('/'), options.join("&"))
+    }
+
+    /// The directory, if it is one of this machine.
+    pub fn directory(&self) -> Option<PathBuf> {
+        self.url.to_file_path().ok().filter(|_| self.url.scheme() == "file")
+    }
+}
+
+/// Takes user and password out of a URL, which is shown in logs.
+fn take_login(url: &mut Url) -> Result<Option<Login>, String> {
+    let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+    let login = match (url.username(), url.password()) {
+        ("", None) => return Ok(None),
+        (user, Some(password)) if !user.is_empty() => {
+            Login { user: decoded(user), password: decoded(password) }
+        }
+        _ => return Err("has a user without a password, or the reverse".to_owned()),
+    };
+    let cleared = url.set_username("").and_then(|()| url.set_password(None));
+    cleared.map_err(|()| "cannot have a user".to_owned())?;
+    Ok(Some(login))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Upstream, String> {
+        Upstream::parse(text, &Netrc::parse("machine cache.example.org login me password it\n"))
+    }
+
+    #[test]
+    fn options_are_parameters_of_the_url() {
+        let key = "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=";
+        let upstream = parse(&format!(
+            "https://a%40b:p%3Aw@cache.nixos.org/x?proxy=socks5h://127.0.0.1:1080&timeout=3s&store=0\
+             &trusted-public-keys={key}%20{key}"
+        ))
+        .unwrap();
+        assert_eq!(upstream.url.as_str(), "https://cache.nixos.org/x/");
+        let login = upstream.login.clone().unwrap();
+        assert_eq!((login.user.as_str(), login.password.as_str()), ("a@b", "p:w"));
+        assert_eq!(upstream.proxy.unwrap().as_str(), "socks5h://127.0.0.1:1080");
+        assert_eq!(upstream.trusted_public_keys.len(), 2);
+        assert_eq!(upstream.timeout, Duration::from_secs(3));
+        assert!(!upstream.store);
+    }
+
+    #[test]
+    fn a_netrc_knows_the_password() {
+        let upstream = parse("http://cache.example.org:8100").unwrap();
+        assert_eq!(upstream.login.unwrap().password, "it");
+        assert!(parse("http://another.example.org").unwrap().login.is_none());
+    }
+
+    #[test]
+    fn no_secret_is_printed() {
+        let upstream = parse("http://me:secret@x?proxy=http://me:secret@y").unwrap();
+        let printed = format!("{upstream} {upstream:?} {:?}", upstream.login);
+        assert!(!printed.contains("secret"), "{printed}");
+    }
+
+    #[test]
+    fn what_is_wrong_is_told() {
+        for (text, part) in [
+            ("cache.nixos.org", "is not a URL"),
+            ("ftp://x", "is not an http, https or file URL"),
+            ("s3://x", "is not an http, https or file URL"),
+            ("https://x?priority=3", "the option “priority”"),
+            ("https://x?proxy=ftp://x", "a proxy that is not http"),
+            ("https://x?timeout=soon", "the timeout “soon”"),
+            ("https://x?trusted-public-keys=key", "the key “key”"),
+            ("https://x?store=perhaps", "neither 1 nor 0"),
+            ("https://me@x", "a user without a password"),
+            ("https://x#y", "a fragment"),
+        ] {
+            let why = parse(text).unwrap_err();
+            assert!(why.contains(part), "{text}: {why}");
+        }
+        assert_eq!(
+            parse("file:///var/cache").unwrap().directory().unwrap(),
+            PathBuf::from("/var/cache/")
+        );
+    }
+}

@@ -1,0 +1,132 @@
+//! Other programs that listen on this machine: a web server, two proxies.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::process::Pid;
+
+use super::nix::utf8;
+use super::scratch::{Leash, Scratch};
+
+/// Only a failing test waits so long.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Where a proxy's connections to others come from: no direct connection does.
+pub const PROXYS_OWN: &str = "127.0.0.3";
+
+/// A program that listens on an address that is all its own. Killed on drop.
+pub struct Neighbour {
+    child: Child,
+    address: SocketAddr,
+    log: PathBuf,
+    _scratch: Scratch,
+    _leash: Leash,
+}
+
+/// An address that nobody else listens on: all of 127/8 is this machine, so every process of tests
+/// has a network of its own, and a port that was free there a moment ago still is.
+fn free_address() -> SocketAddr {
+    static COUNT: AtomicU16 = AtomicU16::new(0);
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    let count = COUNT.fetch_add(1, Ordering::Relaxed).to_be_bytes()[1];
+    let ip = Ipv4Addr::new(127, 128 | (count & 0x7f), high, low);
+    let listener = TcpListener::bind(SocketAddrV4::new(ip, 0)).expect("it is this machine");
+    listener.local_addr().expect("it is bound")
+}
+
+impl Neighbour {
+    /// nginx that serves `root`.
+    #[track_caller]
+    pub fn nginx(root: &Path) -> Self {
+        Self::start("nginx", |own, address| {
+            let (own, root) = (utf8(own), utf8(root));
+            let config = format!(
+                "daemon off; master_process off; pid {own}/pid; error_log stderr;\n\
+                 events {{ worker_connections 512; }}\n\
+                 http {{ access_log off; client_body_temp_path {own}/b; proxy_temp_path {own}/p;\n\
+                 fastcgi_temp_path {own}/f; uwsgi_temp_path {own}/u; scgi_temp_path {own}/s;\n\
+                 server {{ listen {address}; root {root}; }} }}\n"
+            );
+            let file = format!("{own}/nginx.conf");
+            fs::write(&file, config).expect("it is written");
+            vec!["-e".to_owned(), "stderr".to_owned(), "-c".to_owned(), file]
+        })
+    }
+
+    /// An HTTP proxy. `lines` are added to its configuration.
+    #[track_caller]
+    pub fn tinyproxy(lines: &str) -> Self {
+        Self::start("tinyproxy", |own, address| {
+            let config = format!(
+                "Port {}\nListen {}\nBind {PROXYS_OWN}\nTimeout 60\nMaxClients 50\nLogLevel Info\n{lines}\n",
+                address.port(),
+                address.ip()
+            );
+            let file = own.join("tinyproxy.conf");
+            fs::write(&file, config).expect("it is written");
+            vec!["-d".to_owned(), "-c".to_owned(), utf8(&file).to_owned()]
+        })
+    }
+
+    /// A SOCKS5 proxy, with more arguments.
+    #[track_caller]
+    pub fn microsocks(more: &[&str]) -> Self {
+        Self::start("microsocks", |_, address| {
+            let (ip, port) = (address.ip().to_string(), address.port().to_string());
+            let args = ["-i", &ip, "-p", &port, "-b", PROXYS_OWN];
+            args.iter().chain(more).map(|arg| (*arg).to_owned()).collect()
+        })
+    }
+
+    fn start(program: &str, args: impl FnOnce(&Path, SocketAddr) -> Vec<String>) -> Self {
+        let (scratch, address) = (Scratch::new(), free_address());
+        let log = scratch.join("log");
+        let file = fs::File::create(&log).expect("a log can be made");
+        // Where Debian keeps nginx, and PATH often does not have it.
+        let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin";
+        let child = Command::new("/usr/bin/env")
+            .env("PATH", path)
+            .arg(program)
+            .args(args(scratch.path(), address))
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().expect("it is open"))
+            .stderr(file)
+            .spawn()
+            .expect("env starts");
+        let leash = Leash::new(Pid::from_child(&child));
+        let mut neighbour = Self { child, address, log, _scratch: scratch, _leash: leash };
+        let deadline = Instant::now() + PATIENCE;
+        while TcpStream::connect(address).is_err() {
+            let ended = neighbour.child.try_wait().expect("it is a child of ours").is_some();
+            let late = Instant::now() > deadline;
+            let log = neighbour.log();
+            assert!(
+                !ended && !late,
+                "{program} does not listen: install it, or run tests/run, which does that\n{log}"
+            );
+            std::thread::yield_now();
+        }
+        neighbour
+    }
+
+    /// `ADDRESS:PORT`
+    pub fn address(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// What it has said so far.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).expect("it can be read")).into_owned()
+    }
+}
+
+impl Drop for Neighbour {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

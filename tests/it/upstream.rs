@@ -1,0 +1,19 @@
+//! Other caches behind this one: a mirror over real upstreams and over some that misbehave.
+
+/// The variables, and what is said of those that cannot be.
+mod config;
+/// Many clients at once.
+mod crowd;
+/// Every kind of trouble that an upstream can make.
+mod faults;
+/// A real, unmodified Nix on one side and real caches on the other.
+mod nix;
+/// Proxies on the way to an upstream.
+mod proxies;
+
+use crate::support::daemon::{Builder, Daemon};
+
+/// A mirror of these, in this order.
+fn mirror_of(upstreams: &[&str]) -> Builder {
+    Daemon::builder().env("NIX_STORED_UPSTREAMS", &upstreams.join(" "))
+}

@@ -1,0 +1,347 @@
+//! Many clients at once: an upstream is asked once, whoever else waits.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::ops::Range;
+use std::sync::{Arc, Barrier, Condvar, Mutex};
+use std::time::Duration;
+
+use nix_stored::nix::Sha256Hash;
+use sha2::{Digest, Sha256};
+
+use super::mirror_of;
+use crate::support::audit::{assert_nothing_is_false, assert_nothing_is_staged, objects, staging};
+use crate::support::daemon::Daemon;
+use crate::support::noise::Noise;
+use crate::support::objects::{nar_of_file, sample};
+use crate::support::scripted::{Exchange, Gate, Scripted};
+use crate::support::wire::Wire;
+
+const MIB: usize = 1024 * 1024;
+
+/// A path whose NAR is larger than what anybody should have in memory: the same MiB many times.
+struct Large {
+    head: Vec<u8>,
+    block: Vec<u8>,
+    blocks: usize,
+    tail: Vec<u8>,
+    narinfo: String,
+    narinfo_path: String,
+    nar_path: String,
+}
+
+impl Large {
+    fn new(mib: usize) -> Self {
+        let empty = nar_of_file(b"");
+        // The length of the contents, eight bytes, and a closing parenthesis, sixteen, come last.
+        let (head, tail) = (&empty[..empty.len() - 24], &empty[empty.len() - 16..]);
+        let mut large = Self {
+            head: [head, &((mib * MIB) as u64).to_le_bytes()].concat(),
+            block: Noise::new(1).bytes(MIB),
+            blocks: mib,
+            tail: tail.to_vec(),
+            narinfo: String::new(),
+            narinfo_path: String::new(),
+            nar_path: String::new(),
+        };
+        let mut hasher = Sha256::new();
+        large.pieces(0..large.len()).for_each(|piece| hasher.update(piece));
+        let hash = Sha256Hash::new(hasher.finalize().into());
+        let (url, size) = (format!("nar/{}.nar", hash.to_nix32()), large.len());
+        let small = sample(1, b"");
+        large.narinfo = format!(
+            "StorePath: {}\nURL: {url}\nCompression: none\nFileHash: {hash}\nFileSize: {size}\n\
+             NarHash: {hash}\nNarSize: {size}\nReferences: \n",
+            small.store_path
+        );
+        large.narinfo_path = small.narinfo_path;
+        large.nar_path = format!("/{url}");
+        large
+    }
+
+    fn len(&self) -> usize {
+        self.head.len() + self.blocks * MIB + self.tail.len()
+    }
+
+    /// What comes at `offset`, as far as it lies together.
+    fn at(&self, offset: usize) -> &[u8] {
+        match offset.checked_sub(self.head.len()) {
+            None => &self.head[offset..],
+            Some(inner) if inner < self.blocks * MIB => &self.block[inner % MIB..],
+            Some(inner) => &self.tail[inner - self.blocks * MIB..],
+        }
+    }
+
+    fn pieces(&self, range: Range<usize>) -> impl Iterator<Item = &[u8]> {
+        let mut at = range.start;
+        std::iter::from_fn(move || {
+            let piece = self.at(at);
+            let piece = &piece[..piece.len().min(range.end - at)];
+            at += piece.len();
+            (!piece.is_empty()).then_some(piece)
+        })
+    }
+
+    /// False if nobody takes it any more.
+    fn send(&self, exchange: &mut Exchange, range: Range<usize>) -> bool {
+        self.pieces(range).all(|piece| exchange.raw(piece))
+    }
+
+    #[track_caller]
+    fn assert_is_at(&self, offset: usize, bytes: &[u8]) {
+        let mut rest = bytes;
+        for piece in self.pieces(offset..offset + bytes.len()) {
+            let (now, later) = rest.split_at(piece.len());
+            assert!(now == piece, "other bytes around {offset}");
+            rest = later;
+        }
+    }
+}
+
+/// An upstream with a large path, whose NAR is sent by `script`.
+fn upstream_of(
+    large: &Arc<Large>,
+    script: impl Fn(&Large, &mut Exchange) + Send + Sync + 'static,
+) -> Scripted {
+    let upstream = Scripted::start();
+    upstream.has(&large.narinfo_path, large.narinfo.as_bytes());
+    let nar = Arc::clone(large);
+    upstream.on(&large.nar_path, move |exchange| script(&nar, exchange));
+    upstream
+}
+
+/// A client in the middle of a download.
+struct Download<'a> {
+    large: &'a Large,
+    stream: TcpStream,
+    at: usize,
+}
+
+impl<'a> Download<'a> {
+    /// Asks for the narinfo, then for the NAR, and returns when the NAR begins to arrive.
+    fn begin(mirror: &Daemon, large: &'a Large) -> Self {
+        assert_eq!(mirror.get(&large.narinfo_path).0, 200);
+        let address = mirror.url().trim_start_matches("http://");
+        let mut stream = TcpStream::connect(address).expect("it listens");
+        stream.set_read_timeout(Some(Duration::from_secs(240))).expect("it can be set");
+        write!(stream, "GET {} HTTP/1.1\r\nHost: x\r\n\r\n", large.nar_path).expect("sent");
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).expect("a head comes");
+            head.extend_from_slice(&byte);
+        }
+        let head = String::from_utf8(head).expect("ASCII");
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        let length = format!("content-length: {}\r\n", large.len());
+        assert!(head.to_ascii_lowercase().contains(&length), "{head}");
+        let mut download = Self { large, stream, at: 0 };
+        download.read(1);
+        download
+    }
+
+    /// Reads at least `count` bytes more, and compares them.
+    fn read(&mut self, count: usize) {
+        let (mut buffer, end) = (vec![0; 256 * 1024], self.at + count);
+        while self.at < end {
+            let count = self.stream.read(&mut buffer).expect("more comes");
+            assert!(count > 0, "it ended after {} bytes", self.at);
+            self.large.assert_is_at(self.at, &buffer[..count]);
+            self.at += count;
+        }
+    }
+
+    fn finish(mut self) {
+        self.read(self.large.len() - self.at);
+    }
+
+    /// Goes away, and returns when the daemon has heard of it.
+    fn leave(self, mirror: &Daemon) {
+        let before = mirror.open_files();
+        drop(self);
+        mirror.wait_until("the connection is closed", || mirror.open_files() < before);
+    }
+}
+
+/// The most memory that the daemon ever had, in MiB.
+fn peak(daemon: &Daemon) -> usize {
+    let file = format!("/proc/{}/status", daemon.pid().as_raw_nonzero());
+    let status = std::fs::read_to_string(file).expect("the daemon is still there");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux has it");
+    let kib: usize = line.trim().trim_end_matches(" kB").parse().expect("digits");
+    kib / 1024
+}
+
+#[test]
+fn fifty_clients_cost_the_upstream_one_nar_and_the_mirror_little_memory() {
+    const CLIENTS: usize = 50;
+    let large = Arc::new(Large::new(500));
+    let (go_on, sent) = (Gate::default(), Gate::default());
+    let upstream = upstream_of(&large, {
+        let (go_on, sent) = (go_on.clone(), sent.clone());
+        move |large, exchange| {
+            let (half, last) = (large.len() / 2, large.len() - 1);
+            exchange.head(0, large.len());
+            large.send(exchange, 0..half);
+            go_on.wait(1);
+            large.send(exchange, half..last);
+            sent.open();
+            go_on.wait(2);
+            large.send(exchange, last..large.len());
+        }
+    });
+    let mirror = mirror_of(&[&upstream.url()]).start();
+    let begun = Barrier::new(CLIENTS + 1);
+    std::thread::scope(|scope| {
+        for _ in 0..CLIENTS {
+            scope.spawn(|| {
+                let download = Download::begin(&mirror, &large);
+                // All have got something, and the upstream has not sent half of it.
+                begun.wait();
+                sent.wait(1);
+                // Nobody has read on until now, and the upstream has not had to wait for that.
+                download.finish();
+            });
+        }
+        let leaving = Download::begin(&mirror, &large);
+        begun.wait();
+        drop(leaving);
+        go_on.open();
+        sent.wait(1);
+        go_on.open();
+    });
+    assert_eq!(upstream.count(&large.narinfo_path), 1);
+    assert_eq!(upstream.count(&large.nar_path), 1);
+    upstream.stop();
+    assert_eq!(mirror.get(&large.narinfo_path).0, 200);
+    let peak = peak(&mirror);
+    eprintln!("{peak} MiB at most");
+    assert!(peak < 128, "{peak} MiB");
+    assert_eq!(assert_nothing_is_false(mirror.dir()), 1);
+    assert_nothing_is_staged(mirror.dir());
+}
+
+/// An upstream that sends half, and the rest when it may.
+fn halting(large: &Arc<Large>) -> (Scripted, Gate) {
+    let gate = Gate::default();
+    let go_on = gate.clone();
+    let upstream = upstream_of(large, move |large, exchange| {
+        exchange.head(0, large.len());
+        large.send(exchange, 0..large.len() / 2);
+        go_on.wait(1);
+        large.send(exchange, large.len() / 2..large.len());
+    });
+    (upstream, gate)
+}
+
+#[test]
+fn who_leaves_takes_nothing_from_the_others() {
+    let large = Arc::new(Large::new(8));
+    let (upstream, go_on) = halting(&large);
+    let mirror = mirror_of(&[&upstream.url()]).start();
+    let (first, second) = (Download::begin(&mirror, &large), Download::begin(&mirror, &large));
+    first.leave(&mirror);
+    go_on.open();
+    second.finish();
+    assert_eq!(upstream.count(&large.nar_path), 1);
+    assert_eq!(assert_nothing_is_false(mirror.dir()), 1);
+}
+
+#[test]
+fn what_all_have_left_is_still_kept() {
+    let large = Arc::new(Large::new(8));
+    let (upstream, go_on) = halting(&large);
+    let mirror = mirror_of(&[&upstream.url()]).start();
+    Download::begin(&mirror, &large).leave(&mirror);
+    go_on.open();
+    let narinfo = mirror.dir().join(&large.narinfo_path[1..]);
+    mirror.wait_until("it is kept", || narinfo.exists());
+    assert_eq!(assert_nothing_is_false(mirror.dir()), 1);
+    assert_nothing_is_staged(mirror.dir());
+    let nar = mirror.get(&large.nar_path);
+    assert!(nar.0 == 200 && nar.1.len() == large.len());
+    assert_eq!(upstream.count(&large.nar_path), 1);
+}
+
+#[test]
+fn what_all_have_left_and_nobody_keeps_is_stopped() {
+    let large = Arc::new(Large::new(1024));
+    let (go_on, stopped) = (Gate::default(), Gate::default());
+    let upstream = upstream_of(&large, {
+        let (go_on, stopped) = (go_on.clone(), stopped.clone());
+        move |large, exchange| {
+            exchange.head(0, large.len());
+            large.send(exchange, 0..8 * MIB);
+            go_on.wait(1);
+            // A gigabyte is more than any buffer on the way takes.
+            if !large.send(exchange, 8 * MIB..large.len()) {
+                stopped.open();
+            }
+        }
+    });
+    let mirror = mirror_of(&[&format!("{}?store=0", upstream.url())]).start();
+    Download::begin(&mirror, &large).leave(&mirror);
+    go_on.open();
+    stopped.wait(1);
+    mirror.wait_until("nothing is staged", || staging(mirror.dir()).len() == 1);
+    assert_eq!(objects(mirror.dir()), [""; 0]);
+    // And whoever comes then gets it, from another request.
+    Download::begin(&mirror, &large).leave(&mirror);
+    assert_eq!(upstream.count(&large.nar_path), 2);
+}
+
+/// How many are answered at the same time.
+#[derive(Default)]
+struct Together {
+    now_and_most: Mutex<(usize, usize)>,
+    changed: Condvar,
+}
+
+impl Together {
+    /// Returns when `enough` have been here at the same time, now or before.
+    fn gather(&self, enough: usize) {
+        let mut count = self.now_and_most.lock().expect("nobody panics here");
+        count.0 += 1;
+        count.1 = count.1.max(count.0);
+        self.changed.notify_all();
+        let few = |count: &mut (usize, usize)| count.1 < enough;
+        let waited = self.changed.wait_timeout_while(count, Duration::from_secs(60), few);
+        waited.expect("nobody panics here").0.0 -= 1;
+    }
+}
+
+#[test]
+fn five_thousand_absent_paths_are_asked_for_once_each_and_64_at_a_time() {
+    const PATHS: usize = 5000;
+    const CLIENTS: usize = 384;
+    /// So many clients ask for the same paths, and the others for others.
+    const EACH: usize = 3;
+    let together = Arc::new(Together::default());
+    let upstream = Scripted::start();
+    upstream.otherwise({
+        let together = Arc::clone(&together);
+        move |exchange| {
+            together.gather(64);
+            exchange.status(404, "");
+        }
+    });
+    let mirror = mirror_of(&[&upstream.url()]).start();
+    let path = |number: usize| format!("/{}.narinfo", format!("{number:04}").repeat(8));
+    std::thread::scope(|scope| {
+        for client in 0..CLIENTS {
+            let mirror = &mirror;
+            scope.spawn(move || {
+                let mut wire = Wire::to(mirror);
+                for number in (client / EACH..PATHS).step_by(CLIENTS / EACH) {
+                    assert_eq!(wire.request("GET", &path(number), b"").status, 404);
+                }
+            });
+        }
+    });
+    let mut asked: Vec<String> = upstream.asked().into_iter().map(|asked| asked.target).collect();
+    assert_eq!(asked.len(), PATHS);
+    asked.sort();
+    asked.dedup();
+    assert_eq!(asked.len(), PATHS, "some were asked for twice");
+    assert_eq!(together.now_and_most.lock().expect("nobody panics here").1, 64);
+}
