@@ -11,7 +11,7 @@
 //! - [`commands`] is what the program can be told to do. `anyhow` lives here and in `main` only.
 //! - [`net`] owns sockets: accepting, timeouts, the drain at the end.
 //! - [`http`] turns requests into calls of the cache, and results into status codes. There are no
-//!   status codes elsewhere.
+//!   status codes elsewhere, but those that upstreams answer.
 //! - [`cache`] keeps the promises: what is taken is what it claims to be, what is needed stays, and
 //!   what is not here is fetched from the caches behind it.
 //! - [`store`] is where bytes rest, staged and published in one step.

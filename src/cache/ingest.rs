@@ -10,7 +10,9 @@
 //! where it is unpacked at once.
 
 use std::io::{self, Read};
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
@@ -32,6 +34,9 @@ pub(super) const SMALL: u64 = 64 * 1024;
 /// and where both sides share a core, switches it twice: 64 KiB at a time cost a third more CPU
 /// time for an upload.
 const BATCH: usize = 256 * 1024;
+
+/// A slower line need not fill it: somebody may wait for what is there.
+const PATIENCE: Duration = Duration::from_millis(10);
 
 /// How many of them may wait for the disk's side.
 const BATCHES_IN_FLIGHT: usize = 2;
@@ -179,8 +184,14 @@ async fn gather(
 ) -> Result<(Vec<Bytes>, bool), PutError> {
     let mut batch = Vec::new();
     let mut length = 0;
+    let mut patience = pin!(tokio::time::sleep(PATIENCE));
     while length < BATCH {
-        let Some(chunk) = body.next().await.transpose()? else {
+        let chunk = tokio::select! {
+            biased;
+            chunk = body.next() => chunk.transpose()?,
+            () = &mut patience, if !batch.is_empty() => break,
+        };
+        let Some(chunk) = chunk else {
             return Ok((batch, true));
         };
         length += chunk.len();

@@ -213,6 +213,22 @@ impl Cache {
         }
     }
 
+    /// Whether a path that is not here can be had here all the same.
+    #[cfg(feature = "upstream")]
+    async fn has_elsewhere(&self, hash: &StorePathHash) -> bool {
+        match &self.upstreams {
+            Some(upstreams) => {
+                matches!(upstreams.lookup(hash, &self.info.store_dir).await, Ok(Some(_)))
+            }
+            None => false,
+        }
+    }
+
+    #[cfg(not(feature = "upstream"))]
+    async fn has_elsewhere(&self, _: &StorePathHash) -> bool {
+        false
+    }
+
     /// An object that is not here: this build knows of no other place.
     #[cfg(not(feature = "upstream"))]
     async fn get_elsewhere(&self, _: &CachePath) -> Result<Option<Object>, GetError> {

@@ -48,7 +48,7 @@ impl Cache {
                 if merge_signatures(&mut ours, &info) || was_mirrored {
                     // Going through a folder may miss the name whose file is replaced just then, and
                     // with it why these stay.
-                    self.rely_on_references(&ours).await?;
+                    self.rely_on_references(&ours, false).await?;
                     self.publish(hash, &ours).await?;
                 }
                 return Ok(Taken::Again);
@@ -64,7 +64,7 @@ impl Cache {
                 Taken::Again
             }
         };
-        self.admit(&mut info).await?;
+        self.admit(&mut info, self.admission.require_references).await?;
         self.publish(hash, &info).await?;
         Ok(taken)
     }
@@ -82,7 +82,8 @@ impl Cache {
         if self.read_narinfo(&CachePath::NarInfo(hash)).await?.is_some() {
             return Ok(());
         }
-        self.admit(&mut info).await?;
+        // What it refers to comes when somebody asks for it.
+        self.admit(&mut info, false).await?;
         info.set_upstream(Some(upstream));
         self.publish(hash, &info).await
     }
@@ -123,8 +124,9 @@ impl Cache {
     }
 
     /// Checks everything that a narinfo says of its NAR, and fills in the file's hash and size,
-    /// which Nix up to 2.34 needs to sign it.
-    async fn admit(&self, info: &mut NarInfo) -> Result<(), PutError> {
+    /// which Nix up to 2.34 needs to sign it. Where they are `required`, its references must be to be
+    /// had here.
+    async fn admit(&self, info: &mut NarInfo, required: bool) -> Result<(), PutError> {
         let Some(name) = info.nar_name() else {
             return Err(PutError::NarElsewhere(info.url.clone()));
         };
@@ -134,23 +136,26 @@ impl Cache {
         info.file_hash.get_or_insert(name.file_hash);
         info.file_size.get_or_insert(facts.file_size);
         check_against_nar(info, name, facts)?;
-        match self.rely_on_references(info).await? {
-            Some(missing) if self.admission.require_references => {
-                Err(PutError::Reference(missing.clone()))
-            }
-            _ => Ok(()),
+        match self.rely_on_references(info, required).await? {
+            Some(missing) => Err(PutError::Reference(missing.clone())),
+            None => Ok(()),
         }
     }
 
     /// Lets a collection that is about to take what a path refers to see that it is needed. The
-    /// first that is not here, if there is one.
+    /// first that shall be here and is not, if there is one.
     async fn rely_on_references<'a>(
         &self,
         info: &'a NarInfo,
+        required: bool,
     ) -> Result<Option<&'a StorePath>, StoreError> {
         let mut missing = None;
         for reference in info.references.iter().filter(|path| **path != info.store_path) {
-            if !self.rely_on(&CachePath::NarInfo(reference.hash())).await? {
+            let hash = reference.hash();
+            let here = self.rely_on(&CachePath::NarInfo(hash)).await?;
+            // Upstreams are asked only where it matters.
+            let matters = !here && required;
+            if matters && !self.has_elsewhere(&hash).await {
                 missing = missing.or(Some(reference));
             }
         }

@@ -79,6 +79,11 @@ impl HttpError {
             Self::Range { .. } => StatusCode::RANGE_NOT_SATISFIABLE,
             Self::Encoding(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
+            // What is fetched from an upstream needs room, too; but a read has no body to be too
+            // large.
+            Self::Get(GetError::Store(StoreError::NoSpace { .. } | StoreError::Reserve { .. })) => {
+                StatusCode::INSUFFICIENT_STORAGE
+            }
             Self::Get(GetError::Store(error)) | Self::Put(PutError::Store(error)) => match error {
                 // 507 would be the word for it, but Nix up to 2.33 then waits for ever.
                 StoreError::NoSpace { .. } | StoreError::Reserve { .. } => {

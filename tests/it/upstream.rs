@@ -1,5 +1,7 @@
 //! Other caches behind this one: a mirror over real upstreams and over some that misbehave.
 
+/// TLS.
+mod certificates;
 /// The variables, and what is said of those that cannot be.
 mod config;
 /// Many clients at once.
@@ -10,6 +12,8 @@ mod faults;
 mod nix;
 /// Proxies on the way to an upstream.
 mod proxies;
+/// Uploads to a cache that has upstreams.
+mod uploads;
 
 use crate::support::daemon::{Builder, Daemon};
 

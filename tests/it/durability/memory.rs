@@ -51,21 +51,12 @@ impl Parts<'_> {
     }
 }
 
-/// The most memory that the daemon ever had, in bytes.
-fn peak(daemon: &Daemon) -> usize {
-    let file = format!("/proc/{}/status", daemon.pid().as_raw_nonzero());
-    let status = std::fs::read_to_string(file).expect("the daemon is still there");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux has it");
-    let kib: usize = line.trim().trim_end_matches(" kB").parse().expect("digits");
-    kib * 1024
-}
-
 #[test]
 fn uploads_of_64_mib_cost_a_few_mib_each() {
     let middle = Noise::new(1).bytes(LENGTH);
     let daemon = Daemon::start();
     assert_eq!(Wire::to(&daemon).request("GET", "/nix-cache-info", b"").status, 200);
-    let before = peak(&daemon);
+    let before = daemon.peak_memory();
     let together = Barrier::new(UPLOADS as usize);
     std::thread::scope(|scope| {
         for number in 0..UPLOADS {
@@ -88,7 +79,7 @@ fn uploads_of_64_mib_cost_a_few_mib_each() {
             });
         }
     });
-    let grown = peak(&daemon).saturating_sub(before);
+    let grown = daemon.peak_memory().saturating_sub(before);
     eprintln!("{} MiB at rest, {grown} bytes more for {UPLOADS} uploads", before / MIB);
     assert!(grown < UPLOADS as usize * EACH, "{grown} bytes for {UPLOADS} uploads");
 }

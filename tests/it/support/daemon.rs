@@ -255,6 +255,15 @@ impl Daemon {
         }
     }
 
+    /// The most memory that it ever had, in bytes.
+    pub fn peak_memory(&self) -> usize {
+        let file = format!("/proc/{}/status", self.pid().as_raw_nonzero());
+        let status = std::fs::read_to_string(file).expect("the daemon is still there");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line.expect("Linux has it").trim().trim_end_matches(" kB");
+        kib.parse::<usize>().expect("digits") * 1024
+    }
+
     /// How many files and sockets it has open.
     pub fn open_files(&self) -> usize {
         let folder = format!("/proc/{}/fd", self.pid().as_raw_nonzero());

@@ -42,18 +42,19 @@ impl Neighbour {
     /// nginx that serves `root`.
     #[track_caller]
     pub fn nginx(root: &Path) -> Self {
+        Self::start("nginx", |own, address| nginx(own, &format!("listen {address};"), root))
+    }
+
+    /// The same behind TLS, with `cert.pem` and `key.pem` of a folder, which `make` makes for its
+    /// address.
+    #[track_caller]
+    pub fn nginx_with_tls(root: &Path, keys: &Path, make: impl FnOnce(&str)) -> Self {
+        let keys = utf8(keys);
         Self::start("nginx", |own, address| {
-            let (own, root) = (utf8(own), utf8(root));
-            let config = format!(
-                "daemon off; master_process off; pid {own}/pid; error_log stderr;\n\
-                 events {{ worker_connections 512; }}\n\
-                 http {{ access_log off; client_body_temp_path {own}/b; proxy_temp_path {own}/p;\n\
-                 fastcgi_temp_path {own}/f; uwsgi_temp_path {own}/u; scgi_temp_path {own}/s;\n\
-                 server {{ listen {address}; root {root}; }} }}\n"
-            );
-            let file = format!("{own}/nginx.conf");
-            fs::write(&file, config).expect("it is written");
-            vec!["-e".to_owned(), "stderr".to_owned(), "-c".to_owned(), file]
+            make(&address.ip().to_string());
+            let files =
+                format!("ssl_certificate {keys}/cert.pem; ssl_certificate_key {keys}/key.pem;");
+            nginx(own, &format!("listen {address} ssl; {files}"), root)
         })
     }
 
@@ -122,6 +123,20 @@ impl Neighbour {
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.log).expect("it can be read")).into_owned()
     }
+}
+
+fn nginx(own: &Path, server: &str, root: &Path) -> Vec<String> {
+    let (own, root) = (utf8(own), utf8(root));
+    let config = format!(
+        "daemon off; master_process off; pid {own}/pid; error_log stderr;\n\
+         events {{ worker_connections 512; }}\n\
+         http {{ access_log off; client_body_temp_path {own}/b; proxy_temp_path {own}/p;\n\
+         fastcgi_temp_path {own}/f; uwsgi_temp_path {own}/u; scgi_temp_path {own}/s;\n\
+         server {{ {server} root {root}; }} }}\n"
+    );
+    let file = format!("{own}/nginx.conf");
+    fs::write(&file, config).expect("it is written");
+    ["-e", "stderr", "-c", &file].map(str::to_owned).to_vec()
 }
 
 impl Drop for Neighbour {

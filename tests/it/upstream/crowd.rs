@@ -163,15 +163,6 @@ impl<'a> Download<'a> {
     }
 }
 
-/// The most memory that the daemon ever had, in MiB.
-fn peak(daemon: &Daemon) -> usize {
-    let file = format!("/proc/{}/status", daemon.pid().as_raw_nonzero());
-    let status = std::fs::read_to_string(file).expect("the daemon is still there");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux has it");
-    let kib: usize = line.trim().trim_end_matches(" kB").parse().expect("digits");
-    kib / 1024
-}
-
 #[test]
 fn fifty_clients_cost_the_upstream_one_nar_and_the_mirror_little_memory() {
     const CLIENTS: usize = 50;
@@ -214,7 +205,7 @@ fn fifty_clients_cost_the_upstream_one_nar_and_the_mirror_little_memory() {
     assert_eq!(upstream.count(&large.nar_path), 1);
     upstream.stop();
     assert_eq!(mirror.get(&large.narinfo_path).0, 200);
-    let peak = peak(&mirror);
+    let peak = mirror.peak_memory() / MIB;
     eprintln!("{peak} MiB at most");
     assert!(peak < 128, "{peak} MiB");
     assert_eq!(assert_nothing_is_false(mirror.dir()), 1);
@@ -290,7 +281,7 @@ fn what_all_have_left_and_nobody_keeps_is_stopped() {
     assert_eq!(upstream.count(&large.nar_path), 2);
 }
 
-/// How many are answered at the same time.
+/// How many are asked at the same time.
 #[derive(Default)]
 struct Together {
     now_and_most: Mutex<(usize, usize)>,
@@ -298,15 +289,30 @@ struct Together {
 }
 
 impl Together {
-    /// Returns when `enough` have been here at the same time, now or before.
-    fn gather(&self, enough: usize) {
-        let mut count = self.now_and_most.lock().expect("nobody panics here");
-        count.0 += 1;
-        count.1 = count.1.max(count.0);
-        self.changed.notify_all();
+    /// Counts who is in the middle of `work`.
+    fn count(&self, work: impl FnOnce()) {
+        let count = |change: &dyn Fn(&mut (usize, usize))| {
+            change(&mut self.now_and_most.lock().expect("nobody panics here"));
+            self.changed.notify_all();
+        };
+        count(&|(now, most)| {
+            *now += 1;
+            *most = (*most).max(*now);
+        });
+        work();
+        count(&|(now, _)| *now -= 1);
+    }
+
+    /// Waits until there have been so many at the same time.
+    fn wait(&self, enough: usize) {
+        let count = self.now_and_most.lock().expect("nobody panics here");
         let few = |count: &mut (usize, usize)| count.1 < enough;
         let waited = self.changed.wait_timeout_while(count, Duration::from_secs(60), few);
-        waited.expect("nobody panics here").0.0 -= 1;
+        assert!(!waited.expect("nobody panics here").1.timed_out(), "there were never {enough}");
+    }
+
+    fn most(&self) -> usize {
+        self.now_and_most.lock().expect("nobody panics here").1
     }
 }
 
@@ -316,32 +322,45 @@ fn five_thousand_absent_paths_are_asked_for_once_each_and_64_at_a_time() {
     const CLIENTS: usize = 384;
     /// So many clients ask for the same paths, and the others for others.
     const EACH: usize = 3;
-    let together = Arc::new(Together::default());
+    let (together, go_on) = (Arc::new(Together::default()), Gate::default());
     let upstream = Scripted::start();
     upstream.otherwise({
-        let together = Arc::clone(&together);
+        let (together, go_on) = (Arc::clone(&together), go_on.clone());
         move |exchange| {
-            together.gather(64);
+            together.count(|| go_on.wait(1));
             exchange.status(404, "");
         }
     });
-    let mirror = mirror_of(&[&upstream.url()]).start();
-    let path = |number: usize| format!("/{}.narinfo", format!("{number:04}").repeat(8));
+    let mirror = mirror_of(&[&format!("{}?timeout=5m", upstream.url())]).start();
+    let sent = Barrier::new(CLIENTS + 1);
     std::thread::scope(|scope| {
         for client in 0..CLIENTS {
-            let mirror = &mirror;
+            let (mirror, sent) = (&mirror, &sent);
             scope.spawn(move || {
                 let mut wire = Wire::to(mirror);
                 for number in (client / EACH..PATHS).step_by(CLIENTS / EACH) {
-                    assert_eq!(wire.request("GET", &path(number), b"").status, 404);
+                    let name = format!("{number:04}").repeat(8);
+                    wire.send(&format!("GET /{name}.narinfo HTTP/1.1\r\nHost: x\r\n\r\n"));
+                    if number < CLIENTS / EACH {
+                        sent.wait();
+                    }
+                    assert_eq!(wire.answer().status, 404);
                 }
             });
         }
+        sent.wait();
+        together.wait(64);
+        // Twice as many want to be asked. This is time enough to ask them, if that were done.
+        let mut wire = Wire::to(&mirror);
+        for _ in 0..500 {
+            assert_eq!(wire.request("GET", "/nix-cache-info", b"").status, 200);
+        }
+        go_on.open();
     });
+    assert_eq!(together.most(), 64);
     let mut asked: Vec<String> = upstream.asked().into_iter().map(|asked| asked.target).collect();
     assert_eq!(asked.len(), PATHS);
     asked.sort();
     asked.dedup();
     assert_eq!(asked.len(), PATHS, "some were asked for twice");
-    assert_eq!(together.now_and_most.lock().expect("nobody panics here").1, 64);
 }

@@ -1,0 +1,154 @@
+//! What an upstream answers, or does not, and what is made of it.
+
+use super::{Told, assert_kept, assert_unharmed, get, large, narinfo};
+use crate::support::scripted::{Exchange, Scripted};
+use crate::support::wire::Wire;
+use crate::upstream::mirror_of;
+
+#[test]
+fn one_that_refuses_connections_is_a_bad_gateway() {
+    let upstream = Scripted::start();
+    let url = upstream.impatient();
+    upstream.stop();
+    let sample = large();
+    for path in
+        [&sample.narinfo_path, &sample.nar_path, &sample.narinfo_path.replace("narinfo", "ls")]
+    {
+        let mirror = mirror_of(&[&url]).start();
+        let answer = get(&mirror, path);
+        assert_eq!(answer.status, 502, "{path}");
+        assert_eq!(answer.header("cache-control"), "no-store");
+        assert_eq!(Wire::to(&mirror).request("HEAD", path, b"").status, 502, "{path}");
+        assert_unharmed(mirror);
+    }
+}
+
+#[test]
+fn one_that_never_answers_is_a_gateway_timeout() {
+    let upstream = Scripted::start();
+    upstream.otherwise(Exchange::hang);
+    let sample = large();
+    let mirror = mirror_of(&[&upstream.impatient()]).start();
+    assert_eq!(get(&mirror, &sample.narinfo_path).status, 504);
+    assert_eq!(get(&mirror, &sample.nar_path).status, 504);
+    assert_unharmed(mirror);
+}
+
+#[test]
+fn a_status_that_says_nothing_of_the_object_is_a_bad_gateway() {
+    for status in [401, 500, 503, 418, 204, 206, 304] {
+        let upstream = Scripted::start();
+        upstream.says(status);
+        let mirror = mirror_of(&[&upstream.url()]).start();
+        let sample = large();
+        assert_eq!(get(&mirror, &sample.narinfo_path).status, 502, "{status}");
+        assert_eq!(get(&mirror, &sample.nar_path).status, 502, "{status}");
+        assert_unharmed(mirror);
+    }
+}
+
+#[test]
+fn absent_everywhere_is_absent_and_trouble_anywhere_is_trouble() {
+    let (empty, gone, broken) = (Scripted::start(), Scripted::start(), Scripted::start());
+    gone.says(410);
+    broken.says(500);
+    let mirror = mirror_of(&[&empty.url(), &gone.url()]).start();
+    for path in [narinfo(1), large().nar_path, "/log/x.drv".to_owned()] {
+        assert_eq!(get(&mirror, &path).status, 404, "{path}");
+    }
+    for order in [[&empty, &broken], [&broken, &empty]] {
+        let mirror = mirror_of(&order.map(Scripted::url).each_ref().map(String::as_str)).start();
+        assert_eq!(get(&mirror, &narinfo(1)).status, 502);
+        assert_eq!(get(&mirror, &large().nar_path).status, 502);
+    }
+    let sample = large();
+    let full = Scripted::with(&[&sample]);
+    let mirror = mirror_of(&[&broken.url(), &full.url()]).start();
+    assert_eq!(get(&mirror, &sample.narinfo_path).status, 200);
+    get(&mirror, &sample.nar_path).is(&sample.nar);
+    assert_kept(&mirror);
+}
+
+#[test]
+fn forbidden_is_absent_where_the_cache_can_be_read() {
+    let upstream = Scripted::start();
+    upstream.says(403);
+    upstream.has("/nix-cache-info", b"StoreDir: /nix/store\n");
+    let mirror = mirror_of(&[&upstream.url()]).start();
+    assert_eq!(get(&mirror, &narinfo(1)).status, 404);
+    assert_eq!(get(&mirror, &large().nar_path).status, 404);
+    assert_eq!(upstream.count("/nix-cache-info"), 1);
+    assert_unharmed(mirror);
+}
+
+#[test]
+fn forbidden_is_trouble_where_nothing_can_be_read() {
+    let upstream = Scripted::start();
+    upstream.says(403);
+    let mirror = mirror_of(&[&upstream.url()]).start();
+    assert_eq!(get(&mirror, &narinfo(1)).status, 502);
+    assert_unharmed(mirror);
+}
+
+#[test]
+fn one_that_closes_connections_without_saying_so_is_asked_again() {
+    let upstream = Scripted::start();
+    upstream.otherwise(|exchange| match exchange.before {
+        0 => exchange.status(404, ""),
+        _ => exchange.close(),
+    });
+    let mirror = mirror_of(&[&upstream.url()]).start();
+    let mut wire = Wire::to(&mirror);
+    for number in 0..10 {
+        assert_eq!(wire.request("GET", &narinfo(number), b"").status, 404, "{}", mirror.log());
+    }
+    assert!(upstream.asked().len() > 10, "no connection was used twice");
+}
+
+#[test]
+fn redirects_are_followed_but_not_in_circles() {
+    let sample = large();
+    let (upstream, other) = (Scripted::start(), Scripted::with(&[&sample]));
+    for path in [&sample.narinfo_path, &sample.nar_path] {
+        let to = format!("Location: {}{path}\n", other.url());
+        upstream.on(path, move |exchange| exchange.status(302, &to));
+    }
+    let round = narinfo(2);
+    let to = format!("Location: {round}\n");
+    upstream.on(&round, move |exchange| exchange.status(302, &to));
+    let mirror = mirror_of(&[&upstream.url()]).start();
+    assert_eq!(get(&mirror, &sample.narinfo_path).status, 200);
+    get(&mirror, &sample.nar_path).is(&sample.nar);
+    assert_eq!(get(&mirror, &round).status, 502);
+    assert!(upstream.count(&round) < 10);
+    assert_kept(&mirror);
+}
+
+#[test]
+fn a_redirect_elsewhere_takes_no_password_with_it() {
+    let sample = large();
+    let (upstream, other) = (Scripted::start(), Scripted::with(&[&sample]));
+    let to = format!("Location: http://localhost:{}{}\n", other.port(), sample.narinfo_path);
+    upstream.on(&sample.narinfo_path, move |exchange| exchange.status(302, &to));
+    let mirror = mirror_of(&[&upstream.url().replace("://", "://me:secret@")]).start();
+    assert_eq!(get(&mirror, &sample.narinfo_path).status, 200);
+    assert!(upstream.asked()[0].header("authorization").is_some());
+    assert!(other.asked()[0].header("authorization").is_none());
+}
+
+#[test]
+fn head_says_what_get_would_and_keeps_nothing() {
+    let sample = large();
+    let upstream = Scripted::with(&[&sample]);
+    let mirror = mirror_of(&[&upstream.url()]).start();
+    for (path, bytes) in
+        [(&sample.narinfo_path, sample.narinfo.len()), (&sample.nar_path, sample.nar.len())]
+    {
+        let head = Wire::to(&mirror).request("HEAD", path, b"");
+        assert_eq!((head.status, head.header("content-length")), (200, &*bytes.to_string()));
+    }
+    assert_unharmed(mirror);
+    // What is not kept must be uploaded, and Nix does not upload what it is told is there.
+    let mirror = mirror_of(&[&format!("{}?store=0", upstream.url())]).start();
+    assert_eq!(Wire::to(&mirror).request("HEAD", &sample.nar_path, b"").status, 404);
+}

@@ -1,0 +1,140 @@
+//! Narinfos that cannot be, and some odd ones that can.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use nix_stored::nix::Compression;
+
+use super::{Told, assert_kept, assert_unharmed, changed, get, large, narinfo};
+use crate::support::objects::sample;
+use crate::support::packing::pack;
+use crate::support::scripted::Scripted;
+use crate::upstream::mirror_of;
+
+#[test]
+fn a_url_that_leads_out_of_the_cache_is_not_followed() {
+    let (upstream, victim) = (Scripted::start(), Scripted::start());
+    let host = victim.url().replace("http://", "");
+    let urls = [
+        &format!("http://{host}/x"),
+        &format!("//{host}/x"),
+        &format!(" //{host}/x"),
+        &format!(" /\t/{host}/x"),
+        &format!("http:{host}/x"),
+        "/abs",
+        " /abs",
+        "../x",
+        "nar/../../x",
+        "nar/%2e%2e/%2e%2e/x",
+        "nar/.\t./.\t./x",
+        "nar\\..\\..\\x",
+        "file:///etc/passwd",
+        "data:,x",
+    ];
+    // A directory in the URL, so that there is something above it.
+    let base = format!("{}/a/b", upstream.url());
+    let mirror = mirror_of(&[&base]).start();
+    for (number, url) in (1..).zip(urls) {
+        let sample = sample(number, b"x");
+        let narinfo = changed(&sample.narinfo, &[("URL", url)]);
+        let path = format!("/a/b{}", sample.narinfo_path);
+        upstream.has(&path, narinfo.as_bytes());
+        assert_eq!(get(&mirror, &sample.narinfo_path).status, 502, "{url:?}");
+        assert_eq!(get(&mirror, &sample.nar_path).status, 404, "{url:?}");
+    }
+    assert!(victim.asked().is_empty(), "{:?}", victim.asked());
+    let outside: Vec<_> =
+        upstream.asked().into_iter().filter(|asked| !asked.target.starts_with("/a/b/")).collect();
+    assert!(outside.is_empty(), "{outside:?}");
+    assert_unharmed(mirror);
+}
+
+#[test]
+fn an_endless_narinfo_is_not_read_to_its_end() {
+    const MIB: usize = 1024 * 1024;
+    let upstream = Scripted::start();
+    let sent = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&sent);
+    upstream.on(&narinfo(1), move |exchange| {
+        exchange.chunked();
+        let part = vec![b'a'; MIB];
+        while counted.fetch_add(1, Ordering::SeqCst) < 1024 && exchange.chunk(&part) {}
+        exchange.close();
+    });
+    upstream.on(&narinfo(2), |exchange| {
+        exchange.head(0, 1024 * MIB);
+        exchange.hang();
+    });
+    let mirror = mirror_of(&[&upstream.url()]).start();
+    assert_eq!(get(&mirror, &narinfo(1)).status, 502);
+    assert_eq!(get(&mirror, &narinfo(2)).status, 502);
+    let sent = sent.load(Ordering::SeqCst);
+    assert!(sent < 100, "{sent} MiB were taken");
+    let peak = mirror.peak_memory() / MIB;
+    assert!(peak < 64, "{peak} MiB");
+    assert_unharmed(mirror);
+}
+
+#[test]
+fn a_narinfo_that_cannot_be_is_a_bad_gateway() {
+    let sample = large();
+    let packed = large().packed(Compression::Xz);
+    let upstream = Scripted::start();
+    let mirror = mirror_of(&[&upstream.url()]).start();
+    for (number, text) in (2..).zip([
+        // of another path
+        sample.narinfo.clone(),
+        String::new(),
+        "<html>Sign in to this network</html>\n".to_owned(),
+        // of another store
+        sample.narinfo.replace("/nix/store", "/other/store"),
+        // cut short
+        sample.narinfo[..sample.narinfo.len() - 20].to_owned(),
+    ]) {
+        upstream.has(&narinfo(number), text.as_bytes());
+        assert_eq!(get(&mirror, &narinfo(number)).status, 502, "{text}");
+    }
+    for change in [("FileHash", ""), ("Compression", "unheard-of")] {
+        upstream.has(&packed.narinfo_path, changed(&packed.narinfo, &[change]).as_bytes());
+        let mirror = mirror_of(&[&upstream.url()]).start();
+        assert_eq!(get(&mirror, &packed.narinfo_path).status, 502, "{change:?}");
+    }
+    assert_unharmed(mirror);
+}
+
+#[test]
+fn a_server_that_makes_nars_on_the_fly_is_an_upstream() {
+    let sample = large();
+    let upstream = Scripted::start();
+    let target = "/nar/made-up.nar?hash=abc&x=/..";
+    let changes = [("FileHash", ""), ("FileSize", ""), ("URL", &target[1..])];
+    upstream.has(&sample.narinfo_path, changed(&sample.narinfo, &changes).as_bytes());
+    let nar = sample.nar.clone();
+    upstream.on(target, move |exchange| {
+        exchange.chunked();
+        exchange.chunk(&nar);
+        exchange.chunk(b"");
+    });
+    let mirror = mirror_of(&[&upstream.url()]).start();
+    let told = get(&mirror, &sample.narinfo_path);
+    assert!(told.text().contains(&format!("URL: {}\n", &sample.nar_path[1..])), "{}", told.text());
+    get(&mirror, &sample.nar_path).is(&sample.nar);
+    assert_kept(&mirror);
+}
+
+#[test]
+fn a_narinfo_can_be_encoded() {
+    let sample = large();
+    let upstream = Scripted::with(&[&sample]);
+    let packed = pack(Compression::Xz, sample.narinfo.as_bytes()).expect("it can be written here");
+    upstream.on(&sample.narinfo_path, move |exchange| {
+        let length = packed.len();
+        let head = format!("Content-Encoding: xz\r\nContent-Length: {length}\r\n\r\n");
+        exchange.raw(format!("HTTP/1.1 200 OK\r\n{head}").as_bytes());
+        exchange.raw(&packed);
+    });
+    let mirror = mirror_of(&[&upstream.url()]).start();
+    get(&mirror, &sample.narinfo_path).is(sample.narinfo.as_bytes());
+    get(&mirror, &sample.nar_path).is(&sample.nar);
+    assert_kept(&mirror);
+}

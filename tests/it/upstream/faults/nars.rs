@@ -1,0 +1,272 @@
+//! NARs that break off, stand still, or are not what was said of them.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use nix_stored::nix::{Compression, Sha256Hash};
+
+use super::{Told, assert_kept, assert_unharmed, changed, get, large};
+use crate::support::noise::Noise;
+use crate::support::objects::{Sample, nar_of_file};
+use crate::support::packing::pack;
+use crate::support::scripted::{Asked, Gate, Scripted};
+use crate::support::wire::Wire;
+use crate::upstream::mirror_of;
+
+#[test]
+fn a_nar_that_breaks_off_is_taken_up_again_where_it_broke() {
+    let sample = large();
+    let upstream = Scripted::with(&[&sample]);
+    let (nar, half) = (sample.nar.clone(), sample.nar.len() / 2);
+    upstream.on(&sample.nar_path, move |exchange| match exchange.asked.from() {
+        0 => {
+            exchange.head(0, nar.len());
+            exchange.raw(&nar[..half]);
+            exchange.close();
+        }
+        _ => exchange.send(&nar),
+    });
+    let mirror = mirror_of(&[&upstream.url()]).start();
+    assert_eq!(get(&mirror, &sample.narinfo_path).status, 200);
+    get(&mirror, &sample.nar_path).is(&sample.nar);
+    let from: Vec<usize> = upstream
+        .asked()
+        .iter()
+        .filter(|asked| asked.target == sample.nar_path)
+        .map(Asked::from)
+        .collect();
+    assert_eq!(from, [0, half]);
+    assert_kept(&mirror);
+}
+
+#[test]
+fn one_that_knows_no_ranges_is_read_again_from_the_beginning() {
+    let sample = large();
+    let upstream = Scripted::with(&[&sample]);
+    let (nar, count) = (sample.nar.clone(), AtomicUsize::new(0));
+    upstream.on(&sample.nar_path, move |exchange| {
+        exchange.head(0, nar.len());
+        match count.fetch_add(1, Ordering::SeqCst) {
+            0 => {
+                exchange.raw(&nar[..nar.len() / 2]);
+                exchange.close();
+            }
+            _ => {
+                exchange.raw(&nar);
+            }
+        }
+    });
+    let mirror = mirror_of(&[&upstream.url()]).start();
+    assert_eq!(get(&mirror, &sample.narinfo_path).status, 200);
+    get(&mirror, &sample.nar_path).is(&sample.nar);
+    assert_kept(&mirror);
+}
+
+#[test]
+fn a_nar_that_always_breaks_off_comes_from_the_next_upstream() {
+    let sample = large();
+    let half = sample.nar.len() / 2;
+    // The first closes, or stands still, each time after half of it.
+    for hangs in [false, true] {
+        let (one, other) = (Scripted::with(&[&sample]), Scripted::with(&[&sample]));
+        let nar = sample.nar.clone();
+        one.on(&sample.nar_path, move |exchange| {
+            let from = exchange.asked.from();
+            exchange.head(from, nar.len());
+            exchange.raw(&nar[from..half.max(from)]);
+            if hangs {
+                exchange.hang();
+            }
+            exchange.close();
+        });
+        let mirror = mirror_of(&[&one.impatient(), &other.url()]).start();
+        assert_eq!(get(&mirror, &sample.narinfo_path).status, 200);
+        get(&mirror, &sample.nar_path).is(&sample.nar);
+        let asked = other.asked();
+        assert_eq!(asked.len(), 1, "{asked:?}");
+        assert_eq!(asked[0].from(), half);
+        assert_kept(&mirror);
+    }
+}
+
+#[test]
+fn a_nar_that_never_comes_whole_is_broken_off() {
+    let sample = large();
+    for hangs in [false, true] {
+        let upstream = Scripted::with(&[&sample]);
+        let nar = sample.nar.clone();
+        upstream.on(&sample.nar_path, move |exchange| {
+            let from = exchange.asked.from();
+            exchange.head(from, nar.len());
+            exchange.raw(&nar[from..from.max(nar.len() / 2)]);
+            if hangs {
+                exchange.hang();
+            }
+            exchange.close();
+        });
+        let mirror = mirror_of(&[&upstream.impatient()]).start();
+        assert_eq!(get(&mirror, &sample.narinfo_path).status, 200);
+        get(&mirror, &sample.nar_path).is_broken_off();
+        assert_unharmed(mirror);
+    }
+}
+
+#[test]
+fn a_nar_with_another_hash_is_broken_off_and_not_asked_for_again() {
+    let sample = large();
+    let upstream = Scripted::with(&[&sample]);
+    let mut nar = sample.nar.clone();
+    nar[500] ^= 1;
+    upstream.has(&sample.nar_path, &nar);
+    let mirror = mirror_of(&[&upstream.url()]).start();
+    assert_eq!(get(&mirror, &sample.narinfo_path).status, 200);
+    get(&mirror, &sample.nar_path).is_broken_off();
+    mirror.wait_for_log("is not taken");
+    mirror.wait_until("it is not believed any more", || {
+        get(&mirror, &sample.narinfo_path).status == 502
+    });
+    assert_eq!(get(&mirror, &sample.nar_path).status, 502);
+    assert_eq!(upstream.count(&sample.nar_path), 1);
+    assert_unharmed(mirror);
+}
+
+#[test]
+fn the_last_byte_waits_for_the_check() {
+    let sample = large();
+    for right in [true, false] {
+        let (upstream, go_on) = (Scripted::with(&[&sample]), Gate::default());
+        let (mut nar, gate) = (sample.nar.clone(), go_on.clone());
+        nar[500] ^= u8::from(!right);
+        upstream.on(&sample.nar_path, move |exchange| {
+            // All of it is there, and nobody says so yet.
+            exchange.chunked();
+            exchange.chunk(&nar);
+            gate.wait(1);
+            exchange.chunk(b"");
+        });
+        let mirror = mirror_of(&[&upstream.url()]).start();
+        assert_eq!(get(&mirror, &sample.narinfo_path).status, 200);
+        let mut wire = Wire::to(&mirror);
+        wire.send(&format!("GET {} HTTP/1.1\r\nHost: x\r\n\r\n", sample.nar_path));
+        assert_eq!(wire.head().status, 200);
+        let most = wire.take(sample.nar.len() - 1);
+        assert!(!wire.has_answer(), "the last byte is there");
+        go_on.open();
+        let last = wire.take(1);
+        assert_eq!(last.len(), usize::from(right));
+        assert_eq!([most, last].concat() == sample.nar, right);
+    }
+}
+
+#[test]
+fn after_a_nar_with_another_hash_the_next_upstream_has_it() {
+    let sample = large();
+    let (one, other) = (Scripted::with(&[&sample]), Scripted::with(&[&sample]));
+    let mut nar = sample.nar.clone();
+    nar[500] ^= 1;
+    one.has(&sample.nar_path, &nar);
+    let mirror = mirror_of(&[&one.url(), &other.url()]).start();
+    assert_eq!(get(&mirror, &sample.narinfo_path).status, 200);
+    get(&mirror, &sample.nar_path).is_broken_off();
+    mirror.wait_until("the other is believed", || {
+        other.count(&sample.narinfo_path) > 0 || get(&mirror, &sample.narinfo_path).status == 502
+    });
+    assert_eq!(get(&mirror, &sample.narinfo_path).status, 200);
+    get(&mirror, &sample.nar_path).is(&sample.nar);
+    assert_kept(&mirror);
+}
+
+#[test]
+fn a_nar_with_another_size_is_not_taken() {
+    let sample = large();
+    let upstream = Scripted::with(&[&sample]);
+    for size in ["1", "1000", "99999999"] {
+        let narinfo = changed(&sample.narinfo, &[("FileSize", size)]);
+        upstream.has(&sample.narinfo_path, narinfo.as_bytes());
+        // Its head says so.
+        let nar = sample.nar.clone();
+        upstream.has(&sample.nar_path, &nar);
+        let mirror = mirror_of(&[&upstream.url()]).start();
+        assert_eq!(get(&mirror, &sample.narinfo_path).status, 200);
+        assert_eq!(get(&mirror, &sample.nar_path).status, 502);
+        assert_unharmed(mirror);
+        // Only its end does.
+        upstream.on(&sample.nar_path, move |exchange| {
+            exchange.chunked();
+            exchange.chunk(&nar);
+            exchange.chunk(b"");
+        });
+        let mirror = mirror_of(&[&upstream.url()]).start();
+        assert_eq!(get(&mirror, &sample.narinfo_path).status, 200);
+        get(&mirror, &sample.nar_path).is_broken_off();
+        assert_unharmed(mirror);
+    }
+}
+
+#[test]
+fn a_false_content_length_is_found_out() {
+    let sample = large();
+    let upstream = Scripted::with(&[&sample]);
+    for claimed in [sample.nar.len() - 10, sample.nar.len() + 10] {
+        let nar = sample.nar.clone();
+        upstream.on(&sample.nar_path, move |exchange| {
+            exchange.head(0, claimed);
+            exchange.raw(&nar);
+            exchange.close();
+        });
+        let mirror = mirror_of(&[&upstream.url()]).start();
+        assert_eq!(get(&mirror, &sample.narinfo_path).status, 200);
+        assert_eq!(get(&mirror, &sample.nar_path).status, 502);
+        assert_unharmed(mirror);
+
+        // Without a FileSize there is nothing to compare it with.
+        let narinfo = changed(&sample.narinfo, &[("FileSize", "")]);
+        upstream.has(&sample.narinfo_path, narinfo.as_bytes());
+        let mirror = mirror_of(&[&upstream.url()]).start();
+        assert_eq!(get(&mirror, &sample.narinfo_path).status, 200);
+        get(&mirror, &sample.nar_path).is_broken_off();
+        assert_unharmed(mirror);
+        upstream.has(&sample.narinfo_path, sample.narinfo.as_bytes());
+    }
+}
+
+#[test]
+fn a_nar_that_is_not_what_its_narinfo_says_is_not_kept() {
+    let (right, wrong) = (large(), Noise::new(8).bytes(1_000_000));
+    let no_nar = right.with_file(Compression::None, wrong.clone());
+    let other_nar = right.with_file(Compression::None, nar_of_file(&wrong));
+    let packed = pack(Compression::Xz, &other_nar.nar).expect("it can be written here");
+    let other_packed = right.with_file(Compression::Xz, packed);
+    let cut = pack(Compression::Xz, &right.nar).expect("it can be written here");
+    let cut = right.with_file(Compression::Xz, cut[..cut.len() / 2].to_vec());
+    let size = (right.nar.len() + 8).to_string();
+    let size = Sample { narinfo: changed(&right.narinfo, &[("NarSize", &size)]), ..right.clone() };
+    for sample in [no_nar, other_nar, other_packed, cut, size] {
+        // The file itself is what it is said to be.
+        assert!(sample.narinfo.contains(&Sha256Hash::of(&sample.nar).to_string()));
+        for store in ["", "?store=0"] {
+            let upstream = Scripted::with(&[&sample]);
+            let mirror = mirror_of(&[&format!("{}{store}", upstream.url())]).start();
+            assert_eq!(get(&mirror, &sample.narinfo_path).status, 200);
+            get(&mirror, &sample.nar_path).is_broken_off();
+            mirror.wait_until("it is not believed any more", || {
+                get(&mirror, &sample.narinfo_path).status == 502
+            });
+            assert_eq!(get(&mirror, &sample.nar_path).status, 502);
+            assert_unharmed(mirror);
+        }
+    }
+}
+
+#[test]
+fn a_nar_that_has_gone_takes_its_narinfo_with_it() {
+    let sample = large();
+    let upstream = Scripted::with(&[&sample]);
+    let mirror = mirror_of(&[&upstream.url()]).start();
+    assert_eq!(get(&mirror, &sample.narinfo_path).status, 200);
+    for path in [&sample.nar_path, &sample.narinfo_path] {
+        upstream.on(path, |exchange| exchange.status(404, ""));
+    }
+    assert_eq!(get(&mirror, &sample.nar_path).status, 404);
+    assert_eq!(get(&mirror, &sample.narinfo_path).status, 404);
+    assert_unharmed(mirror);
+}

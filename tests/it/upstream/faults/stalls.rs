@@ -1,0 +1,105 @@
+//! Upstreams that are left alone, and who need not wait for them.
+
+use std::sync::Barrier;
+
+use super::{Told, assert_kept, assert_unharmed, get, large, narinfo};
+use crate::support::objects::sample;
+use crate::support::scripted::{Exchange, Gate, Scripted};
+use crate::support::wire::Wire;
+use crate::upstream::mirror_of;
+
+#[test]
+fn a_narinfo_that_stands_still_is_trouble_and_counted_as_such() {
+    let sample = large();
+    let (upstream, other) = (Scripted::start(), Scripted::with(&[&sample]));
+    upstream.otherwise(|exchange| {
+        exchange.head(0, 100);
+        exchange.hang();
+    });
+    let mirror = mirror_of(&[&upstream.impatient(), &other.url()]).start();
+    for number in 2..5 {
+        assert!([502, 504].contains(&get(&mirror, &narinfo(number)).status));
+    }
+    assert_eq!(get(&mirror, &sample.narinfo_path).status, 200);
+    assert_eq!(upstream.asked().len(), 3, "it was asked again");
+}
+
+#[test]
+fn what_is_here_does_not_wait_for_an_upstream() {
+    let (own, absent) = (sample(3, b"own"), narinfo(4));
+    let (upstream, let_go) = (Scripted::start(), Gate::default());
+    let gate = let_go.clone();
+    upstream.on(&absent, move |exchange| {
+        gate.wait(1);
+        exchange.status(404, "");
+    });
+    let mirror = mirror_of(&[&format!("{}?timeout=1h", upstream.url())]).start();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| get(&mirror, &absent).status);
+        upstream.wait_for(&absent, 1);
+        let mut wire = Wire::to(&mirror);
+        assert_eq!(wire.request("PUT", &own.nar_path, &own.nar).status, 201);
+        assert_eq!(wire.request("PUT", &own.narinfo_path, own.narinfo.as_bytes()).status, 201);
+        wire.request("GET", &own.narinfo_path, b"").is(own.narinfo.as_bytes());
+        wire.request("GET", &own.nar_path, b"").is(&own.nar);
+        let_go.open();
+        assert_eq!(waiting.join().expect("it gets an answer"), 404);
+    });
+}
+
+#[test]
+fn after_three_failures_the_next_upstream_is_asked_at_once() {
+    let sample = large();
+    let (dead, alive) = (Scripted::start(), Scripted::with(&[&sample]));
+    dead.otherwise(Exchange::hang);
+    let mirror = mirror_of(&[&dead.impatient(), &alive.url()]).start();
+    for number in 2..5 {
+        assert_eq!(get(&mirror, &narinfo(number)).status, 504);
+    }
+    mirror.wait_for_log("it is left alone");
+    assert_eq!(get(&mirror, &narinfo(5)).status, 502);
+    assert_eq!(get(&mirror, &sample.narinfo_path).status, 200);
+    get(&mirror, &sample.nar_path).is(&sample.nar);
+    assert_eq!(dead.asked().len(), 3, "it was asked again");
+    assert_kept(&mirror);
+}
+
+#[test]
+fn who_waits_for_a_turn_at_a_dead_upstream_hears_of_it_from_the_others() {
+    const CLIENTS: u8 = 200;
+    let dead = Scripted::start();
+    dead.otherwise(Exchange::hang);
+    let mirror = mirror_of(&[&dead.impatient()]).start();
+    let together = Barrier::new(usize::from(CLIENTS));
+    std::thread::scope(|scope| {
+        for number in 0..CLIENTS {
+            let (mirror, together) = (&mirror, &together);
+            scope.spawn(move || {
+                together.wait();
+                let status = get(mirror, &narinfo(number)).status;
+                assert!([502, 504].contains(&status), "{status}");
+            });
+        }
+    });
+    let asked = dead.asked().len();
+    // The first 64 at the same time; each of them that gives up makes room, and three are enough.
+    assert!(asked < 100, "it was asked {asked} times");
+    assert_unharmed(mirror);
+}
+
+#[test]
+fn one_that_asks_for_rest_is_left_alone() {
+    for status in [429, 503] {
+        let upstream = Scripted::start();
+        upstream.otherwise(move |exchange| exchange.status(status, "Retry-After: 120\n"));
+        let sample = large();
+        let other = Scripted::with(&[&sample]);
+        let mirror = mirror_of(&[&upstream.url(), &other.url()]).start();
+        assert_eq!(get(&mirror, &narinfo(2)).status, 502);
+        mirror.wait_for_log("left alone for 120s");
+        assert_eq!(get(&mirror, &narinfo(3)).status, 502);
+        assert_eq!(get(&mirror, &sample.narinfo_path).status, 200);
+        get(&mirror, &sample.nar_path).is(&sample.nar);
+        assert_eq!(upstream.asked().len(), 1, "it was asked again");
+    }
+}

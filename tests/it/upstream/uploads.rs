@@ -1,0 +1,55 @@
+//! Uploads to a cache that has upstreams: what they have counts as being here.
+
+use super::mirror_of;
+use crate::support::audit::assert_nothing_is_false;
+use crate::support::objects::{Sample, sample};
+use crate::support::scripted::Scripted;
+use crate::support::wire::Wire;
+
+/// The same path, which refers to another.
+fn referring(sample: &Sample, to: &Sample) -> Sample {
+    let name = to.store_path.trim_start_matches("/nix/store/");
+    let narinfo = sample.narinfo.replace("References: \n", &format!("References: {name}\n"));
+    Sample { narinfo, ..sample.clone() }
+}
+
+#[test]
+fn a_nar_that_an_upstream_has_need_not_be_uploaded() {
+    let sample = sample(1, &[7; 100_000]);
+    let upstream = Scripted::start();
+    upstream.has(&sample.nar_path, &sample.nar);
+    let mirror = mirror_of(&[&upstream.url()]).start();
+    let mut wire = Wire::to(&mirror);
+    // Nix asks first, and does not send what is there.
+    assert_eq!(wire.request("HEAD", &sample.nar_path, b"").status, 200);
+    let narinfo = sample.narinfo.as_bytes();
+    assert_eq!(Wire::to(&mirror).request("PUT", &sample.narinfo_path, narinfo).status, 201);
+    upstream.stop();
+    assert_eq!(mirror.get(&sample.nar_path), (200, sample.nar.clone()));
+    assert_eq!(assert_nothing_is_false(mirror.dir()), 1);
+}
+
+#[test]
+fn a_reference_that_an_upstream_has_is_there() {
+    let (theirs, absent) = (sample(1, b"theirs"), sample(2, b"absent"));
+    let upstream = Scripted::with(&[&theirs]);
+    let mirror = mirror_of(&[&upstream.url()]).env("NIX_STORED_REQUIRE_REFERENCES", "1").start();
+    for (number, to, status) in [(3, &theirs, 201), (4, &absent, 422)] {
+        let sample = referring(&sample(number, &[number]), to);
+        let mut wire = Wire::to(&mirror);
+        assert_eq!(wire.request("PUT", &sample.nar_path, &sample.nar).status, 201);
+        let narinfo = sample.narinfo.as_bytes();
+        let put = wire.request("PUT", &sample.narinfo_path, narinfo);
+        assert_eq!(put.status, status, "{}", put.text());
+    }
+}
+
+#[test]
+fn what_is_mirrored_need_not_come_with_its_references() {
+    let sample = referring(&sample(1, b"some"), &sample(2, b"absent"));
+    let upstream = Scripted::with(&[&sample]);
+    let mirror = mirror_of(&[&upstream.url()]).env("NIX_STORED_REQUIRE_REFERENCES", "1").start();
+    assert_eq!(mirror.get(&sample.narinfo_path).0, 200);
+    assert_eq!(mirror.get(&sample.nar_path), (200, sample.nar.clone()));
+    assert_eq!(assert_nothing_is_false(mirror.dir()), 1);
+}
