@@ -46,13 +46,14 @@ pub fn measure(bench: &Bench, cache: &LargeCache) -> anyhow::Result<Section> {
         &format!("{} paths, {} references", cache.paths, cache.references),
         &["command", "wall s", "CPU s", "peak MiB", "goal", ""],
     );
-    for (name, costs) in [("gc --dry-run", dry_run), ("stats", stats), ("gc that removes 10 %", gc)]
+    for (name, costs) in
+        [("`gc --dry-run`", dry_run), ("`stats`", stats), ("`gc`, which removes 10 %", gc)]
     {
         let of = |what: fn(&Cost) -> f64| median(costs.iter().map(what));
         let (wall, peak) = (of(|cost| cost.wall), of(|cost| cost.peak_mib));
         let met = wall <= GOAL.0 && peak <= GOAL.1;
         section.row([
-            format!("`{name}`"),
+            name.to_owned(),
             format!("{wall:.2}"),
             format!("{:.2}", of(|cost| cost.cpu)),
             format!("{peak:.0}"),

@@ -33,6 +33,7 @@ struct Seen {
     slowest_us: f64,
     per_second: f64,
     peak_mib: f64,
+    after_mib: f64,
 }
 
 pub fn measure(bench: &Bench, cache: &LargeCache) -> anyhow::Result<Section> {
@@ -49,7 +50,7 @@ pub fn measure(bench: &Bench, cache: &LargeCache) -> anyhow::Result<Section> {
     }
     let mut section = Section::new(
         &format!("narinfo requests over {CONNECTIONS} connections, while the daemon collects"),
-        &["", "99th percentile µs", "slowest µs", "requests/s", "peak MiB"],
+        &["", "99th percentile µs", "slowest µs", "requests/s", "peak MiB", "afterwards MiB"],
     );
     let of = |seen: &[Seen], what: fn(&Seen) -> f64| median(seen.iter().map(what));
     for (name, seen) in [("no collection", &alone), ("a collection that removes 10 %", &beside)] {
@@ -59,6 +60,7 @@ pub fn measure(bench: &Bench, cache: &LargeCache) -> anyhow::Result<Section> {
             format!("{:.0}", of(seen, |seen| seen.slowest_us)),
             format!("{:.0}", of(seen, |seen| seen.per_second)),
             format!("{:.0}", of(seen, |seen| seen.peak_mib)),
+            format!("{:.0}", of(seen, |seen| seen.after_mib)),
         ]);
     }
     let ratio = of(&beside, |seen| seen.p99_us) / of(&alone, |seen| seen.p99_us);
@@ -99,5 +101,6 @@ fn turn(
         slowest_us: latencies.iter().copied().max().map_or(0.0, f64::from) / 1000.0,
         p99_us: f64::from(p99(&mut latencies)) / 1000.0,
         peak_mib: daemon.resident_mib(Memory::Peak)?,
+        after_mib: daemon.resident_mib(Memory::Now)?,
     })
 }

@@ -63,9 +63,6 @@ impl Wire {
 
     /// Whether anything has come by now.
     pub fn has_answer(&self) -> bool {
-        if !self.ahead.is_empty() {
-            return true;
-        }
         self.stream.set_nonblocking(true).expect("it can be set");
         let peeked = self.stream.peek(&mut [0]);
         self.stream.set_nonblocking(false).expect("it can be set");
@@ -96,14 +93,9 @@ impl Wire {
             received = self.head();
         }
         let length = received.header("content-length").parse().unwrap_or(0);
-        received.body = self.take(length);
+        while self.ahead.len() < length && self.read_more() > 0 {}
+        received.body = self.ahead.drain(..length.min(self.ahead.len())).collect();
         received
-    }
-
-    /// So many bytes, or what there is if the connection ends before.
-    pub fn take(&mut self, count: usize) -> Vec<u8> {
-        while self.ahead.len() < count && self.read_more() > 0 {}
-        self.ahead.drain(..count.min(self.ahead.len())).collect()
     }
 
     /// Everything until the daemon closes the connection.

@@ -8,8 +8,7 @@ use super::{Told, assert_kept, assert_unharmed, changed, get, large};
 use crate::support::noise::Noise;
 use crate::support::objects::{Sample, nar_of_file};
 use crate::support::packing::pack;
-use crate::support::scripted::{Asked, Gate, Scripted};
-use crate::support::wire::Wire;
+use crate::support::scripted::{Asked, Scripted};
 use crate::upstream::mirror_of;
 
 #[test]
@@ -127,34 +126,6 @@ fn a_nar_with_another_hash_is_broken_off_and_not_asked_for_again() {
     assert_eq!(get(&mirror, &sample.nar_path).status, 502);
     assert_eq!(upstream.count(&sample.nar_path), 1);
     assert_unharmed(mirror);
-}
-
-#[test]
-fn the_last_byte_waits_for_the_check() {
-    let sample = large();
-    for right in [true, false] {
-        let (upstream, go_on) = (Scripted::with(&[&sample]), Gate::default());
-        let (mut nar, gate) = (sample.nar.clone(), go_on.clone());
-        nar[500] ^= u8::from(!right);
-        upstream.on(&sample.nar_path, move |exchange| {
-            // All of it is there, and nobody says so yet.
-            exchange.chunked();
-            exchange.chunk(&nar);
-            gate.wait(1);
-            exchange.chunk(b"");
-        });
-        let mirror = mirror_of(&[&upstream.url()]).start();
-        assert_eq!(get(&mirror, &sample.narinfo_path).status, 200);
-        let mut wire = Wire::to(&mirror);
-        wire.send(&format!("GET {} HTTP/1.1\r\nHost: x\r\n\r\n", sample.nar_path));
-        assert_eq!(wire.head().status, 200);
-        let most = wire.take(sample.nar.len() - 1);
-        assert!(!wire.has_answer(), "the last byte is there");
-        go_on.open();
-        let last = wire.take(1);
-        assert_eq!(last.len(), usize::from(right));
-        assert_eq!([most, last].concat() == sample.nar, right);
-    }
 }
 
 #[test]
