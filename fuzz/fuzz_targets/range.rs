@@ -40,6 +40,7 @@ fuzz_target!(|data: &[u8]| {
     let metadata = Metadata {
         size,
         modified: SystemTime::UNIX_EPOCH + Duration::new(1_000_000, 5),
+        used: SystemTime::UNIX_EPOCH + Duration::new(1_000_000, 5),
         etag: "\"2a-3e8-f4240.5\"".into(),
     };
     let request = headers(lines);
