@@ -1,8 +1,8 @@
 //! Other caches behind this one: what is not here is asked of each of them, in the order of trust.
 //!
-//! [`client`] asks one of them, and [`breaker`] leaves it alone while it is in trouble. [`lookup`]
-//! finds out who has a path and remembers it for a while. [`fetch`] gets a NAR, once for everybody
-//! who waits for it, from the [`growing`] file while it is hashed.
+//! `client` asks one of them, and `breaker` leaves it alone while it is in trouble. `lookup`
+//! finds out who has a path and remembers it for a while. `fetch` gets a NAR, once for everybody
+//! who waits for it, from the `growing` file while it is hashed.
 
 mod breaker;
 mod client;
