@@ -38,7 +38,8 @@ mod lifecycle;
 /// The defects of the daemon that this one replaces, one test each.
 mod predecessor;
 
-/// The NixOS module, evaluated.
+/// The NixOS module, evaluated. It is that of a build with everything.
+#[cfg(feature = "upstream")]
 mod nixos_module;
 
 /// The promises as an unmodified Nix sees them: `nix copy`, substitution and everything around
