@@ -26,6 +26,13 @@ impl Requests {
         requests
     }
 
+    /// GETs of what is there, of whatever length: a mirror adds a line to a narinfo.
+    pub fn get_of_any_length(objects: &[Stored]) -> Self {
+        let mut requests = Self { status: 200, ..Self::default() };
+        objects.iter().for_each(|object| requests.push("GET", &object.path, "", &[], None));
+        requests
+    }
+
     /// GETs of what is not there.
     pub fn get_absent(paths: impl Iterator<Item = String>) -> Self {
         let mut requests = Self { status: 404, ..Self::default() };
