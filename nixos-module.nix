@@ -404,6 +404,9 @@ in
           "@system-service"
           "~@privileged"
           "~@resources"
+          # Collection and verification give way to requests.
+          "sched_setscheduler"
+          "setpriority"
         ];
       };
     };

@@ -17,7 +17,7 @@ mod uses;
 pub mod verify;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::Stream;
@@ -99,21 +99,21 @@ impl From<Stored> for Taken {
     }
 }
 
+/// What there is to know about an object that was made just now, and is in memory only.
+fn metadata_of(text: &[u8]) -> Metadata {
+    let now = SystemTime::now();
+    let etag = format!("\"{}\"", Sha256Hash::of(text).to_nix32()).into();
+    Metadata { size: text.len() as u64, modified: now, used: now, etag }
+}
+
 impl Cache {
     /// A cache over `store` that says `info` of itself.
     pub fn new(store: Arc<dyn Store>, info: CacheInfo, admission: Admission) -> Self {
         let text = Bytes::from(info.to_string());
-        let now = std::time::SystemTime::now();
-        let metadata = Metadata {
-            size: text.len() as u64,
-            modified: now,
-            used: now,
-            etag: format!("\"{}\"", Sha256Hash::of(&text).to_nix32()).into(),
-        };
         Self(Arc::new(Inner {
             store,
             info,
-            info_object: (metadata, text),
+            info_object: (metadata_of(&text), text),
             admission,
             grace: gc::GRACE,
             hot: Hot::new(),

@@ -2,10 +2,10 @@
 
 use std::io::{self, BufRead, BufReader, Read};
 
-use bytes::{Buf, Bytes};
-use futures_util::stream::BoxStream;
-use futures_util::{Stream, StreamExt};
+use bytes::Bytes;
+use futures_util::Stream;
 use sha2::{Digest, Sha256};
+use tokio_util::io::{StreamReader, SyncIoBridge};
 use tracing::warn;
 
 use super::incoming::Incoming;
@@ -215,44 +215,10 @@ pub(super) fn reader(content: Content, size: u64) -> Box<dyn BufRead> {
     match content {
         Content::Bytes(bytes) => Box::new(io::Cursor::new(bytes)),
         Content::File(file) => Box::new(BufReader::with_capacity(SMALL as usize, file)),
-        Content::Stream(bytes) => Box::new(Blocking {
-            chunks: bytes.read(0..size),
-            chunk: Bytes::new(),
-            runtime: tokio::runtime::Handle::current(),
-        }),
-    }
-}
-
-/// Reads a stream on a thread of the blocking pool.
-struct Blocking {
-    chunks: BoxStream<'static, io::Result<Bytes>>,
-    chunk: Bytes,
-    runtime: tokio::runtime::Handle,
-}
-
-impl BufRead for Blocking {
-    fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        while self.chunk.is_empty() {
-            match self.runtime.block_on(self.chunks.next()) {
-                Some(chunk) => self.chunk = chunk?,
-                None => break,
-            }
+        // A thread that may wait, of the runtime.
+        Content::Stream(bytes) => {
+            Box::new(SyncIoBridge::new(StreamReader::new(bytes.read(0..size))))
         }
-        Ok(&self.chunk)
-    }
-
-    fn consume(&mut self, count: usize) {
-        self.chunk.advance(count);
-    }
-}
-
-impl Read for Blocking {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let available = self.fill_buf()?;
-        let count = available.len().min(buffer.len());
-        buffer[..count].copy_from_slice(&available[..count]);
-        self.consume(count);
-        Ok(count)
     }
 }
 

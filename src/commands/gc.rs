@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::EXIT_NO;
 use super::argument::hash_part;
 use super::explain::Explained;
-use super::offline::on_cache;
+use super::offline::{look, on_cache};
 use super::output::{Output, as_time, count, size, time};
 use super::progress::Progress;
 use super::signals::stop_on_signals;
@@ -148,9 +148,7 @@ async fn preview(
     store_dir: &StoreDir,
     output: Output,
 ) -> anyhow::Result<ExitCode> {
-    let mut progress = Progress::new();
-    let inventory = cache.inventory(|objects| progress.found(objects)).await?;
-    drop(progress);
+    let inventory = look(cache).await?;
     let pins = cache.pins().await?;
     let analysis = Analysis::new(&inventory, &pins);
     let plan = analysis.plan(limits, SystemTime::now());
@@ -264,9 +262,7 @@ async fn why(
     store_dir: &StoreDir,
     output: Output,
 ) -> anyhow::Result<ExitCode> {
-    let mut progress = Progress::new();
-    let inventory = cache.inventory(|objects| progress.found(objects)).await?;
-    drop(progress);
+    let inventory = look(cache).await?;
     let pins = cache.pins().await?;
     let analysis = Analysis::new(&inventory, &pins);
     let now = SystemTime::now();

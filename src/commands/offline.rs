@@ -10,7 +10,9 @@ use rustix::fs::StatVfsMountFlags;
 use rustix::process::{Gid, Uid, geteuid};
 use tracing::warn;
 
+use super::progress::Progress;
 use crate::cache::Cache;
+use crate::cache::gc::Inventory;
 use crate::config::Config;
 use crate::logging;
 use crate::store::FsStore;
@@ -77,4 +79,10 @@ fn become_owner(config: &mut Config) -> anyhow::Result<()> {
     rustix::thread::set_thread_res_gid(group, group, group).with_context(failed)?;
     rustix::thread::set_thread_res_uid(user, user, user).with_context(failed)?;
     Ok(())
+}
+
+/// What the cache holds; a bar is shown meanwhile.
+pub(super) async fn look(cache: &Cache) -> anyhow::Result<Inventory> {
+    let mut progress = Progress::new();
+    Ok(cache.inventory(|objects| progress.found(objects)).await?)
 }

@@ -7,9 +7,8 @@ use serde::Serialize;
 
 use super::EXIT_NO;
 use super::argument::{Unusable, store_path};
-use super::offline::on_cache;
+use super::offline::{look, on_cache};
 use super::output::{Output, count, size};
-use super::progress::Progress;
 use crate::cache::Cache;
 use crate::cache::gc::{Inventory, Pin, PinError};
 use crate::config::Config;
@@ -94,8 +93,7 @@ async fn list(cache: &Cache, store_dir: &StoreDir) -> anyhow::Result<List> {
     if pins.is_empty() {
         return Ok(List { pins: Vec::new() });
     }
-    let mut progress = Progress::new();
-    let inventory = cache.inventory(|objects| progress.found(objects)).await?;
+    let inventory = look(cache).await?;
     Ok(List { pins: pins.iter().map(|pin| Entry::new(pin, &inventory, store_dir)).collect() })
 }
 

@@ -3,10 +3,9 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::signals::stop_on_signals;
 use crate::cache::Cache;
 use crate::config::{Config, Requirement};
 use crate::net::Listener;
@@ -24,7 +23,12 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 }
 
 async fn serve(config: Config) -> anyhow::Result<()> {
-    let stop = stop_on_signals()?;
+    let stop = stop_on_signals(|name| {
+        info!(
+            "got {name}; no new connections, transfers have {} s to finish",
+            net::GRACE.as_secs()
+        );
+    })?;
     let store = FsStore::open(&config.path, config.min_free_space)?;
     let listener = Listener::bind(&config.listen)
         .await
@@ -61,26 +65,6 @@ fn with_upstreams(cache: Cache, config: &crate::config::Upstreams) -> anyhow::Re
         info!("what is not here is asked of {upstream}");
     }
     Ok(cache.with_upstreams(crate::cache::upstream::Upstreams::new(config)?))
-}
-
-/// A token that is cancelled by the first SIGTERM or SIGINT.
-fn stop_on_signals() -> anyhow::Result<CancellationToken> {
-    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
-    let stop = CancellationToken::new();
-    let token = stop.clone();
-    tokio::spawn(async move {
-        let name = tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
-        };
-        info!(
-            "got {name}; no new connections, transfers have {} s to finish",
-            net::GRACE.as_secs()
-        );
-        token.cancel();
-    });
-    Ok(stop)
 }
 
 fn say_who_may_upload(write: &Requirement, local: bool) {

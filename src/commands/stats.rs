@@ -7,9 +7,8 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 use super::gc::OfReason;
-use super::offline::on_cache;
+use super::offline::{look, on_cache};
 use super::output::{Output, as_time, count, size, time};
-use super::progress::Progress;
 use crate::cache::Stats;
 use crate::cache::gc::{Analysis, GRACE, Inventory, Limits, Plan, Sum};
 use crate::config::Config;
@@ -35,9 +34,7 @@ pub(super) fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
         grace: GRACE,
     };
     on_cache(config, async move |cache| {
-        let mut progress = Progress::new();
-        let inventory = cache.inventory(|objects| progress.found(objects)).await?;
-        drop(progress);
+        let inventory = look(&cache).await?;
         let pins = cache.pins().await?;
         let analysis = Analysis::new(&inventory, &pins);
         let plan = analysis.plan(&limits, SystemTime::now());

@@ -173,7 +173,7 @@ pub struct ListedObject {
     pub path: CachePath,
     /// What is known about it.
     pub metadata: Metadata,
-    /// Its content, if that was wanted.
+    /// Its content, if that was wanted and is no larger than a narinfo may be.
     pub content: Option<Bytes>,
 }
 

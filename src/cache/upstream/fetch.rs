@@ -10,46 +10,29 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::sync::{Arc, PoisonError};
+use std::time::SystemTime;
 
-use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use futures_util::stream::{self, BoxStream};
-use futures_util::{FutureExt, Stream, StreamExt, TryStreamExt};
+use futures_util::{FutureExt, TryStreamExt};
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::{info, warn};
 
-use super::client::{Answer, Client, Trouble};
-use super::growing::Growing;
+use super::client::{Client, Trouble};
+use super::growing::{self, Growing};
 use super::lookup::Remote;
+use super::resuming::{Begun, Source, resuming, size};
 use super::{UpstreamError, Upstreams};
 use crate::cache::narinfo::check_against_nar;
-use crate::cache::{BodyError, Cache, GetError, PutError, ingest};
+use crate::cache::{BodyError, Cache, GetError, PutError, ingest, metadata_of};
 use crate::nix::cache_path::NarName;
 use crate::nix::{CachePath, Compression};
 use crate::store::{Content, Metadata, Object, StoreError, Stored, Upload};
-
-/// How often an interrupted fetch is taken up again at the same upstream.
-const TRIES: u32 = 3;
 
 /// What a side file may have at most: the largest logs have some 100 MB.
 const SIDE_FILE_LIMIT: u64 = 1024 * 1024 * 1024;
 
 /// What of a side file is held in memory where it is not kept.
 const SIDE_FILE_IN_MEMORY: u64 = 16 * 1024 * 1024;
-
-/// Where a NAR can be had.
-struct Source {
-    client: Arc<Client>,
-    url: String,
-}
-
-/// A NAR that begins to arrive.
-struct Begun {
-    source: Source,
-    others: VecDeque<Source>,
-    answer: Answer,
-    size: u64,
-}
 
 impl Upstreams {
     fn fetches(&self) -> std::sync::MutexGuard<'_, super::Fetches> {
@@ -96,20 +79,6 @@ impl Upstreams {
             failed.get_or_insert(UpstreamError { upstream, trouble });
         }
         failed.map_or(Ok(None), Err)
-    }
-}
-
-/// The length of a NAR, which everybody who knows it must agree on.
-fn size(answer: &Answer, stated: Option<u64>) -> Result<u64, Trouble> {
-    if let Some(encoding) = &answer.encoding {
-        return Err(Trouble::Nonsense(format!("a NAR with Content-Encoding {encoding}")));
-    }
-    match (stated, answer.length) {
-        (Some(stated), Some(length)) if stated != length => {
-            Err(Trouble::Nonsense(format!("a NAR of {length} bytes whose narinfo says {stated}")))
-        }
-        (Some(size), _) | (None, Some(size)) => Ok(size),
-        (None, None) => Err(Trouble::Nonsense("a NAR without a length".to_owned())),
     }
 }
 
@@ -188,12 +157,7 @@ impl Cache {
         // Who asks for the head of a NAR is about to upload, or not to. What is not kept is no
         // reason not to.
         let kept = begun.source.client.store;
-        Ok(kept.then(|| Metadata {
-            size: begun.size,
-            modified: std::time::SystemTime::now(),
-            used: std::time::SystemTime::now(),
-            etag: format!("\"{name}\"").into(),
-        }))
+        Ok(kept.then(|| growing::metadata(name, begun.size, SystemTime::now())))
     }
 
     async fn fetch(
@@ -317,7 +281,8 @@ impl Cache {
                 Err(error) => Err(error),
             };
             let text = text.map_err(|error| get_error(error, &client))?;
-            return Ok(Some(in_memory(text)));
+            let metadata = metadata_of(&text);
+            return Ok(Some(Object { metadata, content: Content::Bytes(text) }));
         }
         let limit = SIDE_FILE_LIMIT;
         ingest::side_file(&self.store, path, encoding, length, limit, body)
@@ -325,17 +290,6 @@ impl Cache {
             .map_err(|error| get_error(error, &client))?;
         Ok(self.store.get(path).await?)
     }
-}
-
-fn in_memory(text: Bytes) -> Object {
-    let now = std::time::SystemTime::now();
-    let metadata = Metadata {
-        size: text.len() as u64,
-        modified: now,
-        used: now,
-        etag: format!("\"{}\"", crate::nix::Sha256Hash::of(&text).to_nix32()).into(),
-    };
-    Object { metadata, content: Content::Bytes(text) }
 }
 
 fn nonsense(client: &Client, what: &str) -> GetError {
@@ -393,83 +347,5 @@ impl Upload for Told {
 
     fn commit(self: Box<Self>) -> Result<Stored, StoreError> {
         self.inner.commit()
-    }
-}
-
-/// The bytes of a NAR; where they break off they are taken up again, at the same upstream or at the
-/// next one.
-struct Resuming {
-    source: Source,
-    others: VecDeque<Source>,
-    body: BoxStream<'static, io::Result<Bytes>>,
-    at: u64,
-    size: u64,
-    tries: u32,
-    growing: Arc<Growing>,
-    kept: bool,
-}
-
-fn resuming(
-    begun: Begun,
-    growing: Arc<Growing>,
-    kept: bool,
-) -> impl Stream<Item = Result<Bytes, BodyError>> + Send {
-    let Begun { source, others, answer, size } = begun;
-    let body = answer.body;
-    let state = Resuming { source, others, body, at: 0, size, tries: TRIES, growing, kept };
-    stream::try_unfold(state, |mut state| async move {
-        let next = state.next().await?;
-        Ok(next.map(|chunk| (chunk, state)))
-    })
-}
-
-impl Resuming {
-    async fn next(&mut self) -> Result<Option<Bytes>, BodyError> {
-        loop {
-            if !self.kept && !self.growing.is_read() {
-                return Err(BodyError::CutShort("nobody waits for it any more".into()));
-            }
-            let why = match self.body.next().await {
-                Some(Ok(chunk)) => {
-                    self.at += chunk.len() as u64;
-                    if self.at > self.size {
-                        let why = format!("more than the {} bytes that were promised", self.size);
-                        return Err(BodyError::CutShort(why.into()));
-                    }
-                    return Ok(Some(chunk));
-                }
-                None if self.at == self.size => return Ok(None),
-                None => "it ended too early".to_owned(),
-                Some(Err(error)) => error.to_string(),
-            };
-            self.source.client.failed(&Trouble::Connection(why.clone()), None);
-            self.resume(why).await?;
-        }
-    }
-
-    /// Finds somebody who goes on where it broke off.
-    async fn resume(&mut self, mut why: String) -> Result<(), BodyError> {
-        loop {
-            if self.tries == 0 {
-                let next = self.others.pop_front();
-                self.source = next.ok_or_else(|| BodyError::CutShort(why.clone().into()))?;
-                self.tries = TRIES;
-            }
-            self.tries -= 1;
-            info!("{why}; going on from byte {} at {}", self.at, self.source.client.name);
-            match self.source.client.get(&self.source.url, self.at).await {
-                Ok(Some(answer)) if size(&answer, Some(self.size)).is_ok() => {
-                    self.body = answer.body;
-                    return Ok(());
-                }
-                // It will not get better there.
-                Ok(_) => self.tries = 0,
-                Err(trouble @ Trouble::LeftAlone(_)) => {
-                    why = trouble.to_string();
-                    self.tries = 0;
-                }
-                Err(trouble) => why = trouble.to_string(),
-            }
-        }
     }
 }

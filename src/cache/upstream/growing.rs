@@ -73,16 +73,16 @@ impl Growing {
 
     /// It, as an object of a store.
     pub(super) fn object(&self) -> Object {
-        let metadata = Metadata {
-            size: self.size,
-            modified: self.begun,
-            used: self.begun,
-            etag: format!("\"{}\"", self.name).into(),
-        };
+        let metadata = metadata(self.name, self.size, self.begun);
         let reader =
             Reader { file: Arc::clone(&self.file), size: self.size, state: self.state.subscribe() };
         Object { metadata, content: Content::Stream(Box::new(reader)) }
     }
+}
+
+/// What there is to know about a NAR that is not here yet.
+pub(super) fn metadata(name: NarName, size: u64, now: SystemTime) -> Metadata {
+    Metadata { size, modified: now, used: now, etag: format!("\"{name}\"").into() }
 }
 
 struct Reader {

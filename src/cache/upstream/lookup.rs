@@ -1,7 +1,7 @@
 //! Who has a path: asked once, and remembered for a while.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -10,9 +10,9 @@ use tracing::warn;
 
 use super::client::{Client, Trouble};
 use super::{UpstreamError, Upstreams};
-use crate::cache::ingest;
+use crate::cache::{ingest, metadata_of};
 use crate::nix::cache_path::NarName;
-use crate::nix::{CachePath, Compression, NarInfo, Sha256Hash, StoreDir, StorePathHash};
+use crate::nix::{CachePath, Compression, NarInfo, StoreDir, StorePathHash};
 use crate::store::{Content, Metadata, Object};
 
 /// What a narinfo may have at most, as for an upload.
@@ -158,6 +158,8 @@ async fn read_narinfo(
         }
     };
     let mut info = NarInfo::parse(&text, store_dir).map_err(|error| nonsense(error.to_string()))?;
+    // Where the upstream has it from is its own affair.
+    info.set_upstream(None);
     if info.store_path.hash() != *hash {
         return Err(nonsense(format!("the narinfo of {} under this name", info.store_path)));
     }
@@ -183,15 +185,8 @@ async fn read_narinfo(
     client.check_trust(nar)?;
     info.url = CachePath::Nar(nar).key();
     let text = Bytes::from(info.to_string());
-    let now = SystemTime::now();
-    let metadata = Metadata {
-        size: text.len() as u64,
-        modified: now,
-        used: now,
-        etag: format!("\"{}\"", Sha256Hash::of(&text).to_nix32()).into(),
-    };
     let client = Arc::clone(client);
-    Ok(Some(Arc::new(Remote { info, object: (metadata, text), nar, client, url })))
+    Ok(Some(Arc::new(Remote { info, object: (metadata_of(&text), text), nar, client, url })))
 }
 
 /// Whether a URL stays below the cache that it is relative to.

@@ -2,13 +2,15 @@
 //!
 //! `client` asks one of them, and `breaker` leaves it alone while it is in trouble. `lookup`
 //! finds out who has a path and remembers it for a while. `fetch` gets a NAR, once for everybody
-//! who waits for it, from the `growing` file while it is hashed.
+//! who waits for it, from the `growing` file while it is hashed, `resuming` where it
+//! breaks off.
 
 mod breaker;
 mod client;
 mod fetch;
 mod growing;
 mod lookup;
+mod resuming;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

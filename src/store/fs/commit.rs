@@ -15,12 +15,12 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use rustix::fs::{Mode, OFlags, RenameFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use tokio::sync::oneshot;
 
 use super::staging::Staging;
-use super::sync_directory;
+use super::{rename_new, sync_directory};
 use crate::store::Stored;
 
 /// More than this many objects are not committed at once: the first would wait for the last.
@@ -224,14 +224,10 @@ impl Worker {
 /// Gives a staged file its name. Whether there was one with that name, the rename itself finds
 /// out: to look before would walk to a name that is not in the dentry cache, on another thread.
 fn publish(from: impl AsFd, staged: &str, to: impl AsFd, base: &str) -> Result<Stored, Errno> {
-    let new = RenameFlags::NOREPLACE;
-    match rustix::fs::renameat_with(&from, staged, &to, base, new) {
+    match rename_new(&from, staged, &to, base) {
         Ok(()) => Ok(Stored::New),
-        // It is there, or the file system (NFS, for one) cannot say.
-        Err(Errno::EXIST | Errno::INVAL | Errno::NOSYS) => {
-            rustix::fs::renameat(from, staged, to, base).map(|()| Stored::Again)
-        }
-        Err(error) => Err(error),
+        // There is one, or the file system cannot say: then what was stored comes in its place.
+        Err(_) => rustix::fs::renameat(from, staged, to, base).map(|()| Stored::Again),
     }
 }
 

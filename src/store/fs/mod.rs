@@ -36,7 +36,8 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
 use thiserror::Error;
 
 use super::{Listed, Lock, Metadata, Object, Removed, Store, StoreError, Stored, Upload};
@@ -249,6 +250,23 @@ fn make_durably(folder: &Path) -> io::Result<()> {
     match std::fs::create_dir(folder) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
         _ => File::open(parent)?.sync_all(),
+    }
+}
+
+/// Renames a file to a name that there is not yet: `EEXIST` if there is.
+fn rename_new(
+    from: impl AsFd,
+    name: impl rustix::path::Arg + Copy,
+    to: impl AsFd,
+    new_name: impl rustix::path::Arg + Copy,
+) -> Result<(), Errno> {
+    match rustix::fs::renameat_with(&from, name, &to, new_name, RenameFlags::NOREPLACE) {
+        // A file system that cannot say so (NFS, for one) has links.
+        Err(Errno::INVAL | Errno::NOSYS) => {
+            rustix::fs::linkat(&from, name, &to, new_name, AtFlags::empty())?;
+            rustix::fs::unlinkat(&from, name, AtFlags::empty())
+        }
+        renamed => renamed,
     }
 }
 

@@ -1,14 +1,14 @@
 //! Putting aside what is false, in place of removing it: somebody may want to know what happened.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, RenameFlags};
+use rustix::fs::CWD;
 use rustix::io::Errno;
 
-use super::make_durably;
 use super::read::metadata;
+use super::{make_durably, rename_new};
 
 /// Moves the object at `key` below `folder`, if it still has this entity tag. False if it has not,
 /// or is gone.
@@ -31,7 +31,7 @@ pub(super) fn put_aside(root: &Path, folder: &Path, key: &str, etag: &[u8]) -> i
     // It was replaced between the look and the move: what came is not what was found false. Where
     // another one has come since, it stays here.
     if !is_it(&aside)? {
-        return match rename(&aside, &from) {
+        return match rename_new(CWD, &aside, CWD, &from) {
             Ok(()) | Err(Errno::EXIST) => Ok(false),
             Err(error) => Err(error.into()),
         };
@@ -46,7 +46,7 @@ pub(super) fn put_aside(root: &Path, folder: &Path, key: &str, etag: &[u8]) -> i
 fn move_beside(from: &Path, to: &Path) -> io::Result<Option<PathBuf>> {
     let numbered = (1u32..).map(|number| format!("{}.{number}", to.display()).into());
     for name in std::iter::once(to.to_owned()).chain(numbered) {
-        match rename(from, &name) {
+        match rename_new(CWD, from, CWD, &name) {
             Ok(()) => return Ok(Some(name)),
             Err(Errno::EXIST) => {}
             Err(Errno::NOENT) => return Ok(None),
@@ -56,20 +56,10 @@ fn move_beside(from: &Path, to: &Path) -> io::Result<Option<PathBuf>> {
     unreachable!("a folder does not hold every number")
 }
 
-/// Renames, and never replaces.
-fn rename(from: &Path, to: &Path) -> Result<(), Errno> {
-    match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-        // Not every file system knows how to.
-        Err(Errno::INVAL | Errno::NOSYS) if fs::symlink_metadata(to).is_err() => {
-            rustix::fs::rename(from, to)
-        }
-        Err(Errno::INVAL | Errno::NOSYS) => Err(Errno::EXIST),
-        renamed => renamed,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn etag(path: &Path) -> Vec<u8> {

@@ -45,8 +45,8 @@ impl Reader {
         Self { root, absent: Arc::new(Absent::new()) }
     }
 
-    /// What the object at `key` is, and, if it is `wanted`, its content. Waits for the disk, and
-    /// leaves no trace of having read.
+    /// What the object at `key` is, and, if it is `wanted` and no larger than a narinfo, its
+    /// content. Waits for the disk, and leaves no trace of having read.
     pub(super) fn inspect(
         &self,
         key: &str,
@@ -59,8 +59,11 @@ impl Reader {
                     return Ok(None);
                 };
                 let metadata = metadata(&stat);
-                let content = read_whole(&file, metadata.size as usize, wait)?;
-                Ok(Some((metadata, Some(content))))
+                // No memory for what is none of the small texts that are wanted.
+                let content = (metadata.size <= NARINFO)
+                    .then(|| read_whole(&file, metadata.size as usize, wait))
+                    .transpose()?;
+                Ok(Some((metadata, content)))
             })
         } else {
             stat(&self.root, key).map(|stat| stat.map(|stat| (metadata(&stat), None)))

@@ -12,11 +12,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, Stat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::read::last_use;
-use super::{make_durably, sync_directory};
+use super::{make_durably, rename_new, sync_directory};
 use crate::store::Removed;
 
 /// Where objects go on their way out.
@@ -56,15 +56,8 @@ impl Trash {
     }
 
     fn restore(&self, trashed: &Path, key: &Path) -> io::Result<()> {
-        match rustix::fs::renameat_with(CWD, trashed, &self.root, key, RenameFlags::NOREPLACE) {
+        match rename_new(CWD, trashed, &self.root, key) {
             Ok(()) => Ok(()),
-            // A file system that cannot say so (NFS, for one) has links.
-            Err(Errno::INVAL | Errno::NOSYS) => {
-                match rustix::fs::linkat(CWD, trashed, &self.root, key, AtFlags::empty()) {
-                    Ok(()) | Err(Errno::EXIST) => fs::remove_file(trashed),
-                    Err(error) => Err(error.into()),
-                }
-            }
             // It was uploaded again in the meantime.
             Err(Errno::EXIST) => fs::remove_file(trashed),
             Err(error) => Err(error.into()),

@@ -50,6 +50,21 @@ fn a_url_that_leads_out_of_the_cache_is_not_followed() {
 }
 
 #[test]
+fn where_an_upstream_has_a_path_from_is_not_passed_on() {
+    let (upstream, sample) = (Scripted::start(), large());
+    let theirs = format!("{}Upstream: http://inside.example.org\n", sample.narinfo);
+    upstream.has(&sample.narinfo_path, theirs.as_bytes());
+    upstream.has(&sample.nar_path, &sample.nar);
+    let mirror = mirror_of(&[&upstream.url()]).start();
+    let told = || get(&mirror, &sample.narinfo_path).text();
+    assert!(!told().contains("inside.example.org"), "{}", told());
+    get(&mirror, &sample.nar_path).is(&sample.nar);
+    let line = format!("Upstream: {}", upstream.url());
+    mirror.wait_until("its own line is there", || told().contains(&line));
+    assert!(!told().contains("inside.example.org"), "{}", told());
+}
+
+#[test]
 fn an_endless_narinfo_is_not_read_to_its_end() {
     const MIB: usize = 1024 * 1024;
     let upstream = Scripted::start();

@@ -241,3 +241,15 @@ fn a_nar_that_has_gone_takes_its_narinfo_with_it() {
     assert_eq!(get(&mirror, &sample.narinfo_path).status, 404);
     assert_unharmed(mirror);
 }
+
+#[test]
+fn for_a_nar_that_has_no_room_here_there_is_507() {
+    let (upstream, sample) = (Scripted::start(), large());
+    upstream.has(&sample.narinfo_path, sample.narinfo.as_bytes());
+    upstream.has(&sample.nar_path, &sample.nar);
+    let mirror = mirror_of(&[&upstream.url()]).env("NIX_STORED_MIN_FREE_SPACE", "1000T").start();
+    // Neither absent nor a fault of who asks: Nix takes it from the next cache.
+    let answer = get(&mirror, &sample.nar_path);
+    assert_eq!(answer.status, 507, "{answer:?}");
+    assert!(answer.text().contains("NIX_STORED_MIN_FREE_SPACE"), "{answer:?}");
+}
