@@ -31,7 +31,7 @@ pub use unpack::UnpackError;
 use crate::config::Admission;
 use crate::nix::cache_path::NarName;
 use crate::nix::{CacheInfo, CachePath, Compression, Sha256Hash, StorePathHash};
-use crate::store::{Content, Metadata, Object, Store, Stored};
+use crate::store::{Content, Metadata, Object, Store, StoreError, Stored};
 use hot::{Found, Hot};
 
 /// A binary cache: objects in a store, and what may become one. A clone is the same cache.
@@ -56,6 +56,8 @@ pub struct Inner {
     unpackers: Arc<Semaphore>,
     /// Who may change a narinfo, by its name.
     turns: [Mutex<()>; 64],
+    /// Whether clients are sent to where the store has its objects for NARs.
+    redirect: bool,
     /// Other caches, which are asked for what is not here.
     #[cfg(feature = "upstream")]
     upstreams: Option<upstream::Upstreams>,
@@ -121,6 +123,7 @@ impl Cache {
             uploads: Semaphore::new(UPLOADS),
             unpackers: Arc::new(Semaphore::new(UNPACKERS)),
             turns: std::array::from_fn(|_| Mutex::new(())),
+            redirect: false,
             #[cfg(feature = "upstream")]
             upstreams: None,
         }))
@@ -130,6 +133,14 @@ impl Cache {
     #[must_use]
     pub fn with_grace(mut self, grace: Duration) -> Self {
         self.set_up().grace = grace;
+        self
+    }
+
+    /// Whether clients are sent to the store itself for NARs, where it has a place for that.
+    #[cfg(feature = "s3")]
+    #[must_use]
+    pub fn with_redirect(mut self, redirect: bool) -> Self {
+        self.set_up().redirect = redirect;
         self
     }
 
@@ -157,6 +168,33 @@ impl Cache {
                 _ => self.head_elsewhere(path).await,
             },
         }
+    }
+
+    /// Where a client can fetch an object instead of here; none if it is to be asked for here.
+    pub async fn link(&self, path: &CachePath) -> Result<Option<String>, GetError> {
+        if !self.redirect || !matches!(path, CachePath::Nar(_)) {
+            return Ok(None);
+        }
+        match self.store.head(path).await? {
+            Some(metadata) if self.note_use(path, metadata.used).await? => {
+                Ok(self.store.link(path).await?)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Writes `nix-cache-info` where it is missing or says something else, so that Nix can read the
+    /// store without us.
+    pub async fn keep_info(&self) -> Result<(), StoreError> {
+        let text = &self.info_object.1;
+        let there = match self.store.get(&CachePath::CacheInfo).await?.map(|found| found.content) {
+            Some(Content::Bytes(there)) => there == text,
+            _ => false,
+        };
+        if !there {
+            self.store.put(&CachePath::CacheInfo, text.clone()).await?;
+        }
+        Ok(())
     }
 
     /// An object; none if it is absent.

@@ -215,10 +215,19 @@ pub(super) fn reader(content: Content, size: u64) -> Box<dyn BufRead> {
     match content {
         Content::Bytes(bytes) => Box::new(io::Cursor::new(bytes)),
         Content::File(file) => Box::new(BufReader::with_capacity(SMALL as usize, file)),
-        // A thread that may wait, of the runtime.
         Content::Stream(bytes) => {
-            Box::new(SyncIoBridge::new(StreamReader::new(bytes.read(0..size))))
+            let bridge = SyncIoBridge::new(StreamReader::new(bytes.read(0..size)));
+            Box::new(BufReader::with_capacity(SMALL as usize, InPlace(bridge)))
         }
+    }
+}
+
+/// Waits on a thread that may wait, even within a future that this thread drives by itself.
+struct InPlace<R>(R);
+
+impl<R: Read> Read for InPlace<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        tokio::task::block_in_place(|| self.0.read(buffer))
     }
 }
 

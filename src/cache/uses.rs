@@ -4,10 +4,7 @@
 //! been used for so long that a collection might be about to take it is recorded before it is
 //! answered: then either the collection sees the use, or the client hears that it is gone.
 
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-
-use tracing::warn;
 
 use super::Cache;
 use crate::nix::CachePath;
@@ -45,12 +42,7 @@ impl Cache {
             return Ok(there);
         }
         recorded();
-        let (store, path) = (Arc::clone(&self.store), path.clone());
-        tokio::spawn(async move {
-            if let Err(error) = store.mark_used(&path).await {
-                warn!(error = &error as &dyn std::error::Error, "a use was not recorded");
-            }
-        });
+        self.store.note_used(path);
         Ok(true)
     }
 

@@ -110,7 +110,7 @@ fn shown(
 ) -> Option<Option<String>> {
     // Named one by one, so that a new one cannot be forgotten.
     let Config {
-        path,
+        location,
         listen,
         users,
         log_level,
@@ -119,13 +119,15 @@ fn shown(
         admission,
         min_free_space,
         retention: Retention { max_size, max_age, gc_interval },
+        #[cfg(feature = "s3")]
+        s3_redirect,
         #[cfg(feature = "upstream")]
         upstreams,
     } = config;
     let switch = |on| if on { "1" } else { "0" }.to_owned();
     let (read, write) = (users.read.as_ref(), users.write.as_ref());
     Some(match suffix {
-        "PATH" => Some(path.display().to_string()),
+        "PATH" => Some(location.to_string()),
         "LISTEN_INTERFACE" => Some(listen.to_string()),
         "USER_READ" => read.map(|user| user.user().to_owned()),
         "USER_WRITE" => write.map(|user| user.user().to_owned()),
@@ -155,6 +157,8 @@ fn shown(
         "MAX_SIZE" => max_size.map(size),
         "MAX_AGE" => max_age.map(duration),
         "GC_INTERVAL" => Some(duration(*gc_interval)),
+        #[cfg(feature = "s3")]
+        "S3_REDIRECT" => Some(switch(*s3_redirect)),
         #[cfg(feature = "upstream")]
         "UPSTREAMS" => {
             let list: Vec<String> =

@@ -6,6 +6,7 @@ mod delete;
 mod explain;
 mod gc;
 mod offline;
+mod opening;
 mod output;
 mod pin;
 mod progress;

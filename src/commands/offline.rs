@@ -2,20 +2,20 @@
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use rustix::fs::StatVfsMountFlags;
 use rustix::process::{Gid, Uid, geteuid};
 use tracing::warn;
 
+use super::opening::open_existing;
 use super::progress::Progress;
 use crate::cache::Cache;
 use crate::cache::gc::Inventory;
-use crate::config::Config;
+use crate::config::{Config, Location};
 use crate::logging;
-use crate::store::FsStore;
 
 /// Runs `work` on the configured cache. There must be one: a command does not make a cache where
 /// none is.
@@ -24,27 +24,30 @@ pub(super) fn on_cache(
     work: impl AsyncFnOnce(Cache) -> anyhow::Result<ExitCode>,
 ) -> anyhow::Result<ExitCode> {
     logging::init(config.log_level, config.log_format);
-    become_owner(&mut config)?;
+    match &mut config.location {
+        Location::Directory(path) => become_owner(path)?,
+        #[cfg(feature = "s3")]
+        Location::Bucket(_) => {}
+    }
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("cannot start the async runtime")?
         .block_on(async {
-            let store = FsStore::open_existing(&config.path, config.min_free_space)?;
-            work(Cache::new(Arc::new(store), config.cache_info, config.admission)).await
+            let store = open_existing(&config).await?;
+            work(Cache::new(store, config.cache_info, config.admission)).await
         })
 }
 
 /// The system lets only a file's owner read it without a trace in its access time.
-fn warn_if_reading_is_use(config: &Config, metadata: &Metadata) {
+fn warn_if_reading_is_use(path: &Path, metadata: &Metadata) {
     let unrecorded = StatVfsMountFlags::NOATIME | StatVfsMountFlags::RDONLY;
-    let recorded =
-        rustix::fs::statvfs(&config.path).is_ok_and(|disk| !disk.f_flag.intersects(unrecorded));
+    let recorded = rustix::fs::statvfs(path).is_ok_and(|disk| !disk.f_flag.intersects(unrecorded));
     if recorded && geteuid().as_raw() != metadata.uid() {
         warn!(
             "{} is another user's cache: garbage collection will take that its narinfos are read \
              now for use; run this as root, or as user {}",
-            config.path.display(),
+            path.display(),
             metadata.uid()
         );
     }
@@ -52,10 +55,10 @@ fn warn_if_reading_is_use(config: &Config, metadata: &Metadata) {
 
 /// Root works as whoever the cache belongs to: files that a command makes must be the daemon's too.
 /// This comes before any other thread is started, because the kernel knows users by thread.
-fn become_owner(config: &mut Config) -> anyhow::Result<()> {
-    let path = config.path.display().to_string();
+fn become_owner(directory: &mut PathBuf) -> anyhow::Result<()> {
+    let path = directory.display().to_string();
     let metadata =
-        std::fs::metadata(&config.path).with_context(|| match config.path.try_exists() {
+        std::fs::metadata(&*directory).with_context(|| match directory.try_exists() {
             Ok(false) => format!("there is no cache in {path} (NIX_STORED_PATH)"),
             _ => format!("cannot look at the cache in {path} (NIX_STORED_PATH)"),
         })?;
@@ -63,7 +66,7 @@ fn become_owner(config: &mut Config) -> anyhow::Result<()> {
         bail!("{path} is no directory (NIX_STORED_PATH)");
     }
     if !geteuid().is_root() {
-        warn_if_reading_is_use(config, &metadata);
+        warn_if_reading_is_use(directory, &metadata);
         return Ok(());
     }
     if metadata.uid() == 0 {
@@ -71,8 +74,8 @@ fn become_owner(config: &mut Config) -> anyhow::Result<()> {
     }
     // The way there may be root's alone: systemd has the state of dynamic users in
     // /var/lib/private/.
-    std::env::set_current_dir(&config.path).with_context(|| format!("cannot enter {path}"))?;
-    config.path = ".".into();
+    std::env::set_current_dir(&*directory).with_context(|| format!("cannot enter {path}"))?;
+    *directory = ".".into();
     let (user, group) = (Uid::from_raw(metadata.uid()), Gid::from_raw(metadata.gid()));
     let failed = || format!("cannot become user {}, whose cache {path} is", metadata.uid());
     rustix::thread::set_thread_groups(&[]).with_context(failed)?;

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use anyhow::Context;
 use tracing::{info, warn};
 
+use super::opening::open;
 use super::signals::stop_on_signals;
 use crate::cache::Cache;
-use crate::config::{Config, Requirement};
+use crate::config::{Config, Location, Requirement};
 use crate::net::Listener;
-use crate::store::FsStore;
 use crate::{http, logging, net};
 
 /// Serves the cache until SIGTERM or SIGINT.
@@ -29,18 +29,23 @@ async fn serve(config: Config) -> anyhow::Result<()> {
             net::GRACE.as_secs()
         );
     })?;
-    let store = FsStore::open(&config.path, config.min_free_space)?;
+    let store = open(&config).await?;
     let listener = Listener::bind(&config.listen)
         .await
         .with_context(|| format!("cannot listen on {}", config.listen))?;
     let access = config.users.access(listener.is_local());
 
-    let path = std::path::absolute(&config.path).unwrap_or(config.path);
-    info!("nix-stored {} serves {}", env!("CARGO_PKG_VERSION"), path.display());
+    info!("nix-stored {} serves {}", env!("CARGO_PKG_VERSION"), whole(config.location));
     say_who_may_upload(&access.write, listener.is_local());
     say_what_to_type(&listener.to_string());
 
-    let cache = Cache::new(Arc::new(store), config.cache_info, config.admission);
+    let cache = Cache::new(store, config.cache_info, config.admission);
+    #[cfg(feature = "s3")]
+    let cache = cache.with_redirect(config.s3_redirect);
+    if let Err(error) = cache.keep_info().await {
+        let error = &error as &dyn std::error::Error;
+        warn!(error, "there is no nix-cache-info for those who read the cache without the daemon");
+    }
     #[cfg(feature = "upstream")]
     let cache = with_upstreams(cache, &config.upstreams)?;
     let cache = Arc::new(cache);
@@ -65,6 +70,17 @@ fn with_upstreams(cache: Cache, config: &crate::config::Upstreams) -> anyhow::Re
         info!("what is not here is asked of {upstream}");
     }
     Ok(cache.with_upstreams(crate::cache::upstream::Upstreams::new(config)?))
+}
+
+/// A directory by its whole name.
+fn whole(location: Location) -> Location {
+    match location {
+        Location::Directory(path) => {
+            Location::Directory(std::path::absolute(&path).unwrap_or(path))
+        }
+        #[cfg(feature = "s3")]
+        bucket => bucket,
+    }
 }
 
 fn say_who_may_upload(write: &Requirement, local: bool) {

@@ -4,6 +4,7 @@
 //! after that is parsing, and no problem hides another.
 
 mod access;
+mod location;
 #[cfg(feature = "upstream")]
 mod netrc;
 mod parse;
@@ -12,12 +13,14 @@ mod problem;
 mod upstream;
 mod variables;
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
 
 pub use access::{Access, Credentials, Requirement, Writers};
+#[cfg(feature = "s3")]
+pub use location::Bucket;
+pub use location::Location;
 pub use parse::{Listen, parse_duration, parse_size};
 pub use problem::{Problem, Problems};
 #[cfg(feature = "upstream")]
@@ -32,11 +35,14 @@ use parse::Parser;
 /// What every variable of the daemon begins with.
 pub const PREFIX: &str = "NIX_STORED_";
 
+/// Where the cache is when nobody says it.
+const DEFAULT_PATH: &str = "/var/lib/nixStored";
+
 /// How the daemon shall run.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// The directory that holds the cache.
-    pub path: PathBuf,
+    /// Where the cache is.
+    pub location: Location,
     /// Where to listen.
     pub listen: Listen,
     /// Who may read and who may upload, before the address decides about anonymous uploads.
@@ -53,6 +59,9 @@ pub struct Config {
     pub min_free_space: u64,
     /// What the cache keeps to by itself.
     pub retention: Retention,
+    /// Whether clients are sent to the bucket for NARs.
+    #[cfg(feature = "s3")]
+    pub s3_redirect: bool,
     /// Other caches behind this one.
     #[cfg(feature = "upstream")]
     pub upstreams: Upstreams,
@@ -105,7 +114,10 @@ impl std::str::FromStr for Verify {
 }
 
 /// The variables as text; an empty one counts as unset.
-#[cfg_attr(not(feature = "upstream"), expect(dead_code, reason = "told as not in this build"))]
+#[cfg_attr(
+    not(all(feature = "upstream", feature = "s3")),
+    expect(dead_code, reason = "told as not in this build")
+)]
 #[derive(Debug, Default, Deserialize)]
 struct Raw {
     path: Option<String>,
@@ -130,6 +142,7 @@ struct Raw {
     max_size: Option<String>,
     max_age: Option<String>,
     gc_interval: Option<String>,
+    s3_redirect: Option<String>,
     upstreams: Option<String>,
     upstream_netrc: Option<String>,
     upstream_absent_ttl: Option<String>,
@@ -162,7 +175,7 @@ impl Config {
 
         let defaults = CacheInfo::default();
         let config = Self {
-            path: parser.path(raw.path),
+            location: parser.parsed("PATH", raw.path, Location::Directory(DEFAULT_PATH.into())),
             listen: parser.parsed("LISTEN_INTERFACE", raw.listen_interface, Listen::default()),
             users: Users {
                 read: parser.credentials(
@@ -208,6 +221,8 @@ impl Config {
                     .duration("GC_INTERVAL", raw.gc_interval)
                     .unwrap_or(Duration::from_secs(3600)),
             },
+            #[cfg(feature = "s3")]
+            s3_redirect: parser.switch("S3_REDIRECT", raw.s3_redirect).unwrap_or_default(),
             #[cfg(feature = "upstream")]
             upstreams: Upstreams {
                 list: parser.upstreams(raw.upstreams, raw.upstream_netrc),
@@ -240,7 +255,7 @@ mod tests {
     #[test]
     fn nothing_set_is_a_whole_configuration() {
         let config = read(&[]).unwrap();
-        assert_eq!(config.path, PathBuf::from("/var/lib/nixStored"));
+        assert_eq!(config.location.to_string(), "/var/lib/nixStored");
         assert_eq!(config.listen.to_string(), "127.0.0.1:8100");
         assert_eq!(config.cache_info.priority, 30);
         assert_eq!(config.log_level, LogLevel::Info);
@@ -249,7 +264,7 @@ mod tests {
     #[test]
     fn empty_means_unset() {
         let config = read(&[("PATH", ""), ("PRIORITY", ""), ("USER_READ", "")]).unwrap();
-        assert_eq!(config.path, PathBuf::from("/var/lib/nixStored"));
+        assert_eq!(config.location.to_string(), "/var/lib/nixStored");
         assert_eq!(config.cache_info.priority, 30);
     }
 
@@ -259,7 +274,7 @@ mod tests {
             // A value that no variable accepts: whoever reads it complains or keeps it.
             let told = read(&[(variable.suffix(), "\u{fffd}")]);
             match variable.suffix() {
-                "PATH" => assert_eq!(told.unwrap().path, PathBuf::from("\u{fffd}")),
+                "PATH" => assert_eq!(told.unwrap().location.to_string(), "\u{fffd}"),
                 // A lone password is told as a missing user.
                 suffix => {
                     let name = suffix.strip_suffix("_PASS").unwrap_or(suffix);

@@ -170,15 +170,6 @@ impl Parser {
         upstreams
     }
 
-    /// The directory of the cache.
-    pub(super) fn path(&mut self, value: Option<String>) -> PathBuf {
-        let text = value.unwrap_or_else(|| "/var/lib/nixStored".to_owned());
-        if text.starts_with("s3://") {
-            self.problem("PATH", "this version has no S3 store yet; give it a directory");
-        }
-        text.into()
-    }
-
     /// The user for `what` (`READ` or `WRITE`) with the password, from the one variable or the
     /// other.
     pub(super) fn credentials(
@@ -316,6 +307,12 @@ pub(super) trait Explain {
 impl Explain for &'static str {
     fn explain(&self) -> String {
         (*self).to_owned()
+    }
+}
+
+impl Explain for String {
+    fn explain(&self) -> String {
+        self.clone()
     }
 }
 

@@ -34,6 +34,10 @@ const fn upstream(name: &'static str, example: &'static str) -> Variable {
     Variable { name, example, supported: cfg!(feature = "upstream") }
 }
 
+const fn s3(name: &'static str, example: &'static str) -> Variable {
+    Variable { name, example, supported: cfg!(feature = "s3") }
+}
+
 /// Every variable.
 pub const VARIABLES: &[Variable] = &[
     now("NIX_STORED_PATH", "/var/lib/nixStored"),
@@ -65,7 +69,7 @@ pub const VARIABLES: &[Variable] = &[
     upstream("NIX_STORED_UPSTREAM_NETRC", "/run/keys/netrc"),
     upstream("NIX_STORED_UPSTREAM_ABSENT_TTL", "60s"),
     upstream("NIX_STORED_UPSTREAM_PRESENT_TTL", "1h"),
-    later("NIX_STORED_S3_REDIRECT"),
+    s3("NIX_STORED_S3_REDIRECT", "1"),
     later("NIX_STORED_TLS_CERT"),
     later("NIX_STORED_TLS_KEY"),
     later("NIX_STORED_TLS_CLIENT_CA"),

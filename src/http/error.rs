@@ -15,7 +15,7 @@ use thiserror::Error;
 use crate::cache::upstream::Trouble;
 use crate::cache::{BodyError, GetError, PutError};
 use crate::nix::cache_path::ParseCachePathError;
-use crate::store::StoreError;
+use crate::store::{RemoteTrouble, StoreError};
 
 /// Why a request was not answered as the client wished.
 #[derive(Debug, Error)]
@@ -91,6 +91,11 @@ impl HttpError {
                 }
                 StoreError::Busy { .. } => StatusCode::SERVICE_UNAVAILABLE,
                 StoreError::Io { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+                StoreError::Remote { trouble, .. } => match trouble {
+                    RemoteTrouble::TimedOut => StatusCode::GATEWAY_TIMEOUT,
+                    RemoteTrouble::Busy => StatusCode::SERVICE_UNAVAILABLE,
+                    RemoteTrouble::Denied | RemoteTrouble::Failed => StatusCode::BAD_GATEWAY,
+                },
             },
             #[cfg(feature = "upstream")]
             Self::Get(GetError::Upstream(error)) => match error.trouble {
@@ -161,8 +166,8 @@ impl HttpError {
                 // What follows on this connection is not a request.
                 set(header::CONNECTION, "close");
             }
-            Self::Get(GetError::Store(StoreError::Busy { .. }))
-            | Self::Put(PutError::Store(StoreError::Busy { .. })) => {
+            Self::Get(GetError::Store(StoreError::Busy { .. } | StoreError::Remote { .. }))
+            | Self::Put(PutError::Store(StoreError::Busy { .. } | StoreError::Remote { .. })) => {
                 set(header::RETRY_AFTER, "1");
             }
             Self::Range { size } => {

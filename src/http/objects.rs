@@ -32,6 +32,9 @@ pub async fn answer(State(cache): State<Arc<Cache>>, request: Request<Body>) -> 
 
 async fn get(cache: &Cache, request: &Parts) -> Answer {
     let path = readable(request)?;
+    if let Some(link) = cache.link(&path).await? {
+        return Ok(redirect(link));
+    }
     let Object { metadata, content } = cache.get(&path).await?.ok_or(HttpError::Absent)?;
     let (mut response, range) = head_of_answer(&path, &metadata, &request.headers)?;
     if response.status() != StatusCode::NOT_MODIFIED {
@@ -39,6 +42,20 @@ async fn get(cache: &Cache, request: &Parts) -> Answer {
         *response.body_mut() = body::outgoing(content, metadata.size, range, files);
     }
     Ok(response)
+}
+
+/// Sends the client elsewhere. Nix and curl follow, and ask here again for the rest of a download
+/// that breaks off.
+fn redirect(link: String) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
+    let headers = response.headers_mut();
+    let link = HeaderValue::try_from(link).expect("a signed URL is a header value");
+    headers.insert(header::LOCATION, link);
+    // It is good for some minutes only.
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    response
 }
 
 /// The headers of GET, and nothing is read for it.

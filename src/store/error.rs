@@ -1,5 +1,6 @@
 //! What can go wrong with a store. Absence is not an error.
 
+use std::fmt;
 use std::io;
 
 use rustix::io::Errno;
@@ -41,6 +42,18 @@ pub enum StoreError {
         /// What the system said.
         source: io::Error,
     },
+    /// The object store on the other side of a network has trouble.
+    #[error("{doing} {key}: the object store {trouble}")]
+    Remote {
+        /// What was being done, as a participle.
+        doing: &'static str,
+        /// The object's key.
+        key: String,
+        /// What kind of trouble.
+        trouble: RemoteTrouble,
+        /// What came of the request.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// Any other trouble with the disk.
     #[error("{doing} {key}")]
     Io {
@@ -51,6 +64,30 @@ pub enum StoreError {
         /// What the system said.
         source: io::Error,
     },
+}
+
+/// What can be the matter with an object store, after it was asked several times.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RemoteTrouble {
+    /// It did not answer in time.
+    TimedOut,
+    /// It has too much to do.
+    Busy,
+    /// It does not let us.
+    Denied,
+    /// It cannot be reached, or failed.
+    Failed,
+}
+
+impl fmt::Display for RemoteTrouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::TimedOut => "did not answer in time",
+            Self::Busy => "has too much to do",
+            Self::Denied => "does not allow it",
+            Self::Failed => "failed",
+        })
+    }
 }
 
 impl StoreError {

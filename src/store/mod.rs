@@ -7,6 +7,8 @@
 pub mod background;
 mod error;
 pub mod fs;
+#[cfg(feature = "s3")]
+pub mod s3;
 
 use std::fs::File;
 use std::io;
@@ -17,8 +19,10 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 
-pub use error::StoreError;
+pub use error::{RemoteTrouble, StoreError};
 pub use fs::FsStore;
+#[cfg(feature = "s3")]
+pub use s3::S3Store;
 
 use crate::nix::CachePath;
 
@@ -47,6 +51,9 @@ pub trait Store: Send + Sync + 'static {
         path: &'a CachePath,
         etag: &'a Bytes,
     ) -> BoxFuture<'a, Result<bool, StoreError>>;
+
+    /// Says of an object that it was used now; that is recorded some time soon, and nobody waits.
+    fn note_used(&self, path: &CachePath);
 
     /// Says of an object that it was used now, so that [`Metadata::used`] says it from now on. False
     /// if it is absent. A store that cannot record it (read-only, another owner's files) is silent.
@@ -90,6 +97,11 @@ pub trait Store: Send + Sync + 'static {
     /// How much space objects may still take, in bytes; none where nobody knows.
     fn free_space(&self) -> Option<u64>;
 
+    /// Where a client can fetch an object without us, for some time; none if there is no such place.
+    fn link<'a>(&'a self, _: &'a CachePath) -> BoxFuture<'a, Result<Option<String>, StoreError>> {
+        Box::pin(async { Ok(None) })
+    }
+
     /// Stages an object that is not. `size` reserves space where it is known beforehand. Blocks.
     fn begin(&self, path: &CachePath, size: Option<u64>) -> Result<Box<dyn Upload>, StoreError>;
 }
@@ -102,8 +114,9 @@ pub trait Upload: Send {
     /// Appends to the object.
     fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError>;
 
-    /// A file from which others can read what has been written so far.
-    fn reader(&self) -> Result<File, StoreError>;
+    /// A file from which others can read what has been written so far. It is asked for before
+    /// anything is written.
+    fn reader(&mut self) -> Result<File, StoreError>;
 
     /// Makes the object durable, then visible under its path, in place of an older one.
     fn commit(self: Box<Self>) -> Result<Stored, StoreError>;

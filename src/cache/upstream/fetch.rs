@@ -111,7 +111,7 @@ impl Cache {
         let permit = Arc::clone(&upstreams.permits).acquire_owned().await.ok();
         let path = CachePath::Nar(name);
         let upload = ingest::begin(&self.store, &path, Some(begun.size)).await;
-        let upload = upload.map_err(|error| get_error(error, &begun.source.client))?;
+        let mut upload = upload.map_err(|error| get_error(error, &begun.source.client))?;
         let growing = Arc::new(Growing::new(name, begun.size, upload.reader()?));
         let object = growing.object();
         upstreams.fetches().insert(name, Arc::clone(&growing));
@@ -341,7 +341,7 @@ impl Upload for Told {
         Ok(())
     }
 
-    fn reader(&self) -> Result<File, StoreError> {
+    fn reader(&mut self) -> Result<File, StoreError> {
         self.inner.reader()
     }
 

@@ -163,6 +163,10 @@ impl Store for FsStore {
         in_the_pool("putting aside", key, put_aside).boxed()
     }
 
+    fn note_used(&self, path: &CachePath) {
+        self.uses.note(path);
+    }
+
     fn mark_used<'a>(&'a self, path: &'a CachePath) -> BoxFuture<'a, Result<bool, StoreError>> {
         self.uses.mark(path).boxed()
     }

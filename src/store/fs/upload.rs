@@ -103,7 +103,7 @@ impl Upload for FsUpload {
         Ok(())
     }
 
-    fn reader(&self) -> Result<File, StoreError> {
+    fn reader(&mut self) -> Result<File, StoreError> {
         self.file.try_clone().map_err(|error| StoreError::new("reading", &self.key, error))
     }
 

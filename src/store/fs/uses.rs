@@ -11,6 +11,7 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 use rustix::io::Errno;
 use tokio::sync::{mpsc, oneshot};
+use tracing::warn;
 
 use crate::nix::CachePath;
 use crate::store::StoreError;
@@ -26,7 +27,8 @@ pub(super) struct Uses {
 
 struct Use {
     key: String,
-    done: oneshot::Sender<Result<bool, Errno>>,
+    /// Somebody waits for it to be recorded.
+    done: Option<oneshot::Sender<Result<bool, Errno>>>,
 }
 
 impl Uses {
@@ -40,11 +42,17 @@ impl Uses {
         Self { queue }
     }
 
+    /// Says of an object that it is used now, without waiting for it to be recorded.
+    pub(super) fn note(&self, path: &CachePath) {
+        // One of so many that it does not matter: it will be used again, or not.
+        let _ = self.queue.try_send(Use { key: path.key(), done: None });
+    }
+
     /// Says of an object that it is used now. False if it is absent.
     pub(super) async fn mark(&self, path: &CachePath) -> Result<bool, StoreError> {
         let key = path.key();
         let (done, answer) = oneshot::channel();
-        if self.queue.send(Use { key: key.clone(), done }).await.is_err() {
+        if self.queue.send(Use { key: key.clone(), done: Some(done) }).await.is_err() {
             return Err(gone(&key));
         }
         match answer.await {
@@ -63,8 +71,12 @@ fn gone(key: &str) -> StoreError {
 
 fn record(root: &OwnedFd, mut uses: mpsc::Receiver<Use>) {
     while let Some(Use { key, done }) = uses.blocking_recv() {
-        // Who does not wait any more does not want to know.
-        let _ = done.send(mark(root, &key));
+        match (mark(root, &key), done) {
+            // Who does not wait any more does not want to know.
+            (marked, Some(done)) => drop(done.send(marked)),
+            (Err(error), None) => warn!(%error, "the use of {key} was not recorded"),
+            (Ok(_), None) => {}
+        }
     }
 }
 

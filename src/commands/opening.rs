@@ -1,0 +1,43 @@
+//! From where the cache is to the store that is there.
+
+use std::sync::Arc;
+
+#[cfg(feature = "s3")]
+use tracing::{debug, warn};
+
+use crate::config::{Config, Location};
+use crate::store::{FsStore, Store};
+
+/// Opens the store, and makes what is missing of it.
+pub(super) async fn open(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
+    match &config.location {
+        Location::Directory(path) => Ok(Arc::new(FsStore::open(path, config.min_free_space)?)),
+        #[cfg(feature = "s3")]
+        Location::Bucket(bucket) => {
+            if config.min_free_space > 0 {
+                warn!(
+                    "NIX_STORED_MIN_FREE_SPACE does nothing: nobody knows how much fits a bucket"
+                );
+            }
+            let (store, found) = crate::store::S3Store::open(bucket).await?;
+            if !found.writable {
+                warn!("nothing may be stored in the bucket: uploads will fail");
+            }
+            debug!(?found, "looked at the bucket");
+            Ok(Arc::new(store))
+        }
+    }
+}
+
+/// Opens a store that is there.
+pub(super) async fn open_existing(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
+    match &config.location {
+        Location::Directory(path) => {
+            Ok(Arc::new(FsStore::open_existing(path, config.min_free_space)?))
+        }
+        #[cfg(feature = "s3")]
+        Location::Bucket(bucket) => {
+            Ok(Arc::new(crate::store::S3Store::open_existing(bucket).await?))
+        }
+    }
+}

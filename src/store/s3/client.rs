@@ -1,0 +1,122 @@
+//! The connection to the object store, from what the configuration and the environment say.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, AwsCredential};
+use object_store::{BackoffConfig, ClientOptions, RetryConfig, StaticCredentialProvider};
+
+use super::OpenError;
+use super::profile::Profile;
+use crate::config::Bucket;
+
+/// How long a request is tried again before it counts as failed. Clients of the cache wait
+/// meanwhile, and Nix asks again on its own.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long a server may take to accept a connection.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// How long a server may be silent within a request. Never a total time: a NAR can be 10 GB.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// Connects to `bucket`. Nothing is sent yet.
+pub(super) fn connect(bucket: &Bucket) -> Result<AmazonS3, OpenError> {
+    // The first in the process decides; it may have been done for the upstreams.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    // An unencrypted server is the configuration's wish; credentials' servers decide themselves.
+    let options = ClientOptions::new()
+        .with_allow_http(true)
+        .with_connect_timeout(CONNECT)
+        .with_read_timeout(SILENCE)
+        .with_timeout_disabled();
+    let retry = RetryConfig {
+        backoff: BackoffConfig {
+            init_backoff: Duration::from_millis(100),
+            max_backoff: Duration::from_secs(5),
+            base: 2.0,
+        },
+        max_retries: 10,
+        retry_timeout: PATIENCE,
+    };
+    let mut builder = AmazonS3Builder::from_env()
+        .with_bucket_name(&bucket.name)
+        .with_client_options(options)
+        .with_retry(retry)
+        .with_virtual_hosted_style_request(bucket.virtual_hosted);
+    builder = with_profile(builder, bucket)?;
+    if let Some(region) = &bucket.region {
+        builder = builder.with_region(region);
+    }
+    if let Some(endpoint) = &bucket.endpoint {
+        builder = builder.with_endpoint(endpoint_of(endpoint, bucket));
+    }
+    builder.build().map_err(|error| OpenError::new(bucket, "cannot be used", error))
+}
+
+/// A server whose host names have the bucket in them is wanted with it.
+fn endpoint_of(endpoint: &str, bucket: &Bucket) -> String {
+    match endpoint.split_once("://") {
+        Some((scheme, host)) if bucket.virtual_hosted => {
+            format!("{scheme}://{}.{host}", bucket.name)
+        }
+        _ => endpoint.to_owned(),
+    }
+}
+
+/// A profile that is named comes first; else one is a help where the environment has no keys.
+fn with_profile(builder: AmazonS3Builder, bucket: &Bucket) -> Result<AmazonS3Builder, OpenError> {
+    let known = |key| builder.get_config_value(&key).is_some();
+    let has_credentials = known(AmazonS3ConfigKey::AccessKeyId)
+        || known(AmazonS3ConfigKey::WebIdentityTokenFile)
+        || known(AmazonS3ConfigKey::ContainerCredentialsRelativeUri)
+        || known(AmazonS3ConfigKey::ContainerCredentialsFullUri);
+    let name = match &bucket.profile {
+        Some(name) => name.clone(),
+        None if has_credentials => return Ok(builder),
+        None => std::env::var("AWS_PROFILE").unwrap_or_else(|_| "default".to_owned()),
+    };
+    let failed = |error| OpenError::new(bucket, "has no credentials", error);
+    let Some(profile) = Profile::read(&name).map_err(failed)? else {
+        return match &bucket.profile {
+            Some(name) => Err(OpenError::told(
+                bucket,
+                format!("wants the profile {name}, which is not in ~/.aws"),
+            )),
+            None => Ok(builder),
+        };
+    };
+    let mut builder = builder;
+    if let Some(region) = profile.get("region")
+        && builder.get_config_value(&AmazonS3ConfigKey::Region).is_none()
+    {
+        builder = builder.with_region(region);
+    }
+    match (profile.get("aws_access_key_id"), profile.get("aws_secret_access_key")) {
+        (Some(key_id), Some(secret_key)) => {
+            // Not by the builder's fields: a session token of the environment is of another key.
+            let credential = AwsCredential {
+                key_id: key_id.to_owned(),
+                secret_key: secret_key.to_owned(),
+                token: profile.get("aws_session_token").map(str::to_owned),
+            };
+            let provider = StaticCredentialProvider::new(credential);
+            Ok(builder.with_credentials(Arc::new(provider)))
+        }
+        _ => match (profile.unsupported(), &bucket.profile) {
+            (Some(way), Some(name)) => Err(OpenError::told(
+                bucket,
+                format!(
+                    "wants the profile {name}, which has {way} and no keys; that way to \
+                     credentials is not supported, set AWS_ACCESS_KEY_ID and \
+                     AWS_SECRET_ACCESS_KEY instead"
+                ),
+            )),
+            (None, Some(name)) => Err(OpenError::told(
+                bucket,
+                format!("wants the profile {name}, which has no aws_access_key_id"),
+            )),
+            (_, None) => Ok(builder),
+        },
+    }
+}

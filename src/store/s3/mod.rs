@@ -1,0 +1,446 @@
+//! A bucket of any S3-compatible object store: exactly the objects of Nix's own `s3://` cache, plus
+//! `.nix-stored/` for what the daemon keeps for itself. Several daemons may stand over one bucket:
+//! names are hashes of contents, so that what two of them store at once is the same.
+//!
+//! ```text
+//! nix-cache-info  <hash>.narinfo  nar/…  and so on, as in a directory
+//! .nix-stored/uses/<time>-<writer>   when objects were used
+//! .nix-stored/pins/<name>            store paths that stay
+//! .nix-stored/quarantine/            objects that were false, under their own names
+//! .nix-stored/lock                   says who collects garbage
+//! ```
+
+mod bucket;
+mod client;
+mod lease;
+mod probe;
+mod profile;
+mod sweep;
+mod upload;
+mod uses;
+
+use std::collections::HashMap;
+use std::io;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{self, BoxStream};
+use futures_util::{FutureExt, StreamExt, TryStreamExt};
+use object_store::ObjectMeta;
+use thiserror::Error;
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+use tracing::{info, warn};
+
+use super::{
+    Content, Listed, ListedObject, Lock, Metadata, Object, Ranged, Removed, Store, StoreError,
+    Stored, Upload,
+};
+use crate::config;
+use crate::nix::CachePath;
+use bucket::{Bucket, failed, modified};
+pub use probe::Found;
+use upload::{PARTS_IN_MEMORY, S3Upload};
+use uses::Uses;
+
+/// What is ours in the bucket.
+const OWN_FOLDER: &str = ".nix-stored/";
+
+/// An object up to this size is read at once.
+const SMALL: u64 = 256 * 1024;
+
+/// A narinfo and the like is listed with its content up to this size, as in a directory.
+const LISTED_LIMIT: u64 = 1 << 20;
+
+/// How many objects are read at a time while everything is listed.
+const READERS: usize = 32;
+
+/// How long a link to an object is good for. A download that has begun goes on.
+const LINK_VALID: Duration = Duration::from_secs(15 * 60);
+
+/// How often abandoned uploads are looked for, after the start.
+const SWEEP_EVERY: Duration = Duration::from_secs(3600);
+
+/// A store in a bucket.
+#[derive(Debug)]
+pub struct S3Store {
+    bucket: Arc<Bucket>,
+    uses: Arc<Uses>,
+    budget: Arc<Semaphore>,
+    /// What was removed here, and when: nobody needs to know any more when it was used.
+    gone: Arc<Mutex<HashMap<String, u64>>>,
+    location: config::Bucket,
+    runtime: Handle,
+}
+
+/// Why a bucket cannot be a store.
+#[derive(Debug, Error)]
+#[error("the bucket {bucket} {why}")]
+pub struct OpenError {
+    bucket: String,
+    why: String,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl OpenError {
+    fn new(
+        bucket: &config::Bucket,
+        why: &str,
+        source: impl std::error::Error + Send + Sync + 'static,
+    ) -> Self {
+        let (bucket, why) = (bucket.to_string(), why.to_owned());
+        Self { bucket, why, source: Some(Box::new(source)) }
+    }
+
+    fn told(bucket: &config::Bucket, why: String) -> Self {
+        Self { bucket: bucket.to_string(), why, source: None }
+    }
+}
+
+impl S3Store {
+    /// Opens the store in a bucket, finds out what the bucket allows, and sweeps away uploads that
+    /// nobody will finish, now and every hour.
+    pub async fn open(location: &config::Bucket) -> Result<(Self, Found), OpenError> {
+        let store = Self::connect(location)?;
+        let found = store.probe().await?;
+        tokio::spawn(sweep_regularly(Arc::clone(&store.bucket), location.abandoned_after));
+        store.know_uses().await?;
+        Ok((store, found))
+    }
+
+    /// Opens a store that is there, and changes nothing by that.
+    pub async fn open_existing(location: &config::Bucket) -> Result<Self, OpenError> {
+        let store = Self::connect(location)?;
+        store.know_uses().await?;
+        Ok(store)
+    }
+
+    /// To be called within the runtime.
+    fn connect(location: &config::Bucket) -> Result<Self, OpenError> {
+        let bucket = Arc::new(Bucket::new(client::connect(location)?, &location.prefix));
+        Ok(Self {
+            uses: Arc::new(Uses::start(Arc::clone(&bucket))),
+            bucket,
+            budget: Arc::new(Semaphore::new(PARTS_IN_MEMORY)),
+            gone: Arc::default(),
+            location: location.clone(),
+            runtime: Handle::current(),
+        })
+    }
+
+    async fn know_uses(&self) -> Result<(), OpenError> {
+        let known = self.uses.refresh().await;
+        known.map_err(|error| OpenError::new(&self.location, "cannot be read", error))
+    }
+
+    fn metadata(&self, key: &str, meta: &ObjectMeta) -> Metadata {
+        metadata(&self.uses, key, meta)
+    }
+}
+
+async fn sweep_regularly(bucket: Arc<Bucket>, age: Duration) {
+    let mut tick = tokio::time::interval(SWEEP_EVERY);
+    loop {
+        tick.tick().await;
+        match sweep::sweep(&bucket, age).await {
+            Ok(Some(0)) => {}
+            Ok(Some(count)) => info!("swept away {count} uploads that were never finished"),
+            Ok(None) => return,
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                warn!(error, "unfinished uploads were not swept away");
+            }
+        }
+    }
+}
+
+fn metadata(uses: &Uses, key: &str, meta: &ObjectMeta) -> Metadata {
+    let modified = modified(meta);
+    let etag = match &meta.e_tag {
+        Some(etag) if etag.starts_with('"') => etag.clone(),
+        Some(etag) => format!("\"{}\"", etag.trim_start_matches("W/").trim_matches('"')),
+        // Not every server has them.
+        None => format!("\"{}-{}\"", meta.size, meta.last_modified.timestamp_micros()),
+    };
+    Metadata {
+        size: meta.size,
+        modified,
+        used: uses.last(key).map_or(modified, |used| used.max(modified)),
+        etag: etag.into(),
+    }
+}
+
+impl Store for S3Store {
+    fn head<'a>(
+        &'a self,
+        path: &'a CachePath,
+    ) -> BoxFuture<'a, Result<Option<Metadata>, StoreError>> {
+        async move {
+            let key = path.key();
+            Ok(self.bucket.head(&key).await?.map(|meta| self.metadata(&key, &meta)))
+        }
+        .boxed()
+    }
+
+    fn get<'a>(&'a self, path: &'a CachePath) -> BoxFuture<'a, Result<Option<Object>, StoreError>> {
+        async move {
+            let key = path.key();
+            let Some(found) = self.bucket.get(&key).await? else {
+                return Ok(None);
+            };
+            let metadata = self.metadata(&key, &found.meta);
+            let content = if found.meta.size <= SMALL {
+                Content::Bytes(found.bytes().await.map_err(failed("reading", &key))?)
+            } else {
+                let (bucket, size) = (Arc::clone(&self.bucket), found.meta.size);
+                let whole = Mutex::new(found.into_stream().map_err(io::Error::other).boxed());
+                Content::Stream(Box::new(Remote { bucket, key, size, whole }))
+            };
+            Ok(Some(Object { metadata, content }))
+        }
+        .boxed()
+    }
+
+    fn put<'a>(
+        &'a self,
+        path: &'a CachePath,
+        bytes: Bytes,
+    ) -> BoxFuture<'a, Result<Stored, StoreError>> {
+        async move {
+            let key = path.key();
+            let older = self.bucket.head(&key).await?;
+            self.bucket.put(&key, bytes.into(), path.content_type()).await?;
+            Ok(if older.is_some() { Stored::Again } else { Stored::New })
+        }
+        .boxed()
+    }
+
+    fn quarantine<'a>(
+        &'a self,
+        path: &'a CachePath,
+        etag: &'a Bytes,
+    ) -> BoxFuture<'a, Result<bool, StoreError>> {
+        async move {
+            let key = path.key();
+            let Some(meta) = self.bucket.head(&key).await? else {
+                return Ok(false);
+            };
+            let aside = format!("{OWN_FOLDER}quarantine/{key}");
+            if self.metadata(&key, &meta).etag != etag
+                || !self.bucket.copy(&key, &aside, meta.size).await?
+            {
+                return Ok(false);
+            }
+            self.bucket.delete(&key).await?;
+            Ok(true)
+        }
+        .boxed()
+    }
+
+    fn note_used(&self, path: &CachePath) {
+        self.uses.note(path.key());
+    }
+
+    fn mark_used<'a>(&'a self, path: &'a CachePath) -> BoxFuture<'a, Result<bool, StoreError>> {
+        async move {
+            let key = path.key();
+            self.uses.mark(key.clone()).await?;
+            // Not before: who removes it looks for uses first.
+            Ok(self.bucket.head(&key).await?.is_some())
+        }
+        .boxed()
+    }
+
+    fn remove<'a>(
+        &'a self,
+        path: &'a CachePath,
+        unused_since: SystemTime,
+    ) -> BoxFuture<'a, Result<Removed, StoreError>> {
+        async move {
+            let key = path.key();
+            // What the others have recorded until now. There is no moving aside in a bucket, so a
+            // use that comes between this and the deletion is not seen; whoever records one looks
+            // whether the object is there afterwards.
+            self.uses.refresh().await?;
+            let Some(meta) = self.bucket.head(&key).await? else {
+                return Ok(Removed::Absent);
+            };
+            if self.metadata(&key, &meta).used > unused_since {
+                return Ok(Removed::InUse);
+            }
+            self.bucket.delete(&key).await?;
+            let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+            gone.insert(key, uses::now());
+            Ok(Removed::Gone)
+        }
+        .boxed()
+    }
+
+    fn sync_removals(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        // A bucket does not forget.
+        async { Ok(()) }.boxed()
+    }
+
+    fn list(
+        &self,
+        wanted: fn(&CachePath) -> bool,
+    ) -> BoxStream<'static, Result<Listed, StoreError>> {
+        let (bucket, uses) = (Arc::clone(&self.bucket), Arc::clone(&self.uses));
+        inventory_of(bucket, uses, wanted).into_stream().try_flatten().boxed()
+    }
+
+    fn notes<'a>(&'a self, folder: &'a str) -> BoxFuture<'a, Result<Vec<String>, StoreError>> {
+        async move {
+            let below = format!("{OWN_FOLDER}{folder}/");
+            let name = |(key, _): (String, _)| key.strip_prefix(&below).map(str::to_owned);
+            let listed = self.bucket.list(&below);
+            let mut names: Vec<_> =
+                listed.try_filter_map(|found| async { Ok(name(found)) }).try_collect().await?;
+            names.sort_unstable();
+            Ok(names)
+        }
+        .boxed()
+    }
+
+    fn note<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Bytes>, StoreError>> {
+        async move { self.bucket.read(&format!("{OWN_FOLDER}{name}")).await }.boxed()
+    }
+
+    fn set_note<'a>(
+        &'a self,
+        name: &'a str,
+        text: Option<Bytes>,
+    ) -> BoxFuture<'a, Result<bool, StoreError>> {
+        async move {
+            let key = format!("{OWN_FOLDER}{name}");
+            let older = self.bucket.head(&key).await?;
+            match text {
+                Some(text) => {
+                    self.bucket.put(&key, text.into(), "text/plain; charset=utf-8").await?;
+                }
+                None if older.is_some() => self.bucket.delete(&key).await?,
+                None => {}
+            }
+            Ok(older.is_some())
+        }
+        .boxed()
+    }
+
+    fn lock(&self) -> BoxFuture<'_, Result<Option<Lock>, StoreError>> {
+        async move {
+            let Some(lease) = lease::take(&self.bucket).await? else {
+                return Ok(None);
+            };
+            let gone =
+                std::mem::take(&mut *self.gone.lock().unwrap_or_else(PoisonError::into_inner));
+            self.uses.merge(&gone).await?;
+            Ok(Some(Lock::new(lease)))
+        }
+        .boxed()
+    }
+
+    fn free_space(&self) -> Option<u64> {
+        None
+    }
+
+    fn link<'a>(
+        &'a self,
+        path: &'a CachePath,
+    ) -> BoxFuture<'a, Result<Option<String>, StoreError>> {
+        async move { self.bucket.link(&path.key(), LINK_VALID).await.map(Some) }.boxed()
+    }
+
+    fn begin(&self, path: &CachePath, size: Option<u64>) -> Result<Box<dyn Upload>, StoreError> {
+        let (bucket, budget) = (Arc::clone(&self.bucket), Arc::clone(&self.budget));
+        Ok(Box::new(S3Upload::new(bucket, budget, self.runtime.clone(), path, size)))
+    }
+}
+
+/// Everything in the bucket that is not ours, when the uses are known.
+async fn inventory_of(
+    bucket: Arc<Bucket>,
+    uses: Arc<Uses>,
+    wanted: fn(&CachePath) -> bool,
+) -> Result<BoxStream<'static, Result<Listed, StoreError>>, StoreError> {
+    uses.refresh().await?;
+    // The list borrows the bucket, and has to go on after this.
+    let (sender, receiver) = tokio::sync::mpsc::channel(READERS);
+    let lister = Arc::clone(&bucket);
+    tokio::spawn(async move {
+        let mut found = lister.list("");
+        while let Some(found) = found.next().await {
+            if sender.send(found).await.is_err() {
+                return;
+            }
+        }
+    });
+    let found = stream::unfold(receiver, async |mut receiver| {
+        receiver.recv().await.map(|found| (found, receiver))
+    });
+    let listed = found
+        .map(move |found| {
+            let (bucket, uses) = (Arc::clone(&bucket), Arc::clone(&uses));
+            async move {
+                match found {
+                    Ok((key, meta)) => listed(&bucket, &uses, key, &meta, wanted).await,
+                    Err(error) => Some(Err(error)),
+                }
+            }
+        })
+        .buffer_unordered(READERS)
+        .filter_map(async |listed| listed);
+    Ok(listed.boxed())
+}
+
+async fn listed(
+    bucket: &Bucket,
+    uses: &Uses,
+    key: String,
+    meta: &ObjectMeta,
+    wanted: fn(&CachePath) -> bool,
+) -> Option<Result<Listed, StoreError>> {
+    if key.starts_with(OWN_FOLDER) {
+        return None;
+    }
+    let path = match key.parse::<CachePath>() {
+        Ok(CachePath::CacheInfo) => return None,
+        // What has another key is not found under this name.
+        Ok(path) if path.key() == key => path,
+        _ => return Some(Ok(Listed::Foreign(key))),
+    };
+    let content = if wanted(&path) && meta.size <= LISTED_LIMIT {
+        match bucket.read(&key).await {
+            Ok(Some(content)) => Some(content),
+            // It has gone in the meantime.
+            Ok(None) => return None,
+            Err(error) => return Some(Ok(Listed::Unreadable(path, error))),
+        }
+    } else {
+        None
+    };
+    let metadata = metadata(uses, &key, meta);
+    Some(Ok(Listed::Object(ListedObject { path, metadata, content })))
+}
+
+/// An object whose bytes are on their way, or a part of them that has to be asked for.
+struct Remote {
+    bucket: Arc<Bucket>,
+    key: String,
+    size: u64,
+    /// All bytes; only one ever takes them.
+    whole: Mutex<BoxStream<'static, io::Result<Bytes>>>,
+}
+
+impl Ranged for Remote {
+    fn read(self: Box<Self>, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>> {
+        let Self { bucket, key, size, whole } = *self;
+        if range == (0..size) {
+            return whole.into_inner().unwrap_or_else(PoisonError::into_inner);
+        }
+        let part = async move { bucket.read_range(&key, range).await };
+        part.into_stream().try_flatten().boxed()
+    }
+}

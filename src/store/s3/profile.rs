@@ -1,0 +1,115 @@
+//! Credentials and region from `~/.aws`, where the command line of Amazon keeps them
+//! (<https://docs.aws.amazon.com/sdkref/latest/guide/file-format.html>).
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::{fs, io};
+
+/// A profile's settings, from both files.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Profile(HashMap<String, String>);
+
+impl Profile {
+    /// Reads a profile; none if neither file has it.
+    pub(super) fn read(name: &str) -> io::Result<Option<Self>> {
+        let mut profile = None;
+        let files = [
+            ("AWS_CONFIG_FILE", "config", Kind::Config),
+            ("AWS_SHARED_CREDENTIALS_FILE", "credentials", Kind::Credentials),
+        ];
+        for (variable, file, kind) in files {
+            let Some(path) = path(std::env::var_os(variable), file) else {
+                continue;
+            };
+            match fs::read_to_string(&path) {
+                Ok(text) => collect(&text, kind, name, &mut profile),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    let told = format!("cannot read {}: {error}", path.display());
+                    return Err(io::Error::new(error.kind(), told));
+                }
+            }
+        }
+        Ok(profile)
+    }
+
+    /// A setting.
+    pub(super) fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).map(String::as_str)
+    }
+
+    /// A way to credentials that is not gone here.
+    pub(super) fn unsupported(&self) -> Option<&str> {
+        let ways = ["credential_process", "sso_session", "sso_start_url", "role_arn"];
+        ways.into_iter().find(|way| self.0.contains_key(*way))
+    }
+}
+
+fn path(given: Option<OsString>, file: &str) -> Option<PathBuf> {
+    given.map(PathBuf::from).or_else(|| Some(std::env::home_dir()?.join(".aws").join(file)))
+}
+
+/// The two files name their sections differently.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Config,
+    Credentials,
+}
+
+/// Adds what `text` says of a profile; what is there already gives way.
+fn collect(text: &str, kind: Kind, name: &str, profile: &mut Option<Profile>) {
+    let mut within = false;
+    for line in text.lines() {
+        // A setting of a setting; none of those is ours.
+        if line.starts_with([' ', '\t', '#', ';']) {
+            continue;
+        }
+        if let Some(section) = line.strip_prefix('[').and_then(|line| line.split(']').next()) {
+            let section = section.trim();
+            within = match section.strip_prefix("profile ") {
+                Some(section) if kind == Kind::Config => section.trim() == name,
+                _ => section == name && (kind == Kind::Credentials || name == "default"),
+            };
+            if within {
+                profile.get_or_insert_default();
+            }
+        } else if let (true, Some(profile), Some((key, value))) =
+            (within, profile.as_mut(), line.split_once('='))
+        {
+            profile.0.insert(key.trim().to_ascii_lowercase(), value.trim().to_owned());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn collected(files: &[(&str, Kind)], name: &str) -> Option<Profile> {
+        let mut profile = None;
+        for (text, kind) in files {
+            collect(text, *kind, name, &mut profile);
+        }
+        profile
+    }
+
+    #[test]
+    fn a_profile_comes_from_both_files() {
+        let config = "[default]\nregion = eu\n[profile ci]\nregion=us\ns3 =\n  region = no\n";
+        let credentials = "# mine\n[ci]\naws_access_key_id = key\naws_secret_access_key=a=b\n";
+        let files = [(config, Kind::Config), (credentials, Kind::Credentials)];
+        let profile = collected(&files, "ci").unwrap();
+        assert_eq!(profile.get("region"), Some("us"));
+        assert_eq!(profile.get("aws_access_key_id"), Some("key"));
+        assert_eq!(profile.get("aws_secret_access_key"), Some("a=b"));
+        assert_eq!(collected(&files, "default").unwrap().get("region"), Some("eu"));
+        assert_eq!(collected(&files, "other"), None);
+    }
+
+    #[test]
+    fn a_way_to_credentials_that_is_not_gone_is_named() {
+        let files = [("[default]\nsso_session = work\n", Kind::Config)];
+        assert_eq!(collected(&files, "default").unwrap().unsupported(), Some("sso_session"));
+    }
+}

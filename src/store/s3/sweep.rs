@@ -1,0 +1,134 @@
+//! Uploads in parts that nobody will finish: a daemon that is killed leaves them, nobody sees them,
+//! and the server keeps (and charges for) them until somebody aborts them.
+
+use std::time::{Duration, SystemTime};
+
+use object_store::aws::AmazonS3;
+use object_store::multipart::MultipartStore;
+use object_store::path::Path;
+use serde::Deserialize;
+
+use super::bucket::{Bucket, failed};
+use crate::store::{RemoteTrouble, StoreError};
+
+/// The longest list that is read of a server. One page has a thousand uploads.
+const PAGE_LIMIT: usize = 4 << 20;
+
+/// What a server answers (`ListMultipartUploads` in Amazon's API reference).
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Page {
+    #[serde(default)]
+    upload: Vec<Unfinished>,
+    #[serde(default)]
+    is_truncated: bool,
+    next_key_marker: Option<String>,
+    next_upload_id_marker: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Unfinished {
+    key: String,
+    upload_id: String,
+    initiated: String,
+}
+
+/// Aborts what was begun longer than `age` ago, and says how many there were; none where the
+/// server cannot list them.
+pub(super) async fn sweep(bucket: &Bucket, age: Duration) -> Result<Option<usize>, StoreError> {
+    let before = SystemTime::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
+    let mut swept = 0;
+    let (mut key_marker, mut upload_marker) = (String::new(), String::new());
+    loop {
+        let mut parameters = vec![("uploads", ""), ("prefix", bucket.prefix())];
+        if !key_marker.is_empty() {
+            parameters.extend([
+                ("key-marker", key_marker.as_str()),
+                ("upload-id-marker", upload_marker.as_str()),
+            ]);
+        }
+        let url = bucket.signed_request(&parameters).await?;
+        let Some(page) = page(&url).await? else {
+            return Ok(None);
+        };
+        for upload in page.upload {
+            let begun = humantime::parse_rfc3339_weak(&upload.initiated).ok();
+            if begun.is_some_and(|begun| begun <= before) {
+                abort(bucket.s3(), &upload).await?;
+                swept += 1;
+            }
+        }
+        match (page.is_truncated, page.next_key_marker) {
+            (true, Some(key)) => {
+                key_marker = key;
+                upload_marker = page.next_upload_id_marker.unwrap_or_default();
+            }
+            _ => return Ok(Some(swept)),
+        }
+    }
+}
+
+async fn abort(s3: &AmazonS3, upload: &Unfinished) -> Result<(), StoreError> {
+    let failed = failed("aborting the upload of", &upload.key);
+    let Ok(path) = Path::parse(&upload.key) else {
+        return Ok(());
+    };
+    s3.abort_multipart(&path, &upload.upload_id).await.map_err(failed)
+}
+
+async fn page(url: &str) -> Result<Option<Page>, StoreError> {
+    let trouble = |source: Box<dyn std::error::Error + Send + Sync>| StoreError::Remote {
+        doing: "listing the unfinished uploads of",
+        key: "the bucket".to_owned(),
+        trouble: RemoteTrouble::Failed,
+        source,
+    };
+    let mut answer =
+        reqwest::get(url).await.map_err(|error| trouble(error.without_url().into()))?;
+    if answer.status() == reqwest::StatusCode::NOT_IMPLEMENTED {
+        return Ok(None);
+    }
+    if !answer.status().is_success() {
+        return Err(trouble(format!("the server answered {}", answer.status()).into()));
+    }
+    let mut text = Vec::new();
+    while let Some(chunk) = answer.chunk().await.map_err(|error| trouble(error.into()))? {
+        text.extend_from_slice(&chunk);
+        if text.len() > PAGE_LIMIT {
+            return Err(trouble("the list has no end".into()));
+        }
+    }
+    quick_xml::de::from_reader(text.as_slice()).map(Some).map_err(|error| trouble(error.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_are_read_as_servers_write_them() {
+        let text = r#"<?xml version="1.0" encoding="UTF-8"?>
+            <ListMultipartUploadsResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">
+            <Bucket>cache</Bucket><KeyMarker/><UploadIdMarker/>
+            <NextKeyMarker>nar/a</NextKeyMarker><NextUploadIdMarker>1</NextUploadIdMarker>
+            <Prefix>x/</Prefix><MaxUploads>1000</MaxUploads><IsTruncated>true</IsTruncated>
+            <Upload><Initiated>2026-01-02T03:04:05.000Z</Initiated><Initiator><ID>k</ID></Initiator>
+            <Key>nar/a</Key><UploadId>1</UploadId><StorageClass>STANDARD</StorageClass></Upload>
+            <Upload><Key>nar/b</Key><UploadId>2</UploadId><Initiated>2026-01-02T03:04:06.000Z</Initiated></Upload>
+            </ListMultipartUploadsResult>"#;
+        let page: Page = quick_xml::de::from_str(text).unwrap();
+        assert!(page.is_truncated);
+        assert_eq!(page.next_key_marker.as_deref(), Some("nar/a"));
+        let found: Vec<_> = page.upload.iter().map(|it| (&*it.key, &*it.upload_id)).collect();
+        assert_eq!(found, [("nar/a", "1"), ("nar/b", "2")]);
+        assert!(humantime::parse_rfc3339_weak(&page.upload[0].initiated).is_ok());
+    }
+
+    #[test]
+    fn a_list_may_be_empty() {
+        let text = "<ListMultipartUploadsResult><IsTruncated>false</IsTruncated></ListMultipartUploadsResult>";
+        let page: Page = quick_xml::de::from_str(text).unwrap();
+        assert!(page.upload.is_empty() && !page.is_truncated);
+    }
+}
