@@ -33,7 +33,7 @@ use object_store::ObjectMeta;
 use thiserror::Error;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{
     Content, Listed, ListedObject, Lock, Metadata, Object, Ranged, Removed, Store, StoreError,
@@ -61,8 +61,8 @@ const READERS: usize = 32;
 /// How long a link to an object is good for. A download that has begun goes on.
 const LINK_VALID: Duration = Duration::from_secs(15 * 60);
 
-/// How often abandoned uploads are looked for, after the start.
-const SWEEP_EVERY: Duration = Duration::from_secs(3600);
+/// How often abandoned uploads and batches of uses are looked for, after the start.
+const TIDY_EVERY: Duration = Duration::from_secs(3600);
 
 /// A store in a bucket.
 #[derive(Debug)]
@@ -106,7 +106,7 @@ impl S3Store {
     pub async fn open(location: &config::Bucket) -> Result<(Self, Found), OpenError> {
         let store = Self::connect(location)?;
         let found = store.probe().await?;
-        tokio::spawn(sweep_regularly(Arc::clone(&store.bucket), location.abandoned_after));
+        tokio::spawn(keep_tidy(Arc::clone(&store.bucket), location.abandoned_after));
         store.know_uses().await?;
         Ok((store, found))
     }
@@ -141,19 +141,20 @@ impl S3Store {
     }
 }
 
-async fn sweep_regularly(bucket: Arc<Bucket>, age: Duration) {
-    let mut tick = tokio::time::interval(SWEEP_EVERY);
+async fn keep_tidy(bucket: Arc<Bucket>, age: Duration) {
+    let mut tick = tokio::time::interval(TIDY_EVERY);
     loop {
         tick.tick().await;
         match sweep::sweep(&bucket, age).await {
             Ok(Some(0)) => {}
             Ok(Some(count)) => info!("swept away {count} uploads that were never finished"),
-            Ok(None) => return,
+            Ok(None) => debug!("this server cannot list unfinished uploads"),
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
                 warn!(error, "unfinished uploads were not swept away");
             }
         }
+        uses::merge_if_many(&bucket).await;
     }
 }
 
@@ -280,8 +281,10 @@ impl Store for S3Store {
     }
 
     fn sync_removals(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        // A bucket does not forget.
-        async { Ok(()) }.boxed()
+        // A bucket does not forget what was done. Nobody needs to know any more when what is gone
+        // was used.
+        let gone = std::mem::take(&mut *self.gone.lock().unwrap_or_else(PoisonError::into_inner));
+        async move { if gone.is_empty() { Ok(()) } else { self.uses.forget(&gone).await } }.boxed()
     }
 
     fn list(
@@ -334,9 +337,6 @@ impl Store for S3Store {
             let Some(lease) = lease::take(&self.bucket).await? else {
                 return Ok(None);
             };
-            let gone =
-                std::mem::take(&mut *self.gone.lock().unwrap_or_else(PoisonError::into_inner));
-            self.uses.merge(&gone).await?;
             Ok(Some(Lock::new(lease)))
         }
         .boxed()

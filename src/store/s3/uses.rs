@@ -126,9 +126,9 @@ impl Uses {
         Ok(())
     }
 
-    /// Makes one batch of all, without what is `gone`. To be called by one who collects.
-    pub(super) async fn merge(&self, gone: &HashMap<String, u64>) -> Result<(), StoreError> {
-        merge(&self.bucket, gone, 2).await
+    /// Forgets when objects were used that were removed, at the seconds in `gone`.
+    pub(super) async fn forget(&self, gone: &HashMap<String, u64>) -> Result<(), StoreError> {
+        merge(&self.bucket, gone, 1).await
     }
 }
 
@@ -146,7 +146,15 @@ fn lines(text: &Bytes) -> impl Iterator<Item = (&str, u64)> {
     })
 }
 
-/// Merges the batches that there are, if they are so many. Whoever does the same at the same time
+/// Keeps the batches few.
+pub(super) async fn merge_if_many(bucket: &Bucket) {
+    if let Err(error) = merge(bucket, &HashMap::new(), MERGE_FROM).await {
+        let error = &error as &dyn std::error::Error;
+        warn!(error, "the batches of uses were not merged");
+    }
+}
+
+/// Merges the batches that there are, if they are so many, without the uses of what is gone since. Whoever does the same at the same time
 /// does no harm: each deletes only what it has written anew.
 async fn merge(
     bucket: &Bucket,
@@ -241,10 +249,7 @@ async fn record(bucket: Arc<Bucket>, known: Arc<Mutex<Known>>, mut uses: mpsc::R
         }
         if written >= MERGE_FROM {
             written = 0;
-            if let Err(error) = merge(&bucket, &HashMap::new(), MERGE_FROM).await {
-                let error = &error as &dyn std::error::Error;
-                warn!(error, "the batches of uses were not merged");
-            }
+            merge_if_many(&bucket).await;
         }
     }
 }
