@@ -31,7 +31,9 @@ pub use unpack::UnpackError;
 use crate::config::Admission;
 use crate::nix::cache_path::NarName;
 use crate::nix::{CacheInfo, CachePath, Compression, Sha256Hash, StorePathHash};
-use crate::store::{Content, Metadata, Object, Store, StoreError, Stored};
+#[cfg(feature = "s3")]
+use crate::store::StoreError;
+use crate::store::{Content, Metadata, Object, Store, Stored};
 use hot::{Found, Hot};
 
 /// A binary cache: objects in a store, and what may become one. A clone is the same cache.
@@ -184,7 +186,8 @@ impl Cache {
     }
 
     /// Writes `nix-cache-info` where it is missing or says something else, so that Nix can read the
-    /// store without us.
+    /// store without us. In a directory Nix does without, or makes it.
+    #[cfg(feature = "s3")]
     pub async fn keep_info(&self) -> Result<(), StoreError> {
         let text = &self.info_object.1;
         let there = match self.store.get(&CachePath::CacheInfo).await?.map(|found| found.content) {

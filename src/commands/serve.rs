@@ -35,6 +35,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         .with_context(|| format!("cannot listen on {}", config.listen))?;
     let access = config.users.access(listener.is_local());
 
+    #[cfg(feature = "s3")]
+    let in_a_bucket = matches!(config.location, Location::Bucket(_));
     info!("nix-stored {} serves {}", env!("CARGO_PKG_VERSION"), whole(config.location));
     say_who_may_upload(&access.write, listener.is_local());
     say_what_to_type(&listener.to_string());
@@ -42,9 +44,10 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let cache = Cache::new(store, config.cache_info, config.admission);
     #[cfg(feature = "s3")]
     let cache = cache.with_redirect(config.s3_redirect);
-    if let Err(error) = cache.keep_info().await {
+    #[cfg(feature = "s3")]
+    if in_a_bucket && let Err(error) = cache.keep_info().await {
         let error = &error as &dyn std::error::Error;
-        warn!(error, "there is no nix-cache-info for those who read the cache without the daemon");
+        warn!(error, "there is no nix-cache-info for those who read the bucket without the daemon");
     }
     #[cfg(feature = "upstream")]
     let cache = with_upstreams(cache, &config.upstreams)?;

@@ -86,7 +86,8 @@ async fn page(url: &str) -> Result<Option<Page>, StoreError> {
     };
     let mut answer =
         reqwest::get(url).await.map_err(|error| trouble(error.without_url().into()))?;
-    if answer.status() == reqwest::StatusCode::NOT_IMPLEMENTED {
+    // NotImplemented
+    if answer.status().as_u16() == 501 {
         return Ok(None);
     }
     if !answer.status().is_success() {
