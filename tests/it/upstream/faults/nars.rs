@@ -252,7 +252,5 @@ fn for_a_nar_that_has_no_room_here_there_is_507() {
     let answer = get(&mirror, &sample.nar_path);
     assert_eq!(answer.status, 507, "{answer:?}");
     // Whoever runs the mirror can do something about it, and the client cannot.
-    mirror.wait_until("the log has the reason", || {
-        mirror.log().contains("NIX_STORED_MIN_FREE_SPACE")
-    });
+    mirror.wait_for_log("NIX_STORED_MIN_FREE_SPACE");
 }
