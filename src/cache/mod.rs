@@ -6,6 +6,7 @@ pub mod gc;
 mod hot;
 mod incoming;
 mod ingest;
+pub mod migrate;
 mod nar;
 mod narinfo;
 mod remove;

@@ -232,9 +232,9 @@ impl<R: Read> Read for InPlace<R> {
 }
 
 /// Hashes what is read.
-struct Hashed<R> {
-    inner: R,
-    hasher: Sha256,
+pub(super) struct Hashed<R> {
+    pub inner: R,
+    pub hasher: Sha256,
 }
 
 impl<R: BufRead> Read for Hashed<R> {

@@ -12,6 +12,17 @@ use crate::nix::cache_path::NarName;
 use crate::nix::{CachePath, Compression, NarInfo, StorePath, StorePathHash};
 use crate::store::{Content, StoreError};
 
+/// What became of the narinfo of another cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Adopted {
+    /// It is new here.
+    New,
+    /// It was here, with the same contents.
+    Known,
+    /// There is one here with other contents, which stays.
+    Differs,
+}
+
 impl Cache {
     /// Takes a narinfo when it is what its name says and true of a NAR that is here.
     pub(super) async fn put_narinfo(
@@ -86,6 +97,30 @@ impl Cache {
         self.admit(&mut info, false).await?;
         info.set_upstream(Some(upstream));
         self.publish(hash, &info).await
+    }
+
+    /// Takes the narinfo of another cache, with the line that says where that mirrored it from.
+    pub(super) async fn adopt_narinfo(&self, mut info: NarInfo) -> Result<Adopted, PutError> {
+        if info.upstream().is_none() {
+            // What was mirrored was checked with the keys of its upstream then.
+            self.check_signatures(&info)?;
+        }
+        let hash = info.store_path.hash();
+        let _turn = self.turns[usize::from(hash.as_bytes()[0]) % self.turns.len()].lock().await;
+        let path = CachePath::NarInfo(hash);
+        match self.read_narinfo(&path).await? {
+            Some(ours) if ours.nar_hash != info.nar_hash => return Ok(Adopted::Differs),
+            Some(mut ours) if self.still_has(&path, &ours).await? => {
+                if merge_signatures(&mut ours, &info) {
+                    self.publish(hash, &ours).await?;
+                }
+                return Ok(Adopted::Known);
+            }
+            _ => {}
+        }
+        self.admit(&mut info, false).await?;
+        self.publish(hash, &info).await?;
+        Ok(Adopted::New)
     }
 
     async fn publish(&self, hash: StorePathHash, info: &NarInfo) -> Result<(), PutError> {

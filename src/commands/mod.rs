@@ -5,6 +5,7 @@ mod check_config;
 mod delete;
 mod explain;
 mod gc;
+mod migrate;
 mod offline;
 mod opening;
 mod output;
@@ -53,6 +54,8 @@ enum Command {
     Unpin(pin::UnpinArgs),
     /// Lists the pins, and what each of them keeps
     Pins(pin::PinsArgs),
+    /// Copies a cache between directories and buckets
+    Migrate(Box<migrate::Args>),
     /// Prints the configuration as it is understood, without passwords
     CheckConfig(check_config::Args),
 }
@@ -96,6 +99,7 @@ fn on_config(command: Command, config: Config) -> anyhow::Result<ExitCode> {
         Command::Pin(args) => pin::pin(args, config),
         Command::Unpin(args) => pin::unpin(args, config),
         Command::Pins(args) => pin::pins(args, config),
+        Command::Migrate(args) => migrate::run(*args, config),
         Command::CheckConfig(args) => check_config::run(&args, Ok(config)),
     }
 }

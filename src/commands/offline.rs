@@ -55,7 +55,7 @@ fn warn_if_reading_is_use(path: &Path, metadata: &Metadata) {
 
 /// Root works as whoever the cache belongs to: files that a command makes must be the daemon's too.
 /// This comes before any other thread is started, because the kernel knows users by thread.
-fn become_owner(directory: &mut PathBuf) -> anyhow::Result<()> {
+pub(super) fn become_owner(directory: &mut PathBuf) -> anyhow::Result<()> {
     let path = directory.display().to_string();
     let metadata =
         std::fs::metadata(&*directory).with_context(|| match directory.try_exists() {
