@@ -8,6 +8,9 @@ mod support;
 /// The house keeps its order.
 mod layering;
 
+/// The contract of a store, over every one there is.
+mod conformance;
+
 /// Who may do what: the whole table.
 mod access;
 /// GET and HEAD.
@@ -45,6 +48,9 @@ mod nixos_module;
 /// The promises as an unmodified Nix sees them: `nix copy`, substitution and everything around
 /// them, over real sockets.
 mod nix_client;
+/// A cache in a bucket.
+#[cfg(feature = "s3")]
+mod s3;
 /// Other caches behind this one.
 #[cfg(feature = "upstream")]
 mod upstream;
