@@ -271,6 +271,29 @@ fn where_a_path_was_mirrored_from_is_not_forgotten() {
 }
 
 #[test]
+fn a_path_is_there_only_after_all_that_it_needs() {
+    let from = Given::new();
+    // Its NAR takes longer than that of what needs it.
+    let needed = sample(1, &vec![1; 96 << 20]);
+    from.put(&needed.nar_path, &needed.nar, 0);
+    from.put(&needed.narinfo_path, &needed.narinfo, 0);
+    let needing = from.add(2, &[1], 0);
+    let target = Target::new();
+    let dir = target.scratch.join("cache");
+    let mut migrating =
+        target.command(from.dir(), &[]).stdout(Stdio::null()).spawn().expect("the binary starts");
+    let leash = Leash::new(Pid::from_child(&migrating));
+    while !dir.join(&needing.narinfo_path[1..]).exists()
+        && migrating.try_wait().expect("a child of ours").is_none()
+    {
+        std::hint::spin_loop();
+    }
+    assert!(dir.join(&needed.narinfo_path[1..]).exists(), "it came before what it needs");
+    assert!(migrating.wait().expect("a child of ours").success());
+    drop(leash);
+}
+
+#[test]
 fn arguments_that_cannot_be_are_refused() {
     let from = filled();
     let target = Target::new();
