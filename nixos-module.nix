@@ -249,6 +249,24 @@ let
         default = "1h";
         description = "How often the daemon looks whether something has to go.";
       };
+
+      NIX_STORED_TLS_CERT = mkOption {
+        type = types.nullOr types.str;
+        default = null;
+        description = "A PEM file with the certificate for HTTPS.";
+      };
+
+      NIX_STORED_TLS_KEY = mkOption {
+        type = types.nullOr types.str;
+        default = null;
+        description = "A PEM file with the key of the certificate.";
+      };
+
+      NIX_STORED_TLS_CLIENT_CA = mkOption {
+        type = types.nullOr types.str;
+        default = null;
+        description = "A PEM file: who holds a certificate by this authority is the write user.";
+      };
     };
   };
 in

@@ -141,6 +141,14 @@ impl Cache {
         self
     }
 
+    /// Logs in to the upstreams as `config` says from now on, which has the same upstreams.
+    #[cfg(feature = "upstream")]
+    pub fn log_in_to_upstreams(&self, config: &crate::config::Upstreams) {
+        if let Some(upstreams) = &self.upstreams {
+            upstreams.log_in(config);
+        }
+    }
+
     fn set_up(&mut self) -> &mut Inner {
         Arc::get_mut(&mut self.0).expect("a cache is set up before it is shared")
     }

@@ -9,6 +9,7 @@ mod offline;
 mod output;
 mod pin;
 mod progress;
+mod reload;
 pub mod serve;
 mod signals;
 mod stats;

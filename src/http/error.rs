@@ -47,6 +47,9 @@ pub enum HttpError {
     /// Uploads are switched off.
     #[error("uploads are switched off here; set NIX_STORED_USER_WRITE where the cache runs")]
     UploadsOff,
+    /// Only who holds a client certificate may upload.
+    #[error("uploads need a client certificate here; ask who runs the cache for one")]
+    NoCertificate,
     /// A range that the object does not have.
     #[error("the object has {size} bytes, and nothing in the range that was asked for")]
     Range {
@@ -75,7 +78,9 @@ impl HttpError {
             Self::BadName(_) => StatusCode::BAD_REQUEST,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::NoCredentials | Self::WrongCredentials => StatusCode::UNAUTHORIZED,
-            Self::NotAWriter { .. } | Self::UploadsOff => StatusCode::FORBIDDEN,
+            Self::NotAWriter { .. } | Self::UploadsOff | Self::NoCertificate => {
+                StatusCode::FORBIDDEN
+            }
             Self::Range { .. } => StatusCode::RANGE_NOT_SATISFIABLE,
             Self::Encoding(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Panicked => StatusCode::INTERNAL_SERVER_ERROR,

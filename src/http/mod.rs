@@ -9,7 +9,7 @@ mod observe;
 mod origin;
 mod router;
 
-pub use authorize::AuthorizeLayer;
+pub use authorize::{AuthorizeLayer, Gate};
 pub use observe::ObserveLayer;
 pub use origin::{LendFile, Origin, Peer};
 pub use router::{App, app};

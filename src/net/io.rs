@@ -159,12 +159,16 @@ impl AsyncWrite for Watched {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let wrote = if self.lent.is_empty() {
-            ready!(self.stream.poll_write_vectored(cx, bufs))
+            self.stream.poll_write_vectored(cx, bufs)
         } else {
-            ready!(self.poll_send(cx, bufs))
+            self.poll_send(cx, bufs)
         };
-        self.activity.wrote();
-        Poll::Ready(wrote)
+        if wrote.is_ready() {
+            self.activity.wrote();
+        } else {
+            self.activity.is_held_up();
+        }
+        wrote
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -38,13 +38,29 @@ mod lifecycle;
 /// The defects of the daemon that this one replaces, one test each.
 mod predecessor;
 
+/// What it listens on, and what it tells its service manager.
+mod sockets;
+/// A restart that nobody notices.
+mod restart;
+/// SIGHUP.
+mod reload;
+/// Thousands of clients that send a byte a second.
+mod slow_clients;
+
 /// The NixOS module, evaluated. It is that of a build with everything.
-#[cfg(feature = "upstream")]
+#[cfg(all(feature = "upstream", feature = "tls"))]
 mod nixos_module;
 
 /// The promises as an unmodified Nix sees them: `nix copy`, substitution and everything around
 /// them, over real sockets.
 mod nix_client;
+/// HTTPS and HTTP/2.
+#[cfg(feature = "tls")]
+mod tls;
+/// A build that knows of neither.
+#[cfg(not(feature = "tls"))]
+#[path = "tls/left_out.rs"]
+mod tls_left_out;
 /// Other caches behind this one.
 #[cfg(feature = "upstream")]
 mod upstream;

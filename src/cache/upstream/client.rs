@@ -3,9 +3,10 @@
 use std::error::Error;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt};
@@ -57,7 +58,7 @@ pub(super) struct Client {
 }
 
 enum Place {
-    Http { client: reqwest::Client, base: Url, login: Option<Login> },
+    Http { client: reqwest::Client, base: Url, login: ArcSwapOption<Login> },
     Directory(PathBuf),
 }
 
@@ -98,7 +99,7 @@ impl Client {
             None => Place::Http {
                 client: http_client(upstream)?,
                 base: upstream.url.clone(),
-                login: upstream.login.clone(),
+                login: ArcSwapOption::from(upstream.login.clone().map(Arc::new)),
             },
         };
         Ok(Self {
@@ -112,6 +113,13 @@ impl Client {
             false_nars: quick_cache::sync::Cache::new(FALSE_NARS),
             forbids_the_absent: OnceCell::new(),
         })
+    }
+
+    /// Logs in like this from now on.
+    pub(super) fn log_in(&self, new: Option<Login>) {
+        if let Place::Http { login, .. } = &self.place {
+            login.store(new.map(Arc::new));
+        }
     }
 
     fn breaker(&self) -> std::sync::MutexGuard<'_, Breaker> {
@@ -243,7 +251,7 @@ impl Client {
         };
         let url = base.join(path).map_err(|error| Trouble::Nonsense(error.to_string()))?;
         let mut request = client.get(url);
-        if let Some(login) = login {
+        if let Some(login) = &*login.load() {
             request = request.basic_auth(&login.user, Some(&login.password));
         }
         if from > 0 {
@@ -407,9 +415,9 @@ async fn read(path: PathBuf, from: u64) -> Result<Option<Answer>, Trouble> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Trouble::Connection(error.to_string())),
     };
-    let file = std::sync::Arc::new(file);
+    let file = Arc::new(file);
     let body = futures_util::stream::try_unfold(from, move |at| {
-        let file = std::sync::Arc::clone(&file);
+        let file = Arc::clone(&file);
         async move {
             let len = CHUNK.min(length.saturating_sub(at));
             if len == 0 {

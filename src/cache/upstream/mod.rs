@@ -91,6 +91,13 @@ impl Upstreams {
         })
     }
 
+    /// Logs in as `config` says from now on, which has the same upstreams.
+    pub fn log_in(&self, config: &config::Upstreams) {
+        for (client, upstream) in self.clients.iter().zip(&config.list) {
+            client.log_in(upstream.login.clone());
+        }
+    }
+
     fn is_known_absent(&self, path: &CachePath) -> bool {
         self.absent.get(path).is_some_and(|since| since.elapsed() < self.absent_ttl)
     }

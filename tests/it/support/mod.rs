@@ -4,6 +4,8 @@
 
 pub mod audit;
 pub mod cache;
+#[cfg(any(feature = "tls", feature = "upstream"))]
+pub mod certificates;
 pub mod closures;
 pub mod daemon;
 pub mod disk;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
 
+use super::certificates::Issued;
 use super::nix::utf8;
 use super::scratch::{Leash, Scratch};
 
@@ -45,15 +46,13 @@ impl Neighbour {
         Self::start("nginx", |own, address| nginx(own, &format!("listen {address};"), root))
     }
 
-    /// The same behind TLS, with `cert.pem` and `key.pem` of a folder, which `make` makes for its
-    /// address.
+    /// The same behind TLS, with what `issue` makes of its address.
     #[track_caller]
-    pub fn nginx_with_tls(root: &Path, keys: &Path, make: impl FnOnce(&str)) -> Self {
-        let keys = utf8(keys);
+    pub fn nginx_with_tls(root: &Path, issue: impl FnOnce(&str) -> Issued) -> Self {
         Self::start("nginx", |own, address| {
-            make(&address.ip().to_string());
+            let Issued { cert, key } = issue(&address.ip().to_string());
             let files =
-                format!("ssl_certificate {keys}/cert.pem; ssl_certificate_key {keys}/key.pem;");
+                format!("ssl_certificate {}; ssl_certificate_key {};", utf8(&cert), utf8(&key));
             nginx(own, &format!("listen {address} ssl; {files}"), root)
         })
     }
