@@ -36,8 +36,8 @@ const QUIET: Duration = Duration::from_secs(1);
 /// How long what a client still sends is thrown away after the last answer, and how much of it.
 /// Closing a socket with unread bytes resets it, and the reset can overtake the answer: then the
 /// client would see a broken connection instead of the reason for which its upload was refused.
-const LINGER: Duration = Duration::from_secs(5);
-const LINGER_BYTES: usize = 16 * 1024 * 1024;
+pub const LINGER: Duration = Duration::from_secs(5);
+pub const LINGER_BYTES: usize = 16 * 1024 * 1024;
 
 /// Serves one connection until it ends, takes too long, or `draining` is cancelled and the requests
 /// that it is in have been answered. It holds its `slot` for as long.
@@ -116,6 +116,13 @@ impl Requests {
     pub fn peer(&self) -> Peer {
         self.origin.peer
     }
+
+    /// The answer to one of them.
+    pub fn answer(&self, mut request: Request<Body>) -> Answer {
+        let working = self.activity.work();
+        request.extensions_mut().insert(self.origin.clone());
+        Answer { inner: self.app.clone().call(request), working: Some(working) }
+    }
 }
 
 impl Service<Request<Incoming>> for Requests {
@@ -123,11 +130,8 @@ impl Service<Request<Incoming>> for Requests {
     type Error = Infallible;
     type Future = Answer;
 
-    fn call(&self, mut request: Request<Incoming>) -> Answer {
-        let working = self.activity.work();
-        request.extensions_mut().insert(self.origin.clone());
-        let inner = self.app.clone().call(request.map(Body::new));
-        Answer { inner, working: Some(working) }
+    fn call(&self, request: Request<Incoming>) -> Answer {
+        self.answer(request.map(Body::new))
     }
 }
 

@@ -20,6 +20,7 @@ use tracing::{debug, info};
 
 use super::activity::Sending;
 use super::connection::{Answer, BUFFER, Requests};
+use super::leftover::Leftover;
 
 /// How many requests may be under way on one connection. libcurl asks for 100 at a time.
 const STREAMS: u32 = 128;
@@ -86,7 +87,9 @@ impl Service<Request<Incoming>> for Streams {
 
     fn call(&self, request: Request<Incoming>) -> Stream {
         let sending = Arc::new(self.0.activity().send());
-        Stream { answer: self.0.call(request), sending }
+        let leftover = Leftover::default();
+        let answer = self.0.answer(request.map(|body| Body::new(leftover.of(body))));
+        Stream { answer, sending, leftover }
     }
 }
 
@@ -94,6 +97,7 @@ impl Service<Request<Incoming>> for Streams {
 struct Stream {
     answer: Answer,
     sending: Arc<Sending>,
+    leftover: Leftover,
 }
 
 impl Future for Stream {
@@ -101,6 +105,7 @@ impl Future for Stream {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let answer = ready!(Pin::new(&mut self.answer).poll(cx))?;
+        self.leftover.discard();
         let sending = Arc::clone(&self.sending);
         Poll::Ready(Ok(answer.map(|inner| Counted { inner, sending })))
     }

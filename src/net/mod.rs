@@ -6,6 +6,8 @@ mod connection;
 mod http2;
 mod inherited;
 mod io;
+#[cfg(feature = "tls")]
+mod leftover;
 mod listener;
 mod sendfile;
 mod server;

@@ -46,7 +46,7 @@ fn who_holds_a_certificate_by_the_authority_is_the_write_user() {
     let daemon = world.daemon().start();
     let builder = world.builders.client("builder-7");
     for (number, version) in [(1, "--http1.1"), (2, "--http2")] {
-        let sample = sample(number, b"x");
+        let sample = sample(number, version.as_bytes());
         let refused = world.put(&daemon, &sample, None, &[version]).is(403);
         assert!(refused.text().contains("uploads need a client certificate"), "{refused:?}");
         world.put(&daemon, &sample, Some(&builder), &[version]).is(201);
@@ -85,7 +85,8 @@ fn passwords_count_as_before_where_there_are_users() {
 fn a_certificate_by_somebody_else_or_of_yesterday_does_not_come_in() {
     let world = World::new();
     let daemon = world.daemon().start();
-    let foreign = Authority::new().client("builder");
+    let other = Authority::new();
+    let foreign = other.client("builder");
     let expired = world.builders.expired_client("builder");
     // The server's own authority is not that of the builders, and says nothing about them.
     let confused = world.servers.client("builder");

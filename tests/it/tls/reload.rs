@@ -109,7 +109,7 @@ fn another_authority_of_the_clients_holds_for_connections_to_come() {
     fs::copy(first.file(), &clients).expect("a file can be copied");
     let daemon = super::signed_by(&servers).env("NIX_STORED_TLS_CLIENT_CA", utf8(&clients)).start();
     let put = |holder: &Issued, number: u8| {
-        let sample = sample(number, b"x");
+        let sample = sample(number, &[number]);
         let upload = scratch.join("upload");
         fs::write(&upload, &sample.nar).expect("written");
         let url = format!("{}{}", daemon.url(), sample.nar_path);
