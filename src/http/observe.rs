@@ -72,8 +72,12 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        // Only who sends credentials can turn out to be somebody.
-        let user = request.headers().contains_key(AUTHORIZATION).then(UserSlot::default);
+        // Only who shows something can turn out to be somebody.
+        let origin = request.extensions().get::<Origin>();
+        let shown = request.headers().contains_key(AUTHORIZATION)
+            || origin.is_some_and(|origin| origin.certificate.is_some());
+        let peer = origin.map(|origin| origin.peer);
+        let user = shown.then(UserSlot::default);
         if let Some(user) = &user {
             request.extensions_mut().insert(Arc::clone(user));
         }
@@ -81,7 +85,7 @@ where
             begun: Instant::now(),
             method: request.method().clone(),
             uri: request.uri().clone(),
-            peer: request.extensions().get::<Origin>().map(|origin| origin.peer),
+            peer,
             forwarded_for: forwarded_for(&request),
             uploaded: content_length(request.headers()),
             user,

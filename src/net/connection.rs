@@ -75,14 +75,15 @@ where
         loop {
             tokio::select! {
                 biased;
+                // First, so that the next answer is known to be the last.
+                () = &mut drain, if !draining => {
+                    draining = true;
+                    Pin::new(&mut connection).graceful_shutdown();
+                }
                 ended = poll_fn(|cx| connection.poll_without_shutdown(cx)) => break ended,
                 () = &mut expired => {
                     debug!(client = %peer, "closed a connection that stood still");
                     return;
-                }
-                () = &mut drain, if !draining => {
-                    draining = true;
-                    Pin::new(&mut connection).graceful_shutdown();
                 }
             }
         }

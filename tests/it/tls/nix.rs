@@ -30,7 +30,9 @@ fn a_thousand_paths_go_in_and_come_out_over_http_2() {
     assert!(begun.iter().all(|line| line.contains("protocol=\"HTTP/2\"")), "{begun:?}");
     // Thousands of requests, and a few commands that each had a connection for all of them.
     assert!((1..100).contains(&begun.len()), "{}", begun.len());
-    assert!(!log.contains("ERROR") && !log.contains("WARN"), "{log}");
+    for trouble in ["failed", "refused", "lost a connection", "broken off"] {
+        assert!(!log.contains(trouble), "{trouble}");
+    }
 }
 
 #[test]
