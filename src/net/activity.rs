@@ -254,6 +254,51 @@ mod tests {
         assert!(tokio::time::timeout(hour, activity.expired()).await.is_ok());
     }
 
+    #[cfg(feature = "tls")]
+    #[tokio::test(start_paused = true)]
+    async fn where_many_requests_can_be_under_way_bytes_begin_none() {
+        let activity = Activity::new(Crowd::default());
+        activity.carries_many();
+        drop(activity.work());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        // Not even those of who sends some again and again.
+        activity.read();
+        assert_eq!(expires_after(&activity).await, IDLE - Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_has_less_time_while_others_wait() {
+        let crowd = Crowd::default();
+        let (slow, idle) = (Activity::new(crowd.clone()), Activity::new(crowd.clone()));
+        drop(idle.work());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        crowd.set(true);
+        let (slow, idle) = tokio::join!(expires_after(&slow), expires_after(&idle));
+        assert_eq!(slow, HEAD_IN_A_CROWD - Duration::from_secs(1));
+        assert_eq!(idle, IDLE - Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_has_settled_when_nothing_happens_and_nothing_is_under_way() {
+        let activity = Activity::new(Crowd::default());
+        let quiet = Duration::from_secs(2);
+        let hour = Duration::from_secs(3600);
+        let settles =
+            async |within| tokio::time::timeout(within, activity.settled(quiet)).await.is_ok();
+        assert!(settles(quiet).await);
+        let working = activity.work();
+        assert!(!settles(hour).await);
+        drop(working);
+        assert!(!settles(Duration::from_secs(1)).await);
+        assert!(settles(hour).await);
+        activity.is_held_up();
+        assert!(!settles(hour).await);
+        activity.wrote();
+        assert!(settles(hour).await);
+        activity.read();
+        assert!(!settles(Duration::from_secs(1)).await);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_second_request_has_its_own_half_minute() {
         let activity = Activity::new(Crowd::default());

@@ -35,7 +35,8 @@ impl Crowd {
         self.0.load(Ordering::Relaxed)
     }
 
-    fn set(&self, waits: bool) {
+    /// Notes whether somebody does.
+    pub fn set(&self, waits: bool) {
         self.0.store(waits, Ordering::Relaxed);
     }
 }
