@@ -1,5 +1,6 @@
 //! Encrypted connections: the handshake, and what was agreed in it.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -53,8 +54,8 @@ pub async fn serve(
         Ok(stream) => stream,
         Err((error, io)) => {
             match error.kind() {
-                // Who only looks whether somebody is here.
-                std::io::ErrorKind::UnexpectedEof => {
+                // Who only looks whether somebody is here, or has another connection by now.
+                ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
                     debug!(client = %peer, "a client left in the TLS handshake");
                 }
                 _ => info!(client = %peer, reason = %error, "a TLS handshake failed"),
