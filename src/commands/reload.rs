@@ -39,14 +39,7 @@ impl Reload {
     }
 
     fn reread(&mut self) {
-        match self.config.reread() {
-            Ok(()) => info!("got SIGHUP; passwords, certificates and keys were read again"),
-            Err(problems) => {
-                for problem in problems.0 {
-                    warn!("got SIGHUP; what was read before stays in use: {problem}");
-                }
-            }
-        }
+        let reread = self.config.reread();
         self.gate.replace(self.config.users.access(self.local));
         #[cfg(feature = "tls")]
         if let (Some(secure), Some(tls)) = (&self.secure, &self.config.tls) {
@@ -55,5 +48,14 @@ impl Reload {
         }
         #[cfg(feature = "upstream")]
         self.cache.log_in_to_upstreams(&self.config.upstreams);
+        // What is told holds by now.
+        match reread {
+            Ok(()) => info!("got SIGHUP; passwords, certificates and keys were read again"),
+            Err(problems) => {
+                for problem in problems.0 {
+                    warn!("got SIGHUP; what was read before stays in use: {problem}");
+                }
+            }
+        }
     }
 }
