@@ -82,7 +82,7 @@ pub fn init(level: LogLevel, format: LogFormat) {
         .log_internal_errors(false)
         .with_writer(std::io::stderr);
     match format {
-        LogFormat::Json => builder.json().flatten_event(true).init(),
+        LogFormat::Json => builder.json().flatten_event(true).with_target(true).init(),
         LogFormat::Text if in_journal => builder.without_time().init(),
         LogFormat::Text => builder.with_timer(SystemTime).init(),
     }

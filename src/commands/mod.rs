@@ -5,6 +5,7 @@ mod check_config;
 mod delete;
 mod explain;
 mod gc;
+mod health;
 mod offline;
 mod output;
 mod pin;
@@ -52,6 +53,8 @@ enum Command {
     Unpin(pin::UnpinArgs),
     /// Lists the pins, and what each of them keeps
     Pins(pin::PinsArgs),
+    /// Asks the daemon whether it can do what it is there for
+    Health(health::Args),
     /// Prints the configuration as it is understood, without passwords
     CheckConfig(check_config::Args),
 }
@@ -79,6 +82,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let config = Config::from_env();
     let done = match cli.command.unwrap_or(Command::Serve) {
         Command::CheckConfig(args) => check_config::run(&args, config),
+        Command::Health(args) => health::run(&args, config),
         command => config.map_err(Into::into).and_then(|config| on_config(command, config)),
     };
     done.unwrap_or_else(|error| tell(&error))
@@ -95,6 +99,7 @@ fn on_config(command: Command, config: Config) -> anyhow::Result<ExitCode> {
         Command::Pin(args) => pin::pin(args, config),
         Command::Unpin(args) => pin::unpin(args, config),
         Command::Pins(args) => pin::pins(args, config),
+        Command::Health(args) => health::run(&args, Ok(config)),
         Command::CheckConfig(args) => check_config::run(&args, Ok(config)),
     }
 }

@@ -1,29 +1,32 @@
 //! What all commands that work on the cache itself have in common.
 
 use std::fs::Metadata;
+use std::io::IsTerminal;
 use std::os::unix::fs::MetadataExt;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use rustix::fs::StatVfsMountFlags;
-use rustix::process::{Gid, Uid, geteuid};
+use rustix::process::{Gid, Uid, geteuid, getuid};
 use tracing::warn;
 
 use super::progress::Progress;
-use crate::cache::Cache;
 use crate::cache::gc::Inventory;
+use crate::cache::{Agent, Cache};
 use crate::config::Config;
 use crate::logging;
 use crate::store::FsStore;
 
-/// Runs `work` on the configured cache. There must be one: a command does not make a cache where
-/// none is.
+/// Runs `work`, for the command with the name `by`, on the configured cache. There must be one: a
+/// command does not make a cache where none is.
 pub(super) fn on_cache(
+    by: &str,
     mut config: Config,
     work: impl AsyncFnOnce(Cache) -> anyhow::Result<ExitCode>,
 ) -> anyhow::Result<ExitCode> {
     logging::init(config.log_level, config.log_format);
+    let agent = agent(by);
     become_owner(&mut config)?;
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -31,8 +34,18 @@ pub(super) fn on_cache(
         .context("cannot start the async runtime")?
         .block_on(async {
             let store = FsStore::open_existing(&config.path, config.min_free_space)?;
-            work(Cache::new(Arc::new(store), config.cache_info, config.admission)).await
+            let cache = Cache::new(Arc::new(store), config.cache_info, config.admission);
+            work(cache.with_agent(agent)).await
         })
+}
+
+/// Whom the log names for what a command removes. On a terminal nobody keeps a log, and whoever sits
+/// there hears from the command itself.
+fn agent(by: &str) -> Agent {
+    if std::io::stderr().is_terminal() {
+        return Agent::onlooker();
+    }
+    Agent::named(format!("nix-stored {by}, user {}", getuid().as_raw()))
 }
 
 /// The system lets only a file's owner read it without a trace in its access time.

@@ -64,7 +64,8 @@ fn with_upstreams(cache: Cache, config: &crate::config::Upstreams) -> anyhow::Re
     for upstream in &config.list {
         info!("what is not here is asked of {upstream}");
     }
-    Ok(cache.with_upstreams(crate::cache::upstream::Upstreams::new(config)?))
+    let upstreams = crate::cache::upstream::Upstreams::new(config, cache.metrics())?;
+    Ok(cache.with_upstreams(upstreams))
 }
 
 fn say_who_may_upload(write: &Requirement, local: bool) {

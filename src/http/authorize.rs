@@ -17,6 +17,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::error::HttpError;
+use super::health;
 use super::observe::User;
 use crate::config::{Access, Credentials, Requirement};
 
@@ -67,6 +68,7 @@ where
                 user.tell(request.extensions_mut());
                 Either::Left(self.inner.call(request))
             }
+            Err(_) if health::is_asked(&request) => Either::Left(self.inner.call(request)),
             Err(error) => Either::Right(ready(Ok(error.into_response(request.uri().path())))),
         }
     }

@@ -4,6 +4,8 @@ mod authorize;
 mod body;
 pub mod conditional;
 mod error;
+mod health;
+mod metrics;
 mod objects;
 mod observe;
 mod origin;

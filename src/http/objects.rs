@@ -8,10 +8,11 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
 
-use super::body;
 use super::conditional::{self, Selection};
 use super::error::HttpError;
 use super::origin::Origin;
+use super::router::Site;
+use super::{body, health, metrics};
 use crate::cache::{Cache, Taken};
 use crate::nix::{CachePath, Compression};
 use crate::store::{Metadata, Object};
@@ -19,20 +20,23 @@ use crate::store::{Metadata, Object};
 type Answer = Result<Response<Body>, HttpError>;
 
 /// Answers any request.
-pub async fn answer(State(cache): State<Arc<Cache>>, request: Request<Body>) -> Response<Body> {
+pub async fn answer(State(site): State<Arc<Site>>, request: Request<Body>) -> Response<Body> {
     let (request, body) = request.into_parts();
     let answer = match request.method {
-        Method::GET => get(&cache, &request).await,
-        Method::HEAD => head(&cache, &request).await,
-        Method::PUT => put(&cache, &request, body).await,
+        Method::GET => get(&site, &request).await,
+        Method::HEAD => head(&site, &request).await,
+        Method::PUT => put(&site.cache, &request, body).await,
         _ => Err(HttpError::Method),
     };
     answer.unwrap_or_else(|error| error.into_response(request.uri.path()))
 }
 
-async fn get(cache: &Cache, request: &Parts) -> Answer {
-    let path = readable(request)?;
-    let Object { metadata, content } = cache.get(&path).await?.ok_or(HttpError::Absent)?;
+async fn get(site: &Site, request: &Parts) -> Answer {
+    let path = match readable(request) {
+        Ok(path) => path,
+        Err(absent) => return page(site, request).await.unwrap_or(Err(absent)),
+    };
+    let Object { metadata, content } = site.cache.get(&path).await?.ok_or(HttpError::Absent)?;
     let (mut response, range) = head_of_answer(&path, &metadata, &request.headers)?;
     if response.status() != StatusCode::NOT_MODIFIED {
         let files = request.extensions.get().and_then(|origin: &Origin| origin.files.as_deref());
@@ -42,12 +46,34 @@ async fn get(cache: &Cache, request: &Parts) -> Answer {
 }
 
 /// The headers of GET, and nothing is read for it.
-async fn head(cache: &Cache, request: &Parts) -> Answer {
-    let path = readable(request)?;
-    let metadata = cache.head(&path).await?.ok_or(HttpError::Absent)?;
+async fn head(site: &Site, request: &Parts) -> Answer {
+    let path = match readable(request) {
+        Ok(path) => path,
+        Err(absent) => return head_of_page(page(site, request).await.unwrap_or(Err(absent))?),
+    };
+    let metadata = site.cache.head(&path).await?.ok_or(HttpError::Absent)?;
     let (mut response, range) = head_of_answer(&path, &metadata, &request.headers)?;
     if response.status() != StatusCode::NOT_MODIFIED {
         let length = range.end - range.start;
+        response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+    }
+    Ok(response)
+}
+
+/// What the daemon says of itself, under names that no object can have: nothing is looked up for it
+/// before a name has turned out to be none.
+async fn page(site: &Site, request: &Parts) -> Option<Answer> {
+    match request.uri.path() {
+        metrics::PATH => Some(Ok(metrics::answer(&site.cache).await)),
+        health::PATH => Some(Ok(health::answer(site).await)),
+        _ => None,
+    }
+}
+
+fn head_of_page(page: Response<Body>) -> Answer {
+    let length = http_body::Body::size_hint(page.body()).exact();
+    let mut response = page.map(|_| Body::empty());
+    if let Some(length) = length {
         response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
     }
     Ok(response)
@@ -58,12 +84,14 @@ async fn put(cache: &Cache, request: &Parts, body: Body) -> Answer {
         .map_err(HttpError::BadName)?;
     let encoding = encoding(&request.headers)?;
     let declared = http_body::Body::size_hint(&body).exact();
-    let taken = cache.put(&path, encoding, declared, body::incoming(body)).await?;
+    let accepted = cache.put(&path, encoding, declared, body::incoming(body)).await?;
     let mut response = Response::new(Body::empty());
-    *response.status_mut() = match taken {
+    *response.status_mut() = match accepted.taken {
         Taken::New => StatusCode::CREATED,
         Taken::Again => StatusCode::OK,
     };
+    // `observe` tells it, with whom it is from.
+    response.extensions_mut().insert(Arc::new(accepted));
     Ok(response)
 }
 

@@ -9,10 +9,17 @@ use super::authorize::{Authorize, AuthorizeLayer};
 use super::objects;
 use super::observe::{Observe, ObserveLayer};
 use crate::cache::Cache;
-use crate::config::Access;
+use crate::config::{Access, Requirement};
 
 /// The daemon as a service: what a socket is put in front of, and what tests call.
 pub type App = Observe<Authorize<Router>>;
+
+/// What requests are answered from.
+pub(super) struct Site {
+    pub cache: Arc<Cache>,
+    /// Whether anybody may upload.
+    pub uploads: bool,
+}
 
 /// Serves `cache` to those whom `access` lets.
 pub fn app(cache: Arc<Cache>, access: Access) -> App {
@@ -20,6 +27,9 @@ pub fn app(cache: Arc<Cache>, access: Access) -> App {
     // A fallback pays for no captures that nobody reads, and one handler for no clone of several.
     // The layers are around the router and not inside, because axum boxes what is inside, once a
     // layer.
-    let router = Router::new().fallback(objects::answer).with_state(cache);
-    ServiceBuilder::new().layer(ObserveLayer).layer(AuthorizeLayer::new(access)).service(router)
+    let observe = ObserveLayer::new(Arc::clone(cache.metrics()));
+    let uploads = !matches!(access.write, Requirement::Nobody);
+    let site = Arc::new(Site { cache, uploads });
+    let router = Router::new().fallback(objects::answer).with_state(site);
+    ServiceBuilder::new().layer(observe).layer(AuthorizeLayer::new(access)).service(router)
 }

@@ -45,7 +45,10 @@ pub async fn serve(
 ) {
     let activity = Activity::new();
     let lent = Arc::new(Lent::default());
-    let io = TokioIo::new(Watched::new(stream, Arc::clone(&activity), Arc::clone(&lent)));
+    let metrics = Arc::clone(app.metrics());
+    let _open = metrics.open();
+    let io = Watched::new(stream, Arc::clone(&activity), Arc::clone(&lent), metrics);
+    let io = TokioIo::new(io);
     let origin = Origin { peer, files: Some(Arc::new(lent)) };
     let service = Requests { app, origin, activity: Arc::clone(&activity) };
     let mut connection = http1::Builder::new().max_buf_size(BUFFER).serve_connection(io, service);

@@ -35,6 +35,14 @@ mod commands_verify;
 mod durability;
 /// Start, slow clients, stop.
 mod lifecycle;
+/// What Prometheus reads, and what people make of it.
+mod metrics;
+/// Whether the store can be used.
+mod health;
+/// Who has uploaded and removed what.
+mod audit;
+/// A week of traffic.
+mod soak;
 /// The defects of the daemon that this one replaces, one test each.
 mod predecessor;
 

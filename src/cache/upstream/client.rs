@@ -17,6 +17,7 @@ use tracing::{info, warn};
 
 use super::breaker::{Breaker, Change};
 use crate::config::{Login, Upstream};
+use crate::metrics::{Metrics, UpstreamCounters};
 use crate::nix::cache_path::NarName;
 use crate::nix::{CachePath, PublicKey};
 use crate::store::fs::read::read_chunk;
@@ -54,6 +55,7 @@ pub(super) struct Client {
     false_nars: quick_cache::sync::Cache<NarName, Instant>,
     /// Whether a 403 means that something is absent, as S3 says it to who may not list a bucket.
     forbids_the_absent: OnceCell<bool>,
+    counters: UpstreamCounters,
 }
 
 enum Place {
@@ -92,7 +94,10 @@ pub(super) struct Answer {
 }
 
 impl Client {
-    pub(super) fn new(upstream: &Upstream) -> Result<Self, Box<dyn Error + Send + Sync>> {
+    pub(super) fn new(
+        upstream: &Upstream,
+        metrics: &Metrics,
+    ) -> Result<Self, Box<dyn Error + Send + Sync>> {
         let place = match upstream.directory() {
             Some(directory) => Place::Directory(directory),
             None => Place::Http {
@@ -111,6 +116,7 @@ impl Client {
             questions: Semaphore::new(QUESTIONS),
             false_nars: quick_cache::sync::Cache::new(FALSE_NARS),
             forbids_the_absent: OnceCell::new(),
+            counters: metrics.upstream(&upstream.to_string()),
         })
     }
 
@@ -136,7 +142,7 @@ impl Client {
     pub(super) async fn get(&self, path: &str, from: u64) -> Result<Option<Answer>, Trouble> {
         let _turn = self.turn().await?;
         let mut asked = None;
-        let answer = self.ask(path, from, &mut asked).await;
+        let answer = self.ask_and_count(path, from, &mut asked).await;
         self.learn(&answer, asked);
         answer
     }
@@ -150,7 +156,7 @@ impl Client {
     ) -> Result<Option<(Bytes, Option<String>)>, Trouble> {
         let _turn = self.turn().await?;
         let mut asked = None;
-        let whole = match self.ask(&self.usual(path), 0, &mut asked).await {
+        let whole = match self.ask_and_count(&self.usual(path), 0, &mut asked).await {
             Ok(Some(answer)) => {
                 let whole = tokio::time::timeout(self.timeout, collect(answer, limit)).await;
                 whole.unwrap_or(Err(Trouble::TimedOut(self.timeout))).map(Some)
@@ -166,19 +172,29 @@ impl Client {
     async fn turn(&self) -> Result<Option<SemaphorePermit<'_>>, Trouble> {
         let left = self.breaker().left(Instant::now());
         if let Some(left) = left {
+            self.counters.left_alone();
             return Err(Trouble::LeftAlone(left));
         }
         // Nobody closes the semaphore.
         let turn = self.questions.acquire().await.ok();
         // Those before this one may have found out that there is no answer to be had.
         let pause = self.breaker().pause(Instant::now());
-        pause.map_or(Ok(turn), |pause| Err(Trouble::LeftAlone(pause)))
+        pause.map_or(Ok(turn), |pause| {
+            self.counters.left_alone();
+            Err(Trouble::LeftAlone(pause))
+        })
     }
 
-    fn learn<T>(&self, answer: &Result<T, Trouble>, asked: Option<Duration>) {
+    fn learn<T>(&self, answer: &Result<Option<T>, Trouble>, asked: Option<Duration>) {
         match answer {
-            Ok(_) => self.tell(self.breaker().worked(), ""),
-            Err(trouble) => self.failed(trouble, asked),
+            Ok(found) => {
+                self.counters.answered(found.is_some());
+                self.tell(self.breaker().worked(), "");
+            }
+            Err(trouble) => {
+                self.counters.failed();
+                self.failed(trouble, asked);
+            }
         }
     }
 
@@ -206,11 +222,30 @@ impl Client {
     fn tell(&self, change: Option<Change>, why: &str) {
         match change {
             Some(Change::Paused(pause)) => {
+                self.counters.is_up(false);
                 warn!("the upstream {} {why}; it is left alone for {pause:?}", self.name);
             }
-            Some(Change::Recovered) => info!("the upstream {} works again", self.name),
+            Some(Change::Recovered) => {
+                self.counters.is_up(true);
+                info!("the upstream {} works again", self.name);
+            }
             None => {}
         }
+    }
+
+    /// Asks, and counts the bytes of what it gets when they come.
+    async fn ask_and_count(
+        &self,
+        path: &str,
+        from: u64,
+        asked: &mut Option<Duration>,
+    ) -> Result<Option<Answer>, Trouble> {
+        let answer = self.ask(path, from, asked).await?;
+        Ok(answer.map(|answer| {
+            let received = self.counters.received();
+            let count = move |chunk: &Bytes| received.inc_by(chunk.len() as u64);
+            Answer { body: answer.body.inspect_ok(count).boxed(), ..answer }
+        }))
     }
 
     async fn ask(

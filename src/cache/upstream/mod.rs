@@ -21,6 +21,7 @@ use thiserror::Error;
 pub use client::Trouble;
 
 use crate::config;
+use crate::metrics::Metrics;
 use crate::nix::cache_path::NarName;
 use crate::nix::{CachePath, PublicKey, StorePathHash};
 use client::Client;
@@ -72,9 +73,9 @@ pub struct SetUpError {
 
 impl Upstreams {
     /// Prepares to ask the configured upstreams; none is asked yet.
-    pub fn new(config: &config::Upstreams) -> Result<Self, SetUpError> {
+    pub fn new(config: &config::Upstreams, metrics: &Metrics) -> Result<Self, SetUpError> {
         let clients = config.list.iter().map(|upstream| {
-            let client = Client::new(upstream)
+            let client = Client::new(upstream, metrics)
                 .map_err(|source| SetUpError { upstream: upstream.to_string(), source })?;
             Ok(Arc::new(client))
         });
@@ -97,6 +98,11 @@ impl Upstreams {
 
     fn remember_absent(&self, path: &CachePath) {
         self.absent.insert(path.clone(), Instant::now());
+    }
+
+    /// Whether anything that comes from there is kept here.
+    pub(super) fn are_kept(&self) -> bool {
+        self.clients.iter().any(|client| client.store)
     }
 
     /// The keys by which a mirrored narinfo may be signed.

@@ -262,6 +262,8 @@ impl Cache {
             }
             match moved {
                 Ok(true) => {
+                    let damage = &suspect.damage;
+                    self.agent.has_put_aside(&damage.object, damage.store_path.as_deref());
                     suspect.damage.repaired = true;
                     report.damage.push(suspect.damage);
                 }

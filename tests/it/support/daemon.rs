@@ -257,9 +257,18 @@ impl Daemon {
 
     /// The most memory that it ever had, in bytes.
     pub fn peak_memory(&self) -> usize {
+        self.status("VmHWM:")
+    }
+
+    /// The memory that it has, in bytes.
+    pub fn memory(&self) -> usize {
+        self.status("VmRSS:")
+    }
+
+    fn status(&self, name: &str) -> usize {
         let file = format!("/proc/{}/status", self.pid().as_raw_nonzero());
         let status = std::fs::read_to_string(file).expect("the daemon is still there");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
         let kib = line.expect("Linux has it").trim().trim_end_matches(" kB");
         kib.parse::<usize>().expect("digits") * 1024
     }

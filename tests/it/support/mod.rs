@@ -8,6 +8,7 @@ pub mod closures;
 pub mod daemon;
 pub mod disk;
 pub mod fixture;
+pub mod metrics;
 #[cfg(feature = "upstream")]
 pub mod neighbour;
 pub mod nix;
