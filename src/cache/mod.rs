@@ -1,6 +1,8 @@
 //! Where the promises are kept. The HTTP wing and the commands speak to a [`Cache`] and to nothing
 //! below it.
 
+#[cfg(feature = "pages")]
+pub mod browse;
 mod error;
 pub mod gc;
 mod hot;
@@ -59,6 +61,9 @@ pub struct Inner {
     /// Other caches, which are asked for what is not here.
     #[cfg(feature = "upstream")]
     upstreams: Option<upstream::Upstreams>,
+    /// What pages show.
+    #[cfg(feature = "pages")]
+    browse: browse::Browse,
 }
 
 impl std::ops::Deref for Cache {
@@ -123,6 +128,8 @@ impl Cache {
             turns: std::array::from_fn(|_| Mutex::new(())),
             #[cfg(feature = "upstream")]
             upstreams: None,
+            #[cfg(feature = "pages")]
+            browse: browse::Browse::default(),
         }))
     }
 

@@ -43,6 +43,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let cache = Cache::new(Arc::new(store), config.cache_info, config.admission);
     #[cfg(feature = "upstream")]
     let cache = with_upstreams(cache, &config.upstreams)?;
+    #[cfg(feature = "pages")]
+    let cache = cache.with_limits_shown(config.retention);
     let cache = Arc::new(cache);
     let collecting = Arc::clone(&cache).collect_regularly(config.retention, stop.clone());
     let collecting = tokio::spawn(collecting);

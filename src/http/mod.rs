@@ -7,6 +7,8 @@ mod error;
 mod objects;
 mod observe;
 mod origin;
+#[cfg(feature = "pages")]
+mod pages;
 mod router;
 
 pub use authorize::AuthorizeLayer;

@@ -12,6 +12,9 @@ use super::body;
 use super::conditional::{self, Selection};
 use super::error::HttpError;
 use super::origin::Origin;
+#[cfg(feature = "pages")]
+use super::pages;
+use super::router::Site;
 use crate::cache::{Cache, Taken};
 use crate::nix::{CachePath, Compression};
 use crate::store::{Metadata, Object};
@@ -19,12 +22,17 @@ use crate::store::{Metadata, Object};
 type Answer = Result<Response<Body>, HttpError>;
 
 /// Answers any request.
-pub async fn answer(State(cache): State<Arc<Cache>>, request: Request<Body>) -> Response<Body> {
+pub async fn answer(State(site): State<Arc<Site>>, request: Request<Body>) -> Response<Body> {
     let (request, body) = request.into_parts();
+    let cache = &*site.cache;
     let answer = match request.method {
-        Method::GET => get(&cache, &request).await,
-        Method::HEAD => head(&cache, &request).await,
-        Method::PUT => put(&cache, &request, body).await,
+        #[cfg(feature = "pages")]
+        Method::GET | Method::HEAD if pages::are_asked_for(&request) => {
+            pages::answer(&site.cache, &site.access, &request).await
+        }
+        Method::GET => get(cache, &request).await,
+        Method::HEAD => head(cache, &request).await,
+        Method::PUT => put(cache, &request, body).await,
         _ => Err(HttpError::Method),
     };
     answer.unwrap_or_else(|error| error.into_response(request.uri.path()))
@@ -84,7 +92,12 @@ fn encoding(headers: &HeaderMap) -> Result<Compression, HttpError> {
 }
 
 fn readable(request: &Parts) -> Result<CachePath, HttpError> {
-    CachePath::from_request(request.uri.path(), request.uri.query()).map_err(HttpError::NoSuchName)
+    let path = request.uri.path();
+    CachePath::from_request(path, request.uri.query()).or_else(|error| match path {
+        // What is there for people to look at is for programs to read.
+        "/" => Ok(CachePath::CacheInfo),
+        _ => Err(HttpError::NoSuchName(error)),
+    })
 }
 
 /// As many headers as an answer has, so that their map is allocated once.
@@ -122,5 +135,9 @@ fn head_of_answer(
     let date = httpdate::fmt_http_date(metadata.modified);
     let date = HeaderValue::try_from(date).expect("an HTTP date is a header value");
     headers.insert(header::LAST_MODIFIED, date);
+    if *path == CachePath::CacheInfo {
+        // At `/` it is a page for who wants that.
+        headers.insert(header::VARY, fixed("accept"));
+    }
     Ok((response, range))
 }

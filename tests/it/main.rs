@@ -45,6 +45,13 @@ mod nixos_module;
 /// The promises as an unmodified Nix sees them: `nix copy`, substitution and everything around
 /// them, over real sockets.
 mod nix_client;
+/// Pages for people.
+#[cfg(feature = "pages")]
+mod pages;
+/// A build that has none.
+#[cfg(not(feature = "pages"))]
+#[path = "pages/left_out.rs"]
+mod pages_left_out;
 /// Other caches behind this one.
 #[cfg(feature = "upstream")]
 mod upstream;

@@ -162,10 +162,14 @@ impl Client {
         whole
     }
 
+    /// For how long it is left alone; none if it can be asked.
+    pub(super) fn left_alone(&self) -> Option<Duration> {
+        self.breaker().left(Instant::now())
+    }
+
     /// The right to ask a question, unless it is to be left alone.
     async fn turn(&self) -> Result<Option<SemaphorePermit<'_>>, Trouble> {
-        let left = self.breaker().left(Instant::now());
-        if let Some(left) = left {
+        if let Some(left) = self.left_alone() {
             return Err(Trouble::LeftAlone(left));
         }
         // Nobody closes the semaphore.

@@ -99,6 +99,17 @@ impl Upstreams {
         self.absent.insert(path.clone(), Instant::now());
     }
 
+    /// Each of them, and how it is.
+    #[cfg(feature = "pages")]
+    pub(super) fn states(&self) -> Vec<super::browse::Behind> {
+        let state = |client: &Arc<Client>| super::browse::Behind {
+            url: client.name.clone(),
+            left_alone: client.left_alone(),
+            keys: client.trusted_public_keys.iter().map(ToString::to_string).collect(),
+        };
+        self.clients.iter().map(state).collect()
+    }
+
     /// The keys by which a mirrored narinfo may be signed.
     pub fn trusted_public_keys(&self) -> impl Iterator<Item = &PublicKey> {
         self.clients.iter().flat_map(|client| &client.trusted_public_keys)

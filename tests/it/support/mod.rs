@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "a toolbox: not every tool is in use at every time")]
 
 pub mod audit;
+#[cfg(feature = "pages")]
+pub mod browser;
 pub mod cache;
 pub mod closures;
 pub mod daemon;
