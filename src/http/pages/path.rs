@@ -127,6 +127,7 @@ fn commands(visit: &Visit, whole: &str, files: &Result<Files, NoFiles>) -> Marku
 fn program(files: &[File]) -> Option<&str> {
     let plain = |name: &&str| {
         name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._+".contains(&byte))
+            && !name.is_empty()
             && !name.starts_with(['-', '.'])
     };
     let runs =
