@@ -21,8 +21,8 @@ const MOST_TEXT: usize = 256 * 1024;
 /// For how long a NAR is read.
 const LONGEST: Duration = Duration::from_secs(2);
 
-/// For how long who wants to read one waits for others who do.
-const WAIT: Duration = Duration::from_secs(1);
+/// For how long it is waited for that: it is done on processors that nobody else wants.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The largest listing that is read. The files of a larger one are looked for in the NAR, because the
 /// first of it are found there as fast.
@@ -91,35 +91,35 @@ impl Cache {
     /// Which files a path has. This takes a few seconds at most.
     pub async fn files_of(&self, info: &NarInfo) -> Result<Files, NoFiles> {
         let listing = CachePath::Listing(info.store_path.hash());
-        let listed = match self.store.get(&listing).await? {
-            Some(object) if object.metadata.size <= LISTING => Some(object),
-            _ => None,
-        };
+        if let Some(object) = self.store.get(&listing).await?
+            && object.metadata.size <= LISTING
+        {
+            let read = tokio::task::spawn_blocking(move || {
+                let mut text = Vec::new();
+                nar::reader(object.content, object.metadata.size).read_to_end(&mut text)?;
+                of_listing(&text)
+            });
+            let read = read
+                .await
+                .expect("reading a listing does not panic, and the pool outlives its tasks");
+            return Ok(read?);
+        }
+        let read = tokio::time::timeout(PATIENCE, self.files_in_nar(info));
+        read.await.unwrap_or(Err(NoFiles::Busy))
+    }
+
+    async fn files_in_nar(&self, info: &NarInfo) -> Result<Files, NoFiles> {
         let name = info.nar_name().ok_or(NoFiles::Absent)?;
         // Nobody closes the semaphore.
-        let turn = tokio::time::timeout(WAIT, self.browse.readers.clone().acquire_owned());
-        let turn = turn.await.map_err(|_| NoFiles::Busy)?;
-        let nar = match &listed {
-            Some(_) => None,
-            None => Some(self.store.get(&CachePath::Nar(name)).await?.ok_or(NoFiles::Absent)?),
-        };
+        let turn = self.browse.readers.clone().acquire_owned().await.ok();
+        let object = self.store.get(&CachePath::Nar(name)).await?.ok_or(NoFiles::Absent)?;
         let runtime = Handle::current();
         background::run("files", move || {
             let _turn = turn;
             // For the reader of what has to be fetched.
             let _runtime = runtime.enter();
-            match (listed, nar) {
-                (Some(object), _) => {
-                    let mut text = Vec::new();
-                    nar::reader(object.content, object.metadata.size).read_to_end(&mut text)?;
-                    Ok(of_listing(&text)?)
-                }
-                (None, Some(object)) => {
-                    let input = nar::reader(object.content, object.metadata.size);
-                    of_nar(name, input, Instant::now() + LONGEST)
-                }
-                (None, None) => Err(NoFiles::Absent),
-            }
+            let input = nar::reader(object.content, object.metadata.size);
+            of_nar(name, input, Instant::now() + LONGEST)
         })
         .await?
     }

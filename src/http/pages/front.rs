@@ -75,7 +75,6 @@ fn figures(visit: &Visit, index: &Index, about: About<'_>) -> Markup {
                 div {
                     dt { "free for more" }
                     dd { (size(free)) }
-                    (chart::fill(stats.bytes, stats.bytes.saturating_add(free)))
                 }
             }
             @if let Some(served) = visit.cache.served() {

@@ -124,7 +124,7 @@ pub(super) fn link(hash: StorePathHash, name: &str) -> Markup {
 pub(super) fn rows(index: &Index, places: &[u32], now: SystemTime) -> Markup {
     html! {
         div.scroll {
-            table {
+            table.rows {
                 thead {
                     tr {
                         th scope="col" { "Name" }
@@ -141,8 +141,8 @@ pub(super) fn rows(index: &Index, places: &[u32], now: SystemTime) -> Markup {
                                 @if row.mirrored { " " span.badge title="It came from an upstream" { "mirrored" } }
                             }
                             td.number { (size(row.size)) }
-                            td.when { (ago(row.uploaded, now)) }
-                            td.when { (ago(row.used, now)) }
+                            td.when data-label="uploaded" { (ago(row.uploaded, now)) }
+                            td.when data-label="used" { (ago(row.used, now)) }
                         }
                     }
                 }

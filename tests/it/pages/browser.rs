@@ -22,6 +22,7 @@ const WIDTHS: [u32; 3] = [360, 768, 1280];
 struct Written {
     hash: String,
     name: String,
+    nar: String,
 }
 
 /// Writes a path and its NAR, and what else there shall be in the narinfo.
@@ -45,10 +46,10 @@ fn write(dir: &Path, number: u32, name: &str, references: &[&Written], more: &st
         names.join(" "),
     );
     fs::create_dir_all(dir.join("nar")).expect("a folder can be made");
-    fs::write(dir.join(format!("nar/{}.nar", file_hash.to_nix32())), nar)
-        .expect("a NAR is written");
+    let key = format!("nar/{}.nar", file_hash.to_nix32());
+    fs::write(dir.join(&key), nar).expect("a NAR is written");
     fs::write(dir.join(format!("{hash}.narinfo")), narinfo).expect("a narinfo is written");
-    Written { hash, name: name.to_owned() }
+    Written { hash, name: name.to_owned(), nar: key }
 }
 
 const SIGNATURE: &str =
@@ -92,6 +93,7 @@ fn furnished(dir: &Path) -> Vec<Written> {
         let path = write(dir, number, &name, &references, &more);
         let ago = Duration::from_secs(noise.below(80 * 86_400).min(noise.below(80 * 86_400)));
         last_used(dir, &format!("{}.narinfo", path.hash), ago);
+        last_used(dir, &path.nar, ago / 3);
         written.push(path);
     }
     written.insert(0, glibc);
@@ -188,6 +190,9 @@ fn every_page_fits_every_screen_in_light_and_dark_and_asks_for_nothing_else() {
         ("needed", format!("/browse/{}", written[0].hash)),
         ("nothing", NOTHING.to_owned()),
     ];
+    // As behind a proxy.
+    let headers = serde_json::json!({ "X-Forwarded-Host": "cache.example.org", "X-Forwarded-Proto": "https" });
+    browser.tell("Network.setExtraHTTPHeaders", serde_json::json!({ "headers": headers }));
     for scheme in ["light", "dark"] {
         browser.scheme(scheme);
         for width in WIDTHS {
@@ -203,6 +208,8 @@ fn every_page_fits_every_screen_in_light_and_dark_and_asks_for_nothing_else() {
             browser.eval("getComputedStyle(document.body).backgroundColor.match(/\\d+/g)[0] * 1");
         assert_eq!(paper.as_f64() > Some(128.0), scheme == "light", "{paper}");
     }
+    browser.open(daemon.url());
+    assert_eq!(browser.texts("h1"), ["cache.example.org"]);
     check_all_is_quiet(&browser, &daemon);
 }
 
