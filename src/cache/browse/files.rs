@@ -73,8 +73,8 @@ pub enum NoFiles {
     /// There is no decoder for it.
     #[error("this cache has no decoder for {0}")]
     NoDecoder(Compression),
-    /// Others are reading others.
-    #[error("the cache is busy reading the files of other paths; try again in a moment")]
+    /// Others are reading others, or there is no time for it.
+    #[error("the cache has other things to do now; try again in a moment")]
     Busy,
     /// It could not be read.
     #[error("its NAR cannot be read: {0}")]

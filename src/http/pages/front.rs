@@ -9,7 +9,7 @@ use super::layout::{Layout, as_of, not_yet, paste, rows};
 use super::words::{Foreign, about as lasting, count, nix_string, per_cent, size};
 use super::{BROWSE, Visit};
 use crate::cache::browse::{About, Behind, Index, Overview};
-use crate::config::Requirement;
+use crate::config::{Credentials, Requirement};
 
 /// How many paths are shown of those that came last.
 const LATEST: usize = 8;
@@ -96,7 +96,7 @@ fn setup(visit: &Visit, about: About<'_>, behind: &[Behind]) -> Markup {
     let keys: BTreeSet<String> =
         own.chain(behind.iter().flat_map(|behind| behind.keys.iter().cloned())).collect();
     let reader = match &visit.access.read {
-        Requirement::User(users) => users.first().map(|user| user.user()),
+        Requirement::User(users) => users.first().map(Credentials::user),
         Requirement::Anyone | Requirement::Nobody => None,
     };
     let quoted: Vec<String> = keys.iter().map(|key| nix_string(key)).collect();
