@@ -215,7 +215,8 @@ mod tests {
         let cache = Cache::new(Arc::new(store), config.cache_info, config.admission);
         // A narinfo for another store dir: nothing could be said of this cache.
         let name = dir.path().join("8ha1dhmx807czjczmwy078s4r9s254il.narinfo");
-        std::fs::write(&name, "StorePath: /gnu/store/x\nURL: nar/x\n").unwrap();
+        let text = format!("StorePath: /gnu/store/x\nURL: nar/{:0>52}.nar.xz\n", 1);
+        std::fs::write(&name, text).unwrap();
         let told = settled(&cache).await;
         assert!(told.failed && told.index.is_none());
         std::fs::remove_file(name).unwrap();

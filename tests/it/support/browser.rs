@@ -6,6 +6,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use base64::Engine;
@@ -30,9 +32,11 @@ pub struct Browser {
     events: VecDeque<Value>,
     session: Option<String>,
     last: u64,
-    log: std::path::PathBuf,
-    _scratch: Scratch,
+    /// What it has said so far, and who listens.
+    log: Arc<Mutex<String>>,
+    listener: Option<JoinHandle<()>>,
     _leash: Leash,
+    _scratch: Scratch,
 }
 
 impl Browser {
@@ -40,7 +44,6 @@ impl Browser {
     #[track_caller]
     pub fn start() -> Self {
         let scratch = Scratch::new();
-        let log = scratch.join("log");
         let mut child = Command::new("/bin/sh")
             .args(["-c", START, "chromium"])
             .args(["--headless", "--no-sandbox", "--remote-debugging-pipe", "--disable-gpu"])
@@ -52,12 +55,22 @@ impl Browser {
             .env("HOME", scratch.path())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(fs::File::create(&log).expect("a log can be made"))
+            .stderr(Stdio::piped())
             .spawn()
             .expect("/bin/sh starts");
         let leash = Leash::new(Pid::from_child(&child));
         let input = child.stdin.take().expect("it is piped");
         let output = child.stdout.take().expect("it is piped");
+        let errors = child.stderr.take().expect("it is piped");
+        let log = Arc::new(Mutex::new(String::new()));
+        let listener = std::thread::spawn({
+            let log = Arc::clone(&log);
+            move || {
+                for line in BufReader::new(errors).lines().map_while(Result::ok) {
+                    *log.lock().expect("nobody panics with it") += &(line + "\n");
+                }
+            }
+        });
         let (sender, messages) = channel();
         std::thread::spawn(move || {
             for message in BufReader::new(output).split(0) {
@@ -76,8 +89,9 @@ impl Browser {
             session: None,
             last: 0,
             log,
-            _scratch: scratch,
+            listener: Some(listener),
             _leash: leash,
+            _scratch: scratch,
         };
         let tab = browser.tell("Target.createTarget", json!({ "url": "about:blank" }));
         let attach = json!({ "targetId": tab["targetId"], "flatten": true });
@@ -122,7 +136,7 @@ impl Browser {
     }
 
     fn log(&self) -> String {
-        String::from_utf8_lossy(&fs::read(&self.log).expect("it can be read")).into_owned()
+        self.log.lock().expect("nobody panics with it").clone()
     }
 
     /// Does what opens a page, and waits until that is there, as a whole.
@@ -249,5 +263,9 @@ impl Drop for Browser {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // Its children write into its folder until they notice; they have its standard error, too.
+        if let Some(listener) = self.listener.take() {
+            let _ = listener.join();
+        }
     }
 }
