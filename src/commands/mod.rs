@@ -17,7 +17,7 @@ mod verify;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::{Config, Problems};
 use argument::Unusable;
@@ -65,6 +65,11 @@ const EXIT_NO: u8 = 2;
 
 /// The configuration or the arguments are wrong: `EX_USAGE` of sysexits(3).
 const EXIT_USAGE: u8 = 64;
+
+/// What the program understands. The man page and the shell completions are made of it.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
 
 /// Does what the arguments say, of which the first is the program's name.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {

@@ -38,7 +38,10 @@ mod lifecycle;
 /// The defects of the daemon that this one replaces, one test each.
 mod predecessor;
 
-/// The NixOS module, evaluated. It is that of a build with everything.
+/// The man page and the shell completions.
+#[cfg(feature = "upstream")]
+mod manual;
+/// The NixOS modules, evaluated. They are those of a build with everything.
 #[cfg(feature = "upstream")]
 mod nixos_module;
 
