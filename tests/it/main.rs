@@ -44,6 +44,9 @@ mod manual;
 /// The NixOS modules, evaluated. They are those of a build with everything.
 #[cfg(feature = "upstream")]
 mod nixos_module;
+/// A builder's queue.
+#[cfg(feature = "upstream")]
+mod push;
 
 /// The promises as an unmodified Nix sees them: `nix copy`, substitution and everything around
 /// them, over real sockets.

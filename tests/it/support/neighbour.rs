@@ -29,7 +29,7 @@ pub struct Neighbour {
 
 /// An address that nobody else listens on: all of 127/8 is this machine, so every process of tests
 /// has a network of its own, and a port that was free there a moment ago still is.
-fn free_address() -> SocketAddr {
+pub fn free_address() -> SocketAddr {
     static COUNT: AtomicU16 = AtomicU16::new(0);
     let [_, _, high, low] = std::process::id().to_be_bytes();
     let count = COUNT.fetch_add(1, Ordering::Relaxed).to_be_bytes()[1];
@@ -42,19 +42,26 @@ impl Neighbour {
     /// nginx that serves `root`.
     #[track_caller]
     pub fn nginx(root: &Path) -> Self {
-        Self::start("nginx", |own, address| nginx(own, &format!("listen {address};"), root))
+        let root = utf8(root);
+        Self::nginx_with(|address| format!("server {{ listen {address}; root {root}; }}"))
     }
 
-    /// The same behind TLS, with `cert.pem` and `key.pem` of a folder, which `make` makes for its
+    /// nginx with servers of one's own, which are told its address.
+    #[track_caller]
+    pub fn nginx_with(servers: impl FnOnce(&str) -> String) -> Self {
+        Self::start("nginx", |own, address| nginx(own, &servers(&address.to_string())))
+    }
+
+    /// The first server behind TLS, with `cert.pem` and `key.pem` of a folder, which `make` makes for its
     /// address.
     #[track_caller]
     pub fn nginx_with_tls(root: &Path, keys: &Path, make: impl FnOnce(&str)) -> Self {
-        let keys = utf8(keys);
+        let (keys, root) = (utf8(keys), utf8(root));
         Self::start("nginx", |own, address| {
             make(&address.ip().to_string());
             let files =
                 format!("ssl_certificate {keys}/cert.pem; ssl_certificate_key {keys}/key.pem;");
-            nginx(own, &format!("listen {address} ssl; {files}"), root)
+            nginx(own, &format!("server {{ listen {address} ssl; {files} root {root}; }}"))
         })
     }
 
@@ -125,14 +132,14 @@ impl Neighbour {
     }
 }
 
-fn nginx(own: &Path, server: &str, root: &Path) -> Vec<String> {
-    let (own, root) = (utf8(own), utf8(root));
+fn nginx(own: &Path, servers: &str) -> Vec<String> {
+    let own = utf8(own);
     let config = format!(
         "daemon off; master_process off; pid {own}/pid; error_log stderr;\n\
          events {{ worker_connections 512; }}\n\
          http {{ access_log off; client_body_temp_path {own}/b; proxy_temp_path {own}/p;\n\
          fastcgi_temp_path {own}/f; uwsgi_temp_path {own}/u; scgi_temp_path {own}/s;\n\
-         server {{ {server} root {root}; }} }}\n"
+         {servers} }}\n"
     );
     let file = format!("{own}/nginx.conf");
     fs::write(&file, config).expect("it is written");
