@@ -44,6 +44,12 @@ mod manual;
 /// The NixOS modules, evaluated. They are those of a build with everything.
 #[cfg(feature = "upstream")]
 mod nixos_module;
+/// The systemd units.
+#[cfg(feature = "upstream")]
+mod units;
+/// Docker, the Debian package, the proxies' configurations.
+#[cfg(feature = "upstream")]
+mod contrib;
 /// A builder's queue.
 #[cfg(feature = "upstream")]
 mod push;
