@@ -38,6 +38,9 @@ mod lifecycle;
 /// The defects of the daemon that this one replaces, one test each.
 mod predecessor;
 
+/// The README and the pages under `docs/` that have snippets: what they say works.
+#[cfg(feature = "upstream")]
+mod readme;
 /// The man page and the shell completions.
 #[cfg(feature = "upstream")]
 mod manual;
