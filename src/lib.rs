@@ -16,6 +16,7 @@
 //!   what is not here is fetched from the caches behind it.
 //! - [`store`] is where bytes rest, staged and published in one step.
 //! - [`config`] reads the `NIX_STORED_*` variables.
+//! - [`metrics`] counts, for whoever asks how it goes.
 //! - [`logging`] writes the log.
 //! - [`nix`] is Nix's vocabulary: pure parsers and printers.
 //!
@@ -33,5 +34,6 @@ pub mod http;
 pub mod cache;
 pub mod store;
 pub mod config;
+pub mod metrics;
 pub mod logging;
 pub mod nix;

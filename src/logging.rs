@@ -4,7 +4,10 @@ use std::io::IsTerminal;
 use std::str::FromStr;
 
 use tracing::Level;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::time::SystemTime;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// What is logged at least.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,9 +84,17 @@ pub fn init(level: LogLevel, format: LogFormat) {
         // itself write to standard error, and panic.
         .log_internal_errors(false)
         .with_writer(std::io::stderr);
+    let theirs = match level {
+        // Every request, and not every frame of HTTP/2 that it takes.
+        LogLevel::Debug => LevelFilter::INFO,
+        level => Level::from(level).into(),
+    };
+    let filter = Targets::new().with_default(theirs).with_target("nix_stored", Level::from(level));
     match format {
-        LogFormat::Json => builder.json().flatten_event(true).init(),
-        LogFormat::Text if in_journal => builder.without_time().init(),
-        LogFormat::Text => builder.with_timer(SystemTime).init(),
+        LogFormat::Json => {
+            builder.json().flatten_event(true).with_target(true).finish().with(filter).init();
+        }
+        LogFormat::Text if in_journal => builder.without_time().finish().with(filter).init(),
+        LogFormat::Text => builder.with_timer(SystemTime).finish().with(filter).init(),
     }
 }

@@ -1,13 +1,15 @@
 //! The body of an upload on the blocking side: a reader that hashes and stages what it reads.
 
 use std::io::{self, BufRead, Read};
+use std::time::{Duration, Instant};
 use std::vec;
 
 use bytes::{Buf, Bytes, BytesMut};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
-use super::{BodyError, PutError};
+use super::{BodyError, PutError, ingest};
+use crate::metrics::Metrics;
 use crate::nix::Sha256Hash;
 use crate::store::{Stored, Upload};
 
@@ -33,6 +35,8 @@ pub struct Incoming {
     limit: u64,
     hasher: Sha256,
     length: u64,
+    /// How long nothing could be done because nothing had come.
+    waited: Duration,
     end: Option<Result<(), PutError>>,
 }
 
@@ -42,14 +46,16 @@ pub struct Arrived {
     pub hash: Sha256Hash,
     /// Its length in bytes.
     pub length: u64,
+    /// How long nothing could be done because nothing had come.
+    pub waited: Duration,
     /// The staged object.
     pub upload: Option<Box<dyn Upload>>,
 }
 
 impl Arrived {
     /// Publishes what was staged.
-    pub fn commit(self) -> Result<Stored, PutError> {
-        Ok(self.upload.map_or(Ok(Stored::New), Upload::commit)?)
+    pub fn commit(self, metrics: &Metrics) -> Result<Stored, PutError> {
+        self.upload.map_or(Ok(Stored::New), |upload| ingest::commit(upload, metrics))
     }
 }
 
@@ -68,6 +74,7 @@ impl Incoming {
             limit,
             hasher: Sha256::new(),
             length: 0,
+            waited: Duration::ZERO,
             end: None,
         }
     }
@@ -84,6 +91,7 @@ impl Incoming {
         Ok(Arrived {
             hash: Sha256Hash::new(self.hasher.finalize().into()),
             length: self.length,
+            waited: self.waited,
             upload: self.upload,
         })
     }
@@ -122,7 +130,10 @@ impl Incoming {
             if let Some(chunk) = self.chunks.next() {
                 return Some(chunk);
             }
-            match self.messages.blocking_recv() {
+            let begun = Instant::now();
+            let message = self.messages.blocking_recv();
+            self.waited += begun.elapsed();
+            match message {
                 Some(Message::Chunks(chunks)) => self.chunks = chunks.into_iter(),
                 Some(Message::End) => {
                     self.end = Some(Ok(()));

@@ -12,7 +12,7 @@
 use std::io::{self, Read};
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
@@ -20,7 +20,8 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::incoming::{Incoming, Message};
-use super::{BodyError, PutError, unpack};
+use super::{BodyError, Cache, PutError, unpack};
+use crate::metrics::Metrics;
 use crate::nix::{CachePath, Compression};
 use crate::store::{Store, Stored, Upload};
 
@@ -93,34 +94,48 @@ fn decoder<'a>(
     })
 }
 
-/// Stores a side file of any size while it streams in.
+/// Stores a side file of any size while it streams in; says how long it is.
 pub(super) async fn side_file(
-    store: &Arc<dyn Store>,
+    cache: &Cache,
     path: &CachePath,
     encoding: Compression,
     declared: Option<u64>,
     limit: u64,
     body: impl Stream<Item = Result<Bytes, BodyError>> + Unpin,
-) -> Result<Stored, PutError> {
+) -> Result<(Stored, u64), PutError> {
     let plain = encoding == Compression::None;
     if plain && declared.is_some_and(|length| length <= SMALL) {
         let bytes = collect(declared, SMALL, body).await?;
-        return Ok(store.put(path, bytes).await?);
+        let size = bytes.len() as u64;
+        return Ok((cache.store_whole(path, bytes).await?, size));
     }
-    let upload = begin(store, path, declared.filter(|_| plain)).await?;
-    streamed(body, move |chunks| {
+    let upload = begin(&cache.store, path, declared.filter(|_| plain)).await?;
+    let metrics = Arc::clone(&cache.metrics);
+    let (stored, size) = streamed(body, move |chunks| {
         if plain {
             let arrived = Incoming::new(chunks, Some(upload), limit).arrive()?;
             check_length(declared, arrived.length)?;
-            return arrived.commit();
+            let length = arrived.length;
+            return Ok((arrived.commit(&metrics)?, length));
         }
         let mut incoming = Incoming::new(chunks, None, limit);
         let decoded = decode_into(upload, encoding, &mut incoming, limit.min(DECODED_LIMIT));
         // What went wrong with the body comes before what the decoder made of it.
         check_length(declared, incoming.arrive()?.length)?;
-        Ok(decoded?.commit()?)
+        let (upload, length) = decoded?;
+        Ok((commit(upload, &metrics)?, length))
     })
-    .await
+    .await?;
+    cache.count(path, stored, size);
+    Ok((stored, size))
+}
+
+/// Publishes what was staged, and says how long that took.
+pub(super) fn commit(upload: Box<dyn Upload>, metrics: &Metrics) -> Result<Stored, PutError> {
+    let begun = Instant::now();
+    let stored = upload.commit()?;
+    metrics.committed(begun);
+    Ok(stored)
 }
 
 fn decode_into(
@@ -128,7 +143,7 @@ fn decode_into(
     encoding: Compression,
     input: &mut Incoming,
     limit: u64,
-) -> Result<Box<dyn Upload>, PutError> {
+) -> Result<(Box<dyn Upload>, u64), PutError> {
     let mut decoder = decoder(encoding, input)?;
     let mut buffer = vec![0; SMALL as usize];
     let mut length = 0;
@@ -136,7 +151,7 @@ fn decode_into(
         let count =
             decoder.read(&mut buffer).map_err(|source| PutError::Encoding { encoding, source })?;
         if count == 0 {
-            return Ok(upload);
+            return Ok((upload, length));
         }
         length += count as u64;
         if length > limit {

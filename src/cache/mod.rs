@@ -1,11 +1,17 @@
 //! Where the promises are kept. The HTTP wing and the commands speak to a [`Cache`] and to nothing
 //! below it.
 
+mod accepted;
+mod audit;
+#[cfg(feature = "pages")]
+pub mod browse;
 mod error;
 pub mod gc;
+mod health;
 mod hot;
 mod incoming;
 mod ingest;
+pub mod migrate;
 mod nar;
 mod narinfo;
 mod remove;
@@ -17,23 +23,25 @@ mod uses;
 pub mod verify;
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use futures_util::Stream;
 use tokio::sync::{Mutex, Semaphore};
 
+pub use accepted::{Accepted, Taken};
+pub use audit::Agent;
 pub use error::{BodyError, GetError, PutError};
+pub use health::Health;
 pub use remove::{Referrers, Refusal, plan_removal};
 pub use stats::{Holding, Stats};
 pub use unpack::UnpackError;
 
 use crate::config::Admission;
+use crate::metrics::Metrics;
 use crate::nix::cache_path::NarName;
 use crate::nix::{CacheInfo, CachePath, Compression, Sha256Hash, StorePathHash};
-#[cfg(feature = "s3")]
-use crate::store::StoreError;
-use crate::store::{Content, Metadata, Object, Store, Stored};
+use crate::store::{Content, Metadata, Object, Store, StoreError, Stored};
 use hot::{Found, Hot};
 
 /// A binary cache: objects in a store, and what may become one. A clone is the same cache.
@@ -50,6 +58,11 @@ pub struct Inner {
     /// For how long what was used or uploaded is safe from collection.
     grace: Duration,
     hot: Hot,
+    metrics: Arc<Metrics>,
+    /// Who removes objects here.
+    agent: Agent,
+    /// How the store was a moment ago.
+    health: health::Watch,
     /// What is known of NARs whose narinfo may come soon.
     facts: quick_cache::sync::Cache<NarName, nar::Facts>,
     /// Who may upload what is not small.
@@ -63,6 +76,9 @@ pub struct Inner {
     /// Other caches, which are asked for what is not here.
     #[cfg(feature = "upstream")]
     upstreams: Option<upstream::Upstreams>,
+    /// What pages show.
+    #[cfg(feature = "pages")]
+    browse: browse::Browse,
 }
 
 impl std::ops::Deref for Cache {
@@ -85,24 +101,6 @@ const UPLOADS: usize = 256;
 /// How many NARs are remembered. One whose facts were dropped is read again.
 const FACTS: usize = 16 * 1024;
 
-/// What became of an upload that was taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Taken {
-    /// There is a new object.
-    New,
-    /// There was one with this name before, and it is now what was uploaded or already was.
-    Again,
-}
-
-impl From<Stored> for Taken {
-    fn from(stored: Stored) -> Self {
-        match stored {
-            Stored::New => Self::New,
-            Stored::Again => Self::Again,
-        }
-    }
-}
-
 /// What there is to know about an object that was made just now, and is in memory only.
 fn metadata_of(text: &[u8]) -> Metadata {
     let now = SystemTime::now();
@@ -121,6 +119,9 @@ impl Cache {
             admission,
             grace: gc::GRACE,
             hot: Hot::new(),
+            metrics: Metrics::new(),
+            agent: Agent::collector(),
+            health: health::Watch::default(),
             facts: quick_cache::sync::Cache::new(FACTS),
             uploads: Semaphore::new(UPLOADS),
             unpackers: Arc::new(Semaphore::new(UNPACKERS)),
@@ -128,6 +129,8 @@ impl Cache {
             redirect: false,
             #[cfg(feature = "upstream")]
             upstreams: None,
+            #[cfg(feature = "pages")]
+            browse: browse::Browse::default(),
         }))
     }
 
@@ -146,12 +149,44 @@ impl Cache {
         self
     }
 
+    /// Where somebody else than the daemon removes objects.
+    #[must_use]
+    pub fn with_agent(mut self, agent: Agent) -> Self {
+        self.set_up().agent = agent;
+        self
+    }
+
+    /// Whether objects of other caches are kept here.
+    #[cfg(feature = "upstream")]
+    pub fn mirrors(&self) -> bool {
+        self.upstreams.as_ref().is_some_and(upstream::Upstreams::are_kept)
+    }
+
+    /// Whether objects of other caches are kept here: this build knows of none.
+    #[cfg(not(feature = "upstream"))]
+    pub fn mirrors(&self) -> bool {
+        false
+    }
+
+    /// What is counted here.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
     /// With other caches behind it.
     #[cfg(feature = "upstream")]
     #[must_use]
     pub fn with_upstreams(mut self, upstreams: upstream::Upstreams) -> Self {
         self.set_up().upstreams = Some(upstreams);
         self
+    }
+
+    /// Logs in to the upstreams as `config` says from now on, which has the same upstreams.
+    #[cfg(feature = "upstream")]
+    pub fn log_in_to_upstreams(&self, config: &crate::config::Upstreams) {
+        if let Some(upstreams) = &self.upstreams {
+            upstreams.log_in(config);
+        }
     }
 
     fn set_up(&mut self) -> &mut Inner {
@@ -166,8 +201,14 @@ impl Cache {
                 Ok(self.get(path).await?.map(|object| object.metadata))
             }
             _ => match self.store.head(path).await? {
-                Some(metadata) if self.note_use(path, metadata.used).await? => Ok(Some(metadata)),
-                _ => self.head_elsewhere(path).await,
+                Some(metadata) if self.note_use(path, metadata.used).await? => {
+                    self.metrics.traffic.hit(path.kind());
+                    Ok(Some(metadata))
+                }
+                _ => {
+                    self.metrics.traffic.missed(path.kind());
+                    self.head_elsewhere(path).await
+                }
             },
         }
     }
@@ -210,8 +251,14 @@ impl Cache {
             CachePath::NarInfo(hash) => self.get_narinfo(path, hash).await,
             CachePath::DebugInfo(_) => {
                 let found = match self.store.get(path).await? {
-                    Some(object) => Some(object),
-                    None => self.get_elsewhere(path).await?,
+                    Some(object) => {
+                        self.metrics.traffic.hit(path.kind());
+                        Some(object)
+                    }
+                    None => {
+                        self.metrics.traffic.missed(path.kind());
+                        self.get_elsewhere(path).await?
+                    }
                 };
                 let Some(object) = found else {
                     return Ok(None);
@@ -222,9 +269,13 @@ impl Cache {
             }
             _ => match self.store.get(path).await? {
                 Some(object) if self.note_use(path, object.metadata.used).await? => {
+                    self.metrics.traffic.hit(path.kind());
                     Ok(Some(object))
                 }
-                _ => self.get_elsewhere(path).await,
+                _ => {
+                    self.metrics.traffic.missed(path.kind());
+                    self.get_elsewhere(path).await
+                }
             },
         }
     }
@@ -288,10 +339,12 @@ impl Cache {
     ) -> Result<Option<Object>, GetError> {
         if let Some(object) = self.find_narinfo(path, hash).await? {
             if self.note_use(path, object.metadata.used).await? {
+                self.metrics.traffic.hit(path.kind());
                 return Ok(Some(object));
             }
             self.hot.forget(hash);
         }
+        self.metrics.traffic.missed(path.kind());
         self.get_elsewhere(path).await
     }
 
@@ -330,7 +383,7 @@ impl Cache {
         encoding: Compression,
         declared: Option<u64>,
         body: impl Stream<Item = Result<Bytes, BodyError>> + Send + Unpin,
-    ) -> Result<Taken, PutError> {
+    ) -> Result<Accepted, PutError> {
         let limit = self.admission.max_upload_size.unwrap_or(u64::MAX);
         if declared.is_some_and(|length| length > limit) {
             return Err(PutError::TooLarge { limit });
@@ -347,9 +400,27 @@ impl Cache {
             }
             CachePath::Nar(name) => self.put_nar(*name, declared, body).await,
             _ => {
-                let stored = ingest::side_file(&self.store, path, encoding, declared, limit, body);
-                Ok(stored.await?.into())
+                let (stored, size) =
+                    ingest::side_file(self, path, encoding, declared, limit, body).await?;
+                Ok(Accepted::plain(stored.into(), size))
             }
+        }
+    }
+
+    /// Stores an object that is whole in memory, and counts it.
+    async fn store_whole(&self, path: &CachePath, bytes: Bytes) -> Result<Stored, StoreError> {
+        let (begun, size) = (Instant::now(), bytes.len() as u64);
+        let stored = self.store.put(path, bytes).await?;
+        self.metrics.committed(begun);
+        self.count(path, stored, size);
+        Ok(stored)
+    }
+
+    /// What is in the store has become more, if the object is new.
+    fn count(&self, path: &CachePath, stored: Stored, size: u64) {
+        if stored == Stored::New {
+            let paths = matches!(path, CachePath::NarInfo(_)).into();
+            self.metrics.store.grew(size, paths);
         }
     }
 
@@ -359,11 +430,14 @@ impl Cache {
         &self,
         declared: Option<u64>,
         body: impl Stream<Item = Result<Bytes, BodyError>> + Send + Unpin,
-    ) -> Result<Taken, PutError> {
+    ) -> Result<Accepted, PutError> {
         let text = ingest::collect(declared, ingest::COLLECT_LIMIT, body).await?;
+        let size = text.len() as u64;
         let text = String::from_utf8_lossy(&text);
         match CacheInfo::store_dir_of(&text) {
-            Some(dir) if dir == self.info.store_dir.as_str() => Ok(Taken::Again),
+            Some(dir) if dir == self.info.store_dir.as_str() => {
+                Ok(Accepted::plain(Taken::Again, size))
+            }
             theirs => Err(PutError::StoreDir {
                 ours: self.info.store_dir.clone(),
                 theirs: theirs.map(str::to_owned),

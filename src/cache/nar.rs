@@ -1,6 +1,8 @@
 //! NARs: the name is a claim, and what is not what it claims to be is not taken.
 
 use std::io::{self, BufRead, BufReader, Read};
+use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::Stream;
@@ -11,7 +13,7 @@ use tracing::warn;
 use super::incoming::Incoming;
 use super::ingest::{self, SMALL, check_length};
 use super::unpack::{UnpackError, Unpacked, unpack};
-use super::{BodyError, Cache, PutError, Taken};
+use super::{Accepted, BodyError, Cache, PutError};
 use crate::config::Verify;
 use crate::nix::cache_path::NarName;
 use crate::nix::{CachePath, Compression, Sha256Hash};
@@ -27,18 +29,28 @@ pub(super) struct Facts {
     pub unpacked: Option<Unpacked>,
 }
 
+/// A NAR that has come.
+pub(super) struct Streamed {
+    pub stored: Stored,
+    /// The length of the file, in bytes.
+    pub size: u64,
+    /// None where every unpacker was busy.
+    pub facts: Option<Facts>,
+}
+
 impl Cache {
     pub(super) async fn put_nar(
         &self,
         name: NarName,
         declared: Option<u64>,
         body: impl Stream<Item = Result<Bytes, BodyError>> + Unpin,
-    ) -> Result<Taken, PutError> {
+    ) -> Result<Accepted, PutError> {
         let path = CachePath::Nar(name);
-        let (stored, facts) = if declared.is_some_and(|length| length <= SMALL) {
+        let Streamed { stored, size, facts } = if declared.is_some_and(|length| length <= SMALL) {
             let bytes = ingest::collect(declared, SMALL, body).await?;
             let facts = self.inspect_small(name, bytes.clone()).await?;
-            (self.store.put(&path, bytes).await?, Some(facts))
+            let stored = self.store_whole(&path, bytes).await?;
+            Streamed { stored, size: facts.file_size, facts: Some(facts) }
         } else {
             let upload = ingest::begin(&self.store, &path, declared).await?;
             let limit = self.admission.max_upload_size.unwrap_or(u64::MAX);
@@ -47,14 +59,20 @@ impl Cache {
         if let Some(facts) = facts {
             self.facts.insert(name, facts);
         }
-        Ok(stored.into())
+        let unpacked = facts.and_then(|facts| facts.unpacked);
+        let nar_hash = unpacked.map(|unpacked| unpacked.nar_hash.unwrap_or(name.file_hash));
+        let file_hash = Some(name.file_hash);
+        Ok(Accepted { file_hash, nar_hash, ..Accepted::plain(stored.into(), size) })
     }
 
     async fn inspect_small(&self, name: NarName, bytes: Bytes) -> Result<Facts, PutError> {
         let verify = self.admission.verify;
+        let metrics = Arc::clone(&self.metrics);
         let check = move || {
+            let begun = Instant::now();
             check_hash(name, Sha256Hash::of(&bytes))?;
             let unpacked = unpacked(verify, name, bytes.as_ref())?;
+            metrics.verified(begun.elapsed());
             Ok(Facts { file_size: bytes.len() as u64, unpacked })
         };
         // Hashing so little takes less time than going to another thread; unpacking takes more.
@@ -75,13 +93,15 @@ impl Cache {
         limit: u64,
         kept: impl FnOnce(Option<Facts>) -> Result<bool, PutError> + Send + 'static,
         body: impl Stream<Item = Result<Bytes, BodyError>> + Unpin,
-    ) -> Result<(Stored, Option<Facts>), PutError> {
+    ) -> Result<Streamed, PutError> {
         let verify = self.admission.verify;
         let permit = match verify {
             Verify::Nar => self.unpackers.clone().try_acquire_owned().ok(),
             Verify::File => None,
         };
-        ingest::streamed(body, move |chunks| {
+        let metrics = Arc::clone(&self.metrics);
+        let streamed = ingest::streamed(body, move |chunks| {
+            let begun = Instant::now();
             let mut incoming = Incoming::new(chunks, Some(upload), limit);
             let looked = match permit {
                 Some(permit) => {
@@ -101,10 +121,15 @@ impl Cache {
                 Some(looked) => Some(Facts { file_size, unpacked: looked? }),
                 None => None,
             };
-            let stored = if kept(facts)? { arrived.commit()? } else { Stored::New };
-            Ok((stored, facts))
-        })
-        .await
+            metrics.verified(begun.elapsed().saturating_sub(arrived.waited));
+            let stored = if kept(facts)? { Some(arrived.commit(&metrics)?) } else { None };
+            Ok((stored, file_size, facts))
+        });
+        let (stored, size, facts) = streamed.await?;
+        if let Some(stored) = stored {
+            self.count(&CachePath::Nar(name), stored, size);
+        }
+        Ok(Streamed { stored: stored.unwrap_or(Stored::New), size, facts })
     }
 
     /// The facts about the NAR in the store; none if there is none. It is read where they are not
@@ -137,10 +162,12 @@ impl Cache {
         let Metadata { size: file_size, etag, .. } = object.metadata;
         let verify = self.admission.verify;
         let permit = self.unpackers.clone().acquire_owned().await;
+        let metrics = Arc::clone(&self.metrics);
         let inspected = ingest::in_the_pool(move || {
-            let _permit = permit;
+            let (_permit, begun) = (permit, Instant::now());
             let inspected = inspect(verify, name, reader(object.content, file_size))
                 .map_err(|source| PutError::Read { key: CachePath::Nar(name).key(), source })?;
+            metrics.verified(begun.elapsed());
             check_hash(name, inspected.file_hash)?;
             Ok(Facts { file_size, unpacked: as_far_as_known(name, inspected.unpacked)? })
         })
@@ -232,9 +259,9 @@ impl<R: Read> Read for InPlace<R> {
 }
 
 /// Hashes what is read.
-struct Hashed<R> {
-    inner: R,
-    hasher: Sha256,
+pub(super) struct Hashed<R> {
+    pub inner: R,
+    pub hasher: Sha256,
 }
 
 impl<R: BufRead> Read for Hashed<R> {

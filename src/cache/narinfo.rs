@@ -7,10 +7,21 @@ use tracing::warn;
 
 use super::ingest::{self, COLLECT_LIMIT};
 use super::nar::{Facts, check_compression};
-use super::{BodyError, Cache, PutError, Taken};
+use super::{Accepted, BodyError, Cache, PutError, Taken};
 use crate::nix::cache_path::NarName;
-use crate::nix::{CachePath, Compression, NarInfo, StorePath, StorePathHash};
+use crate::nix::{CachePath, Compression, NarInfo, PublicKey, Signature, StorePath, StorePathHash};
 use crate::store::{Content, StoreError};
+
+/// What became of the narinfo of another cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Adopted {
+    /// It is new here.
+    New,
+    /// It was here, with the same contents.
+    Known,
+    /// There is one here with other contents, which stays.
+    Differs,
+}
 
 impl Cache {
     /// Takes a narinfo when it is what its name says and true of a NAR that is here.
@@ -20,9 +31,10 @@ impl Cache {
         encoding: Compression,
         declared: Option<u64>,
         body: impl Stream<Item = Result<Bytes, BodyError>> + Unpin,
-    ) -> Result<Taken, PutError> {
+    ) -> Result<Accepted, PutError> {
         let text = ingest::collect(declared, COLLECT_LIMIT, body).await?;
         let text = ingest::decode(encoding, text).await?;
+        let size = text.len() as u64;
         let mut info = NarInfo::parse(&text, &self.info.store_dir)?;
         // Who uploads a path has it, wherever it was mirrored from before.
         info.set_upstream(None);
@@ -30,7 +42,7 @@ impl Cache {
         if actual != hash {
             return Err(PutError::HashPart { expected: hash, actual });
         }
-        self.check_signatures(&info)?;
+        let signed_by = self.check_signatures(&info)?;
 
         // Two uploads of one path's narinfo would each merge with what was there before both.
         let _turn = self.turns[usize::from(hash.as_bytes()[0]) % self.turns.len()].lock().await;
@@ -51,7 +63,7 @@ impl Cache {
                     self.rely_on_references(&ours, false).await?;
                     self.publish(hash, &ours).await?;
                 }
-                return Ok(Taken::Again);
+                return Ok(self.accepted(Taken::Again, size, &info, signed_by));
             }
             Some(ours) => {
                 if ours.nar_hash != info.nar_hash {
@@ -66,7 +78,26 @@ impl Cache {
         };
         self.admit(&mut info, self.admission.require_references).await?;
         self.publish(hash, &info).await?;
-        Ok(taken)
+        Ok(self.accepted(taken, size, &info, signed_by))
+    }
+
+    fn accepted(
+        &self,
+        taken: Taken,
+        size: u64,
+        info: &NarInfo,
+        signed_by: Option<String>,
+    ) -> Accepted {
+        let unchecked = self.admission.trusted_public_keys.is_empty();
+        let keys = info.signatures.iter().map(Signature::key_name).collect::<Vec<_>>();
+        Accepted {
+            store_path: Some(self.info.store_dir.join(&info.store_path)),
+            file_hash: info.file_hash.or_else(|| Some(info.nar_name()?.file_hash)),
+            nar_hash: Some(info.nar_hash),
+            signed_by,
+            unchecked_keys: (unchecked && !keys.is_empty()).then(|| keys.join(" ")),
+            ..Accepted::plain(taken, size)
+        }
     }
 
     /// Publishes the narinfo of a path that came from an upstream, with a line that says so.
@@ -88,9 +119,33 @@ impl Cache {
         self.publish(hash, &info).await
     }
 
+    /// Takes the narinfo of another cache, with the line that says where that mirrored it from.
+    pub(super) async fn adopt_narinfo(&self, mut info: NarInfo) -> Result<Adopted, PutError> {
+        if info.upstream().is_none() {
+            // What was mirrored was checked with the keys of its upstream then.
+            self.check_signatures(&info)?;
+        }
+        let hash = info.store_path.hash();
+        let _turn = self.turns[usize::from(hash.as_bytes()[0]) % self.turns.len()].lock().await;
+        let path = CachePath::NarInfo(hash);
+        match self.read_narinfo(&path).await? {
+            Some(ours) if ours.nar_hash != info.nar_hash => return Ok(Adopted::Differs),
+            Some(mut ours) if self.still_has(&path, &ours).await? => {
+                if merge_signatures(&mut ours, &info) {
+                    self.publish(hash, &ours).await?;
+                }
+                return Ok(Adopted::Known);
+            }
+            _ => {}
+        }
+        self.admit(&mut info, false).await?;
+        self.publish(hash, &info).await?;
+        Ok(Adopted::New)
+    }
+
     async fn publish(&self, hash: StorePathHash, info: &NarInfo) -> Result<(), PutError> {
         let text = info.to_string().into();
-        let put = self.store.put(&CachePath::NarInfo(hash), text).await;
+        let put = self.store_whole(&CachePath::NarInfo(hash), text).await;
         // Even where it failed, nobody knows how far it came.
         self.hot.forget(&hash);
         put?;
@@ -162,28 +217,24 @@ impl Cache {
         Ok(missing)
     }
 
-    pub(super) fn check_signatures(&self, info: &NarInfo) -> Result<(), PutError> {
+    /// Says which of the trusted keys have signed it. None are trusted where none are configured.
+    pub(super) fn check_signatures(&self, info: &NarInfo) -> Result<Option<String>, PutError> {
         let keys = &self.admission.trusted_public_keys;
         if keys.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         let fingerprint = info.fingerprint();
-        let signed = info
-            .signatures
-            .iter()
-            .any(|signature| keys.iter().any(|key| key.verifies(&fingerprint, signature)));
-        if signed {
-            return Ok(());
+        let has_signed = |key: &&PublicKey| {
+            info.signatures.iter().any(|signature| key.verifies(&fingerprint, signature))
+        };
+        let signed_by: Vec<&str> = keys.iter().filter(has_signed).map(PublicKey::name).collect();
+        if !signed_by.is_empty() {
+            return Ok(Some(signed_by.join(" ")));
         }
         let list = |names: Vec<&str>| names.join(", ");
         Err(PutError::Signature {
-            trusted: list(keys.iter().map(super::super::nix::signature::PublicKey::name).collect()),
-            found: list(
-                info.signatures
-                    .iter()
-                    .map(super::super::nix::signature::Signature::key_name)
-                    .collect(),
-            ),
+            trusted: list(keys.iter().map(PublicKey::name).collect()),
+            found: list(info.signatures.iter().map(Signature::key_name).collect()),
         })
     }
 }

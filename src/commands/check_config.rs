@@ -45,6 +45,8 @@ struct Effective {
     variables: Vec<Setting>,
     may_read: Who,
     may_upload: Who,
+    /// Whether who holds a client certificate may do both, whatever the others may.
+    certificates_count: bool,
 }
 
 /// A variable.
@@ -74,6 +76,8 @@ enum Source {
 enum Who {
     Anyone,
     Users(Vec<String>),
+    /// Whoever holds a client certificate.
+    Certificate,
     Nobody,
 }
 
@@ -97,6 +101,7 @@ impl Effective {
             variables: variables.collect(),
             may_read: access.read.into(),
             may_upload: access.write.into(),
+            certificates_count: config.users.certificates,
         }
     }
 }
@@ -121,6 +126,9 @@ fn shown(
         retention: Retention { max_size, max_age, gc_interval },
         #[cfg(feature = "s3")]
         s3_redirect,
+        // Its files are all there is to show.
+        #[cfg(feature = "tls")]
+            tls: _,
         #[cfg(feature = "upstream")]
         upstreams,
     } = config;
@@ -133,8 +141,13 @@ fn shown(
         "USER_WRITE" => write.map(|user| user.user().to_owned()),
         "USER_READ_PASS" => read.map(|_| MASK.to_owned()),
         "USER_WRITE_PASS" => write.map(|_| MASK.to_owned()),
-        // Where a password is, is no secret.
-        "USER_READ_PASSFILE" | "USER_WRITE_PASSFILE" => set(&format!("{PREFIX}{suffix}")),
+        // Where a secret is, is none.
+        "USER_READ_PASSFILE"
+        | "USER_WRITE_PASSFILE"
+        | "UPSTREAM_NETRC"
+        | "TLS_CERT"
+        | "TLS_KEY"
+        | "TLS_CLIENT_CA" => set(&format!("{PREFIX}{suffix}")),
         "ANONYMOUS_WRITE" => match users.anonymous {
             Writers::LocalOnly => None,
             Writers::Anyone => Some(switch(true)),
@@ -165,8 +178,6 @@ fn shown(
                 upstreams.list.iter().map(crate::config::Upstream::masked).collect();
             (!list.is_empty()).then(|| list.join(" "))
         }
-        // Where passwords are, is no secret.
-        "UPSTREAM_NETRC" => set(&format!("{PREFIX}{suffix}")),
         #[cfg(feature = "upstream")]
         "UPSTREAM_ABSENT_TTL" => Some(duration(upstreams.absent_ttl)),
         #[cfg(feature = "upstream")]
@@ -207,7 +218,7 @@ fn size(bytes: u64) -> String {
 /// Whether only this machine would reach the socket, as far as that is known before it is bound.
 fn is_local(listen: &Listen) -> bool {
     match listen {
-        Listen::Unix(_) => true,
+        Listen::Unix { .. } => true,
         Listen::Tcp(address) => address
             .to_socket_addrs()
             .is_ok_and(|mut addresses| addresses.all(|address| address.ip().is_loopback())),
@@ -221,6 +232,7 @@ impl From<Requirement> for Who {
             Requirement::User(users) => {
                 Self::Users(users.iter().map(|user| user.user().to_owned()).collect())
             }
+            Requirement::Certificate => Self::Certificate,
             Requirement::Nobody => Self::Nobody,
         }
     }
@@ -237,7 +249,11 @@ impl fmt::Display for Effective {
             }
         }
         writeln!(f, "# {} may read", self.may_read)?;
-        writeln!(f, "# {} may upload", self.may_upload)
+        writeln!(f, "# {} may upload", self.may_upload)?;
+        if self.certificates_count {
+            writeln!(f, "# whoever has a client certificate may do both")?;
+        }
+        Ok(())
     }
 }
 
@@ -246,6 +262,7 @@ impl fmt::Display for Who {
         match self {
             Self::Anyone => f.write_str("anyone"),
             Self::Users(users) => write!(f, "the user {}", users.join(" or ")),
+            Self::Certificate => f.write_str("whoever has a client certificate"),
             Self::Nobody => f.write_str("nobody"),
         }
     }
@@ -313,7 +330,8 @@ mod tests {
             .filter(|variable| variable.supported)
             // Those name files, which are read.
             .filter(|variable| {
-                !["PASSFILE", "_NETRC"].iter().any(|end| variable.name.ends_with(end))
+                let files = ["PASSFILE", "_NETRC", "_TLS_CERT", "_TLS_KEY", "_CLIENT_CA"];
+                !files.iter().any(|end| variable.name.ends_with(end))
             })
             .map(|variable| (variable.name.to_owned(), variable.example.to_owned()))
             .collect();

@@ -46,7 +46,7 @@ pub(super) fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
     let store_dir = config.cache_info.store_dir.clone();
     let wanted = args.store_paths.iter().map(|text| hash_part(text, &store_dir));
     let wanted = wanted.collect::<Result<Vec<_>, _>>()?;
-    on_cache(config, async move |cache| delete(&cache, &wanted, &args, &store_dir).await)
+    on_cache("delete", config, async move |cache| delete(&cache, &wanted, &args, &store_dir).await)
 }
 
 async fn delete(

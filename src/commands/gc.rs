@@ -49,7 +49,7 @@ pub(super) fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
     };
     let store_dir = config.cache_info.store_dir.clone();
     let explain = args.explain.as_deref().map(|text| hash_part(text, &store_dir)).transpose()?;
-    on_cache(config, async move |cache| match explain {
+    on_cache("gc", config, async move |cache| match explain {
         Some(path) => why(&cache, path, &limits, &store_dir, args.output).await,
         None if args.dry_run => preview(&cache, &limits, &store_dir, args.output).await,
         None => collect(&cache, limits, args.output).await,
@@ -222,7 +222,7 @@ impl fmt::Display for Preview {
         for Line { store_path, object, size: bytes, reason, last_used } in &self.removals {
             let name = store_path.as_ref().or(object.as_ref()).map_or("", String::as_str);
             let (bytes, last_used) = (size(*bytes).to_string(), time(*last_used));
-            writeln!(f, "{name}  {bytes}  {}  {last_used}", word(*reason))?;
+            writeln!(f, "{name}  {bytes}  {}  {last_used}", reason.as_str())?;
         }
         self.limits.tell_excess(f, self.over_limit)
     }
@@ -237,21 +237,11 @@ impl fmt::Display for OfReason<'_> {
         write!(
             f,
             "{}: {} and {}, {}",
-            word(reason),
+            reason.as_str(),
             count(paths, "path"),
             count(objects, "other object"),
             size(bytes)
         )
-    }
-}
-
-/// A reason as it stands in a list.
-fn word(reason: Reason) -> &'static str {
-    match reason {
-        Reason::Age => "age",
-        Reason::Size => "size",
-        Reason::Orphan => "orphan",
-        Reason::Request => "request",
     }
 }
 

@@ -5,11 +5,14 @@ mod check_config;
 mod delete;
 mod explain;
 mod gc;
+mod health;
+mod migrate;
 mod offline;
 mod opening;
 mod output;
 mod pin;
 mod progress;
+mod reload;
 pub mod serve;
 mod signals;
 mod stats;
@@ -18,7 +21,7 @@ mod verify;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::{Config, Problems};
 use argument::Unusable;
@@ -53,6 +56,10 @@ enum Command {
     Unpin(pin::UnpinArgs),
     /// Lists the pins, and what each of them keeps
     Pins(pin::PinsArgs),
+    /// Asks the daemon whether it can do what it is there for
+    Health(health::Args),
+    /// Copies a cache between directories and buckets
+    Migrate(Box<migrate::Args>),
     /// Prints the configuration as it is understood, without passwords
     CheckConfig(check_config::Args),
 }
@@ -67,6 +74,11 @@ const EXIT_NO: u8 = 2;
 /// The configuration or the arguments are wrong: `EX_USAGE` of sysexits(3).
 const EXIT_USAGE: u8 = 64;
 
+/// What the program understands. The man page and the shell completions are made of it.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// Does what the arguments say, of which the first is the program's name.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(arguments) {
@@ -80,6 +92,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let config = Config::from_env();
     let done = match cli.command.unwrap_or(Command::Serve) {
         Command::CheckConfig(args) => check_config::run(&args, config),
+        Command::Health(args) => health::run(&args, config),
         command => config.map_err(Into::into).and_then(|config| on_config(command, config)),
     };
     done.unwrap_or_else(|error| tell(&error))
@@ -96,6 +109,8 @@ fn on_config(command: Command, config: Config) -> anyhow::Result<ExitCode> {
         Command::Pin(args) => pin::pin(args, config),
         Command::Unpin(args) => pin::unpin(args, config),
         Command::Pins(args) => pin::pins(args, config),
+        Command::Health(args) => health::run(&args, Ok(config)),
+        Command::Migrate(args) => migrate::run(*args, config),
         Command::CheckConfig(args) => check_config::run(&args, Ok(config)),
     }
 }

@@ -1,29 +1,32 @@
 //! What all commands that work on the cache itself have in common.
 
 use std::fs::Metadata;
+use std::io::IsTerminal;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use rustix::fs::StatVfsMountFlags;
-use rustix::process::{Gid, Uid, geteuid};
+use rustix::process::{Gid, Uid, geteuid, getuid};
 use tracing::warn;
 
 use super::opening::open_existing;
 use super::progress::Progress;
-use crate::cache::Cache;
 use crate::cache::gc::Inventory;
+use crate::cache::{Agent, Cache};
 use crate::config::{Config, Location};
 use crate::logging;
 
-/// Runs `work` on the configured cache. There must be one: a command does not make a cache where
-/// none is.
+/// Runs `work`, for the command with the name `by`, on the configured cache. There must be one: a
+/// command does not make a cache where none is.
 pub(super) fn on_cache(
+    by: &str,
     mut config: Config,
     work: impl AsyncFnOnce(Cache) -> anyhow::Result<ExitCode>,
 ) -> anyhow::Result<ExitCode> {
     logging::init(config.log_level, config.log_format);
+    let agent = agent(by);
     match &mut config.location {
         Location::Directory(path) => become_owner(path)?,
         #[cfg(feature = "s3")]
@@ -35,8 +38,18 @@ pub(super) fn on_cache(
         .context("cannot start the async runtime")?
         .block_on(async {
             let store = open_existing(&config).await?;
-            work(Cache::new(store, config.cache_info, config.admission)).await
+            let cache = Cache::new(store, config.cache_info, config.admission);
+            work(cache.with_agent(agent)).await
         })
+}
+
+/// Whom the log names for what a command removes. On a terminal nobody keeps a log, and whoever sits
+/// there hears from the command itself.
+fn agent(by: &str) -> Agent {
+    if std::io::stderr().is_terminal() {
+        return Agent::onlooker();
+    }
+    Agent::named(format!("nix-stored {by}, user {}", getuid().as_raw()))
 }
 
 /// The system lets only a file's owner read it without a trace in its access time.
@@ -55,7 +68,7 @@ fn warn_if_reading_is_use(path: &Path, metadata: &Metadata) {
 
 /// Root works as whoever the cache belongs to: files that a command makes must be the daemon's too.
 /// This comes before any other thread is started, because the kernel knows users by thread.
-fn become_owner(directory: &mut PathBuf) -> anyhow::Result<()> {
+pub(super) fn become_owner(directory: &mut PathBuf) -> anyhow::Result<()> {
     let path = directory.display().to_string();
     let metadata =
         std::fs::metadata(&*directory).with_context(|| match directory.try_exists() {

@@ -41,7 +41,8 @@ impl Output {
     }
 }
 
-fn write(mut to: impl Write, text: &str) -> anyhow::Result<()> {
+/// Prints a text.
+pub(super) fn write(mut to: impl Write, text: &str) -> anyhow::Result<()> {
     match to.write_all(text.as_bytes()).and_then(|()| to.flush()) {
         // Who stops reading, as `head` does, has seen enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),

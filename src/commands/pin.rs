@@ -55,7 +55,7 @@ pub(super) fn pin(args: PinArgs, config: Config) -> anyhow::Result<ExitCode> {
     let store_dir = config.cache_info.store_dir.clone();
     let paths = args.store_paths.iter().map(|text| store_path(text, &store_dir));
     let paths = paths.collect::<Result<Vec<_>, _>>()?;
-    on_cache(config, async move |cache| {
+    on_cache("pin", config, async move |cache| {
         let replaced = cache.pin(&args.name, &paths).await.map_err(sort)?;
         let mut store_paths = Vec::new();
         for path in &paths {
@@ -68,7 +68,7 @@ pub(super) fn pin(args: PinArgs, config: Config) -> anyhow::Result<ExitCode> {
 }
 
 pub(super) fn unpin(args: UnpinArgs, config: Config) -> anyhow::Result<ExitCode> {
-    on_cache(config, async move |cache| {
+    on_cache("unpin", config, async move |cache| {
         let removed = cache.unpin(&args.name).await.map_err(sort)?;
         let gone = Gone { name: args.name, removed };
         if removed {
@@ -82,7 +82,7 @@ pub(super) fn unpin(args: UnpinArgs, config: Config) -> anyhow::Result<ExitCode>
 
 pub(super) fn pins(args: PinsArgs, config: Config) -> anyhow::Result<ExitCode> {
     let store_dir = config.cache_info.store_dir.clone();
-    on_cache(config, async move |cache| {
+    on_cache("pins", config, async move |cache| {
         args.output.print(&list(&cache, &store_dir).await?)?;
         Ok(ExitCode::SUCCESS)
     })

@@ -6,42 +6,58 @@ use anyhow::Context;
 use tracing::{info, warn};
 
 use super::opening::open;
-use super::signals::stop_on_signals;
+use super::reload::Reload;
+use super::signals::{hangups, stop_on_signals};
 use crate::cache::Cache;
 use crate::config::{Config, Location, Requirement};
-use crate::net::Listener;
+use crate::net::{Inherited, Listener, systemd};
 use crate::{http, logging, net};
 
 /// Serves the cache until SIGTERM or SIGINT.
 pub fn run(config: Config) -> anyhow::Result<()> {
     logging::init(config.log_level, config.log_format);
+    // While there is one thread only.
+    let inherited = Inherited::take().context("cannot listen on the sockets that were passed")?;
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("cannot start the async runtime")?
-        .block_on(serve(config))
+        .block_on(serve(config, inherited))
 }
 
-async fn serve(config: Config) -> anyhow::Result<()> {
+async fn serve(config: Config, inherited: Vec<Inherited>) -> anyhow::Result<()> {
     let stop = stop_on_signals(|name| {
+        systemd::stopping();
         info!(
             "got {name}; no new connections, transfers have {} s to finish",
             net::GRACE.as_secs()
         );
     })?;
+    let hangups = hangups()?;
     let store = open(&config).await?;
-    let listener = Listener::bind(&config.listen)
-        .await
-        .with_context(|| format!("cannot listen on {}", config.listen))?;
-    let access = config.users.access(listener.is_local());
+    let listener = if inherited.is_empty() {
+        Listener::bind(&config.listen)
+            .await
+            .with_context(|| format!("cannot listen on {}", config.listen))?
+    } else {
+        Listener::inherit(inherited).context("cannot listen on the sockets that were passed")?
+    };
+    let local = listener.is_local();
+    let access = config.users.access(local);
+    #[cfg(feature = "tls")]
+    let secure = config.tls.as_ref().map(net::Secure::from);
+    #[cfg(feature = "tls")]
+    let listener = listener.encrypted(secure.clone());
 
     #[cfg(feature = "s3")]
     let in_a_bucket = matches!(config.location, Location::Bucket(_));
-    info!("nix-stored {} serves {}", env!("CARGO_PKG_VERSION"), whole(config.location));
-    say_who_may_upload(&access.write, listener.is_local());
-    say_what_to_type(&listener.to_string());
+    info!("nix-stored {} serves {}", env!("CARGO_PKG_VERSION"), whole(config.location.clone()));
+    say_who_may_upload(&access.write, local);
+    #[cfg(feature = "tls")]
+    config.tls.iter().for_each(say_if_out_of_date);
+    say_what_to_type(&listener.urls());
 
-    let cache = Cache::new(store, config.cache_info, config.admission);
+    let cache = Cache::new(store, config.cache_info.clone(), config.admission.clone());
     #[cfg(feature = "s3")]
     let cache = cache.with_redirect(config.s3_redirect);
     #[cfg(feature = "s3")]
@@ -51,10 +67,25 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     }
     #[cfg(feature = "upstream")]
     let cache = with_upstreams(cache, &config.upstreams)?;
+    #[cfg(feature = "pages")]
+    let cache = cache.with_limits_shown(config.retention);
     let cache = Arc::new(cache);
     let collecting = Arc::clone(&cache).collect_regularly(config.retention, stop.clone());
     let collecting = tokio::spawn(collecting);
-    let drained = net::serve(listener, http::app(cache, access), stop).await;
+    let gate = http::Gate::from(access);
+    let reload = Reload {
+        config,
+        local,
+        gate: gate.clone(),
+        #[cfg(feature = "upstream")]
+        cache: (*cache).clone(),
+        #[cfg(feature = "tls")]
+        secure,
+    };
+    tokio::spawn(reload.at(hangups));
+    tokio::spawn(systemd::keep_alive());
+    systemd::ready();
+    let drained = net::serve(listener, http::app(cache, gate), stop).await;
     // It ends between two removals.
     collecting.await.context("the collector panicked")?;
     match drained.cut_off {
@@ -72,7 +103,8 @@ fn with_upstreams(cache: Cache, config: &crate::config::Upstreams) -> anyhow::Re
     for upstream in &config.list {
         info!("what is not here is asked of {upstream}");
     }
-    Ok(cache.with_upstreams(crate::cache::upstream::Upstreams::new(config)?))
+    let upstreams = crate::cache::upstream::Upstreams::new(config, cache.metrics())?;
+    Ok(cache.with_upstreams(upstreams))
 }
 
 /// A directory by its whole name.
@@ -93,7 +125,7 @@ fn say_who_may_upload(write: &Requirement, local: bool) {
              NIX_STORED_USER_WRITE and NIX_STORED_USER_WRITE_PASSFILE before others can reach it"
         ),
         Requirement::Anyone => warn!("anyone may upload, because NIX_STORED_ANONYMOUS_WRITE=1"),
-        Requirement::User(_) => {}
+        Requirement::User(_) | Requirement::Certificate => {}
         Requirement::Nobody => info!(
             "nobody may upload; set NIX_STORED_USER_WRITE and NIX_STORED_USER_WRITE_PASSFILE to \
              change that"
@@ -101,9 +133,23 @@ fn say_who_may_upload(write: &Requirement, local: bool) {
     }
 }
 
+/// Clients that check certificates would not come in.
+#[cfg(feature = "tls")]
+pub(super) fn say_if_out_of_date(tls: &crate::config::Tls) {
+    if let Some(state) = tls.out_of_date(std::time::SystemTime::now()) {
+        warn!("the certificate in NIX_STORED_TLS_CERT {state}, and clients will not accept it");
+    }
+}
+
 /// The first lines that a newcomer sees.
-fn say_what_to_type(url: &str) {
-    info!("listening on {url}");
+fn say_what_to_type(urls: &[String]) {
+    for url in urls {
+        info!("listening on {url}");
+    }
+    // Nix cannot type a socket's path.
+    let Some(url) = urls.iter().find(|url| url.starts_with("http")) else {
+        return;
+    };
     info!("put builds in:  nix copy --to {url} ./result");
     info!(
         "take them out:  nix build --extra-substituters {url} …  (or in nix.conf: extra-substituters = {url})"

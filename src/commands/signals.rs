@@ -1,7 +1,7 @@
-//! Being told to stop.
+//! Being told to stop, or to read files again.
 
 use anyhow::Context;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 /// A token that is cancelled by the first SIGTERM or SIGINT; `told` hears which it was.
@@ -21,4 +21,9 @@ pub(super) fn stop_on_signals(
         told(name);
     });
     Ok(stop)
+}
+
+/// Every SIGHUP from now on. Without this, the first one would end the process.
+pub(super) fn hangups() -> anyhow::Result<Signal> {
+    signal(SignalKind::hangup()).context("cannot wait for SIGHUP")
 }

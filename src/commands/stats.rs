@@ -33,7 +33,7 @@ pub(super) fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
         max_age: config.retention.max_age,
         grace: GRACE,
     };
-    on_cache(config, async move |cache| {
+    on_cache("stats", config, async move |cache| {
         let inventory = look(&cache).await?;
         let pins = cache.pins().await?;
         let analysis = Analysis::new(&inventory, &pins);

@@ -36,7 +36,7 @@ pub(super) struct Args {
 pub(super) fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
     let depth = if args.deep { Verify::Nar } else { Verify::File };
     let options = Options { depth, repair: args.repair };
-    on_cache(config, async move |cache| {
+    on_cache("verify", config, async move |cache| {
         let mut progress = Progress::new();
         let hear = |step| match step {
             Step::Found(objects) => progress.found(objects),

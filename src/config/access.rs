@@ -61,6 +61,8 @@ pub struct Users {
     pub write: Option<Credentials>,
     /// Who may upload when no write user is set.
     pub anonymous: Writers,
+    /// Whether who holds a client certificate is the write user, too.
+    pub certificates: bool,
 }
 
 /// Who may upload without credentials when no write user is set.
@@ -80,8 +82,10 @@ pub enum Writers {
 pub enum Requirement {
     /// Nothing.
     Anyone,
-    /// To be one of these users.
+    /// To be one of these users, or to hold a client certificate where those count.
     User(Vec<Credentials>),
+    /// To hold a client certificate.
+    Certificate,
     /// What no client can give.
     Nobody,
 }
@@ -98,7 +102,7 @@ pub struct Access {
 impl Users {
     /// What is asked of clients on a socket that is `local` (loopback or unix) or not.
     pub fn access(&self, local: bool) -> Access {
-        let unconfigured = self.read.is_none() && self.write.is_none();
+        let unconfigured = self.read.is_none() && self.write.is_none() && !self.certificates;
         Access {
             read: match &self.read {
                 None => Requirement::Anyone,
@@ -110,6 +114,7 @@ impl Users {
                 (Some(write), _) => Requirement::User(vec![write.clone()]),
                 (None, Writers::Anyone) => Requirement::Anyone,
                 (None, Writers::LocalOnly) if local && unconfigured => Requirement::Anyone,
+                (None, _) if self.certificates => Requirement::Certificate,
                 (None, _) => Requirement::Nobody,
             },
         }

@@ -9,6 +9,9 @@ mod location;
 mod netrc;
 mod parse;
 mod problem;
+mod reread;
+#[cfg(feature = "tls")]
+mod tls;
 #[cfg(feature = "upstream")]
 mod upstream;
 mod variables;
@@ -23,6 +26,8 @@ pub use location::Bucket;
 pub use location::Location;
 pub use parse::{Listen, parse_duration, parse_size};
 pub use problem::{Problem, Problems};
+#[cfg(feature = "tls")]
+pub use tls::Tls;
 #[cfg(feature = "upstream")]
 pub use upstream::{Login, Upstream, Upstreams};
 pub use variables::{VARIABLES, Variable};
@@ -62,6 +67,9 @@ pub struct Config {
     /// Whether clients are sent to the bucket for NARs.
     #[cfg(feature = "s3")]
     pub s3_redirect: bool,
+    /// How connections are encrypted, if they are.
+    #[cfg(feature = "tls")]
+    pub tls: Option<Tls>,
     /// Other caches behind this one.
     #[cfg(feature = "upstream")]
     pub upstreams: Upstreams,
@@ -115,7 +123,7 @@ impl std::str::FromStr for Verify {
 
 /// The variables as text; an empty one counts as unset.
 #[cfg_attr(
-    not(all(feature = "upstream", feature = "s3")),
+    not(all(feature = "s3", feature = "tls", feature = "upstream")),
     expect(dead_code, reason = "told as not in this build")
 )]
 #[derive(Debug, Default, Deserialize)]
@@ -147,20 +155,14 @@ struct Raw {
     upstream_netrc: Option<String>,
     upstream_absent_ttl: Option<String>,
     upstream_present_ttl: Option<String>,
+    tls_cert: Option<String>,
+    tls_key: Option<String>,
+    tls_client_ca: Option<String>,
 }
 
-impl Config {
-    /// Reads the process's environment.
-    pub fn from_env() -> Result<Self, Problems> {
-        Self::from_vars(std::env::vars_os().map(|(name, value)| {
-            // What is not UTF-8 turns into replacement characters, which no variable accepts.
-            let text = |os: std::ffi::OsString| os.to_string_lossy().into_owned();
-            (text(name), text(value))
-        }))
-    }
-
-    /// Reads `vars`, passing over what does not begin with [`PREFIX`].
-    pub fn from_vars(vars: impl IntoIterator<Item = (String, String)>) -> Result<Self, Problems> {
+impl Raw {
+    /// What `vars` say, passing over what does not begin with [`PREFIX`].
+    fn read(vars: impl IntoIterator<Item = (String, String)>) -> (Self, Parser) {
         let vars: Vec<(String, String)> = vars
             .into_iter()
             .filter(|(name, value)| name.starts_with(PREFIX) && !value.is_empty())
@@ -169,10 +171,31 @@ impl Config {
         for (name, _) in &vars {
             variables::check_known(name, &mut parser);
         }
-        let raw: Raw = envy::prefixed(PREFIX)
+        let raw = envy::prefixed(PREFIX)
             .from_iter(vars)
             .expect("every field is an optional string, which any value fills");
+        (raw, parser)
+    }
+}
 
+/// The process's environment.
+fn process_vars() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().map(|(name, value)| {
+        // What is not UTF-8 turns into replacement characters, which no variable accepts.
+        let text = |os: std::ffi::OsString| os.to_string_lossy().into_owned();
+        (text(name), text(value))
+    })
+}
+
+impl Config {
+    /// Reads the process's environment.
+    pub fn from_env() -> Result<Self, Problems> {
+        Self::from_vars(process_vars())
+    }
+
+    /// Reads `vars`, passing over what does not begin with [`PREFIX`].
+    pub fn from_vars(vars: impl IntoIterator<Item = (String, String)>) -> Result<Self, Problems> {
+        let (raw, mut parser) = Raw::read(vars);
         let defaults = CacheInfo::default();
         let config = Self {
             location: parser.parsed("PATH", raw.path, Location::Directory(DEFAULT_PATH.into())),
@@ -195,6 +218,7 @@ impl Config {
                     Some(true) => Writers::Anyone,
                     Some(false) => Writers::Nobody,
                 },
+                certificates: cfg!(feature = "tls") && raw.tls_client_ca.is_some(),
             },
             log_level: parser.parsed("LOG_LEVEL", raw.log_level, LogLevel::Info),
             log_format: parser.parsed("LOG_FORMAT", raw.log_format, LogFormat::Text),
@@ -223,6 +247,8 @@ impl Config {
             },
             #[cfg(feature = "s3")]
             s3_redirect: parser.switch("S3_REDIRECT", raw.s3_redirect).unwrap_or_default(),
+            #[cfg(feature = "tls")]
+            tls: parser.tls(raw.tls_cert, raw.tls_key, raw.tls_client_ca),
             #[cfg(feature = "upstream")]
             upstreams: Upstreams {
                 list: parser.upstreams(raw.upstreams, raw.upstream_netrc),

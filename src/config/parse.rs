@@ -13,8 +13,13 @@ use crate::nix::PublicKey;
 pub enum Listen {
     /// `host:port` or `[v6]:port`; port 0 takes a free one.
     Tcp(String),
-    /// `unix:/path`
-    Unix(PathBuf),
+    /// `unix:/path`, or `unix:/path?mode=0660`
+    Unix {
+        /// The socket's file.
+        path: PathBuf,
+        /// The file's permissions; none: what the umask leaves.
+        mode: Option<u32>,
+    },
 }
 
 impl Default for Listen {
@@ -28,11 +33,14 @@ impl FromStr for Listen {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if let Some(path) = text.strip_prefix("unix:") {
-            return if path.starts_with('/') {
-                Ok(Self::Unix(path.into()))
-            } else {
-                Err("has no absolute path after “unix:”")
+            let (path, mode) = match path.split_once('?') {
+                Some((path, options)) => (path, Some(socket_mode(options)?)),
+                None => (path, None),
             };
+            if !path.starts_with('/') {
+                return Err("has no absolute path after “unix:”");
+            }
+            return Ok(Self::Unix { path: path.into(), mode });
         }
         let (host, port) =
             text.rsplit_once(':').ok_or("is not host:port, [v6]:port or unix:/path")?;
@@ -53,9 +61,19 @@ impl fmt::Display for Listen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(address) => f.write_str(address),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Unix { path, mode: None } => write!(f, "unix:{}", path.display()),
+            Self::Unix { path, mode: Some(mode) } => {
+                write!(f, "unix:{}?mode={mode:04o}", path.display())
+            }
         }
     }
+}
+
+/// The permissions in `mode=0660`, which is all that a socket can be told.
+fn socket_mode(options: &str) -> Result<u32, &'static str> {
+    let mode = options.strip_prefix("mode=").and_then(|mode| u32::from_str_radix(mode, 8).ok());
+    mode.filter(|mode| *mode <= 0o777)
+        .ok_or("has something else than a mode in octal digits, like mode=0660, after its “?”")
 }
 
 /// Turns raw values into typed ones; what cannot be turned becomes a [`Problem`] and the default.
@@ -238,6 +256,15 @@ impl Parser {
         }
     }
 
+    /// Puts into `value` what `read` makes of it, unless there was a problem with that.
+    pub(super) fn replace<T>(&mut self, value: &mut T, read: impl FnOnce(&mut Self) -> T) {
+        let problems = self.problems.len();
+        let new = read(self);
+        if self.problems.len() == problems {
+            *value = new;
+        }
+    }
+
     /// `config`, if there was no problem.
     pub(super) fn finish<T>(self, config: T) -> Result<T, Problems> {
         if self.problems.is_empty() { Ok(config) } else { Err(Problems(self.problems)) }
@@ -334,10 +361,31 @@ mod tests {
 
     #[test]
     fn listen_addresses() {
-        for text in ["127.0.0.1:8100", "[::1]:80", "localhost:0", "unix:/run/x.sock"] {
+        for text in [
+            "127.0.0.1:8100",
+            "[::1]:80",
+            "localhost:0",
+            "unix:/run/x.sock",
+            "unix:/run/x.sock?mode=0660",
+            "unix:/run/x.sock?mode=0007",
+        ] {
             assert_eq!(text.parse::<Listen>().unwrap().to_string(), text);
         }
-        for text in ["", "8100", ":8100", "::1:80", "host:", "host:99999", "unix:x"] {
+        for text in [
+            "",
+            "8100",
+            ":8100",
+            "::1:80",
+            "host:",
+            "host:99999",
+            "unix:x",
+            "unix:/x?",
+            "unix:/x?mode=",
+            "unix:/x?mode=0680",
+            "unix:/x?mode=1777",
+            "unix:/x?mode=0660&owner=me",
+            "unix:/x?owner=me",
+        ] {
             assert!(text.parse::<Listen>().is_err(), "{text}");
         }
     }

@@ -26,8 +26,8 @@ const fn now(name: &'static str, example: &'static str) -> Variable {
     Variable { name, example, supported: true }
 }
 
-const fn later(name: &'static str) -> Variable {
-    Variable { name, example: "", supported: false }
+const fn tls(name: &'static str, example: &'static str) -> Variable {
+    Variable { name, example, supported: cfg!(feature = "tls") }
 }
 
 const fn upstream(name: &'static str, example: &'static str) -> Variable {
@@ -70,9 +70,9 @@ pub const VARIABLES: &[Variable] = &[
     upstream("NIX_STORED_UPSTREAM_ABSENT_TTL", "60s"),
     upstream("NIX_STORED_UPSTREAM_PRESENT_TTL", "1h"),
     s3("NIX_STORED_S3_REDIRECT", "1"),
-    later("NIX_STORED_TLS_CERT"),
-    later("NIX_STORED_TLS_KEY"),
-    later("NIX_STORED_TLS_CLIENT_CA"),
+    tls("NIX_STORED_TLS_CERT", "/run/keys/cert.pem"),
+    tls("NIX_STORED_TLS_KEY", "/run/keys/key.pem"),
+    tls("NIX_STORED_TLS_CLIENT_CA", "/run/keys/builders-ca.pem"),
 ];
 
 /// Notes a problem where `name` is not a variable of this version.

@@ -7,6 +7,7 @@ use std::future::{Ready, ready};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use arc_swap::ArcSwap;
 use axum::body::Body;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -17,19 +18,44 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::error::HttpError;
+use super::health;
 use super::observe::User;
+use super::origin::Origin;
 use crate::config::{Access, Credentials, Requirement};
+
+/// What is asked of clients, which can be changed while requests are served. A clone is the same
+/// gate.
+#[derive(Debug, Clone)]
+pub struct Gate(Arc<ArcSwap<Access>>);
+
+impl From<Access> for Gate {
+    fn from(access: Access) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(access)))
+    }
+}
+
+impl Gate {
+    /// Asks this of every request from now on. Those that were let in go on.
+    pub fn replace(&self, access: Access) {
+        self.0.store(Arc::new(access));
+    }
+
+    /// What is asked of clients now.
+    pub fn access(&self) -> Arc<Access> {
+        self.0.load_full()
+    }
+}
 
 /// Wraps a service so that only who may reaches it.
 #[derive(Debug, Clone)]
 pub struct AuthorizeLayer {
-    access: Arc<Access>,
+    gate: Gate,
 }
 
 impl AuthorizeLayer {
-    /// A layer that lets through what `access` allows.
-    pub fn new(access: Access) -> Self {
-        Self { access: Arc::new(access) }
+    /// A layer that lets through what `gate` allows.
+    pub fn new(gate: Gate) -> Self {
+        Self { gate }
     }
 }
 
@@ -37,7 +63,7 @@ impl<S> Layer<S> for AuthorizeLayer {
     type Service = Authorize<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Authorize { inner, access: Arc::clone(&self.access) }
+        Authorize { inner, gate: self.gate.clone() }
     }
 }
 
@@ -45,7 +71,7 @@ impl<S> Layer<S> for AuthorizeLayer {
 #[derive(Debug, Clone)]
 pub struct Authorize<S> {
     inner: S,
-    access: Arc<Access>,
+    gate: Gate,
 }
 
 impl<S, B> Service<Request<B>> for Authorize<S>
@@ -61,12 +87,13 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        match decide(&self.access, &request) {
+        match decide(&self.gate.0.load(), &request) {
             Ok(None) => Either::Left(self.inner.call(request)),
             Ok(Some(user)) => {
                 user.tell(request.extensions_mut());
                 Either::Left(self.inner.call(request))
             }
+            Err(_) if health::is_asked(&request) => Either::Left(self.inner.call(request)),
             Err(error) => Either::Right(ready(Ok(error.into_response(request.uri().path())))),
         }
     }
@@ -78,9 +105,14 @@ fn decide<B>(access: &Access, request: &Request<B>) -> Result<Option<User>, Http
     let requirement = if reads { &access.read } else { &access.write };
     let allowed = match requirement {
         Requirement::Anyone => return Ok(None),
-        Requirement::Nobody => return Err(HttpError::UploadsOff),
-        Requirement::User(allowed) => allowed,
+        Requirement::Nobody => Err(HttpError::UploadsOff),
+        Requirement::Certificate => Err(HttpError::NoCertificate),
+        Requirement::User(allowed) => Ok(allowed),
     };
+    if let Some(holder) = holder(request) {
+        return Ok(Some(User::new(holder)));
+    }
+    let allowed = allowed?;
     let presented = request.headers().get(AUTHORIZATION).ok_or(HttpError::NoCredentials)?;
     let presented = Presented::parse(presented).ok_or(HttpError::WrongCredentials)?;
     if let Some(credentials) = presented.find(allowed) {
@@ -94,6 +126,11 @@ fn decide<B>(access: &Access, request: &Request<B>) -> Result<Option<User>, Http
         },
         _ => Err(HttpError::WrongCredentials),
     }
+}
+
+/// Who holds the certificate that the connection began with: the write user, whatever else is sent.
+fn holder<B>(request: &Request<B>) -> Option<&str> {
+    request.extensions().get::<Origin>()?.certificate.as_deref()
 }
 
 /// What a client sent in `Authorization`.

@@ -47,6 +47,9 @@ pub enum HttpError {
     /// Uploads are switched off.
     #[error("uploads are switched off here; set NIX_STORED_USER_WRITE where the cache runs")]
     UploadsOff,
+    /// Only who holds a client certificate may upload.
+    #[error("uploads need a client certificate here; ask who runs the cache for one")]
+    NoCertificate,
     /// A range that the object does not have.
     #[error("the object has {size} bytes, and nothing in the range that was asked for")]
     Range {
@@ -56,6 +59,9 @@ pub enum HttpError {
     /// An upload with a `Content-Encoding` that cannot be decoded.
     #[error("the upload's Content-Encoding is “{0}”, which this cache cannot decode")]
     Encoding(String),
+    /// The store cannot do what it is there for.
+    #[error("the store cannot be used: {0}")]
+    Unhealthy(String),
     /// A bug; the panic's message is on standard error.
     #[error("the cache has a bug: answering this request panicked")]
     Panicked,
@@ -75,10 +81,13 @@ impl HttpError {
             Self::BadName(_) => StatusCode::BAD_REQUEST,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::NoCredentials | Self::WrongCredentials => StatusCode::UNAUTHORIZED,
-            Self::NotAWriter { .. } | Self::UploadsOff => StatusCode::FORBIDDEN,
+            Self::NotAWriter { .. } | Self::UploadsOff | Self::NoCertificate => {
+                StatusCode::FORBIDDEN
+            }
             Self::Range { .. } => StatusCode::RANGE_NOT_SATISFIABLE,
             Self::Encoding(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Unhealthy(_) => StatusCode::SERVICE_UNAVAILABLE,
             // What is fetched from an upstream needs room, too; but a read has no body to be too
             // large.
             Self::Get(GetError::Store(StoreError::NoSpace { .. } | StoreError::Reserve { .. })) => {
@@ -182,5 +191,44 @@ impl HttpError {
             response.extensions_mut().insert(Arc::new(self));
         }
         response
+    }
+}
+
+/// An error with everything that caused it, on one line.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::STATUSES;
+
+    #[test]
+    fn every_status_is_counted_by_its_number() {
+        let errors = [
+            HttpError::Absent,
+            HttpError::Method,
+            HttpError::NoCredentials,
+            HttpError::UploadsOff,
+            HttpError::Range { size: 0 },
+            HttpError::Encoding(String::new()),
+            HttpError::Panicked,
+            HttpError::Unhealthy(String::new()),
+            HttpError::Get(GetError::Store(StoreError::Reserve { free: 0, needed: 0, reserve: 0 })),
+            HttpError::Put(PutError::TooLarge { limit: 0 }),
+            HttpError::Put(PutError::NarMissing(String::new())),
+            HttpError::Put(PutError::Body(BodyError::Stalled(Default::default()))),
+        ];
+        for error in errors {
+            assert!(STATUSES.contains(&error.status().as_u16()), "{error}");
+        }
     }
 }

@@ -4,12 +4,16 @@ mod authorize;
 mod body;
 pub mod conditional;
 mod error;
+mod health;
+mod metrics;
 mod objects;
 mod observe;
 mod origin;
+#[cfg(feature = "pages")]
+mod pages;
 mod router;
 
-pub use authorize::AuthorizeLayer;
+pub use authorize::{AuthorizeLayer, Gate};
 pub use observe::ObserveLayer;
 pub use origin::{LendFile, Origin, Peer};
 pub use router::{App, app};

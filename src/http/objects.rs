@@ -8,10 +8,13 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
 
-use super::body;
 use super::conditional::{self, Selection};
 use super::error::HttpError;
 use super::origin::Origin;
+#[cfg(feature = "pages")]
+use super::pages;
+use super::router::Site;
+use super::{body, health, metrics};
 use crate::cache::{Cache, Taken};
 use crate::nix::{CachePath, Compression};
 use crate::store::{Metadata, Object};
@@ -19,23 +22,30 @@ use crate::store::{Metadata, Object};
 type Answer = Result<Response<Body>, HttpError>;
 
 /// Answers any request.
-pub async fn answer(State(cache): State<Arc<Cache>>, request: Request<Body>) -> Response<Body> {
+pub async fn answer(State(site): State<Arc<Site>>, request: Request<Body>) -> Response<Body> {
     let (request, body) = request.into_parts();
     let answer = match request.method {
-        Method::GET => get(&cache, &request).await,
-        Method::HEAD => head(&cache, &request).await,
-        Method::PUT => put(&cache, &request, body).await,
+        #[cfg(feature = "pages")]
+        Method::GET | Method::HEAD if pages::are_asked_for(&request) => {
+            pages::answer(&site.cache, &site.gate.access(), &request).await
+        }
+        Method::GET => get(&site, &request).await,
+        Method::HEAD => head(&site, &request).await,
+        Method::PUT => put(&site.cache, &request, body).await,
         _ => Err(HttpError::Method),
     };
     answer.unwrap_or_else(|error| error.into_response(request.uri.path()))
 }
 
-async fn get(cache: &Cache, request: &Parts) -> Answer {
-    let path = readable(request)?;
-    if let Some(link) = cache.link(&path).await? {
+async fn get(site: &Site, request: &Parts) -> Answer {
+    let path = match readable(request) {
+        Ok(path) => path,
+        Err(absent) => return page(site, request).await.unwrap_or(Err(absent)),
+    };
+    if let Some(link) = site.cache.link(&path).await? {
         return Ok(redirect(link));
     }
-    let Object { metadata, content } = cache.get(&path).await?.ok_or(HttpError::Absent)?;
+    let Object { metadata, content } = site.cache.get(&path).await?.ok_or(HttpError::Absent)?;
     let (mut response, range) = head_of_answer(&path, &metadata, &request.headers)?;
     if response.status() != StatusCode::NOT_MODIFIED {
         let files = request.extensions.get().and_then(|origin: &Origin| origin.files.as_deref());
@@ -59,12 +69,34 @@ fn redirect(link: String) -> Response<Body> {
 }
 
 /// The headers of GET, and nothing is read for it.
-async fn head(cache: &Cache, request: &Parts) -> Answer {
-    let path = readable(request)?;
-    let metadata = cache.head(&path).await?.ok_or(HttpError::Absent)?;
+async fn head(site: &Site, request: &Parts) -> Answer {
+    let path = match readable(request) {
+        Ok(path) => path,
+        Err(absent) => return head_of_page(page(site, request).await.unwrap_or(Err(absent))?),
+    };
+    let metadata = site.cache.head(&path).await?.ok_or(HttpError::Absent)?;
     let (mut response, range) = head_of_answer(&path, &metadata, &request.headers)?;
     if response.status() != StatusCode::NOT_MODIFIED {
         let length = range.end - range.start;
+        response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+    }
+    Ok(response)
+}
+
+/// What the daemon says of itself, under names that no object can have: nothing is looked up for it
+/// before a name has turned out to be none.
+async fn page(site: &Site, request: &Parts) -> Option<Answer> {
+    match request.uri.path() {
+        metrics::PATH => Some(Ok(metrics::answer(&site.cache).await)),
+        health::PATH => Some(Ok(health::answer(site).await)),
+        _ => None,
+    }
+}
+
+fn head_of_page(page: Response<Body>) -> Answer {
+    let length = http_body::Body::size_hint(page.body()).exact();
+    let mut response = page.map(|_| Body::empty());
+    if let Some(length) = length {
         response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
     }
     Ok(response)
@@ -75,12 +107,14 @@ async fn put(cache: &Cache, request: &Parts, body: Body) -> Answer {
         .map_err(HttpError::BadName)?;
     let encoding = encoding(&request.headers)?;
     let declared = http_body::Body::size_hint(&body).exact();
-    let taken = cache.put(&path, encoding, declared, body::incoming(body)).await?;
+    let accepted = cache.put(&path, encoding, declared, body::incoming(body)).await?;
     let mut response = Response::new(Body::empty());
-    *response.status_mut() = match taken {
+    *response.status_mut() = match accepted.taken {
         Taken::New => StatusCode::CREATED,
         Taken::Again => StatusCode::OK,
     };
+    // `observe` tells it, with whom it is from.
+    response.extensions_mut().insert(Arc::new(accepted));
     Ok(response)
 }
 
@@ -101,7 +135,12 @@ fn encoding(headers: &HeaderMap) -> Result<Compression, HttpError> {
 }
 
 fn readable(request: &Parts) -> Result<CachePath, HttpError> {
-    CachePath::from_request(request.uri.path(), request.uri.query()).map_err(HttpError::NoSuchName)
+    let path = request.uri.path();
+    CachePath::from_request(path, request.uri.query()).or_else(|error| match path {
+        // What is there for people to look at is for programs to read.
+        "/" => Ok(CachePath::CacheInfo),
+        _ => Err(HttpError::NoSuchName(error)),
+    })
 }
 
 /// As many headers as an answer has, so that their map is allocated once.
@@ -139,5 +178,9 @@ fn head_of_answer(
     let date = httpdate::fmt_http_date(metadata.modified);
     let date = HeaderValue::try_from(date).expect("an HTTP date is a header value");
     headers.insert(header::LAST_MODIFIED, date);
+    if *path == CachePath::CacheInfo {
+        // At `/` it is a page for who wants that.
+        headers.insert(header::VARY, fixed("accept"));
+    }
     Ok((response, range))
 }

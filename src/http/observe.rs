@@ -1,10 +1,11 @@
-//! Every request logged once, when its answer has been sent, as a tower layer.
+//! Every request counted and logged once, when its answer has been sent, as a tower layer.
 //!
-//! Uploads, refusals and errors are logged from `info` on; successful reads and plain misses at
+//! An upload that was taken is told with everything that an audit wants to know of it. Uploads, refusals and errors are logged from `info` on; successful reads and plain misses at
 //! `debug`, because a busy cache would drown the journal.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
@@ -19,8 +20,15 @@ use tower_layer::Layer;
 use tower_service::Service;
 use tracing::Level;
 
-use super::error::HttpError;
+use super::error::{HttpError, chain};
+use super::metrics;
 use super::origin::{Origin, Peer};
+use crate::cache::Accepted;
+use crate::metrics::Metrics;
+use crate::nix::cache_path::Kind;
+
+// The numbers of an outcome are read when nobody changes them any more.
+const ORDER: Ordering = Ordering::Relaxed;
 
 /// Who a request is from. `observe` puts the empty slot into a request, `authorize` fills it.
 #[derive(Debug, Clone)]
@@ -41,22 +49,39 @@ impl User {
     }
 }
 
-/// Wraps a service so that every request is logged once.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct ObserveLayer;
+/// Wraps a service so that every request is counted and logged once.
+#[derive(Debug, Clone)]
+pub struct ObserveLayer {
+    metrics: Arc<Metrics>,
+}
+
+impl ObserveLayer {
+    /// A layer that counts here.
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        Self { metrics }
+    }
+}
 
 impl<S> Layer<S> for ObserveLayer {
     type Service = Observe<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Observe { inner }
+        Observe { inner, metrics: Arc::clone(&self.metrics) }
     }
 }
 
-/// Logs what the inner service answers.
+/// Counts and logs what the inner service answers.
 #[derive(Debug, Clone)]
 pub struct Observe<S> {
     inner: S,
+    metrics: Arc<Metrics>,
+}
+
+impl<S> Observe<S> {
+    /// Where it counts.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
 }
 
 impl<S, B> Service<Request<B>> for Observe<S>
@@ -72,8 +97,12 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        // Only who sends credentials can turn out to be somebody.
-        let user = request.headers().contains_key(AUTHORIZATION).then(UserSlot::default);
+        // Only who shows something can turn out to be somebody.
+        let origin = request.extensions().get::<Origin>();
+        let shown = request.headers().contains_key(AUTHORIZATION)
+            || origin.is_some_and(|origin| origin.certificate.is_some());
+        let peer = origin.map(|origin| origin.peer);
+        let user = shown.then(UserSlot::default);
         if let Some(user) = &user {
             request.extensions_mut().insert(Arc::clone(user));
         }
@@ -81,10 +110,11 @@ where
             begun: Instant::now(),
             method: request.method().clone(),
             uri: request.uri().clone(),
-            peer: request.extensions().get::<Origin>().map(|origin| origin.peer),
+            peer,
             forwarded_for: forwarded_for(&request),
             uploaded: content_length(request.headers()),
             user,
+            metrics: Arc::clone(&self.metrics),
         };
         ObserveFuture { inner: self.inner.call(request), record: Some(record) }
     }
@@ -133,10 +163,19 @@ where
         let error = response.extensions().get::<Arc<HttpError>>().cloned();
         let status = response.status();
         let level = level(&record.method, status);
-        if !enabled(level) {
+        if !enabled(level) && is_at_hand(response.body()) {
+            record.count(status, error.as_deref());
             return Poll::Ready(Ok(response));
         }
-        let outcome = Outcome { record, level, status, error, sent: 0, finished: false };
+        let outcome = Arc::new(Outcome {
+            accepted: response.extensions().get::<Arc<Accepted>>().cloned(),
+            record,
+            level,
+            status,
+            error,
+            sent: AtomicU64::new(0),
+            finished: AtomicBool::new(false),
+        });
         Poll::Ready(Ok(response.map(|inner| Body::new(ObserveBody { inner, outcome }))))
     }
 }
@@ -150,16 +189,46 @@ struct Record {
     forwarded_for: Option<String>,
     uploaded: Option<u64>,
     user: Option<UserSlot>,
+    metrics: Arc<Metrics>,
 }
 
-/// How it ended. Logged when the body of the answer has been sent or given up.
+impl Record {
+    fn count(&self, status: StatusCode, error: Option<&HttpError>) {
+        let kind = Kind::asked_for(self.uri.path());
+        let (method, took) = (metrics::method(&self.method), self.begun.elapsed());
+        self.metrics.traffic.answered(kind, method, status.as_u16(), took);
+        if let (Some(error), true) = (error, self.method == Method::PUT) {
+            self.metrics.refused.with_label_values(&[metrics::reason(error)]).inc();
+        }
+    }
+}
+
+/// How it ended. Counted and logged when all of the answer has been sent or given up: that is when
+/// the last of its bytes are dropped, and with them this.
 struct Outcome {
     record: Record,
     level: Level,
     status: StatusCode,
     error: Option<Arc<HttpError>>,
-    sent: u64,
-    finished: bool,
+    accepted: Option<Arc<Accepted>>,
+    sent: AtomicU64,
+    finished: AtomicBool,
+}
+
+impl Drop for Outcome {
+    fn drop(&mut self) {
+        self.record.count(self.status, self.error.as_deref());
+        if enabled(self.level) {
+            self.log();
+        }
+    }
+}
+
+/// An answer that goes out with its head, so that nothing of it has to be waited for.
+const AT_HAND: u64 = 64 * 1024;
+
+fn is_at_hand(body: &Body) -> bool {
+    body.size_hint().exact().is_some_and(|length| length <= AT_HAND)
 }
 
 fn level(method: &Method, status: StatusCode) -> Level {
@@ -189,48 +258,49 @@ impl Outcome {
             500.. => "failed",
             404 if !uploads => "absent",
             400.. => "refused",
-            _ if !self.finished => "broken off",
+            _ if !self.finished.load(ORDER) => "broken off",
             _ if uploads => "uploaded",
             _ => "served",
         };
-        // The level of an event is part of its call site, so there is one for each.
+        let accepted = self.accepted.as_deref();
+        let user = record.user.as_ref().and_then(|slot| slot.get()).map(|user| &*user.0);
+        // Who uploads is always told.
+        let user = user.or(accepted.map(|_| "anonymous"));
+        // The level of an event is part of its call site, and so is its target: there is one for
+        // each.
         macro_rules! event {
-            ($level:expr) => {
+            ($target:expr, $level:expr) => {
                 tracing::event!(
+                    target: $target,
                     $level,
                     method = %record.method,
                     path = shortened(record.uri.path()),
                     status = self.status.as_u16(),
-                    sent_bytes = self.sent,
+                    sent_bytes = self.sent.load(ORDER),
                     received_bytes = record.uploaded.filter(|_| uploads),
                     duration_ms = record.begun.elapsed().as_micros() as f64 / 1000.0,
-                    user = record.user.as_ref().and_then(|slot| slot.get()).map(|user| &*user.0),
+                    user,
                     client = record.peer.map(|peer| peer.to_string()),
                     forwarded_for = record.forwarded_for,
-                    reason = self.error.as_deref().map(chain),
+                    store_path = accepted.and_then(|it| it.store_path.as_deref()),
+                    size_bytes = accepted.map(|it| it.size),
+                    file_hash = accepted.and_then(|it| it.file_hash).map(tracing::field::display),
+                    nar_hash = accepted.and_then(|it| it.nar_hash).map(tracing::field::display),
+                    signed_by = accepted.and_then(|it| it.signed_by.as_deref()),
+                    unchecked_keys = accepted.and_then(|it| it.unchecked_keys.as_deref()),
+                    reason = self.error.as_deref().map(|error| chain(error)),
                     "{message}"
                 )
             };
         }
         match self.level {
-            Level::ERROR => event!(Level::ERROR),
-            Level::WARN => event!(Level::WARN),
-            Level::INFO => event!(Level::INFO),
-            _ => event!(Level::DEBUG),
+            _ if accepted.is_some() => event!("audit", Level::INFO),
+            Level::ERROR => event!(module_path!(), Level::ERROR),
+            Level::WARN => event!(module_path!(), Level::WARN),
+            Level::INFO => event!(module_path!(), Level::INFO),
+            _ => event!(module_path!(), Level::DEBUG),
         }
     }
-}
-
-/// An error with everything that caused it, on one line.
-fn chain(error: &HttpError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }
 
 /// A path is ASCII by now: `http::Uri` takes nothing else.
@@ -239,11 +309,11 @@ fn shortened(path: &str) -> &str {
 }
 
 pin_project! {
-    /// Counts the bytes of an answer, and logs the request when it is through with it.
+    /// Counts the bytes of an answer.
     struct ObserveBody {
         #[pin]
         inner: Body,
-        outcome: Outcome,
+        outcome: Arc<Outcome>,
     }
 
     impl PinnedDrop for ObserveBody {
@@ -251,8 +321,9 @@ pin_project! {
             let this = this.project();
             // The server does not ask for the end of a body that is known to have none, and never
             // for the body of an answer to HEAD.
-            this.outcome.finished |= this.inner.is_end_stream() || this.outcome.record.method == Method::HEAD;
-            this.outcome.log();
+            if this.inner.is_end_stream() || this.outcome.record.method == Method::HEAD {
+                this.outcome.finished.store(true, ORDER);
+            }
         }
     }
 }
@@ -267,14 +338,11 @@ impl HttpBody for ObserveBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let this = self.project();
         let frame = ready!(this.inner.poll_frame(cx));
-        match &frame {
-            Some(Ok(frame)) => {
-                this.outcome.sent += frame.data_ref().map_or(0, |data| data.len() as u64);
-            }
-            Some(Err(_)) => {}
-            None => this.outcome.finished = true,
+        if frame.is_none() {
+            this.outcome.finished.store(true, ORDER);
         }
-        Poll::Ready(frame)
+        let held = |frame: Frame<Bytes>| frame.map_data(|bytes| Held::hold(bytes, this.outcome));
+        Poll::Ready(frame.map(|frame| frame.map(held)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -283,6 +351,27 @@ impl HttpBody for ObserveBody {
 
     fn size_hint(&self) -> SizeHint {
         self.inner.size_hint()
+    }
+}
+
+/// Bytes of an answer that are on their way: a whole file can be handed over at once, and leave an
+/// hour later.
+struct Held {
+    bytes: Bytes,
+    /// Ends with the last of them.
+    _outcome: Arc<Outcome>,
+}
+
+impl Held {
+    fn hold(bytes: Bytes, outcome: &Arc<Outcome>) -> Bytes {
+        outcome.sent.fetch_add(bytes.len() as u64, ORDER);
+        Bytes::from_owner(Self { bytes, _outcome: Arc::clone(outcome) })
+    }
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 
@@ -302,7 +391,8 @@ mod tests {
             }
             Ok::<_, Infallible>(Response::new(Body::empty()))
         });
-        let answer = ObserveLayer.layer(service).oneshot(Request::new(Body::empty())).await;
+        let layer = ObserveLayer::new(Metrics::new());
+        let answer = layer.layer(service).oneshot(Request::new(Body::empty())).await;
         assert_eq!(answer.unwrap().status(), StatusCode::INTERNAL_SERVER_ERROR);
     }
 }

@@ -8,63 +8,84 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::Body;
+use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 use tower_service::Service as _;
 use tracing::{debug, info};
 
 use super::activity::{Activity, Working};
 use super::io::Watched;
-use super::listener::Stream;
+use super::listener::Accepted;
 use super::sendfile::Lent;
+use super::slots::Slot;
 use crate::http::{App, Origin, Peer};
 
 /// The head of a request must fit in here, and no chunk of a body is larger.
-const BUFFER: usize = 64 * 1024;
+pub const BUFFER: usize = 64 * 1024;
+
+/// How long a client that has a connection may take to send its next request, once the daemon is
+/// told to stop: who sends them one after the other gets each of them answered.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// How long what a client still sends is thrown away after the last answer, and how much of it.
 /// Closing a socket with unread bytes resets it, and the reset can overtake the answer: then the
 /// client would see a broken connection instead of the reason for which its upload was refused.
-const LINGER: Duration = Duration::from_secs(5);
-const LINGER_BYTES: usize = 16 * 1024 * 1024;
+pub const LINGER: Duration = Duration::from_secs(5);
+pub const LINGER_BYTES: usize = 16 * 1024 * 1024;
 
-/// Serves one connection until it ends, takes too long, or `draining` is cancelled and the request
-/// that it is in has been answered. `_slot` is what it holds for as long.
-pub async fn serve(
-    stream: Stream,
-    peer: Peer,
-    app: App,
-    draining: CancellationToken,
-    _slot: Option<OwnedSemaphorePermit>,
-) {
-    let activity = Activity::new();
+/// Serves one connection until it ends, takes too long, or `draining` is cancelled and the requests
+/// that it is in have been answered. It holds its `slot` for as long.
+pub async fn serve(accepted: Accepted, app: App, draining: CancellationToken, slot: Slot) {
+    let peer = accepted.peer;
+    let activity = Activity::new(slot.crowd.clone());
     let lent = Arc::new(Lent::default());
-    let io = TokioIo::new(Watched::new(stream, Arc::clone(&activity), Arc::clone(&lent)));
-    let origin = Origin { peer, files: Some(Arc::new(lent)) };
-    let service = Requests { app, origin, activity: Arc::clone(&activity) };
-    let mut connection = http1::Builder::new().max_buf_size(BUFFER).serve_connection(io, service);
+    let metrics = Arc::clone(app.metrics());
+    let _open = metrics.open();
+    let io = Watched::new(accepted.stream, Arc::clone(&activity), Arc::clone(&lent), metrics);
+    #[cfg(feature = "tls")]
+    if let Some(secure) = &accepted.secure {
+        // On the heap, because plain connections must not carry it along.
+        let served = super::tls::serve(secure, io, peer, app, activity, draining);
+        return Box::pin(served).await;
+    }
+    let origin = Origin { peer, files: Some(Arc::new(lent)), certificate: None };
+    serve_http1(io, Requests::new(app, origin, activity), draining).await;
+}
 
+/// Serves HTTP/1 on a connection.
+pub async fn serve_http1<S>(stream: S, requests: Requests, draining: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let (activity, peer) = (Arc::clone(requests.activity()), requests.peer());
+    let mut connection =
+        http1::Builder::new().max_buf_size(BUFFER).serve_connection(TokioIo::new(stream), requests);
     let ended = {
         let mut expired = pin!(activity.expired());
-        let mut drain = pin!(draining.cancelled());
+        let mut drain = pin!(async {
+            draining.cancelled().await;
+            activity.ends();
+            activity.settled(QUIET).await;
+        });
         let mut draining = false;
         loop {
             tokio::select! {
                 biased;
+                // First, so that the next answer is known to be the last.
+                () = &mut drain, if !draining => {
+                    draining = true;
+                    Pin::new(&mut connection).graceful_shutdown();
+                }
                 ended = poll_fn(|cx| connection.poll_without_shutdown(cx)) => break ended,
                 () = &mut expired => {
                     debug!(client = %peer, "closed a connection that stood still");
                     return;
-                }
-                () = &mut drain, if !draining => {
-                    draining = true;
-                    Pin::new(&mut connection).graceful_shutdown();
                 }
             }
         }
@@ -77,10 +98,34 @@ pub async fn serve(
 }
 
 /// The requests of one connection.
-struct Requests {
+pub struct Requests {
     app: App,
     origin: Origin,
     activity: Arc<Activity>,
+}
+
+impl Requests {
+    /// Those of `origin`, which `app` answers.
+    pub fn new(app: App, origin: Origin, activity: Arc<Activity>) -> Self {
+        Self { app, origin, activity }
+    }
+
+    /// What the connection is doing.
+    pub fn activity(&self) -> &Arc<Activity> {
+        &self.activity
+    }
+
+    /// The other end of it.
+    pub fn peer(&self) -> Peer {
+        self.origin.peer
+    }
+
+    /// The answer to one of them.
+    pub fn answer(&self, mut request: Request<Body>) -> Answer {
+        let working = self.activity.work();
+        request.extensions_mut().insert(self.origin.clone());
+        Answer { inner: self.app.clone().call(request), working: Some(working) }
+    }
 }
 
 impl Service<Request<Incoming>> for Requests {
@@ -88,16 +133,13 @@ impl Service<Request<Incoming>> for Requests {
     type Error = Infallible;
     type Future = Answer;
 
-    fn call(&self, mut request: Request<Incoming>) -> Answer {
-        let working = self.activity.work();
-        request.extensions_mut().insert(self.origin.clone());
-        let inner = self.app.clone().call(request.map(Body::new));
-        Answer { inner, working: Some(working) }
+    fn call(&self, request: Request<Incoming>) -> Answer {
+        self.answer(request.map(Body::new))
     }
 }
 
 /// The answer to one request, and the sign that it is being worked on.
-struct Answer {
+pub struct Answer {
     inner: <App as tower_service::Service<Request<Body>>>::Future,
     working: Option<Working>,
 }
@@ -106,14 +148,16 @@ impl Future for Answer {
     type Output = Result<Response<Body>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let answer = ready!(Pin::new(&mut self.inner).poll(cx));
-        self.working = None;
-        Poll::Ready(answer)
+        let mut answer = ready!(Pin::new(&mut self.inner).poll(cx))?;
+        if self.working.take().is_some_and(|working| working.is_the_last()) {
+            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        Poll::Ready(Ok(answer))
     }
 }
 
 /// Says that no more will come, and reads on for a while.
-async fn linger(mut io: Watched) {
+pub async fn linger(mut io: impl AsyncRead + AsyncWrite + Unpin) {
     let drain = async {
         io.shutdown().await?;
         // On the heap, because a connection that idles must not carry it along.

@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use super::activity::Activity;
 use super::listener::Stream;
 use super::sendfile::{Lent, Piece};
+use crate::metrics::Metrics;
 
 /// A stream that tells its connection's [`Activity`] of every byte, and sends what is [`Lent`] from
 /// its file.
@@ -21,6 +22,7 @@ pub struct Watched {
     stream: Stream,
     activity: Arc<Activity>,
     lent: Arc<Lent>,
+    metrics: Arc<Metrics>,
     /// Whether the kernel holds back packets that are not full, so that the head of an answer and
     /// the beginning of a file travel together, and the client is woken once for both.
     corked: bool,
@@ -31,8 +33,13 @@ pub struct Watched {
 }
 
 impl Watched {
-    pub fn new(stream: Stream, activity: Arc<Activity>, lent: Arc<Lent>) -> Self {
-        Self { stream, activity, lent, corked: false, cached: 0..0, reading_ahead: None }
+    pub fn new(
+        stream: Stream,
+        activity: Arc<Activity>,
+        lent: Arc<Lent>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { stream, activity, lent, metrics, corked: false, cached: 0..0, reading_ahead: None }
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
@@ -139,6 +146,7 @@ impl AsyncRead for Watched {
         };
         if buf.filled().len() > before {
             self.activity.read();
+            self.metrics.traffic.received(buf.filled().len() - before);
         }
         read
     }
@@ -159,12 +167,17 @@ impl AsyncWrite for Watched {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let wrote = if self.lent.is_empty() {
-            ready!(self.stream.poll_write_vectored(cx, bufs))
+            self.stream.poll_write_vectored(cx, bufs)
         } else {
-            ready!(self.poll_send(cx, bufs))
+            self.poll_send(cx, bufs)
         };
-        self.activity.wrote();
-        Poll::Ready(wrote)
+        if let Poll::Ready(wrote) = &wrote {
+            self.activity.wrote();
+            self.metrics.traffic.sent(*wrote.as_ref().unwrap_or(&0));
+        } else {
+            self.activity.is_held_up();
+        }
+        wrote
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -1,24 +1,48 @@
 //! Where connections come from.
 
 use std::fmt;
+use std::future::poll_fn;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::task::{Context, Poll, ready};
 
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
+use super::inherited::Inherited;
+#[cfg(feature = "tls")]
+use super::tls::Secure;
+use super::unix::{self, SocketFile};
 use crate::config::Listen;
 use crate::http::Peer;
 
-/// A bound socket.
+/// All sockets that are listened on.
 #[derive(Debug)]
-pub enum Listener {
-    /// TCP.
-    Tcp(TcpListener),
-    /// A unix socket, and its path for as long as this process owns it.
-    Unix(UnixListener, PathBuf),
+pub struct Listener {
+    sockets: Vec<Socket>,
+    /// The one that is asked first, so that a busy one does not keep the others waiting.
+    first: usize,
+    #[cfg(feature = "tls")]
+    secure: Option<Secure>,
 }
 
-/// An accepted connection.
+/// A bound socket.
+#[derive(Debug)]
+enum Socket {
+    Tcp(TcpListener),
+    /// A unix socket, and its file where it is ours.
+    Unix(UnixListener, Option<SocketFile>),
+}
+
+/// A connection that has just begun.
+#[derive(Debug)]
+pub struct Accepted {
+    pub stream: Stream,
+    pub peer: Peer,
+    /// How it shall be encrypted.
+    #[cfg(feature = "tls")]
+    pub secure: Option<Secure>,
+}
+
+/// The bytes of a connection.
 #[derive(Debug)]
 pub enum Stream {
     /// TCP.
@@ -30,17 +54,80 @@ pub enum Stream {
 impl Listener {
     /// Binds the socket that the configuration names.
     pub async fn bind(listen: &Listen) -> io::Result<Self> {
-        match listen {
-            Listen::Tcp(address) => Ok(Self::Tcp(TcpListener::bind(address.as_str()).await?)),
-            Listen::Unix(path) => {
-                remove_dead_socket(path).await?;
-                Ok(Self::Unix(UnixListener::bind(path)?, path.clone()))
+        let socket = match listen {
+            Listen::Tcp(address) => Socket::Tcp(TcpListener::bind(address.as_str()).await?),
+            Listen::Unix { path, mode } => {
+                let (listener, file) = unix::bind(path, *mode).await?;
+                Socket::Unix(listener, Some(file))
             }
+        };
+        Ok(Self::on(vec![socket]))
+    }
+
+    /// Listens on sockets that others have bound.
+    pub fn inherit(inherited: Vec<Inherited>) -> io::Result<Self> {
+        let sockets = inherited.into_iter().map(|socket| match socket {
+            Inherited::Tcp(listener) => Ok(Socket::Tcp(TcpListener::from_std(listener)?)),
+            Inherited::Unix(listener) => Ok(Socket::Unix(UnixListener::from_std(listener)?, None)),
+        });
+        Ok(Self::on(sockets.collect::<io::Result<_>>()?))
+    }
+
+    fn on(sockets: Vec<Socket>) -> Self {
+        Self {
+            sockets,
+            first: 0,
+            #[cfg(feature = "tls")]
+            secure: None,
         }
     }
 
-    /// Whether only this machine reaches it.
+    /// Encrypts every connection.
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn encrypted(self, secure: Option<Secure>) -> Self {
+        Self { secure, ..self }
+    }
+
+    /// Whether only this machine reaches it, by whichever socket.
     pub fn is_local(&self) -> bool {
+        self.sockets.iter().all(Socket::is_local)
+    }
+
+    /// The addresses, as URLs where there are such.
+    pub fn urls(&self) -> Vec<String> {
+        #[cfg(feature = "tls")]
+        let scheme = if self.secure.is_some() { "https" } else { "http" };
+        #[cfg(not(feature = "tls"))]
+        let scheme = "http";
+        self.sockets.iter().map(|socket| socket.url(scheme)).collect()
+    }
+
+    /// The next connection.
+    pub async fn accept(&mut self) -> io::Result<Accepted> {
+        let (stream, peer) = poll_fn(|cx| self.poll_accept(cx)).await?;
+        Ok(Accepted {
+            stream,
+            peer,
+            #[cfg(feature = "tls")]
+            secure: self.secure.clone(),
+        })
+    }
+
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Stream, Peer)>> {
+        let count = self.sockets.len();
+        for at in (self.first..count).chain(0..self.first) {
+            if let Poll::Ready(accepted) = self.sockets[at].poll_accept(cx) {
+                self.first = (at + 1) % count;
+                return Poll::Ready(accepted);
+            }
+        }
+        Poll::Pending
+    }
+}
+
+impl Socket {
+    fn is_local(&self) -> bool {
         match self {
             Self::Tcp(listener) => {
                 listener.local_addr().is_ok_and(|address| address.ip().is_loopback())
@@ -49,53 +136,42 @@ impl Listener {
         }
     }
 
-    /// The next connection.
-    pub async fn accept(&self) -> io::Result<(Stream, Peer)> {
+    fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<io::Result<(Stream, Peer)>> {
         match self {
             Self::Tcp(listener) => {
-                let (stream, address) = listener.accept().await?;
+                let (stream, address) = ready!(listener.poll_accept(cx))?;
                 // Answers are written whole: waiting for more would only delay them.
                 stream.set_nodelay(true)?;
-                Ok((Stream::Tcp(stream), Peer::Tcp(address)))
+                Poll::Ready(Ok((Stream::Tcp(stream), Peer::Tcp(address))))
             }
             Self::Unix(listener, _) => {
-                let (stream, _) = listener.accept().await?;
-                Ok((Stream::Unix(stream), Peer::Unix))
+                let (stream, _) = ready!(listener.poll_accept(cx))?;
+                Poll::Ready(Ok((Stream::Unix(stream), Peer::Unix)))
+            }
+        }
+    }
+
+    fn url(&self, scheme: &str) -> String {
+        match self {
+            Self::Tcp(listener) => match listener.local_addr() {
+                Ok(address) => format!("{scheme}://{address}"),
+                Err(_) => "an unknown address".to_owned(),
+            },
+            Self::Unix(_, Some(file)) => format!("unix:{}", file.path().display()),
+            Self::Unix(listener, None) => {
+                let address = listener.local_addr().ok();
+                match address.as_ref().and_then(|address| address.as_pathname()) {
+                    Some(path) => format!("unix:{}", path.display()),
+                    None => "a unix socket without a name".to_owned(),
+                }
             }
         }
     }
 }
 
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let Self::Unix(_, path) = self {
-            // It may be gone already, and then all is well.
-            let _ = std::fs::remove_file(path);
-        }
-    }
-}
-
-/// The address as a URL where there is one.
+/// The addresses.
 impl fmt::Display for Listener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(listener) => match listener.local_addr() {
-                Ok(address) => write!(f, "http://{address}"),
-                Err(_) => f.write_str("an unknown address"),
-            },
-            Self::Unix(_, path) => write!(f, "unix:{}", path.display()),
-        }
-    }
-}
-
-/// A socket that a killed process left would make binding fail for ever.
-async fn remove_dead_socket(path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::FileTypeExt;
-    match std::fs::symlink_metadata(path) {
-        Ok(found) if found.file_type().is_socket() => match UnixStream::connect(path).await {
-            Ok(_) => Err(io::Error::new(io::ErrorKind::AddrInUse, "another process answers there")),
-            Err(_) => std::fs::remove_file(path),
-        },
-        _ => Ok(()),
+        f.write_str(&self.urls().join(" and "))
     }
 }

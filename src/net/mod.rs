@@ -2,10 +2,25 @@
 
 mod activity;
 mod connection;
+#[cfg(feature = "tls")]
+mod http2;
+mod inherited;
 mod io;
+#[cfg(feature = "tls")]
+mod leftover;
 mod listener;
 mod sendfile;
 mod server;
+mod slots;
+#[cfg(feature = "tls")]
+mod subject;
+pub mod systemd;
+#[cfg(feature = "tls")]
+mod tls;
+mod unix;
 
+pub use inherited::Inherited;
 pub use listener::Listener;
 pub use server::{Drained, GRACE, serve};
+#[cfg(feature = "tls")]
+pub use tls::Secure;

@@ -92,6 +92,26 @@ enum Part {
     Padding(usize),
 }
 
+/// What a NAR holds, told in the order in which it stands there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Seen {
+    /// What comes next has this name in the directory that is open.
+    Name(Vec<u8>),
+    /// A directory opens.
+    Directory,
+    /// The directory that was opened last ends.
+    DirectoryEnd,
+    /// A regular file.
+    File {
+        /// Its length in bytes.
+        size: u64,
+        /// Whether it can be run.
+        executable: bool,
+    },
+    /// A symlink to this.
+    Symlink(Vec<u8>),
+}
+
 /// Checks a NAR that is pushed into it piece by piece.
 #[derive(Debug)]
 pub struct NarChecker {
@@ -102,6 +122,10 @@ pub struct NarChecker {
     /// For each open directory, the last name in it.
     directories: Vec<Vec<u8>>,
     at: u64,
+    /// Whether the file that is being read can be run.
+    executable: bool,
+    /// What was seen since somebody asked; none where nobody will.
+    seen: Option<Vec<Seen>>,
 }
 
 impl Default for NarChecker {
@@ -112,11 +136,34 @@ impl Default for NarChecker {
             buffer: Vec::new(),
             directories: Vec::new(),
             at: 0,
+            executable: false,
+            seen: None,
         }
     }
 }
 
 impl NarChecker {
+    /// One that also tells what it sees.
+    pub fn telling() -> Self {
+        Self { seen: Some(Vec::new()), ..Self::default() }
+    }
+
+    /// What was seen since the last time that this was called.
+    pub fn take_seen(&mut self) -> Vec<Seen> {
+        self.seen.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    fn see(&mut self, seen: impl FnOnce() -> Seen) {
+        if let Some(list) = &mut self.seen {
+            list.push(seen());
+        }
+    }
+
+    fn see_file(&mut self, size: u64) {
+        let executable = self.executable;
+        self.see(|| Seen::File { size, executable });
+    }
+
     /// Takes the next bytes.
     pub fn push(&mut self, mut bytes: &[u8]) -> Result<(), NarError> {
         while !bytes.is_empty() {
@@ -192,6 +239,7 @@ impl NarChecker {
     fn begin(&mut self, length: u64) -> Result<(), NarError> {
         let padding = (length.wrapping_neg() % 8) as usize;
         if self.due == Due::Contents {
+            self.see_file(length);
             if length == 0 {
                 self.due = Due::NodeClose;
                 self.pad(0);
@@ -236,35 +284,46 @@ impl NarChecker {
             Due::NodeOpen => word("(", Due::TypeKey),
             Due::TypeKey => word("type", Due::Type),
             Due::Type => match text {
-                b"regular" => Ok(Due::FileField),
+                b"regular" => {
+                    self.executable = false;
+                    Ok(Due::FileField)
+                }
                 b"symlink" => Ok(Due::TargetKey),
                 b"directory" if self.directories.len() >= MAX_DEPTH => Err(NarError::TooDeep),
                 b"directory" => {
                     self.directories.push(Vec::new());
+                    self.see(|| Seen::Directory);
                     Ok(Due::EntryOrClose)
                 }
                 _ => not("regular, symlink or directory"),
             },
             Due::FileField => match text {
-                b"executable" => Ok(Due::ExecutableMark),
+                b"executable" => {
+                    self.executable = true;
+                    Ok(Due::ExecutableMark)
+                }
                 b"contents" => Ok(Due::Contents),
-                b")" => Ok(self.after_node()),
+                b")" => Ok(self.after_empty_file()),
                 _ => not("executable, contents or )"),
             },
             Due::ExecutableMark => word("", Due::ExecutableField),
             Due::ExecutableField => match text {
                 b"contents" => Ok(Due::Contents),
-                b")" => Ok(self.after_node()),
+                b")" => Ok(self.after_empty_file()),
                 _ => not("contents or )"),
             },
             Due::TargetKey => word("target", Due::Target),
             Due::Target if text.is_empty() || text.contains(&0) => not("a symlink's target"),
-            Due::Target => Ok(Due::NodeClose),
+            Due::Target => {
+                self.see(|| Seen::Symlink(text.to_vec()));
+                Ok(Due::NodeClose)
+            }
             Due::NodeClose => word(")", Due::End).map(|_| self.after_node()),
             Due::EntryOrClose => match text {
                 b"entry" => Ok(Due::EntryOpen),
                 b")" => {
                     self.directories.pop();
+                    self.see(|| Seen::DirectoryEnd);
                     Ok(self.after_node())
                 }
                 _ => not("entry or )"),
@@ -276,6 +335,11 @@ impl NarChecker {
             Due::EntryClose => word(")", Due::EntryOrClose),
             Due::Contents | Due::End => not("anything"),
         }
+    }
+
+    fn after_empty_file(&mut self) -> Due {
+        self.see_file(0);
+        self.after_node()
     }
 
     fn after_node(&self) -> Due {
@@ -295,6 +359,7 @@ impl NarChecker {
             return Err(NarError::Order { name: text(), after });
         }
         name.clone_into(last);
+        self.see(|| Seen::Name(name.to_vec()));
         Ok(())
     }
 }
@@ -346,6 +411,43 @@ mod tests {
         assert_eq!(check(&words("nix-archive-1 ( type regular contents x )")), Ok(()));
         assert_eq!(check(&words("nix-archive-1 ( type symlink target /x )")), Ok(()));
         assert_eq!(check(&words("nix-archive-1 ( type directory )")), Ok(()));
+    }
+
+    #[test]
+    fn what_it_sees_is_told_in_order() {
+        let name = |name: &str| Seen::Name(name.into());
+        let file = |size, executable| Seen::File { size, executable };
+        let tree = [
+            Seen::Directory,
+            name("a"),
+            file(5, false),
+            name("b"),
+            Seen::Directory,
+            name("x"),
+            Seen::Symlink("../a".into()),
+            Seen::DirectoryEnd,
+            name("c"),
+            file(0, true),
+            name("d"),
+            file(0, false),
+            Seen::DirectoryEnd,
+        ];
+        let end = " ) ) )";
+        let text = TREE.strip_suffix(end).unwrap();
+        let bytes = words(&format!("{text} ) ) entry ( name d node ( type regular{end}"));
+        for size in [1, 8, bytes.len()] {
+            let mut checker = NarChecker::telling();
+            let mut seen = Vec::new();
+            for piece in bytes.chunks(size) {
+                checker.push(piece).unwrap();
+                seen.extend(checker.take_seen());
+            }
+            checker.finish().unwrap();
+            assert_eq!(seen, tree);
+        }
+        let mut silent = NarChecker::default();
+        silent.push(&bytes).unwrap();
+        assert_eq!(silent.take_seen(), []);
     }
 
     #[test]

@@ -102,8 +102,24 @@ pub trait Store: Send + Sync + 'static {
         Box::pin(async { Ok(None) })
     }
 
+    /// What can be done with the store, as far as that can be seen without changing it.
+    fn condition(&self) -> BoxFuture<'_, Condition> {
+        Box::pin(std::future::ready(Condition::Good))
+    }
+
     /// Stages an object that is not. `size` reserves space where it is known beforehand. Blocks.
     fn begin(&self, path: &CachePath, size: Option<u64>) -> Result<Box<dyn Upload>, StoreError>;
+}
+
+/// What can be done with a store.
+#[derive(Debug)]
+pub enum Condition {
+    /// Everything.
+    Good,
+    /// Objects can be read, and none can be stored.
+    ReadOnly(StoreError),
+    /// Nothing.
+    Unusable(StoreError),
 }
 
 /// An object on its way into the store. Dropping it aborts it: nothing of it stays.

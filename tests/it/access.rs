@@ -82,7 +82,13 @@ async fn the_table_is_kept_for_every_method_and_path() {
         Method::OPTIONS,
         Method::from_bytes(b"PROPFIND").expect("a method"),
     ];
-    let outside = ["/", "/index.html", "/%2e%2e%2fetc%2fpasswd"];
+    let outside = [
+        "/",
+        "/browse",
+        "/browse/8ha1dhmx807czjczmwy078s4r9s254il",
+        "/index.html",
+        "/%2e%2e%2fetc%2fpasswd",
+    ];
     for (variables, local, expected) in TABLE {
         let cache = TestCache::configured(&variables.concat(), *local);
         for ((who, spellings), expected) in credentials().iter().zip(expected) {

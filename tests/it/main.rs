@@ -8,6 +8,9 @@ mod support;
 /// The house keeps its order.
 mod layering;
 
+/// The contract of a store, over every one there is.
+mod conformance;
+
 /// Who may do what: the whole table.
 mod access;
 /// GET and HEAD.
@@ -35,16 +38,65 @@ mod commands_verify;
 mod durability;
 /// Start, slow clients, stop.
 mod lifecycle;
+/// What Prometheus reads, and what people make of it.
+mod metrics;
+/// Whether the store can be used.
+mod health;
+/// Who has uploaded and removed what.
+mod audit;
+/// A week of traffic.
+mod soak;
 /// The defects of the daemon that this one replaces, one test each.
 mod predecessor;
 
-/// The NixOS module, evaluated. It is that of a build with everything.
+/// What it listens on, and what it tells its service manager.
+mod sockets;
+/// A restart that nobody notices.
+mod restart;
+/// SIGHUP.
+mod reload;
+/// Thousands of clients that send a byte a second.
+mod slow_clients;
+
+/// The README and the pages under `docs/` that have snippets: what they say works.
 #[cfg(feature = "upstream")]
+mod readme;
+/// The man page and the shell completions.
+#[cfg(feature = "upstream")]
+mod manual;
+/// The NixOS modules, evaluated. They are those of a build with everything.
+#[cfg(all(feature = "s3", feature = "tls", feature = "upstream"))]
 mod nixos_module;
+/// The systemd units.
+#[cfg(feature = "upstream")]
+mod units;
+/// Docker, the Debian package, the proxies' configurations.
+#[cfg(feature = "upstream")]
+mod contrib;
+/// A builder's queue.
+#[cfg(feature = "upstream")]
+mod push;
 
 /// The promises as an unmodified Nix sees them: `nix copy`, substitution and everything around
 /// them, over real sockets.
 mod nix_client;
+/// HTTPS and HTTP/2.
+#[cfg(feature = "tls")]
+mod tls;
+/// A build that knows of neither.
+#[cfg(not(feature = "tls"))]
+#[path = "tls/left_out.rs"]
+mod tls_left_out;
+/// Pages for people.
+#[cfg(feature = "pages")]
+mod pages;
+/// A build that has none.
+#[cfg(not(feature = "pages"))]
+#[path = "pages/left_out.rs"]
+mod pages_left_out;
+/// A cache in a bucket.
+#[cfg(feature = "s3")]
+mod s3;
 /// Other caches behind this one.
 #[cfg(feature = "upstream")]
 mod upstream;

@@ -11,9 +11,9 @@ use std::time::SystemTime;
 use tokio_util::sync::CancellationToken;
 
 use super::inventory::Inventory;
-use super::plan::{Limits, Plan, Removal, reach};
+use super::plan::{Limits, Plan, Reason, Removal, reach};
 use crate::cache::Cache;
-use crate::nix::CachePath;
+use crate::nix::{CachePath, StorePath};
 use crate::store::{Removed, StoreError};
 
 /// What was done of a plan.
@@ -70,7 +70,7 @@ impl Cache {
             }
             match *removal {
                 Removal::Path(index, _) if needed[index] => outcome.given_way += 1,
-                Removal::Path(index, _) => {
+                Removal::Path(index, reason) => {
                     let path = &inventory.paths[index];
                     let hash = path.store_path.hash();
                     let narinfo = CachePath::NarInfo(hash);
@@ -84,9 +84,10 @@ impl Cache {
                         self.remove_all(&path.sides, unused_since).await?;
                         outcome.paths += 1;
                         outcome.freed += path.size;
+                        self.has_removed(&narinfo, Some(&path.store_path), path.size, reason);
                     }
                 }
-                Removal::Shared(index, _) => {
+                Removal::Shared(index, reason) => {
                     if still_shared.is_none() {
                         // A power cut must not bring a narinfo back whose NAR is gone.
                         self.store.sync_removals().await?;
@@ -102,13 +103,15 @@ impl Cache {
                         self.remove_all(&object.sides, unused_since).await?;
                         outcome.shared += 1;
                         outcome.freed += object.size;
+                        self.has_removed(&object.path, None, object.size, reason);
                     }
                 }
-                Removal::Loose(index, _) => {
+                Removal::Loose(index, reason) => {
                     let object = &inventory.loose[index];
                     if self.store.remove(&object.path, unused_since).await? != Removed::InUse {
                         outcome.loose += 1;
                         outcome.freed += object.size;
+                        self.has_removed(&object.path, None, object.size, reason);
                     }
                 }
             }
@@ -116,6 +119,18 @@ impl Cache {
         }
         self.store.sync_removals().await?;
         Ok(outcome)
+    }
+
+    fn has_removed(
+        &self,
+        path: &CachePath,
+        store_path: Option<&StorePath>,
+        size: u64,
+        reason: Reason,
+    ) {
+        self.metrics.store.shrank(size, store_path.is_some().into());
+        let store_path = store_path.map(|path| self.info.store_dir.join(path));
+        self.agent.has_removed(path, store_path.as_deref(), size, reason);
     }
 
     async fn remove_all(

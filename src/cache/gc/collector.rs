@@ -1,7 +1,7 @@
 //! The daemon's own collections, in the background.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -9,39 +9,51 @@ use tracing::{info, warn};
 use super::{CLIENTS_REMEMBER, CollectError, Limits, Report};
 use crate::cache::Cache;
 use crate::config::Retention;
+use crate::metrics::Collected;
 
 /// The first collection comes so soon after the start, or a daemon that is restarted more often
 /// than it collects would never do it.
 const FIRST_AFTER: Duration = Duration::from_secs(60);
 
 impl Cache {
-    /// Collects every now and then until `stop`, if there is a limit to keep to.
+    /// Looks at everything every now and then until `stop`, and collects if there is a limit to keep
+    /// to.
     pub async fn collect_regularly(self: Arc<Self>, retention: Retention, stop: CancellationToken) {
         // Whoever locks puts back what a collection that was killed has left half-way.
         if let Err(error) = self.lock_collection().await {
             let error = &error as &dyn std::error::Error;
             warn!(error, "what a collection left half-way was not put back");
         }
+        self.measure_unless(&stop).await;
         let limits =
             Limits { max_size: retention.max_size, max_age: retention.max_age, grace: self.grace };
-        if limits.max_size.is_none() && limits.max_age.is_none() {
-            return;
-        }
+        let has_limits = limits.max_size.is_some() || limits.max_age.is_some();
         if limits.max_age.is_some_and(|age| age < CLIENTS_REMEMBER) {
             warn!(
                 "NIX_STORED_MAX_AGE is shorter than 30 days: Nix clients remember for that long what \
                  the cache has, and will not upload again, nor build at once, what has gone since"
             );
         }
-        let mut next = FIRST_AFTER.min(retention.gc_interval);
+        let first = if has_limits { FIRST_AFTER } else { Duration::MAX };
+        let mut next = first.min(retention.gc_interval);
         loop {
             tokio::select! {
                 () = tokio::time::sleep(next) => {}
                 () = stop.cancelled() => return,
             }
             next = retention.gc_interval;
-            match self.collect(&limits, SystemTime::now(), &stop).await {
-                Ok(report) => tell(&report),
+            if !has_limits {
+                self.measure_unless(&stop).await;
+                continue;
+            }
+            let begun = Instant::now();
+            let collected = self.collect(&limits, SystemTime::now(), &stop).await;
+            self.metrics.collected(begun, how(&collected));
+            match collected {
+                Ok(report) => {
+                    self.metrics.freed(report.size_before - report.size_after, report.paths as u64);
+                    tell(&report);
+                }
                 Err(CollectError::Busy) => info!("another process collects garbage here just now"),
                 Err(CollectError::Stopped) => return,
                 Err(error) => {
@@ -49,6 +61,27 @@ impl Cache {
                 }
             }
         }
+    }
+
+    async fn measure_unless(&self, stop: &CancellationToken) {
+        let measured = tokio::select! {
+            () = stop.cancelled() => return,
+            measured = self.measure() => measured,
+        };
+        if let Err(error) = measured {
+            let error = &error as &dyn std::error::Error;
+            warn!(error, "the size of the cache could not be found out");
+        }
+    }
+}
+
+fn how(collected: &Result<Report, CollectError>) -> Collected {
+    match collected {
+        Ok(report) if report.stopped => Collected::Stopped,
+        Ok(_) => Collected::Done,
+        Err(CollectError::Busy) => Collected::Busy,
+        Err(CollectError::Stopped) => Collected::Stopped,
+        Err(_) => Collected::Failed,
     }
 }
 

@@ -7,6 +7,7 @@
 mod apply;
 mod collector;
 mod inventory;
+mod measure;
 mod pins;
 mod plan;
 mod preview;
@@ -119,6 +120,7 @@ impl Cache {
             () = stop.cancelled() => return Err(CollectError::Stopped),
             inventory = self.inventory(|objects| progress(Step::Found(objects))) => inventory?,
         };
+        self.metrics.store.seen(inventory.size(), inventory.paths.len() as u64);
         let pins = self.pins().await?;
         let (inventory, plan) = planned(inventory, pins, *limits, now).await?;
         let of = plan.removals.len() as u64;

@@ -45,6 +45,18 @@ pub enum Reason {
     Request,
 }
 
+impl Reason {
+    /// The reason in one word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Age => "age",
+            Self::Size => "size",
+            Self::Orphan => "orphan",
+            Self::Request => "request",
+        }
+    }
+}
+
 /// One thing that goes, by its place in the inventory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Removal {

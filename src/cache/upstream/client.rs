@@ -3,9 +3,10 @@
 use std::error::Error;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt};
@@ -17,6 +18,7 @@ use tracing::{info, warn};
 
 use super::breaker::{Breaker, Change};
 use crate::config::{Login, Upstream};
+use crate::metrics::{Metrics, UpstreamCounters};
 use crate::nix::cache_path::NarName;
 use crate::nix::{CachePath, PublicKey};
 use crate::store::fs::read::read_chunk;
@@ -54,10 +56,11 @@ pub(super) struct Client {
     false_nars: quick_cache::sync::Cache<NarName, Instant>,
     /// Whether a 403 means that something is absent, as S3 says it to who may not list a bucket.
     forbids_the_absent: OnceCell<bool>,
+    counters: UpstreamCounters,
 }
 
 enum Place {
-    Http { client: reqwest::Client, base: Url, login: Option<Login> },
+    Http { client: reqwest::Client, base: Url, login: ArcSwapOption<Login> },
     Directory(PathBuf),
 }
 
@@ -92,13 +95,16 @@ pub(super) struct Answer {
 }
 
 impl Client {
-    pub(super) fn new(upstream: &Upstream) -> Result<Self, Box<dyn Error + Send + Sync>> {
+    pub(super) fn new(
+        upstream: &Upstream,
+        metrics: &Metrics,
+    ) -> Result<Self, Box<dyn Error + Send + Sync>> {
         let place = match upstream.directory() {
             Some(directory) => Place::Directory(directory),
             None => Place::Http {
                 client: http_client(upstream)?,
                 base: upstream.url.clone(),
-                login: upstream.login.clone(),
+                login: ArcSwapOption::from(upstream.login.clone().map(Arc::new)),
             },
         };
         Ok(Self {
@@ -111,7 +117,15 @@ impl Client {
             questions: Semaphore::new(QUESTIONS),
             false_nars: quick_cache::sync::Cache::new(FALSE_NARS),
             forbids_the_absent: OnceCell::new(),
+            counters: metrics.upstream(&upstream.to_string()),
         })
+    }
+
+    /// Logs in like this from now on.
+    pub(super) fn log_in(&self, new: Option<Login>) {
+        if let Place::Http { login, .. } = &self.place {
+            login.store(new.map(Arc::new));
+        }
     }
 
     fn breaker(&self) -> std::sync::MutexGuard<'_, Breaker> {
@@ -136,7 +150,7 @@ impl Client {
     pub(super) async fn get(&self, path: &str, from: u64) -> Result<Option<Answer>, Trouble> {
         let _turn = self.turn().await?;
         let mut asked = None;
-        let answer = self.ask(path, from, &mut asked).await;
+        let answer = self.ask_and_count(path, from, &mut asked).await;
         self.learn(&answer, asked);
         answer
     }
@@ -150,7 +164,7 @@ impl Client {
     ) -> Result<Option<(Bytes, Option<String>)>, Trouble> {
         let _turn = self.turn().await?;
         let mut asked = None;
-        let whole = match self.ask(&self.usual(path), 0, &mut asked).await {
+        let whole = match self.ask_and_count(&self.usual(path), 0, &mut asked).await {
             Ok(Some(answer)) => {
                 let whole = tokio::time::timeout(self.timeout, collect(answer, limit)).await;
                 whole.unwrap_or(Err(Trouble::TimedOut(self.timeout))).map(Some)
@@ -162,23 +176,37 @@ impl Client {
         whole
     }
 
+    /// For how long it is left alone; none if it can be asked.
+    pub(super) fn left_alone(&self) -> Option<Duration> {
+        self.breaker().left(Instant::now())
+    }
+
     /// The right to ask a question, unless it is to be left alone.
     async fn turn(&self) -> Result<Option<SemaphorePermit<'_>>, Trouble> {
-        let left = self.breaker().left(Instant::now());
-        if let Some(left) = left {
+        if let Some(left) = self.left_alone() {
+            self.counters.left_alone();
             return Err(Trouble::LeftAlone(left));
         }
         // Nobody closes the semaphore.
         let turn = self.questions.acquire().await.ok();
         // Those before this one may have found out that there is no answer to be had.
         let pause = self.breaker().pause(Instant::now());
-        pause.map_or(Ok(turn), |pause| Err(Trouble::LeftAlone(pause)))
+        pause.map_or(Ok(turn), |pause| {
+            self.counters.left_alone();
+            Err(Trouble::LeftAlone(pause))
+        })
     }
 
-    fn learn<T>(&self, answer: &Result<T, Trouble>, asked: Option<Duration>) {
+    fn learn<T>(&self, answer: &Result<Option<T>, Trouble>, asked: Option<Duration>) {
         match answer {
-            Ok(_) => self.tell(self.breaker().worked(), ""),
-            Err(trouble) => self.failed(trouble, asked),
+            Ok(found) => {
+                self.counters.answered(found.is_some());
+                self.tell(self.breaker().worked(), "");
+            }
+            Err(trouble) => {
+                self.counters.failed();
+                self.failed(trouble, asked);
+            }
         }
     }
 
@@ -206,11 +234,30 @@ impl Client {
     fn tell(&self, change: Option<Change>, why: &str) {
         match change {
             Some(Change::Paused(pause)) => {
+                self.counters.is_up(false);
                 warn!("the upstream {} {why}; it is left alone for {pause:?}", self.name);
             }
-            Some(Change::Recovered) => info!("the upstream {} works again", self.name),
+            Some(Change::Recovered) => {
+                self.counters.is_up(true);
+                info!("the upstream {} works again", self.name);
+            }
             None => {}
         }
+    }
+
+    /// Asks, and counts the bytes of what it gets when they come.
+    async fn ask_and_count(
+        &self,
+        path: &str,
+        from: u64,
+        asked: &mut Option<Duration>,
+    ) -> Result<Option<Answer>, Trouble> {
+        let answer = self.ask(path, from, asked).await?;
+        Ok(answer.map(|answer| {
+            let received = self.counters.received();
+            let count = move |chunk: &Bytes| received.inc_by(chunk.len() as u64);
+            Answer { body: answer.body.inspect_ok(count).boxed(), ..answer }
+        }))
     }
 
     async fn ask(
@@ -243,7 +290,7 @@ impl Client {
         };
         let url = base.join(path).map_err(|error| Trouble::Nonsense(error.to_string()))?;
         let mut request = client.get(url);
-        if let Some(login) = login {
+        if let Some(login) = &*login.load() {
             request = request.basic_auth(&login.user, Some(&login.password));
         }
         if from > 0 {
@@ -407,9 +454,9 @@ async fn read(path: PathBuf, from: u64) -> Result<Option<Answer>, Trouble> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Trouble::Connection(error.to_string())),
     };
-    let file = std::sync::Arc::new(file);
+    let file = Arc::new(file);
     let body = futures_util::stream::try_unfold(from, move |at| {
-        let file = std::sync::Arc::clone(&file);
+        let file = Arc::clone(&file);
         async move {
             let len = CHUNK.min(length.saturating_sub(at));
             if len == 0 {

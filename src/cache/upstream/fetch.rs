@@ -206,7 +206,7 @@ impl Cache {
             }
             Ok(kept)
         };
-        let (_, facts) = self.stream_nar(name, upload, Some(size), size, agreed, body).await?;
+        let facts = self.stream_nar(name, upload, Some(size), size, agreed, body).await?.facts;
         if !kept {
             return Ok(());
         }
@@ -285,7 +285,7 @@ impl Cache {
             return Ok(Some(Object { metadata, content: Content::Bytes(text) }));
         }
         let limit = SIDE_FILE_LIMIT;
-        ingest::side_file(&self.store, path, encoding, length, limit, body)
+        ingest::side_file(self, path, encoding, length, limit, body)
             .await
             .map_err(|error| get_error(error, &client))?;
         Ok(self.store.get(path).await?)

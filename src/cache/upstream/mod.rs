@@ -21,6 +21,7 @@ use thiserror::Error;
 pub use client::Trouble;
 
 use crate::config;
+use crate::metrics::Metrics;
 use crate::nix::cache_path::NarName;
 use crate::nix::{CachePath, PublicKey, StorePathHash};
 use client::Client;
@@ -72,9 +73,9 @@ pub struct SetUpError {
 
 impl Upstreams {
     /// Prepares to ask the configured upstreams; none is asked yet.
-    pub fn new(config: &config::Upstreams) -> Result<Self, SetUpError> {
+    pub fn new(config: &config::Upstreams, metrics: &Metrics) -> Result<Self, SetUpError> {
         let clients = config.list.iter().map(|upstream| {
-            let client = Client::new(upstream)
+            let client = Client::new(upstream, metrics)
                 .map_err(|source| SetUpError { upstream: upstream.to_string(), source })?;
             Ok(Arc::new(client))
         });
@@ -91,12 +92,35 @@ impl Upstreams {
         })
     }
 
+    /// Logs in as `config` says from now on, which has the same upstreams.
+    pub fn log_in(&self, config: &config::Upstreams) {
+        for (client, upstream) in self.clients.iter().zip(&config.list) {
+            client.log_in(upstream.login.clone());
+        }
+    }
+
     fn is_known_absent(&self, path: &CachePath) -> bool {
         self.absent.get(path).is_some_and(|since| since.elapsed() < self.absent_ttl)
     }
 
     fn remember_absent(&self, path: &CachePath) {
         self.absent.insert(path.clone(), Instant::now());
+    }
+
+    /// Whether anything that comes from there is kept here.
+    pub(super) fn are_kept(&self) -> bool {
+        self.clients.iter().any(|client| client.store)
+    }
+
+    /// Each of them, and how it is.
+    #[cfg(feature = "pages")]
+    pub(super) fn states(&self) -> Vec<super::browse::Behind> {
+        let state = |client: &Arc<Client>| super::browse::Behind {
+            url: client.name.clone(),
+            left_alone: client.left_alone(),
+            keys: client.trusted_public_keys.iter().map(ToString::to_string).collect(),
+        };
+        self.clients.iter().map(state).collect()
     }
 
     /// The keys by which a mirrored narinfo may be signed.

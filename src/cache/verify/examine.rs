@@ -292,7 +292,7 @@ impl Findings {
 #[error("reading")]
 struct Reading(#[source] io::Error);
 
-fn with_causes(error: &dyn Error) -> String {
+pub(in crate::cache) fn with_causes(error: &dyn Error) -> String {
     let causes = std::iter::successors(error.source(), |error| (*error).source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

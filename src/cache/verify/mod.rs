@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
+pub(super) use examine::with_causes;
 pub use report::{Checked, Damage, DamageKind, Note, NoteKind, Report};
 
 use super::Cache;
@@ -262,6 +263,8 @@ impl Cache {
             }
             match moved {
                 Ok(true) => {
+                    let damage = &suspect.damage;
+                    self.agent.has_put_aside(&damage.object, damage.store_path.as_deref());
                     suspect.damage.repaired = true;
                     report.damage.push(suspect.damage);
                 }

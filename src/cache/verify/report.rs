@@ -108,7 +108,7 @@ pub enum NoteKind {
 
 impl Damage {
     /// What is wrong with a narinfo, in the words of its refusal.
-    pub(super) fn of_narinfo(
+    pub(in crate::cache) fn of_narinfo(
         object: CachePath,
         store_path: Option<String>,
         error: PutError,

@@ -137,7 +137,9 @@ impl Worker {
         let renamed: Vec<(Ready, Stored)> =
             synced.into_iter().filter_map(|job| self.rename(job, &mut folders)).collect();
         let failed = folders.sync();
-        for (job, stored) in renamed {
+        for (mut job, stored) in renamed {
+            // Who is told may want the disk for himself, and that must not be open for writing then.
+            job.file = None;
             let failed = failed.iter().find(|(folder, _)| folder == split(&job.key).0);
             let result = failed.map_or(Ok(stored), |(_, error)| Err(copy_of(error)));
             // Who does not wait any more does not want to know.

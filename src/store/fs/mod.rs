@@ -15,6 +15,7 @@
 
 mod absent;
 mod commit;
+mod condition;
 mod list;
 mod notes;
 mod quarantine;
@@ -40,7 +41,9 @@ use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use thiserror::Error;
 
-use super::{Listed, Lock, Metadata, Object, Removed, Store, StoreError, Stored, Upload};
+use super::{
+    Condition, Listed, Lock, Metadata, Object, Removed, Store, StoreError, Stored, Upload,
+};
 use crate::nix::CachePath;
 use commit::{Committer, Object as NewObject};
 use read::Reader;
@@ -222,6 +225,13 @@ impl Store for FsStore {
 
     fn free_space(&self) -> Option<u64> {
         self.space.free().ok()
+    }
+
+    fn condition(&self) -> BoxFuture<'_, Condition> {
+        let (space, path) = (self.space.clone(), self.path.clone());
+        let look = move || Ok(condition::of(&space, &path));
+        let looked = in_the_pool("looking at", condition::KEY.to_owned(), look);
+        async move { looked.await.unwrap_or_else(Condition::Unusable) }.boxed()
     }
 
     fn begin(&self, path: &CachePath, size: Option<u64>) -> Result<Box<dyn Upload>, StoreError> {

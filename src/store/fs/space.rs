@@ -19,6 +19,11 @@ impl Space {
         Self { root, reserve }
     }
 
+    /// The directory that the store is.
+    pub(super) fn root(&self) -> &OwnedFd {
+        &self.root
+    }
+
     /// How many bytes are free.
     pub(super) fn free(&self) -> io::Result<u64> {
         let disk = rustix::fs::fstatvfs(&self.root)?;
@@ -31,6 +36,11 @@ impl Space {
         if self.reserve == 0 {
             return Ok(());
         }
+        self.check_at_once(key, needed)
+    }
+
+    /// The same where there is no reserve, too.
+    pub(super) fn check_at_once(&self, key: &str, needed: u64) -> Result<(), StoreError> {
         let free = self.free().map_err(|e| StoreError::new("measuring the disk for", key, e))?;
         if free < self.reserve.saturating_add(needed) {
             return Err(StoreError::Reserve { free, needed, reserve: self.reserve });

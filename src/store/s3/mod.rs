@@ -16,6 +16,7 @@ mod lease;
 mod probe;
 mod profile;
 mod sweep;
+mod turns;
 mod upload;
 mod uses;
 
@@ -43,6 +44,7 @@ use crate::config;
 use crate::nix::CachePath;
 use bucket::{Bucket, failed, modified};
 pub use probe::Found;
+use turns::Turns;
 use upload::{PARTS_IN_MEMORY, S3Upload};
 use uses::Uses;
 
@@ -70,6 +72,7 @@ pub struct S3Store {
     bucket: Arc<Bucket>,
     uses: Arc<Uses>,
     budget: Arc<Semaphore>,
+    turns: Arc<Turns>,
     /// What was removed here, and when: nobody needs to know any more when it was used.
     gone: Arc<Mutex<HashMap<String, u64>>>,
     location: config::Bucket,
@@ -125,6 +128,7 @@ impl S3Store {
             uses: Arc::new(Uses::start(Arc::clone(&bucket))),
             bucket,
             budget: Arc::new(Semaphore::new(PARTS_IN_MEMORY)),
+            turns: Arc::new(Turns::new()),
             gone: Arc::default(),
             location: location.clone(),
             runtime: Handle::current(),
@@ -138,6 +142,17 @@ impl S3Store {
 
     fn metadata(&self, key: &str, meta: &ObjectMeta) -> Metadata {
         metadata(&self.uses, key, meta)
+    }
+
+    /// Where what is put aside goes: under its own name, or the first free one like `….1`.
+    async fn free_name_aside(&self, key: &str) -> Result<String, StoreError> {
+        let first = format!("{OWN_FOLDER}quarantine/{key}");
+        let (mut aside, mut number) = (first.clone(), 0);
+        while self.bucket.head(&aside).await?.is_some() {
+            number += 1;
+            aside = format!("{first}.{number}");
+        }
+        Ok(aside)
     }
 }
 
@@ -193,7 +208,9 @@ impl Store for S3Store {
                 return Ok(None);
             };
             let metadata = self.metadata(&key, &found.meta);
-            let content = if found.meta.size <= SMALL {
+            // A narinfo is always read at once, as in a directory.
+            let limit = if matches!(path, CachePath::NarInfo(_)) { LISTED_LIMIT } else { SMALL };
+            let content = if found.meta.size <= limit {
                 Content::Bytes(found.bytes().await.map_err(failed("reading", &key))?)
             } else {
                 let (bucket, size) = (Arc::clone(&self.bucket), found.meta.size);
@@ -212,6 +229,7 @@ impl Store for S3Store {
     ) -> BoxFuture<'a, Result<Stored, StoreError>> {
         async move {
             let key = path.key();
+            let _turn = self.turns.of(&key).await;
             let older = self.bucket.head(&key).await?;
             self.bucket.put(&key, bytes.into(), path.content_type()).await?;
             Ok(if older.is_some() { Stored::Again } else { Stored::New })
@@ -229,10 +247,11 @@ impl Store for S3Store {
             let Some(meta) = self.bucket.head(&key).await? else {
                 return Ok(false);
             };
-            let aside = format!("{OWN_FOLDER}quarantine/{key}");
-            if self.metadata(&key, &meta).etag != etag
-                || !self.bucket.copy(&key, &aside, meta.size).await?
-            {
+            if self.metadata(&key, &meta).etag != etag {
+                return Ok(false);
+            }
+            let aside = self.free_name_aside(&key).await?;
+            if !self.bucket.copy(&key, &aside, meta.size).await? {
                 return Ok(false);
             }
             self.bucket.delete(&key).await?;
@@ -248,6 +267,7 @@ impl Store for S3Store {
     fn mark_used<'a>(&'a self, path: &'a CachePath) -> BoxFuture<'a, Result<bool, StoreError>> {
         async move {
             let key = path.key();
+            let _turn = self.turns.of(&key).await;
             self.uses.mark(key.clone()).await?;
             // Not before: who removes it looks for uses first.
             Ok(self.bucket.head(&key).await?.is_some())
@@ -262,9 +282,10 @@ impl Store for S3Store {
     ) -> BoxFuture<'a, Result<Removed, StoreError>> {
         async move {
             let key = path.key();
+            let _turn = self.turns.of(&key).await;
             // What the others have recorded until now. There is no moving aside in a bucket, so a
-            // use that comes between this and the deletion is not seen; whoever records one looks
-            // whether the object is there afterwards.
+            // use that another process records between this and the deletion is not seen; whoever
+            // records one looks whether the object is there afterwards.
             self.uses.refresh().await?;
             let Some(meta) = self.bucket.head(&key).await? else {
                 return Ok(Removed::Absent);
@@ -355,7 +376,8 @@ impl Store for S3Store {
 
     fn begin(&self, path: &CachePath, size: Option<u64>) -> Result<Box<dyn Upload>, StoreError> {
         let (bucket, budget) = (Arc::clone(&self.bucket), Arc::clone(&self.budget));
-        Ok(Box::new(S3Upload::new(bucket, budget, self.runtime.clone(), path, size)))
+        let (turns, runtime) = (Arc::clone(&self.turns), self.runtime.clone());
+        Ok(Box::new(S3Upload::new(bucket, budget, turns, runtime, path, size)))
     }
 }
 

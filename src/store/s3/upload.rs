@@ -12,6 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 
 use super::bucket::{Bucket, failed};
+use super::turns::Turns;
 use crate::nix::CachePath;
 use crate::store::{StoreError, Stored, Upload};
 
@@ -32,6 +33,7 @@ pub(super) const PARTS_IN_MEMORY: usize = 64;
 pub(super) struct S3Upload {
     bucket: Arc<Bucket>,
     budget: Arc<Semaphore>,
+    turns: Arc<Turns>,
     runtime: Handle,
     key: String,
     content_type: &'static str,
@@ -60,6 +62,7 @@ impl S3Upload {
     pub(super) fn new(
         bucket: Arc<Bucket>,
         budget: Arc<Semaphore>,
+        turns: Arc<Turns>,
         runtime: Handle,
         path: &CachePath,
         size: Option<u64>,
@@ -68,6 +71,7 @@ impl S3Upload {
         Self {
             bucket,
             budget,
+            turns,
             runtime,
             key: path.key(),
             content_type: path.content_type(),
@@ -168,6 +172,8 @@ impl Upload for S3Upload {
     }
 
     fn commit(mut self: Box<Self>) -> Result<Stored, StoreError> {
+        let turns = Arc::clone(&self.turns);
+        let _turn = self.runtime.block_on(turns.of(&self.key));
         let older = self.runtime.block_on(self.bucket.head(&self.key))?;
         self.publish()?;
         Ok(if older.is_some() { Stored::Again } else { Stored::New })

@@ -1,7 +1,7 @@
 //! What the program can be told to do besides serving, with the real binary.
 
 /// A cache's directory with chosen contents, and the binary at work on it.
-mod given;
+pub mod given;
 
 /// Arguments, help, and what they say.
 mod arguments;
@@ -11,6 +11,8 @@ mod check_config;
 mod delete;
 /// `gc`
 mod gc;
+/// `migrate`
+mod migrate;
 /// `pin`, `unpin` and `pins`
 mod pins;
 /// `stats`, and what holds for all that only look.

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -37,6 +38,7 @@ pub struct Builder {
     env: Vec<(String, String)>,
     file_limit: Option<u64>,
     cpus: Option<String>,
+    sockets: Vec<OwnedFd>,
 }
 
 impl Builder {
@@ -58,6 +60,12 @@ impl Builder {
         self
     }
 
+    /// Passes it a socket, as systemd does, and at most two.
+    pub fn socket(mut self, socket: impl Into<OwnedFd>) -> Self {
+        self.sockets.push(socket.into());
+        self
+    }
+
     /// Serves this directory, and not a new empty one.
     pub fn dir(mut self, dir: &Path) -> Self {
         self.dir = Some(dir.into());
@@ -75,7 +83,7 @@ impl Builder {
         };
         std::fs::create_dir_all(&dir).expect("the cache's directory can be made");
 
-        let mut child = limited(self.file_limit, self.cpus.as_deref())
+        let mut child = limited(self.file_limit, self.cpus.as_deref(), self.sockets)
             .env("NIX_STORED_PATH", &dir)
             .env("NIX_STORED_LISTEN_INTERFACE", "127.0.0.1:0")
             .envs(self.env)
@@ -110,7 +118,7 @@ impl Builder {
     #[track_caller]
     pub fn start_fails(self) -> Failed {
         let scratch = Scratch::new();
-        let output = limited(None, None)
+        let output = limited(None, None, self.sockets)
             .env("NIX_STORED_PATH", scratch.join("cache"))
             .env("NIX_STORED_LISTEN_INTERFACE", "127.0.0.1:0")
             .envs(self.env)
@@ -137,14 +145,32 @@ pub fn on_cache(dir: &Path, args: &[&str]) -> Command {
     command
 }
 
-/// The binary, as a process that may have so many open files and run on these processors.
-fn limited(files: Option<u64>, cpus: Option<&str>) -> Command {
+/// The binary, as a process that may have so many open files, runs on these processors, and has
+/// these sockets from descriptor 3 on.
+fn limited(files: Option<u64>, cpus: Option<&str>, sockets: Vec<OwnedFd>) -> Command {
     let files = files.map(|files| format!("ulimit -n {files};")).unwrap_or_default();
     let cpus = cpus.map(|cpus| format!("taskset -c {cpus}")).unwrap_or_default();
-    if files.is_empty() && cpus.is_empty() {
+    if files.is_empty() && cpus.is_empty() && sockets.is_empty() {
         return command(BINARY, &[]);
     }
-    command("/bin/sh", &["-c", &format!("{files} exec {cpus} {BINARY}")])
+    let (announce, pass) = match sockets.len() {
+        0 => (String::new(), ""),
+        // Whose process this is, its service manager will ask of it too.
+        count => (
+            format!("export LISTEN_FDS={count} LISTEN_PID=$$ WATCHDOG_PID=$$;"),
+            ["3<&0", "3<&0 4<&1"][count - 1],
+        ),
+    };
+    let script = format!("{files} {announce} exec {cpus} {BINARY} {pass} </dev/null >/dev/null");
+    let mut command = command("/bin/sh", &["-c", &script]);
+    let mut sockets = sockets.into_iter();
+    if let Some(first) = sockets.next() {
+        command.stdin(first);
+    }
+    if let Some(second) = sockets.next() {
+        command.stdout(second);
+    }
+    command
 }
 
 /// A program with none of the caller's own settings, nor of a service manager's.
@@ -240,6 +266,16 @@ impl Daemon {
         (status, answer[head + 4..].to_vec())
     }
 
+    /// SIGHUP, and waits until its files have been read again.
+    #[track_caller]
+    pub fn reload(&self) {
+        let before = self.log.lock().lines.len();
+        kill_process(self.pid(), Signal::HUP).expect("the daemon is still there");
+        self.wait_until("it reads its files again", || {
+            self.log.lock().lines[before..].iter().any(|line| line.contains("got SIGHUP"))
+        });
+    }
+
     /// SIGTERM, without waiting for what comes of it.
     pub fn terminate(&self) {
         kill_process(self.pid(), Signal::TERM).expect("the daemon is still there");
@@ -257,9 +293,18 @@ impl Daemon {
 
     /// The most memory that it ever had, in bytes.
     pub fn peak_memory(&self) -> usize {
+        self.status("VmHWM:")
+    }
+
+    /// The memory that it has, in bytes.
+    pub fn memory(&self) -> usize {
+        self.status("VmRSS:")
+    }
+
+    fn status(&self, name: &str) -> usize {
         let file = format!("/proc/{}/status", self.pid().as_raw_nonzero());
         let status = std::fs::read_to_string(file).expect("the daemon is still there");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
         let kib = line.expect("Linux has it").trim().trim_end_matches(" kB");
         kib.parse::<usize>().expect("digits") * 1024
     }

@@ -2,13 +2,19 @@
 //! live in.
 #![allow(dead_code, reason = "a toolbox: not every tool is in use at every time")]
 
+pub mod address;
 pub mod audit;
+#[cfg(feature = "pages")]
+pub mod browser;
 pub mod cache;
+#[cfg(any(feature = "s3", feature = "tls", feature = "upstream"))]
+pub mod certificates;
 pub mod closures;
 pub mod daemon;
 pub mod disk;
 pub mod fixture;
-#[cfg(feature = "upstream")]
+pub mod metrics;
+#[cfg(any(feature = "s3", feature = "upstream"))]
 pub mod neighbour;
 pub mod nix;
 pub mod noise;
@@ -17,6 +23,14 @@ pub mod packing;
 pub mod paths;
 pub mod plain_client;
 pub mod rounds;
+#[cfg(feature = "s3")]
+pub mod s3;
+#[cfg(feature = "s3")]
+pub mod s3_bucket;
+#[cfg(feature = "s3")]
+pub mod s3_faults;
+#[cfg(feature = "s3")]
+pub mod s3_garage;
 pub mod scratch;
 pub mod served;
 #[cfg(feature = "upstream")]

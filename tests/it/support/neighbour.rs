@@ -1,14 +1,15 @@
 //! Other programs that listen on this machine: a web server, two proxies.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
 
+use super::address::free_address;
+use super::certificates::Issued;
 use super::nix::utf8;
 use super::scratch::{Leash, Scratch};
 
@@ -27,34 +28,46 @@ pub struct Neighbour {
     _leash: Leash,
 }
 
-/// An address that nobody else listens on: all of 127/8 is this machine, so every process of tests
-/// has a network of its own, and a port that was free there a moment ago still is.
-fn free_address() -> SocketAddr {
-    static COUNT: AtomicU16 = AtomicU16::new(0);
-    let [_, _, high, low] = std::process::id().to_be_bytes();
-    let count = COUNT.fetch_add(1, Ordering::Relaxed).to_be_bytes()[1];
-    let ip = Ipv4Addr::new(127, 128 | (count & 0x7f), high, low);
-    let listener = TcpListener::bind(SocketAddrV4::new(ip, 0)).expect("it is this machine");
-    listener.local_addr().expect("it is bound")
-}
-
 impl Neighbour {
     /// nginx that serves `root`.
     #[track_caller]
     pub fn nginx(root: &Path) -> Self {
-        Self::start("nginx", |own, address| nginx(own, &format!("listen {address};"), root))
+        let root = utf8(root);
+        Self::nginx_with(|address| format!("server {{ listen {address}; root {root}; }}"))
     }
 
-    /// The same behind TLS, with `cert.pem` and `key.pem` of a folder, which `make` makes for its
-    /// address.
+    /// nginx that passes every request on to one of these addresses, and to another one where that
+    /// does not answer.
     #[track_caller]
-    pub fn nginx_with_tls(root: &Path, keys: &Path, make: impl FnOnce(&str)) -> Self {
-        let keys = utf8(keys);
+    pub fn balancer(addresses: &[String]) -> Self {
+        let servers: Vec<String> = addresses
+            .iter()
+            .map(|address| format!("server {address} max_fails=1 fail_timeout=1s;"))
+            .collect();
+        let all = format!("upstream all {{ {} }}", servers.join(" "));
+        // Whoever signs a request signs the name of the host, too.
+        const PASS: &str = "client_max_body_size 0; location / { proxy_pass http://all; \
+             proxy_http_version 1.1; proxy_set_header Host $http_host; \
+             proxy_connect_timeout 1s; proxy_read_timeout 120s; proxy_next_upstream_tries 4; \
+             proxy_next_upstream error timeout http_500 http_502 http_503 http_504; }";
+        Self::nginx_with(|address| format!("{all} server {{ listen {address}; {PASS} }}"))
+    }
+
+    /// nginx with servers of one's own, which are told its address.
+    #[track_caller]
+    pub fn nginx_with(servers: impl FnOnce(&str) -> String) -> Self {
+        Self::start("nginx", |own, address| nginx(own, &servers(&address.to_string())))
+    }
+
+    /// The first server behind TLS, with what `issue` makes of its address.
+    #[track_caller]
+    pub fn nginx_with_tls(root: &Path, issue: impl FnOnce(&str) -> Issued) -> Self {
+        let root = utf8(root);
         Self::start("nginx", |own, address| {
-            make(&address.ip().to_string());
+            let Issued { cert, key } = issue(&address.ip().to_string());
             let files =
-                format!("ssl_certificate {keys}/cert.pem; ssl_certificate_key {keys}/key.pem;");
-            nginx(own, &format!("listen {address} ssl; {files}"), root)
+                format!("ssl_certificate {}; ssl_certificate_key {};", utf8(&cert), utf8(&key));
+            nginx(own, &format!("server {{ listen {address} ssl; {files} root {root}; }}"))
         })
     }
 
@@ -125,14 +138,14 @@ impl Neighbour {
     }
 }
 
-fn nginx(own: &Path, server: &str, root: &Path) -> Vec<String> {
-    let (own, root) = (utf8(own), utf8(root));
+fn nginx(own: &Path, servers: &str) -> Vec<String> {
+    let own = utf8(own);
     let config = format!(
         "daemon off; master_process off; pid {own}/pid; error_log stderr;\n\
          events {{ worker_connections 512; }}\n\
          http {{ access_log off; client_body_temp_path {own}/b; proxy_temp_path {own}/p;\n\
          fastcgi_temp_path {own}/f; uwsgi_temp_path {own}/u; scgi_temp_path {own}/s;\n\
-         server {{ {server} root {root}; }} }}\n"
+         {servers} }}\n"
     );
     let file = format!("{own}/nginx.conf");
     fs::write(&file, config).expect("it is written");

@@ -40,6 +40,7 @@ pub struct Nix {
     home: Arc<Scratch>,
     root: Arc<Scratch>,
     settings: Vec<(String, String)>,
+    authority: Option<String>,
 }
 
 impl Nix {
@@ -49,6 +50,7 @@ impl Nix {
             home: Arc::new(Scratch::new()),
             root: Arc::new(Scratch::new()),
             settings: Vec::new(),
+            authority: None,
         }
     }
 
@@ -74,6 +76,12 @@ impl Nix {
         fs::write(&file, format!("machine 127.0.0.1 login {user} password {pass}\n"))
             .expect("netrc is written");
         self.with("netrc-file", utf8(&file))
+    }
+
+    /// Believes the authority in this file, and no other.
+    pub fn believing(mut self, authority: &str) -> Self {
+        self.authority = Some(authority.into());
+        self
     }
 
     /// Takes what it needs from this cache, signed with this key, and never builds.
@@ -124,6 +132,7 @@ impl Nix {
             .env("NIX_CONF_DIR", dir("conf"))
             .env("NIX_REMOTE", format!("local?root={}", utf8(self.root.path())))
             .env("NIX_CONFIG", config)
+            .envs(self.authority.iter().map(|file| ("NIX_SSL_CERT_FILE", file)))
             .current_dir(self.home.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -16,9 +16,15 @@ pub struct Paths {
 
 impl Paths {
     pub fn new(layers: Layers) -> Self {
+        Self::numbered(layers, 0)
+    }
+
+    /// Paths that another number has not, with other contents.
+    pub fn numbered(layers: Layers, number: usize) -> Self {
         let nobody = StorePathHash::new([0; 20]).to_string();
         let hash_part = |place: usize| {
             let mut bytes = [1; 20];
+            bytes[8..16].copy_from_slice(&(number as u64).to_be_bytes());
             bytes[..8].copy_from_slice(&(place as u64 + 1).to_be_bytes());
             StorePathHash::new(bytes).to_string()
         };
@@ -26,7 +32,9 @@ impl Paths {
             let needs = text.needs.iter().map(|&need| format!("{}-sample-0", hash_part(need)));
             let needs = needs.collect::<Vec<_>>().join(" ");
             let padding = Noise::new(text.contents).bytes(text.length);
-            let mut sample = sample(0, &[needs.as_bytes(), &padding].concat());
+            let number = number.to_string();
+            let contents = [needs.as_bytes(), number.as_bytes(), &padding].concat();
+            let mut sample = sample(0, &contents);
             let own = hash_part(place);
             for text in [&mut sample.store_path, &mut sample.narinfo_path, &mut sample.narinfo] {
                 *text = text.replace(&nobody, &own);
@@ -36,6 +44,12 @@ impl Paths {
             Sample { narinfo, ..sample }
         });
         Self { samples: samples.collect(), layers }
+    }
+
+    /// The keys of all narinfos.
+    pub fn narinfos(&self) -> Vec<String> {
+        let keys = self.samples.iter().map(|sample| sample.narinfo_path.trim_start_matches('/'));
+        keys.map(str::to_owned).collect()
     }
 
     /// The places of what the root with this number needs, itself last.

@@ -111,6 +111,7 @@ impl Wire {
                 self.ahead.extend_from_slice(&chunk[..count]);
                 count
             }
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => self.read_more(),
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => 0,
             Err(error) => panic!("the daemon does not answer: {error}"),
         }

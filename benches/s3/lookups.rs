@@ -1,0 +1,73 @@
+//! narinfos: what a client asks for first, for every path of a closure.
+
+use std::time::Instant;
+
+use crate::bench::{Bench, Place};
+use crate::cache_dir::write_narinfos;
+use crate::client::requests::Requests;
+use crate::client::storm::{Until, storm};
+use crate::daemon::Daemon;
+use crate::report::Section;
+use crate::say;
+use crate::server::Server;
+use crate::table::{Turn, Way, table};
+
+/// As many as Nix opens.
+const CONNECTIONS: usize = 25;
+
+pub fn measure(bench: &Bench, server: &Server) -> anyhow::Result<Section> {
+    let count = if bench.quick { 100 } else { 2000 };
+    let dir = bench.fresh_dir("narinfos")?;
+    let narinfos = write_narinfos(&dir, count)?;
+    server.fill(&dir, &narinfos)?;
+    let links = Requests::get(&server.links(&http::Method::GET, &narinfos)?);
+    let requests = Requests::get(&narinfos);
+    let mut ways = [
+        Way::new("the server alone", None),
+        Way::new("through the daemon, the first time", None),
+        Way::new("through the daemon, again", Some(3.0)),
+    ];
+    for round in 0..bench.rounds {
+        say(&format!("narinfos: round {} of {}", round + 1, bench.rounds));
+        let daemon = start(bench, server)?;
+        let turns = [
+            (server.address(), &links),
+            (daemon.address(), &requests),
+            (daemon.address(), &requests),
+        ];
+        for (way, (address, requests)) in ways.iter_mut().zip(turns) {
+            let before = [server.cpu_seconds()?, daemon.cpu_seconds()?];
+            let begun = Instant::now();
+            storm(address, CONNECTIONS, requests, Until::Answered)?;
+            let value = count as f64 / begun.elapsed().as_secs_f64();
+            let cpu = [server.cpu_seconds()? - before[0], daemon.cpu_seconds()? - before[1]];
+            way.rounds.push(Turn { value, cpu });
+        }
+    }
+    let title = format!("narinfos of a closure of {count} paths, {CONNECTIONS} connections");
+    let mut section = table(&title, "answers a second", &ways);
+    section.notes.push(
+        "A signed GET of the server stands for Nix's own `s3://` store, which makes one for each \
+         narinfo and does some work of its own besides"
+            .to_owned(),
+    );
+    Ok(section)
+}
+
+/// A daemon over the server's bucket.
+pub fn start(bench: &Bench, server: &Server) -> anyhow::Result<Daemon> {
+    start_with(bench, server, &[])
+}
+
+/// The same with more settings.
+pub fn start_with(
+    bench: &Bench,
+    server: &Server,
+    more: &[(&'static str, &str)],
+) -> anyhow::Result<Daemon> {
+    let settings = server.settings();
+    let mut settings: Vec<(&str, &str)> =
+        settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    settings.extend(more);
+    Daemon::start(bench, bench.fresh_dir("daemon")?, &settings, Place::Anywhere)
+}

@@ -1,0 +1,354 @@
+//! Which files a path has: from its listing, if somebody uploaded one, or from its NAR.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufRead, Read};
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+use thiserror::Error;
+use tokio::runtime::Handle;
+
+use crate::cache::{Cache, UnpackError, nar, unpack};
+use crate::nix::cache_path::NarName;
+use crate::nix::nar::{NarChecker, NarError, Seen};
+use crate::nix::{CachePath, Compression, NarInfo};
+use crate::store::{StoreError, background};
+
+/// How many files are shown of a path, and how many bytes their names may have.
+const MOST_FILES: usize = 2000;
+const MOST_TEXT: usize = 256 * 1024;
+
+/// For how long a NAR is read.
+const LONGEST: Duration = Duration::from_secs(2);
+
+/// For how long it is waited for that: it is done on processors that nobody else wants.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The largest listing that is read. The files of a larger one are looked for in the NAR, because the
+/// first of it are found there as fast.
+const LISTING: u64 = 2 << 20;
+
+const BUFFER: usize = 64 * 1024;
+
+/// The files of a path, or the first of them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Files {
+    /// In the order in which they stand in the NAR.
+    pub list: Vec<File>,
+    /// Whether there are more, or may be.
+    pub more: bool,
+}
+
+/// A file of a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct File {
+    /// Its name, with the directories that it is in; empty where the path itself is no directory.
+    pub name: String,
+    /// What it is.
+    pub kind: Kind,
+}
+
+/// What a file is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    /// A regular file.
+    Regular {
+        /// Its length in bytes.
+        size: u64,
+        /// Whether it can be run.
+        executable: bool,
+    },
+    /// A symlink to this.
+    Symlink(String),
+    /// A directory without anything in it.
+    Empty,
+}
+
+/// Why it is not known which files a path has.
+#[derive(Debug, Error)]
+pub enum NoFiles {
+    /// Its NAR is gone, or elsewhere.
+    #[error("its NAR is not here")]
+    Absent,
+    /// There is no decoder for it.
+    #[error("this cache has no decoder for {0}")]
+    NoDecoder(Compression),
+    /// Others are reading others, or there is no time for it.
+    #[error("the cache has other things to do now; try again in a moment")]
+    Busy,
+    /// It could not be read.
+    #[error("its NAR cannot be read: {0}")]
+    Read(#[from] io::Error),
+    /// It is not one.
+    #[error("{0}")]
+    Nar(#[from] NarError),
+    /// The store failed.
+    #[error("{0}")]
+    Store(#[from] StoreError),
+}
+
+impl Cache {
+    /// Which files a path has. This takes a few seconds at most.
+    pub async fn files_of(&self, info: &NarInfo) -> Result<Files, NoFiles> {
+        let listing = CachePath::Listing(info.store_path.hash());
+        if let Some(object) = self.store.get(&listing).await?
+            && object.metadata.size <= LISTING
+        {
+            let read = tokio::task::spawn_blocking(move || {
+                let mut text = Vec::new();
+                nar::reader(object.content, object.metadata.size).read_to_end(&mut text)?;
+                of_listing(&text)
+            });
+            let read = read
+                .await
+                .expect("reading a listing does not panic, and the pool outlives its tasks");
+            return Ok(read?);
+        }
+        let read = tokio::time::timeout(PATIENCE, self.files_in_nar(info));
+        read.await.unwrap_or(Err(NoFiles::Busy))
+    }
+
+    async fn files_in_nar(&self, info: &NarInfo) -> Result<Files, NoFiles> {
+        let name = info.nar_name().ok_or(NoFiles::Absent)?;
+        // Nobody closes the semaphore.
+        let turn = self.browse.readers.clone().acquire_owned().await.ok();
+        let object = self.store.get(&CachePath::Nar(name)).await?.ok_or(NoFiles::Absent)?;
+        let runtime = Handle::current();
+        background::run("files", move || {
+            let _turn = turn;
+            // For the reader of what has to be fetched.
+            let _runtime = runtime.enter();
+            let input = nar::reader(object.content, object.metadata.size);
+            of_nar(name, input, Instant::now() + LONGEST)
+        })
+        .await?
+    }
+}
+
+/// Takes what there is, as far as there is room for it.
+#[derive(Default)]
+struct Taking {
+    files: Files,
+    /// The names of the directories that are open, and where each of them began among the files.
+    open: Vec<(Vec<u8>, usize)>,
+    /// The name of what comes next.
+    name: Vec<u8>,
+    text: usize,
+}
+
+impl Taking {
+    fn take(&mut self, seen: Seen) {
+        match seen {
+            Seen::Name(name) => self.name = name,
+            Seen::Directory => {
+                self.open.push((std::mem::take(&mut self.name), self.files.list.len()));
+            }
+            Seen::DirectoryEnd => {
+                if let Some((name, begun)) = self.open.pop()
+                    && begun == self.files.list.len()
+                {
+                    self.name = name;
+                    self.file(Kind::Empty);
+                }
+            }
+            Seen::File { size, executable } => self.file(Kind::Regular { size, executable }),
+            Seen::Symlink(target) => {
+                self.file(Kind::Symlink(String::from_utf8_lossy(&target).into_owned()));
+            }
+        }
+    }
+
+    fn file(&mut self, kind: Kind) {
+        // The first directory is the path itself.
+        let folders = self.open.iter().skip(1).map(|(name, _)| name.as_slice());
+        let parts: Vec<&[u8]> = folders.chain([self.name.as_slice()]).collect();
+        let name = String::from_utf8_lossy(&parts.join(&b'/')).into_owned();
+        self.text += name.len();
+        if let Kind::Symlink(target) = &kind {
+            self.text += target.len();
+        }
+        if self.files.list.len() < MOST_FILES && self.text <= MOST_TEXT {
+            self.files.list.push(File { name, kind });
+        } else {
+            self.files.more = true;
+        }
+    }
+}
+
+/// The files that a listing names (Nix's `doc/manual/source/protocols/json/nar-listing.md`).
+fn of_listing(text: &[u8]) -> Result<Files, io::Error> {
+    let listing: Listing = serde_json::from_slice(text).map_err(|error| {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("its listing is not JSON of one: {error}"),
+        )
+    })?;
+    let mut taking = Taking::default();
+    listing.root.told_to(&mut taking);
+    Ok(taking.files)
+}
+
+#[derive(Deserialize)]
+struct Listing {
+    root: Node,
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+enum Node {
+    Regular {
+        #[serde(default)]
+        size: u64,
+        #[serde(default)]
+        executable: bool,
+    },
+    Symlink {
+        target: String,
+    },
+    Directory {
+        entries: BTreeMap<String, Node>,
+    },
+}
+
+impl Node {
+    fn told_to(self, taking: &mut Taking) {
+        match self {
+            Self::Regular { size, executable } => taking.take(Seen::File { size, executable }),
+            Self::Symlink { target } => taking.take(Seen::Symlink(target.into_bytes())),
+            Self::Directory { entries } => {
+                taking.take(Seen::Directory);
+                for (name, node) in entries {
+                    taking.take(Seen::Name(name.into_bytes()));
+                    node.told_to(taking);
+                }
+                taking.take(Seen::DirectoryEnd);
+            }
+        }
+    }
+}
+
+/// The files in a NAR, as far as they are found until the deadline.
+fn of_nar(name: NarName, mut input: impl BufRead, deadline: Instant) -> Result<Files, NoFiles> {
+    let beginning = input.fill_buf()?;
+    let unknown = || io::Error::other(UnpackError::Unknown);
+    let compression = Compression::detect(name.extension, beginning).ok_or_else(unknown)?;
+    let decoder = unpack::decoder(compression, input);
+    let mut decoder = decoder.map_err(|error| match error {
+        Some(error) => NoFiles::Read(error),
+        None => NoFiles::NoDecoder(compression),
+    })?;
+    let mut checker = NarChecker::telling();
+    let mut taking = Taking::default();
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let count = match decoder.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error.into()),
+        };
+        checker.push(&buffer[..count])?;
+        checker.take_seen().into_iter().for_each(|seen| taking.take(seen));
+        if Instant::now() >= deadline {
+            taking.files.more = true;
+        }
+        if taking.files.more {
+            return Ok(taking.files);
+        }
+    }
+    checker.finish()?;
+    Ok(taking.files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nix::cache_path::NarExtension;
+
+    fn nar(words: &str) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for word in words.split(' ').map(|word| if word == "-" { "" } else { word }) {
+            bytes.extend_from_slice(&(word.len() as u64).to_le_bytes());
+            bytes.extend_from_slice(word.as_bytes());
+            bytes.resize(bytes.len().next_multiple_of(8), 0);
+        }
+        bytes
+    }
+
+    fn read(bytes: &[u8], deadline: Instant) -> Result<Files, NoFiles> {
+        let file_hash = crate::nix::Sha256Hash::of(bytes);
+        of_nar(NarName { file_hash, extension: NarExtension::Bare }, bytes, deadline)
+    }
+
+    fn later() -> Instant {
+        Instant::now() + Duration::from_secs(60)
+    }
+
+    fn tree() -> Files {
+        let regular = |name: &str, size, executable| File {
+            name: name.to_owned(),
+            kind: Kind::Regular { size, executable },
+        };
+        let list = vec![
+            regular("bin/hello", 5, true),
+            File { name: "empty".to_owned(), kind: Kind::Empty },
+            File { name: "lib".to_owned(), kind: Kind::Symlink("bin".to_owned()) },
+            regular("share/doc/x", 0, false),
+        ];
+        Files { list, more: false }
+    }
+
+    #[test]
+    fn a_nar_and_a_listing_tell_the_same() {
+        let bytes = nar("nix-archive-1 ( type directory \
+            entry ( name bin node ( type directory entry ( name hello node ( type regular executable - contents world ) ) ) ) \
+            entry ( name empty node ( type directory ) ) \
+            entry ( name lib node ( type symlink target bin ) ) \
+            entry ( name share node ( type directory entry ( name doc node ( type directory entry ( name x node ( type regular ) ) ) ) ) ) )");
+        assert_eq!(read(&bytes, later()).unwrap(), tree());
+        let listing = r#"{"version":1,"root":{"type":"directory","entries":{
+            "share":{"type":"directory","entries":{"doc":{"type":"directory","entries":{"x":{"type":"regular"}}}}},
+            "empty":{"type":"directory","entries":{}},
+            "bin":{"type":"directory","entries":{"hello":{"type":"regular","size":5,"executable":true,"narOffset":400}}},
+            "lib":{"type":"symlink","target":"bin"}}}}"#;
+        assert_eq!(of_listing(listing.as_bytes()).unwrap(), tree());
+    }
+
+    #[test]
+    fn a_path_can_be_one_file() {
+        let files = read(&nar("nix-archive-1 ( type regular contents hello )"), later()).unwrap();
+        let kind = Kind::Regular { size: 5, executable: false };
+        assert_eq!(files.list, [File { name: String::new(), kind }]);
+    }
+
+    #[test]
+    fn there_is_an_end_to_files_names_and_time() {
+        let many = |count: usize, name: &dyn Fn(usize) -> String| {
+            let entry = |n| format!("entry ( name {} node ( type regular contents x ) )", name(n));
+            let entries: Vec<String> = (0..count).map(entry).collect();
+            nar(&format!("nix-archive-1 ( type directory {} )", entries.join(" ")))
+        };
+        let short = |n: usize| format!("{n:06}");
+        let files = read(&many(MOST_FILES, &short), later()).unwrap();
+        assert!(!files.more && files.list.len() == MOST_FILES);
+        let files = read(&many(MOST_FILES + 1, &short), later()).unwrap();
+        assert!(files.more && files.list.len() == MOST_FILES);
+        let files = read(&many(MOST_FILES, &|n| format!("{n:0255}")), later()).unwrap();
+        assert!(files.more && files.list.len() == MOST_TEXT / 255);
+        // More than is read at a time.
+        let files = read(&many(MOST_FILES, &short), Instant::now()).unwrap();
+        assert!(files.more && files.list.len() < MOST_FILES);
+    }
+
+    #[test]
+    fn what_is_none_is_told() {
+        assert!(matches!(read(b"nonsense", later()), Err(NoFiles::Read(_))));
+        let mut cut = nar("nix-archive-1 ( type regular contents hello )");
+        cut.pop();
+        assert!(matches!(read(&cut, later()), Err(NoFiles::Nar(_))));
+        assert!(of_listing(b"{}").is_err());
+        let deep =
+            r#"{"root":"#.to_owned() + &r#"{"type":"directory","entries":{"a":"#.repeat(5000);
+        assert!(of_listing(deep.as_bytes()).is_err());
+    }
+}

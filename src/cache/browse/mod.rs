@@ -1,0 +1,230 @@
+//! What pages show of a cache: an index of its names, what is known of one path, its files.
+//!
+//! Going through everything takes seconds and much memory where there are many paths, so it is not
+//! done for a request. The first who asks has the index made, others who come meanwhile are told how
+//! far it is, and later ones get the last that was made while it is made again. Nothing here counts
+//! as use, and nothing is asked of upstreams.
+
+mod files;
+mod index;
+mod look;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::{Semaphore, watch};
+use tracing::warn;
+
+pub use files::{File, Files, Kind, NoFiles};
+pub use index::{DAYS, Days, Index, Row};
+pub use look::Look;
+
+use super::Cache;
+use super::gc::InventoryError;
+use crate::config::{Admission, Retention};
+use crate::metrics::Snapshot;
+use crate::nix::CacheInfo;
+use crate::store::background;
+
+/// For how long a request waits for an index that is being made.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// An index is made again when so many times the time has passed that making it took: then it costs
+/// a few per cent of one processor at most, and a small cache is shown as it is.
+const REST: u32 = 30;
+
+/// But not more often than this.
+const SHORTEST_REST: Duration = Duration::from_secs(1);
+
+/// After a failure, for so long it is not tried again.
+const REST_AFTER_FAILURE: Duration = Duration::from_secs(30);
+
+/// How many NARs are read for their files at a time.
+const READERS: usize = 2;
+
+/// What is kept for pages.
+pub(super) struct Browse {
+    state: watch::Sender<State>,
+    /// How many objects were found so far by who makes the index.
+    found: AtomicU64,
+    limits: Option<Retention>,
+    readers: Arc<Semaphore>,
+}
+
+#[derive(Clone)]
+struct State {
+    index: Option<Arc<Index>>,
+    /// Whether it is being made.
+    making: bool,
+    /// Whether it could not be made the last time.
+    failed: bool,
+    /// When it may be made again.
+    due: Instant,
+}
+
+/// What there is of an index.
+#[derive(Clone)]
+pub struct Overview {
+    /// The last one that was made, if there is one.
+    pub index: Option<Arc<Index>>,
+    /// How many objects were found so far for a first one or a newer one, if one is being made.
+    pub found: Option<u64>,
+    /// Whether the last one could not be made. The log says why.
+    pub failed: bool,
+}
+
+/// What a cache says about itself, and what it was told to keep to.
+#[derive(Debug, Clone, Copy)]
+pub struct About<'a> {
+    /// What `nix-cache-info` says.
+    pub info: &'a CacheInfo,
+    /// What an upload must be.
+    pub admission: &'a Admission,
+    /// What it keeps to by itself, if it was told.
+    pub limits: Option<&'a Retention>,
+}
+
+/// How many narinfos were asked for since the daemon has started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Served {
+    /// Those that it had.
+    pub hits: u64,
+    /// Those that it had not.
+    pub misses: u64,
+}
+
+/// A cache behind this one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Behind {
+    /// Where it is.
+    pub url: String,
+    /// For how long it is left alone, because it is in trouble.
+    pub left_alone: Option<Duration>,
+    /// The keys by which it signs.
+    pub keys: Vec<String>,
+}
+
+impl Default for Browse {
+    fn default() -> Self {
+        let state = State { index: None, making: false, failed: false, due: Instant::now() };
+        Self {
+            state: watch::Sender::new(state),
+            found: AtomicU64::new(0),
+            limits: None,
+            readers: Arc::new(Semaphore::new(READERS)),
+        }
+    }
+}
+
+impl Cache {
+    /// With limits for its pages to show.
+    #[must_use]
+    pub fn with_limits_shown(mut self, limits: Retention) -> Self {
+        self.set_up().browse.limits = Some(limits);
+        self
+    }
+
+    /// What it says about itself.
+    pub fn about(&self) -> About<'_> {
+        let limits = self.browse.limits.as_ref();
+        About { info: &self.info, admission: &self.admission, limits }
+    }
+
+    /// How many narinfos were asked for.
+    pub fn served(&self) -> Served {
+        let Snapshot { hits, misses, .. } = self.metrics.snapshot();
+        Served { hits, misses }
+    }
+
+    /// The caches behind this one, in the order of trust.
+    #[cfg(feature = "upstream")]
+    pub fn behind(&self) -> Vec<Behind> {
+        self.upstreams.as_ref().map(super::upstream::Upstreams::states).unwrap_or_default()
+    }
+
+    /// There are none in this build.
+    #[cfg(not(feature = "upstream"))]
+    pub fn behind(&self) -> Vec<Behind> {
+        Vec::new()
+    }
+
+    /// The index, as far as it is there. If it is old, a newer one is waited for, but not long.
+    pub async fn overview(&self) -> Overview {
+        let mut state = self.browse.state.subscribe();
+        let begins = self.browse.state.send_if_modified(|state| {
+            let begins = !state.making && Instant::now() >= state.due;
+            state.making |= begins;
+            begins
+        });
+        if begins {
+            tokio::spawn(self.clone().make_index());
+        }
+        // What is there after this time is taken.
+        let _ = tokio::time::timeout(PATIENCE, state.wait_for(|state| !state.making)).await;
+        let State { index, making, failed, .. } = state.borrow().clone();
+        let found = making.then(|| self.browse.found.load(Ordering::Relaxed));
+        Overview { index, found, failed }
+    }
+
+    async fn make_index(self) {
+        let begun = Instant::now();
+        let made = self.index().await;
+        if let Err(error) = &made {
+            warn!(error = error as &dyn std::error::Error, "there is nothing for pages to show");
+        }
+        self.browse.state.send_modify(|state| {
+            let rest = (begun.elapsed() * REST).max(SHORTEST_REST);
+            state.making = false;
+            state.failed = made.is_err();
+            state.due = Instant::now() + if state.failed { REST_AFTER_FAILURE } else { rest };
+            if let Ok(index) = made {
+                state.index = Some(Arc::new(index));
+            }
+        });
+    }
+
+    async fn index(&self) -> Result<Index, InventoryError> {
+        self.browse.found.store(0, Ordering::Relaxed);
+        let progress = |found| self.browse.found.store(found, Ordering::Relaxed);
+        let inventory = self.inventory(progress).await?;
+        let index = move || Index::new(&inventory, SystemTime::now());
+        Ok(background::run("index", index).await?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::store::FsStore;
+
+    /// What there is when nobody makes an index any more.
+    async fn settled(cache: &Cache) -> Overview {
+        loop {
+            let told = cache.overview().await;
+            if told.found.is_none() {
+                return told;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_index_that_cannot_be_made_is_told_and_tried_again_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config::from_vars([]).unwrap();
+        let store = FsStore::open(dir.path(), 0).unwrap();
+        let cache = Cache::new(Arc::new(store), config.cache_info, config.admission);
+        // A narinfo for another store dir: nothing could be said of this cache.
+        let name = dir.path().join("8ha1dhmx807czjczmwy078s4r9s254il.narinfo");
+        let text = format!("StorePath: /gnu/store/x\nURL: nar/{:0>52}.nar.xz\n", 1);
+        std::fs::write(&name, text).unwrap();
+        let told = settled(&cache).await;
+        assert!(told.failed && told.index.is_none());
+        std::fs::remove_file(name).unwrap();
+        assert!(settled(&cache).await.failed, "it is not tried at once");
+        cache.browse.state.send_modify(|state| state.due = Instant::now());
+        let told = settled(&cache).await;
+        assert!(!told.failed && told.index.is_some());
+    }
+}

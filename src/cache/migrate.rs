@@ -1,0 +1,492 @@
+//! Taking over everything that another cache has: from a directory into a bucket, or back.
+//!
+//! Each object goes the way of an upload, so nothing false gets in. A path's narinfo comes when all
+//! that it needs is here, and so there is a whole cache at every moment: what breaks off goes on
+//! where it was, and clients can be served meanwhile.
+
+use std::collections::HashSet;
+use std::io::{self, BufReader};
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream::{self, BoxStream};
+use futures_util::{Stream, StreamExt, TryStreamExt};
+use serde::Serialize;
+use serde::de::IgnoredAny;
+use sha2::{Digest, Sha256};
+use tokio::sync::{OnceCell, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::gc::{Inventory, InventoryError, PinError, groups};
+use super::nar::{Hashed, reader};
+use super::narinfo::Adopted;
+use super::verify::{Damage, DamageKind, with_causes};
+use super::{BodyError, Cache, PutError};
+use crate::nix::cache_path::NarName;
+use crate::nix::{CachePath, Compression, NarInfo, Sha256Hash};
+use crate::store::fs::read::read_chunk;
+use crate::store::{Content, Object, StoreError};
+
+/// How much of a file is read at a time.
+const CHUNK: u64 = 256 * 1024;
+
+/// How often `progress` hears something.
+const TELL_EVERY: Duration = Duration::from_millis(200);
+
+/// How far it has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// So many objects were found in the other cache.
+    Found(u64),
+    /// So many bytes are here.
+    Copied {
+        /// So many.
+        done: u64,
+        /// Of so many.
+        of: u64,
+    },
+}
+
+/// What was taken over, and what was not.
+#[derive(Debug, Default, Serialize)]
+pub struct Report {
+    /// Store paths that were copied.
+    pub paths: usize,
+    /// Store paths that were here already.
+    pub present: usize,
+    /// NARs, and objects of every other kind but narinfos, that were copied.
+    pub objects: usize,
+    /// Bytes in everything that was copied.
+    pub bytes: u64,
+    /// Pins of the other cache, which are pins here now.
+    pub pins: usize,
+    /// NARs that no narinfo names: uploads that were given up, or are going on. They are not copied.
+    pub orphans: usize,
+    /// Store paths that both have, with other contents. Those that were here stay.
+    pub differing: Vec<String>,
+    /// What is false in the other cache, and was not copied.
+    pub damage: Vec<Damage>,
+    /// It was told to stop before the end.
+    pub stopped: bool,
+}
+
+/// What broke off a migration.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrateError {
+    /// The other cache could not be gone through.
+    #[error(transparent)]
+    Inventory(#[from] InventoryError),
+    /// A pin could not be read or set.
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    /// One of the two stores failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// An object that is right was not taken.
+    #[error("{object} was not taken")]
+    NotTaken {
+        /// The object.
+        object: CachePath,
+        /// Why.
+        source: PutError,
+    },
+}
+
+/// What became of an object of the other cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Outcome {
+    /// It is here.
+    Here,
+    /// It is no longer there.
+    Gone,
+    /// It is false, or cannot be read.
+    Damaged { expected: String, actual: String },
+}
+
+impl Cache {
+    /// Takes over what `from` has and this cache has not, so many objects at a time. Both may be in
+    /// use.
+    pub async fn take_over(
+        &self,
+        from: &Self,
+        at_a_time: usize,
+        stop: &CancellationToken,
+        mut progress: impl FnMut(Step),
+    ) -> Result<Report, MigrateError> {
+        let inventory = from.inventory(|objects| progress(Step::Found(objects))).await?;
+        let migration = Migration::new(from, self, &inventory);
+        // First, so that a collection here knows of them.
+        migration.pins().await?;
+        let order: Vec<u32> = migration.groups.iter().flatten().copied().collect();
+        let paths = stream::iter(order).map(|path| migration.path(path as usize));
+        let told = |done| progress(Step::Copied { done, of: inventory.size() });
+        let whole = migration.carry_out(paths.buffer_unordered(at_a_time), stop, told).await?;
+        let loose = stream::iter(&inventory.loose);
+        let loose = loose.map(|object| migration.loose(&object.path, object.size));
+        let told = |done| progress(Step::Copied { done, of: inventory.size() });
+        let stopped =
+            !whole || !migration.carry_out(loose.buffer_unordered(at_a_time), stop, told).await?;
+        Ok(Report { stopped, ..migration.finish() })
+    }
+}
+
+/// One migration on its way.
+struct Migration<'a> {
+    from: &'a Cache,
+    to: &'a Cache,
+    inventory: &'a Inventory,
+    /// Paths that need each other; what is needed comes first.
+    groups: Vec<Vec<u32>>,
+    /// The group of each path.
+    group_of: Vec<u32>,
+    /// What became of the objects that several paths can need.
+    shared: Vec<OnceCell<Outcome>>,
+    /// Which paths are done.
+    done: watch::Sender<Vec<bool>>,
+    /// How many bytes of the other cache are.
+    bytes_done: AtomicU64,
+    report: Mutex<Report>,
+}
+
+impl<'a> Migration<'a> {
+    fn new(from: &'a Cache, to: &'a Cache, inventory: &'a Inventory) -> Self {
+        let groups = groups(inventory);
+        let mut group_of = vec![0; inventory.paths.len()];
+        for (rank, group) in (0..).zip(&groups) {
+            group.iter().for_each(|&path| group_of[path as usize] = rank);
+        }
+        let named = (0..inventory.paths.len()).flat_map(|path| inventory.shared_by(path));
+        let mut report = Report { orphans: inventory.shared.len(), ..Report::default() };
+        report.orphans -= named.collect::<HashSet<_>>().len();
+        Self {
+            from,
+            to,
+            inventory,
+            groups,
+            group_of,
+            shared: inventory.shared.iter().map(|_| OnceCell::new()).collect(),
+            done: watch::Sender::new(vec![false; inventory.paths.len()]),
+            bytes_done: AtomicU64::new(0),
+            report: Mutex::new(report),
+        }
+    }
+
+    /// Waits for all of `work`, and says whether it came to its end.
+    async fn carry_out(
+        &self,
+        work: impl Stream<Item = Result<(), MigrateError>>,
+        stop: &CancellationToken,
+        mut progress: impl FnMut(u64),
+    ) -> Result<bool, MigrateError> {
+        let mut work = pin!(work);
+        let mut tick = tokio::time::interval(TELL_EVERY);
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(false),
+                done = work.next() => match done {
+                    Some(done) => done?,
+                    None => return Ok(true),
+                },
+                _ = tick.tick() => progress(self.bytes_done.load(Ordering::Relaxed)),
+            }
+        }
+    }
+
+    fn report(&self) -> MutexGuard<'_, Report> {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn finish(self) -> Report {
+        let mut report = self.report.into_inner().unwrap_or_else(PoisonError::into_inner);
+        report.damage.sort_by(|a, b| a.object.cmp(&b.object));
+        report.differing.sort_unstable();
+        report
+    }
+
+    /// Pins here what is pinned there. A name that both have holds what either held.
+    async fn pins(&self) -> Result<(), MigrateError> {
+        let ours = self.to.pins().await?;
+        for pin in self.from.pins().await? {
+            let mut paths = pin.paths;
+            if paths.is_empty() {
+                continue;
+            }
+            if let Some(ours) = ours.iter().find(|ours| ours.name == pin.name) {
+                paths.extend(ours.paths.iter().cloned());
+                paths.sort();
+                paths.dedup();
+            }
+            self.to.pin(&pin.name, &paths).await?;
+            self.report().pins += 1;
+        }
+        Ok(())
+    }
+
+    /// Takes over a path with all that belongs to it.
+    async fn path(&self, index: usize) -> Result<(), MigrateError> {
+        let held = &self.inventory.paths[index];
+        let nar = match held.nar {
+            Some(place) => Some(self.shared(place).await?),
+            None => None,
+        };
+        if let Some(place) = held.log {
+            self.shared(place).await?;
+        }
+        for side in &held.sides {
+            self.side_file(side).await?;
+        }
+        self.wait_for_references(index).await;
+        self.narinfo(index, nar).await?;
+        self.bytes_done.fetch_add(held.size, Ordering::Relaxed);
+        self.done.send_modify(|done| done[index] = true);
+        Ok(())
+    }
+
+    /// Until everything that a path refers to is here: it was begun before. Paths that refer to each
+    /// other do not wait for each other.
+    async fn wait_for_references(&self, index: usize) {
+        let others = self.inventory.paths[index].references.iter().map(|&path| path as usize);
+        let others: Vec<usize> =
+            others.filter(|&other| self.group_of[other] != self.group_of[index]).collect();
+        // It has a sender as long as we are here.
+        let _ = self.done.subscribe().wait_for(|done| others.iter().all(|&path| done[path])).await;
+    }
+
+    /// Takes over a NAR or a log, once, with what belongs to it.
+    async fn shared(&self, place: u32) -> Result<&Outcome, MigrateError> {
+        let place = place as usize;
+        let object = &self.inventory.shared[place];
+        let copied = self.shared[place].get_or_try_init(async || {
+            let outcome = match &object.path {
+                CachePath::Nar(name) => self.nar(*name).await?,
+                path => self.side_file(path).await?,
+            };
+            for side in &object.sides {
+                self.side_file(side).await?;
+            }
+            self.bytes_done.fetch_add(object.size, Ordering::Relaxed);
+            Ok(outcome)
+        });
+        copied.await
+    }
+
+    /// Takes over an object that belongs to no path.
+    async fn loose(&self, path: &CachePath, size: u64) -> Result<(), MigrateError> {
+        match path {
+            // The others are with their paths.
+            CachePath::NarInfo(_) => self.false_narinfo(path).await?,
+            _ => drop(self.side_file(path).await?),
+        }
+        self.bytes_done.fetch_add(size, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Takes over a NAR. One that is here with its size is what it is named, or its narinfo will not
+    /// be taken.
+    async fn nar(&self, name: NarName) -> Result<Outcome, MigrateError> {
+        let path = CachePath::Nar(name);
+        let Some(object) = self.from.store.get(&path).await? else {
+            return Ok(Outcome::Gone);
+        };
+        let size = object.metadata.size;
+        match self.to.store.head(&path).await? {
+            Some(here) if here.size == size => return Ok(Outcome::Here),
+            _ => {}
+        }
+        self.send(&path, object).await
+    }
+
+    /// Uploads an object here.
+    async fn send(&self, path: &CachePath, object: Object) -> Result<Outcome, MigrateError> {
+        let size = object.metadata.size;
+        let put = self.to.put(path, Compression::None, Some(size), body(object)).await;
+        let (kind, expected, actual) = match put {
+            Ok(_) => {
+                let mut report = self.report();
+                report.objects += 1;
+                report.bytes += size;
+                return Ok(Outcome::Here);
+            }
+            Err(PutError::FileHash { expected, actual }) => {
+                (DamageKind::Nar, expected.to_string(), actual.to_string())
+            }
+            Err(PutError::Unpack(error)) => {
+                (DamageKind::Unpack, "a NAR".to_owned(), with_causes(&error))
+            }
+            Err(PutError::Length { declared, actual }) => {
+                (DamageKind::Unreadable, format!("{declared} bytes"), format!("{actual} bytes"))
+            }
+            Err(PutError::Body(BodyError::CutShort(error))) => {
+                let whole = "a file that can be read".to_owned();
+                (DamageKind::Unreadable, whole, with_causes(&*error))
+            }
+            Err(PutError::Store(error)) => return Err(error.into()),
+            Err(source) => return Err(MigrateError::NotTaken { object: path.clone(), source }),
+        };
+        Ok(self.damaged(kind, path, None, expected, actual))
+    }
+
+    fn damaged(
+        &self,
+        kind: DamageKind,
+        object: &CachePath,
+        store_path: Option<String>,
+        expected: String,
+        actual: String,
+    ) -> Outcome {
+        self.report().damage.push(Damage {
+            kind,
+            object: object.clone(),
+            store_path,
+            expected: expected.clone(),
+            actual: actual.clone(),
+            repaired: false,
+        });
+        Outcome::Damaged { expected, actual }
+    }
+
+    /// Takes over a side file, if there is not the same here.
+    async fn side_file(&self, path: &CachePath) -> Result<Outcome, MigrateError> {
+        let Some(object) = self.from.store.get(path).await? else {
+            return Ok(Outcome::Gone);
+        };
+        let size = object.metadata.size;
+        let is_json = path.content_type() == "application/json";
+        let theirs = match look_through(object, is_json).await {
+            Ok(theirs) => theirs,
+            Err(error) if error.is_io() => {
+                let whole = "a file that can be read".to_owned();
+                return Ok(self.damaged(
+                    DamageKind::Unreadable,
+                    path,
+                    None,
+                    whole,
+                    error.to_string(),
+                ));
+            }
+            Err(error) => {
+                let (json, found) = ("JSON".to_owned(), error.to_string());
+                return Ok(self.damaged(DamageKind::Json, path, None, json, found));
+            }
+        };
+        if let Some(ours) = self.to.store.get(path).await?
+            && ours.metadata.size == size
+            && look_through(ours, false).await.is_ok_and(|ours| ours == theirs)
+        {
+            return Ok(Outcome::Here);
+        }
+        match self.from.store.get(path).await? {
+            Some(object) => self.send(path, object).await,
+            None => Ok(Outcome::Gone),
+        }
+    }
+
+    /// Takes over a path's narinfo, when its NAR is here.
+    async fn narinfo(&self, index: usize, nar: Option<&Outcome>) -> Result<(), MigrateError> {
+        let held = &self.inventory.paths[index];
+        let path = CachePath::NarInfo(held.store_path.hash());
+        let store_path = || Some(self.to.info.store_dir.join(&held.store_path));
+        // It may have gone since it was found, or have become another's.
+        let Some(info) = self.from.read_narinfo(&path).await? else {
+            return Ok(());
+        };
+        if let Some(Outcome::Damaged { expected, actual }) = nar {
+            let (expected, actual) = (expected.clone(), actual.clone());
+            self.damaged(DamageKind::NarDamaged, &path, store_path(), expected, actual);
+            return Ok(());
+        }
+        let size = info.to_string().len() as u64;
+        match self.adopt(info).await {
+            Ok(Adopted::New) => {
+                let mut report = self.report();
+                report.paths += 1;
+                report.bytes += size;
+            }
+            Ok(Adopted::Known) => self.report().present += 1,
+            Ok(Adopted::Differs) => self.report().differing.extend(store_path()),
+            Err(PutError::Store(error)) => return Err(error.into()),
+            Err(source @ (PutError::Read { .. } | PutError::Body(_))) => {
+                return Err(MigrateError::NotTaken { object: path, source });
+            }
+            Err(error) => {
+                let damage = Damage::of_narinfo(path, store_path(), error);
+                self.report().damage.push(damage);
+            }
+        }
+        Ok(())
+    }
+
+    async fn adopt(&self, info: NarInfo) -> Result<Adopted, PutError> {
+        match self.to.adopt_narinfo(info.clone()).await {
+            // A NAR that was here was not what it is named, and has been put aside.
+            Err(PutError::NarDamaged(_)) => {}
+            adopted => return adopted,
+        }
+        if let Some(name) = info.nar_name()
+            && let Err(MigrateError::Store(error)) = self.nar(name).await
+        {
+            return Err(error.into());
+        }
+        self.to.adopt_narinfo(info).await
+    }
+
+    /// A narinfo that the inventory could not read.
+    async fn false_narinfo(&self, path: &CachePath) -> Result<(), MigrateError> {
+        let Some(object) = self.from.store.get(path).await? else {
+            return Ok(());
+        };
+        let Content::Bytes(text) = object.content else {
+            return Ok(());
+        };
+        let error = match (path, NarInfo::parse(&text, &self.to.info.store_dir)) {
+            (CachePath::NarInfo(hash), Ok(info)) => {
+                PutError::HashPart { expected: *hash, actual: info.store_path.hash() }
+            }
+            (_, Err(error)) => error.into(),
+            _ => return Ok(()),
+        };
+        self.report().damage.push(Damage::of_narinfo(path.clone(), None, error));
+        Ok(())
+    }
+}
+
+/// An object's bytes as the body of an upload.
+fn body(object: Object) -> BoxStream<'static, Result<Bytes, BodyError>> {
+    let cut_short = |error: io::Error| BodyError::CutShort(error.into());
+    let size = object.metadata.size;
+    match object.content {
+        Content::Bytes(bytes) => stream::iter([Ok(bytes)]).boxed(),
+        Content::File(file) => {
+            let chunks = stream::try_unfold((Arc::new(file), 0), move |(file, at)| async move {
+                let length = CHUNK.min(size - at);
+                if length == 0 {
+                    return Ok(None);
+                }
+                let chunk = read_chunk(Arc::clone(&file), at, length as usize).await?;
+                Ok(Some((chunk, (file, at + length))))
+            });
+            chunks.map_err(cut_short).boxed()
+        }
+        Content::Stream(bytes) => bytes.read(0..size).map_err(cut_short).boxed(),
+    }
+}
+
+/// The hash of an object's bytes, which may have to be JSON.
+async fn look_through(object: Object, is_json: bool) -> serde_json::Result<Sha256Hash> {
+    let look = move || {
+        let mut bytes =
+            Hashed { inner: reader(object.content, object.metadata.size), hasher: Sha256::new() };
+        if is_json {
+            let IgnoredAny = serde_json::from_reader(BufReader::new(&mut bytes))?;
+        }
+        io::copy(&mut bytes, &mut io::sink()).map_err(serde_json::Error::io)?;
+        Ok(Sha256Hash::new(bytes.hasher.finalize().into()))
+    };
+    tokio::task::spawn_blocking(look)
+        .await
+        .expect("reading does not panic, and the pool outlives it")
+}

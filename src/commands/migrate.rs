@@ -1,0 +1,158 @@
+//! `nix-stored migrate`: from one cache into another.
+
+use std::fmt;
+use std::num::NonZeroU8;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use serde::Serialize;
+
+use super::EXIT_NO;
+use super::argument::Unusable;
+use super::offline::become_owner;
+use super::opening::{open, open_existing};
+use super::output::{Output, count, size};
+use super::progress::Progress;
+use super::signals::stop_on_signals;
+use crate::cache::Cache;
+use crate::cache::migrate::{Report, Step};
+use crate::config::{Config, Location};
+use crate::logging;
+
+#[derive(Debug, Clone, clap::Args)]
+#[command(
+    after_help = "FROM and TO are directories, or s3:// URLs as NIX_STORED_PATH takes them; that \
+                        variable itself is not looked at. What is in TO already is not copied again, \
+                        so this goes on where it was stopped.\n\nExit status: 0 all of FROM is in TO; \
+                        1 failed, or stopped before the end; 2 something in FROM is damaged and was \
+                        not copied; 64 the configuration or the arguments are wrong."
+)]
+pub(super) struct Args {
+    /// The cache to copy; nothing in it is changed
+    from: Location,
+    /// Where to copy it; a directory is made where there is none
+    to: Location,
+    /// How many objects are copied at a time
+    #[arg(long, value_name = "COUNT", default_value = "8")]
+    jobs: NonZeroU8,
+    #[command(flatten)]
+    output: Output,
+}
+
+pub(super) fn run(args: Args, mut config: Config) -> anyhow::Result<ExitCode> {
+    logging::init(config.log_level, config.log_format);
+    let (from, mut to) = (whole(args.from)?, whole(args.to)?);
+    if from == to {
+        return Err(Unusable(format!("{from} is given twice; name another place")).into());
+    }
+    if let Location::Directory(path) = &from
+        && !path.is_dir()
+    {
+        bail!("there is no cache in {from}");
+    }
+    if let Location::Directory(path) = &mut to
+        && path.exists()
+    {
+        become_owner(path)?;
+    }
+    // What is in a cache has been let in before.
+    config.admission.max_upload_size = None;
+    #[cfg(feature = "s3")]
+    let in_a_bucket = !matches!(to, Location::Directory(_));
+    let source = Config { location: from, min_free_space: 0, ..config.clone() };
+    let target = Config { location: to, ..config };
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the async runtime")?
+        .block_on(async {
+            let from = open_existing(&source).await?;
+            let from = Cache::new(from, source.cache_info, source.admission);
+            let to = open(&target).await?;
+            let to = Cache::new(to, target.cache_info, target.admission);
+            #[cfg(feature = "s3")]
+            if in_a_bucket {
+                to.keep_info().await?;
+            }
+            migrate(&from, &to, args.jobs, args.output).await
+        })
+}
+
+/// A directory by the name that it has from everywhere.
+fn whole(location: Location) -> anyhow::Result<Location> {
+    match location {
+        Location::Directory(path) => {
+            let whole = path.canonicalize().or_else(|_| std::path::absolute(&path));
+            let whole = whole.with_context(|| format!("{} is no path", path.display()))?;
+            Ok(Location::Directory(whole))
+        }
+        #[cfg(feature = "s3")]
+        bucket => Ok(bucket),
+    }
+}
+
+async fn migrate(
+    from: &Cache,
+    to: &Cache,
+    jobs: NonZeroU8,
+    output: Output,
+) -> anyhow::Result<ExitCode> {
+    let stop = stop_on_signals(|name| eprintln!("nix-stored: got {name}; stopping"))?;
+    let mut progress = Progress::new();
+    let hear = |step| match step {
+        Step::Found(objects) => progress.found(objects),
+        Step::Copied { done, of } => progress.read("copying", done, of),
+    };
+    let report = to.take_over(from, jobs.get().into(), &stop, hear).await?;
+    drop(progress);
+    let told = Told(report);
+    output.print(&told)?;
+    Ok(match told.0 {
+        Report { stopped: true, .. } => ExitCode::FAILURE,
+        Report { damage, .. } if !damage.is_empty() => ExitCode::from(EXIT_NO),
+        _ => ExitCode::SUCCESS,
+    })
+}
+
+/// What was done.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+struct Told(Report);
+
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Report { paths, present, objects, bytes, pins, orphans, differing, damage, stopped } =
+            &self.0;
+        damage.iter().try_for_each(|damage| writeln!(f, "{damage}"))?;
+        for path in differing {
+            writeln!(f, "{path}: both have it, with other contents; the copy stays as it was")?;
+        }
+        if *orphans > 0 {
+            let nars = count(*orphans, "NAR");
+            writeln!(
+                f,
+                "note: {nars} that no narinfo names: uploads that were given up stay behind"
+            )?;
+        }
+        if *stopped {
+            f.write_str("stopped before the end; ")?;
+        }
+        writeln!(
+            f,
+            "copied {} and {}, {}; {} there already, {}",
+            count(*paths, "path"),
+            count(*objects, "other object"),
+            size(*bytes),
+            match present {
+                1 => "1 path was".to_owned(),
+                more => format!("{} were", count(*more, "path")),
+            },
+            count(*pins, "pin"),
+        )?;
+        match damage.len() {
+            0 => Ok(()),
+            1 => writeln!(f, "1 object is damaged and was not copied"),
+            more => writeln!(f, "{} are damaged and were not copied", count(more, "object")),
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! `/health`: whether the daemon can do what it is there for, for whoever watches it.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use http::header::{self, HeaderValue};
+use http::{Method, Request, Response};
+use serde::Serialize;
+
+use super::error::{HttpError, chain};
+use super::router::Site;
+use crate::config::Requirement;
+use crate::store::Condition;
+
+/// Where it is.
+pub(super) const PATH: &str = "/health";
+
+#[derive(Serialize)]
+struct Report<'a> {
+    status: &'a str,
+    version: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
+    store: StoreReport,
+}
+
+#[derive(Serialize)]
+struct StoreReport {
+    writable: bool,
+    free_bytes: Option<u64>,
+}
+
+/// Whether a request asks for it: then it needs no credentials.
+pub(super) fn is_asked<B>(request: &Request<B>) -> bool {
+    matches!(*request.method(), Method::GET | Method::HEAD) && request.uri().path() == PATH
+}
+
+pub(super) async fn answer(site: &Site) -> Response<Body> {
+    let health = site.cache.health().await;
+    let uploads = !matches!(site.gate.access().write, Requirement::Nobody);
+    // A cache that nobody can upload to need not be writable.
+    let reason = match &*health.condition {
+        Condition::Unusable(error) => Some(chain(error)),
+        Condition::ReadOnly(error) if uploads || site.cache.mirrors() => Some(chain(error)),
+        Condition::Good | Condition::ReadOnly(_) => None,
+    };
+    let report = Report {
+        status: if reason.is_none() { "ok" } else { "unavailable" },
+        version: env!("CARGO_PKG_VERSION"),
+        reason: reason.as_deref(),
+        store: StoreReport {
+            writable: matches!(*health.condition, Condition::Good),
+            free_bytes: health.free_space,
+        },
+    };
+    let mut text = serde_json::to_string(&report).expect("numbers and texts are JSON");
+    text.push('\n');
+    let mut response = Response::new(Body::from(text));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if let Some(reason) = reason {
+        let error = HttpError::Unhealthy(reason);
+        *response.status_mut() = error.status();
+        response.extensions_mut().insert(Arc::new(error));
+    }
+    response
+}

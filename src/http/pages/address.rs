@@ -1,0 +1,128 @@
+//! The address that a visitor used, for what is there to be pasted.
+
+use http::header;
+use http::request::Parts;
+
+/// An address of this cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Address {
+    /// `http://cache.example.org:8100`
+    pub url: String,
+    /// The same without scheme and port, as a netrc names it.
+    pub host: String,
+}
+
+/// What is shown where the request does not say it.
+const EXAMPLE: &str = "cache.example.org";
+
+/// The longest name of a host, a port and the brackets around an IPv6 address.
+const LONGEST: usize = 253 + 8;
+
+impl Address {
+    /// The address of a request, as a reverse proxy says it or the client. Whoever sends it gets it
+    /// back, and nobody else: pages are not kept for others. So it need not be a trusted proxy.
+    pub(super) fn of(request: &Parts) -> Self {
+        let header = |name: &str| {
+            let text = request.headers.get(name)?.to_str().ok()?;
+            // The first proxy of several is the one that the client spoke to.
+            text.split(',').next().map(str::trim)
+        };
+        let authority = || request.uri.authority().map(http::uri::Authority::as_str);
+        let named = [header("x-forwarded-host"), authority(), header(header::HOST.as_str())];
+        let host = named.into_iter().flatten().find(|host| is_host(host)).unwrap_or(EXAMPLE);
+        let schemes = [header("x-forwarded-proto"), request.uri.scheme_str()];
+        let https = schemes.into_iter().flatten().next() == Some("https");
+        let (scheme, usual) = if https { ("https", ":443") } else { ("http", ":80") };
+        let host = host.strip_suffix(usual).unwrap_or(host);
+        Self { url: format!("{scheme}://{host}"), host: without_port(host).to_owned() }
+    }
+}
+
+/// Whether this is a name or an address of a host, perhaps with a port, and cannot be anything else
+/// wherever it is pasted.
+fn is_host(text: &str) -> bool {
+    let name = without_port(text);
+    let port = &text[name.len()..];
+    let plain = match name.strip_prefix('[').and_then(|name| name.strip_suffix(']')) {
+        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte)),
+    };
+    let digits = port.bytes().skip(1).all(|byte| byte.is_ascii_digit());
+    let port = port.is_empty() || port[1..].parse::<u16>().is_ok_and(|port| port > 0);
+    text.len() <= LONGEST && !name.is_empty() && !name.starts_with('-') && plain && digits && port
+}
+
+fn without_port(host: &str) -> &str {
+    match host.rfind(':') {
+        Some(at) if !host[at..].contains(']') => &host[..at],
+        _ => host,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    fn of(headers: &[(&str, &str)]) -> String {
+        let mut request = Request::builder().uri("/");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let address = Address::of(&request.body(()).unwrap().into_parts().0);
+        format!("{} {}", address.url, address.host)
+    }
+
+    #[test]
+    fn it_is_that_of_the_visitor() {
+        assert_eq!(of(&[("host", "c.org:8100")]), "http://c.org:8100 c.org");
+        assert_eq!(of(&[("host", "[::1]:8100")]), "http://[::1]:8100 [::1]");
+        assert_eq!(of(&[("host", "[::1]")]), "http://[::1] [::1]");
+        assert_eq!(of(&[("host", "10.0.0.1:80")]), "http://10.0.0.1 10.0.0.1");
+        let proxied = [
+            ("host", "127.0.0.1:8100"),
+            ("x-forwarded-host", "c.org, inner"),
+            ("x-forwarded-proto", "https"),
+        ];
+        assert_eq!(of(&proxied), "https://c.org c.org");
+    }
+
+    #[test]
+    fn what_is_no_host_is_not_repeated() {
+        for host in [
+            "",
+            "a b",
+            "a\"b",
+            "<b>",
+            "a;reboot",
+            "$(reboot)",
+            "a/b",
+            "user@c.org",
+            "-v",
+            ":8100",
+            "c.org:",
+            "c.org:x",
+            "c.org:0",
+            "c.org:+1",
+            "c.org:99999",
+            "[::1",
+            "[x]",
+            "::1",
+            "${x}",
+            "c.org\\",
+            "'",
+        ] {
+            assert_eq!(of(&[("host", host)]), format!("http://{EXAMPLE} {EXAMPLE}"), "{host}");
+            // What the client itself says is better than nonsense of a proxy.
+            let both = [("host", "c.org"), ("x-forwarded-host", host)];
+            assert_eq!(of(&both), "http://c.org c.org", "{host}");
+        }
+        let long = "a".repeat(LONGEST + 1);
+        assert_eq!(of(&[("host", &long)]), format!("http://{EXAMPLE} {EXAMPLE}"));
+        assert_eq!(
+            of(&[("host", "c.org"), ("x-forwarded-proto", "javascript")]),
+            "http://c.org c.org"
+        );
+    }
+}

@@ -1,0 +1,65 @@
+//! Paths by name.
+
+use std::time::SystemTime;
+
+use maud::{Markup, html};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+
+use super::layout::{Layout, as_of, not_yet, rows};
+use super::words::{Foreign, count};
+use super::{BROWSE, Visit};
+use crate::cache::browse::{Index, Overview};
+
+/// How many paths are on a page.
+const PAGE: usize = 50;
+
+pub(super) fn page(visit: &Visit, overview: &Overview, query: &str, number: usize) -> Markup {
+    let query = query.trim();
+    let heading = match query {
+        "" => "All paths".to_owned(),
+        query => format!("Paths named “{}”", Foreign(query)),
+    };
+    let main = html! {
+        h1 { (heading) }
+        @match &overview.index {
+            Some(index) => { (found(index, query, number, visit.now)) }
+            None => { (not_yet(overview)) }
+        }
+    };
+    let as_of = as_of(overview, visit.now);
+    let reload = overview.index.is_none() && overview.found.is_some();
+    Layout { title: &heading, query, reload, as_of }.page(&main)
+}
+
+/// What was found, a page of it.
+fn found(index: &Index, query: &str, number: usize, now: SystemTime) -> Markup {
+    let found = index.search(query);
+    let last = found.len().div_ceil(PAGE).max(1);
+    let number = number.clamp(1, last);
+    let begin = (number - 1) * PAGE;
+    let shown = &found[begin..found.len().min(begin + PAGE)];
+    html! {
+        p.soft {
+            @if found.is_empty() && !query.is_empty() {
+                "No path here has all these words in its name."
+            } @else if found.is_empty() {
+                "There is nothing here yet."
+            } @else {
+                (count(found.len(), "path"))
+                @if query.is_empty() { ", the newest first" }
+                @if last > 1 { ", page " (number) " of " (last) }
+            }
+        }
+        @if !shown.is_empty() { (rows(index, shown, now)) }
+        @if last > 1 {
+            nav.pages aria-label="Pages" {
+                @if number > 1 { a rel="prev" href=(address(query, number - 1)) { "Previous" } }
+                @if number < last { a rel="next" href=(address(query, number + 1)) { "Next" } }
+            }
+        }
+    }
+}
+
+fn address(query: &str, number: usize) -> String {
+    format!("{BROWSE}?q={}&page={number}", utf8_percent_encode(query, NON_ALPHANUMERIC))
+}

@@ -1,0 +1,236 @@
+//! Pages for people: what to paste, what is in the cache, and a way around in it.
+//!
+//! They are made here as they are asked for, of one document each: style and script stand in it and
+//! are allowed by their hashes, so nothing else is asked for, and nothing that somebody uploaded could
+//! be run even if it got onto a page as more than text. `maud` escapes everything that is put in.
+
+mod accept;
+mod address;
+mod chart;
+mod front;
+mod layout;
+mod list;
+mod path;
+mod words;
+
+use std::sync::{Arc, LazyLock};
+use std::time::SystemTime;
+
+use axum::body::Body;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use http::header::{self, HeaderMap, HeaderValue};
+use http::request::Parts;
+use http::{Response, StatusCode};
+use maud::Markup;
+use percent_encoding::percent_decode_str;
+use sha2::{Digest, Sha256};
+
+use super::error::HttpError;
+use crate::cache::{Cache, GetError};
+use crate::config::Access;
+use crate::nix::{StoreDir, StorePathHash};
+use address::Address;
+
+/// Where the cache is browsed. No object has such a name.
+const BROWSE: &str = "/browse";
+
+/// How many characters of a query are looked for: as many as a store path has.
+const LONGEST_QUERY: usize = 255;
+
+/// Who looks at a page, and at what.
+struct Visit {
+    cache: Arc<Cache>,
+    access: Access,
+    address: Address,
+    now: SystemTime,
+}
+
+/// A page that can be asked for.
+enum Page {
+    Front,
+    List {
+        query: String,
+        number: usize,
+    },
+    Path(StorePathHash),
+    /// A path was asked for where names are.
+    Elsewhere(StorePathHash),
+    /// There is no page of this name.
+    Nothing,
+}
+
+/// Whether a page is asked for, and not an object.
+pub(super) fn are_asked_for(request: &Parts) -> bool {
+    match request.uri.path() {
+        "/" => accept::prefers_html(&request.headers),
+        path => path
+            .strip_prefix(BROWSE)
+            .is_some_and(|rest| matches!(rest.bytes().next(), None | Some(b'/'))),
+    }
+}
+
+/// The page that is asked for.
+pub(super) async fn answer(
+    cache: &Arc<Cache>,
+    access: &Access,
+    request: &Parts,
+) -> Result<Response<Body>, HttpError> {
+    let visit = Visit {
+        cache: Arc::clone(cache),
+        access: access.clone(),
+        address: Address::of(request),
+        now: SystemTime::now(),
+    };
+    match Page::parse(request, &cache.about().info.store_dir) {
+        Page::Front => {
+            let overview = visit.cache.overview().await;
+            Ok(rendered(StatusCode::OK, move || front::page(&visit, &overview)).await)
+        }
+        // Who has the hash part need not choose from a list.
+        Page::Elsewhere(hash) => Ok(see_other(&path::address(hash))),
+        Page::List { query, number } => {
+            let overview = visit.cache.overview().await;
+            Ok(rendered(StatusCode::OK, move || list::page(&visit, &overview, &query, number))
+                .await)
+        }
+        Page::Path(hash) => path_answer(visit, hash).await,
+        Page::Nothing => {
+            Ok(rendered(StatusCode::NOT_FOUND, || layout::nothing("there is no such page")).await)
+        }
+    }
+}
+
+async fn path_answer(visit: Visit, hash: StorePathHash) -> Result<Response<Body>, HttpError> {
+    let look = visit.cache.look_at(hash).await.map_err(GetError::from)?;
+    let Some(look) = look else {
+        let page = || layout::nothing("this cache does not have it");
+        return Ok(rendered(StatusCode::NOT_FOUND, page).await);
+    };
+    let (files, overview) = tokio::join!(visit.cache.files_of(&look.info), visit.cache.overview());
+    Ok(rendered(StatusCode::OK, move || path::page(&visit, &look, files, &overview)).await)
+}
+
+impl Page {
+    fn parse(request: &Parts, store_dir: &StoreDir) -> Self {
+        let path = request.uri.path();
+        let Some(below) = path.strip_prefix(BROWSE) else {
+            return Self::Front;
+        };
+        match below.trim_matches('/') {
+            "" => {
+                let field = |name| field(request.uri.query().unwrap_or_default(), name);
+                let number = field("page").and_then(|number| number.parse().ok()).unwrap_or(1);
+                let query =
+                    field("q").unwrap_or_default().chars().take(LONGEST_QUERY).collect::<String>();
+                match hash_in(&query, store_dir) {
+                    Some(hash) => Self::Elsewhere(hash),
+                    None => Self::List { query, number },
+                }
+            }
+            name => hash_in(name, store_dir).map_or(Self::Nothing, Self::Path),
+        }
+    }
+}
+
+/// The hash part that a text is, or that it begins with as a store path does.
+fn hash_in(text: &str, store_dir: &StoreDir) -> Option<StorePathHash> {
+    let text = text.trim();
+    let name =
+        text.strip_prefix(store_dir.as_str()).map_or(text, |rest| rest.trim_start_matches('/'));
+    let (hash, rest) = name.split_at_checked(StorePathHash::LEN)?;
+    let ends = rest.is_empty() || rest.starts_with(['-', '.', '/']);
+    hash.parse().ok().filter(|_| ends)
+}
+
+/// A field of a form, as browsers send it.
+fn field(query: &str, name: &str) -> Option<String> {
+    let values = query.split('&').filter_map(|field| field.split_once('='));
+    let value = values.filter(|(key, _)| *key == name).map(|(_, value)| value).next()?;
+    Some(percent_decode_str(&value.replace('+', " ")).decode_utf8_lossy().into_owned())
+}
+
+/// A page, made where it stalls nobody: searching and writing down thousands of names takes
+/// milliseconds.
+async fn rendered(
+    status: StatusCode,
+    page: impl FnOnce() -> Markup + Send + 'static,
+) -> Response<Body> {
+    let page = tokio::task::spawn_blocking(page).await;
+    let page = page.expect("making a page does not panic, and the pool outlives its tasks");
+    let mut response = Response::new(Body::from(page.into_string()));
+    *response.status_mut() = status;
+    response.headers_mut().extend(HEADERS.clone());
+    response
+}
+
+fn see_other(address: &str) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::SEE_OTHER;
+    let address = HeaderValue::try_from(address).expect("an address of ours is a header value");
+    response.headers_mut().insert(header::LOCATION, address);
+    response
+}
+
+/// What goes with every page.
+static HEADERS: LazyLock<HeaderMap> = LazyLock::new(|| {
+    let hash = |text: &str| STANDARD.encode(Sha256::digest(text));
+    let policy = format!(
+        "default-src 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'; img-src data:; \
+         form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+        hash(layout::STYLE),
+        hash(layout::SCRIPT),
+    );
+    let policy = HeaderValue::try_from(policy).expect("base 64 makes a header value");
+    let fixed = HeaderValue::from_static;
+    HeaderMap::from_iter([
+        (header::CONTENT_TYPE, fixed("text/html; charset=utf-8")),
+        // It shows the address of who asked, perhaps behind a password.
+        (header::CACHE_CONTROL, fixed("private, no-cache")),
+        (header::VARY, fixed("accept")),
+        (header::CONTENT_SECURITY_POLICY, policy),
+        (header::X_CONTENT_TYPE_OPTIONS, fixed("nosniff")),
+        (header::REFERRER_POLICY, fixed("no-referrer")),
+    ])
+});
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HASH: &str = "8ha1dhmx807czjczmwy078s4r9s254il";
+
+    #[test]
+    fn a_store_path_in_any_form_is_known_by_its_hash_part() {
+        let found = |text: &str| hash_in(text, &StoreDir::default()).map(|hash| hash.to_string());
+        for text in ["", "-hello-2.12", ".narinfo", "-hello-2.12/bin/hello"] {
+            for before in ["", " ", "/nix/store/"] {
+                assert_eq!(
+                    found(&format!("{before}{HASH}{text}")).as_deref(),
+                    Some(HASH),
+                    "{before}{text}"
+                );
+            }
+        }
+        for text in [
+            "hello",
+            "",
+            &HASH[1..],
+            &format!("{HASH}x"),
+            &format!("/gnu/store/{HASH}-x"),
+            &"é".repeat(40),
+        ] {
+            assert_eq!(found(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_form_is_read_as_browsers_write_it() {
+        let query = "x=1&q=a+b%2Bc%26%C3%A9&q=2&page=3&empty=";
+        assert_eq!(field(query, "q").as_deref(), Some("a b+c&é"));
+        assert_eq!(field(query, "page").as_deref(), Some("3"));
+        assert_eq!(field(query, "empty").as_deref(), Some(""));
+        assert_eq!(field(query, "none"), None);
+        assert_eq!(field("q=%ff%", "q").as_deref(), Some("\u{fffd}%"));
+    }
+}

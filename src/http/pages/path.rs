@@ -1,0 +1,265 @@
+//! One store path.
+
+use maud::{Markup, html};
+
+use super::layout::{Layout, as_of, link, paste};
+use super::words::{Foreign, ago, count, size};
+use super::{BROWSE, Visit};
+use crate::cache::browse::{File, Files, Index, Kind, Look, NoFiles, Overview};
+use crate::nix::{StorePath, StorePathHash};
+
+/// How many references and referrers are named.
+const MOST_LINKS: usize = 300;
+
+/// Where the page of a path is.
+pub(super) fn address(hash: StorePathHash) -> String {
+    format!("{BROWSE}/{hash}")
+}
+
+pub(super) fn page(
+    visit: &Visit,
+    look: &Look,
+    files: Result<Files, NoFiles>,
+    overview: &Overview,
+) -> Markup {
+    let info = &look.info;
+    let path = &info.store_path;
+    let index = overview.index.as_deref();
+    let whole = info.store_dir.join(path);
+    let main = html! {
+        h1 { (path.name()) }
+        div.paste { pre { code { span.hash { (info.store_dir) "/" (path.hash()) "-" } (path.name()) } } }
+        (facts(visit, look))
+        h2 { "Fetch it" }
+        (commands(visit, &whole, &files))
+        h2 #references { "Refers to " span.soft { (count(info.references.len(), "path")) } }
+        (references(&info.references, path, index))
+        @match index {
+            Some(index) => { (referrers(index, path.hash())) }
+            None => {
+                h2 #referrers { "Referred to by" }
+                p.soft { "Not known yet: the cache is being gone through." }
+            }
+        }
+        h2 #files {
+            "Files"
+            @if let Ok(files) = &files { " " span.soft { @if files.more { "the first " } (count(files.list.len(), "file")) } }
+        }
+        (list_of(files, look))
+    };
+    let as_of = as_of(overview, visit.now);
+    Layout { title: path.name(), query: "", reload: false, as_of }.page(&main)
+}
+
+fn facts(visit: &Visit, look: &Look) -> Markup {
+    let info = &look.info;
+    html! {
+        dl.facts {
+            dt { "Size" }
+            dd {
+                (size(info.nar_size)) " unpacked"
+                @match look.file_size.or(info.file_size) {
+                    Some(packed) if info.compression != "none" => {
+                        span.soft { ", " (size(packed)) " as " (Foreign(&info.compression)) }
+                    }
+                    _ => { span.soft { ", not compressed" } }
+                }
+                @if look.file_size.is_none() {
+                    " " span.warn { "Its NAR is not here: it cannot be fetched." }
+                }
+            }
+            dt { "NAR hash" }
+            dd { code { (info.nar_hash) } }
+            dt { "Uploaded" }
+            dd { (ago(look.uploaded, visit.now)) }
+            dt { "Last used" }
+            dd { (ago(look.used, visit.now)) }
+            @if let Some(upstream) = info.upstream() {
+                dt { "Mirrored from" }
+                dd { bdi { (Foreign(upstream)) } }
+            }
+            dt { "Signed by" }
+            dd {
+                @if info.signatures.is_empty() { "nobody" } @else { ul {
+                    @for (signature, trusted) in info.signatures.iter().zip(&look.trusted) {
+                        li {
+                            bdi { code { (Foreign(signature.key_name())) } }
+                            @if *trusted { " " span.badge.good { "checked" } }
+                        }
+                    }
+                } }
+            }
+            @if let Some(deriver) = &info.deriver {
+                dt { "Built from" }
+                dd {
+                    code { (deriver) }
+                    @if let Some(log) = &look.log { ", " a href={ "/" (log.key().replace('?', "%3F")) } { "log of the build" } }
+                }
+            }
+            @if let Some(ca) = &info.ca {
+                dt { "Content address" }
+                dd { bdi { code { (Foreign(ca)) } } }
+            }
+            @for (key, value) in info.unknown.iter().filter(|(key, _)| key == "System") {
+                dt { (key) }
+                dd { bdi { (Foreign(value)) } }
+            }
+            dt { "As Nix sees it" }
+            dd { a href={ "/" (info.store_path.hash()) ".narinfo" } { "narinfo" } }
+        }
+    }
+}
+
+/// What to type. A program is named where its file is known, and where its name is that of one.
+fn commands(visit: &Visit, whole: &str, files: &Result<Files, NoFiles>) -> Markup {
+    let url = &visit.address.url;
+    let program = files.as_ref().ok().and_then(|files| program(&files.list));
+    html! {
+        (paste(&format!("nix copy --from {url} {whole}")))
+        @if let Some(program) = program {
+            p.soft.small { "Or run it at once, where the cache’s key is trusted:" }
+            (paste(&format!("nix shell --extra-substituters {url} {whole} --command {program}")))
+        }
+    }
+}
+
+/// A program that can be run by its name, and typed as it is.
+fn program(files: &[File]) -> Option<&str> {
+    let plain = |name: &&str| {
+        name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._+".contains(&byte))
+            && !name.is_empty()
+            && !name.starts_with(['-', '.'])
+    };
+    let runs =
+        |kind: &Kind| matches!(kind, Kind::Regular { executable: true, .. } | Kind::Symlink(_));
+    let programs = files.iter().filter(|file| runs(&file.kind));
+    programs.filter_map(|file| file.name.strip_prefix("bin/")).find(plain)
+}
+
+fn references(references: &[StorePath], own: &StorePath, index: Option<&Index>) -> Markup {
+    let is_here = |hash| index.is_none_or(|index| index.find(hash).is_some());
+    html! {
+        @if references.is_empty() { p.soft { "Nothing: it stands for itself." } }
+        ul.paths {
+            @for path in references.iter().take(MOST_LINKS) {
+                li {
+                    @if path == own {
+                        (path.name()) " " span.badge { "itself" }
+                    } @else {
+                        (link(path.hash(), path.name()))
+                        @if !is_here(path.hash()) { " " span.badge { "not here" } }
+                    }
+                }
+            }
+        }
+        (and_more(references.len()))
+    }
+}
+
+fn referrers(index: &Index, hash: StorePathHash) -> Markup {
+    let places = index.find(hash).map(|place| index.referrers(place)).unwrap_or_default();
+    html! {
+        h2 #referrers { "Referred to by " span.soft { (count(places.len(), "path")) } }
+        @if places.is_empty() { p.soft { "Nothing that is here." } }
+        ul.paths {
+            @for row in places.iter().take(MOST_LINKS).map(|&place| index.row(place)) {
+                li { (link(row.hash, row.name)) }
+            }
+        }
+        (and_more(places.len()))
+    }
+}
+
+fn and_more(number: usize) -> Markup {
+    html! {
+        @if number > MOST_LINKS { p.soft { "And " (count(number - MOST_LINKS, "path")) " more." } }
+    }
+}
+
+fn list_of(files: Result<Files, NoFiles>, look: &Look) -> Markup {
+    let files = match files {
+        Ok(files) => files,
+        Err(why) => return html! { p.soft { "Not known: " (Foreign(&why.to_string())) "." } },
+    };
+    html! {
+        @if files.list.is_empty() && !files.more { p.soft { "An empty directory." } }
+        div.scroll {
+            table.files {
+                @if !files.list.is_empty() {
+                    thead { tr { th scope="col" { "Name" } th.number scope="col" { "Size" } } }
+                }
+                tbody {
+                    @for file in &files.list { (row(file, look)) }
+                }
+            }
+        }
+        @if files.more { p.soft { "There are more than are shown here." } }
+    }
+}
+
+fn row(file: &File, look: &Look) -> Markup {
+    let (folder, name) =
+        file.name.rsplit_once('/').map_or(("", &*file.name), |(folder, name)| (folder, name));
+    html! {
+        tr {
+            td.name.mono {
+                bdi {
+                    @if !folder.is_empty() { span.soft { (Foreign(folder)) "/" } }
+                    @if name.is_empty() { "the path itself" } @else { (Foreign(name)) }
+                }
+                @match &file.kind {
+                    Kind::Symlink(target) => { span.soft { " → " } bdi { (target_of(target, look)) } }
+                    Kind::Empty => { span.soft { "/" } }
+                    Kind::Regular { executable: true, .. } => { " " span.badge { "executable" } }
+                    Kind::Regular { .. } => {}
+                }
+            }
+            td.number.soft {
+                @if let Kind::Regular { size: bytes, .. } = &file.kind { (size(*bytes)) }
+            }
+        }
+    }
+}
+
+/// Where a symlink leads; to another path, by a link.
+fn target_of(target: &str, look: &Look) -> Markup {
+    let hash = target.strip_prefix(look.info.store_dir.as_str()).and_then(|rest| {
+        rest.strip_prefix('/')?.split('/').next()?.parse().ok().map(|path: StorePath| path.hash())
+    });
+    html! {
+        @match hash {
+            Some(hash) if hash != look.info.store_path.hash() => {
+                a href=(address(hash)) { (Foreign(target)) }
+            }
+            _ => { span.soft { (Foreign(target)) } }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_can_be_typed_as_it_is_is_offered_to_be_run() {
+        let file = |name: &str, executable| File {
+            name: name.to_owned(),
+            kind: Kind::Regular { size: 1, executable },
+        };
+        for bad in [
+            "bin/a b",
+            "bin/;reboot",
+            "bin/$(x)",
+            "bin/-v",
+            "bin/.wrapped",
+            "bin/é",
+            "bin/",
+            "lib/x",
+            "bin/a/b",
+        ] {
+            let files = [file(bad, true), file("bin/data", false), file("bin/g++-13.2", true)];
+            assert_eq!(program(&files), Some("g++-13.2"), "{bad}");
+        }
+        assert_eq!(program(&[]), None);
+    }
+}

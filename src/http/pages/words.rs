@@ -1,0 +1,141 @@
+//! Numbers, times and texts of others, as people read them.
+
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+use indicatif::{BinaryBytes, HumanCount};
+use maud::{Markup, Render, html};
+
+/// A number of bytes.
+pub(super) fn size(bytes: u64) -> String {
+    BinaryBytes(bytes).to_string()
+}
+
+/// `1 path`, `1,234 paths`.
+pub(super) fn count(number: usize, noun: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{} {noun}{plural}", HumanCount(number as u64))
+}
+
+/// A share in per cent; more than none and less than all stay so.
+pub(super) fn per_cent(part: u64, whole: u64) -> String {
+    match part as f64 / whole as f64 * 100.0 {
+        _ if part == 0 || whole == 0 => "0 %".to_owned(),
+        share if share < 0.1 => "< 0.1 %".to_owned(),
+        share if share >= 99.95 && part < whole => "99.9 %".to_owned(),
+        share if part < whole => format!("{share:.1} %"),
+        share => format!("{share:.0} %"),
+    }
+}
+
+/// How long ago something was, with the time itself for who wants to know.
+pub(super) fn ago(then: SystemTime, now: SystemTime) -> Markup {
+    let exact = humantime::format_rfc3339_seconds(then).to_string();
+    let ago = match now.duration_since(then) {
+        Ok(since) if since.as_secs() >= 60 => format!("{} ago", about(since)),
+        // A clock may be a little ahead.
+        _ => "just now".to_owned(),
+    };
+    html! { time datetime=(exact) title=(exact) { (ago) } }
+}
+
+/// A length of time in its largest unit.
+pub(super) fn about(length: Duration) -> String {
+    let units = [
+        (365 * 86_400, "year"),
+        (30 * 86_400, "month"),
+        (86_400, "day"),
+        (3600, "hour"),
+        (60, "minute"),
+    ];
+    let seconds = length.as_secs();
+    let unit = units.iter().find(|(unit, _)| seconds >= *unit);
+    let (unit, name) = unit.copied().unwrap_or((1, "second"));
+    count((seconds / unit) as usize, name)
+}
+
+/// The day of a time in UTC, like `2026-11-21`.
+pub(super) fn day(time: SystemTime) -> String {
+    let mut text = humantime::format_rfc3339_seconds(time).to_string();
+    text.truncate(10);
+    text
+}
+
+/// A text that came from outside. Characters that would not be seen, or that turn around what
+/// stands beside them, are spelled out.
+pub(super) struct Foreign<'a>(pub &'a str);
+
+impl fmt::Display for Foreign<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for character in self.0.chars() {
+            if is_unseen(character) {
+                write!(f, "{}", character.escape_unicode())?;
+            } else {
+                write!(f, "{character}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Render for Foreign<'_> {
+    fn render_to(&self, buffer: &mut String) {
+        self.to_string().render_to(buffer);
+    }
+}
+
+fn is_unseen(character: char) -> bool {
+    character.is_control()
+        || matches!(
+            character,
+            '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+                | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
+                | '\u{e0000}'..='\u{e007f}'
+        )
+}
+
+/// A text inside the quotes of the Nix language.
+pub(super) fn nix_string(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"").replace("${", "\\${"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_never_rounded_to_none_or_all() {
+        assert_eq!(per_cent(0, 0), "0 %");
+        assert_eq!(per_cent(0, 5), "0 %");
+        assert_eq!(per_cent(1, 1_000_000), "< 0.1 %");
+        assert_eq!(per_cent(1, 3), "33.3 %");
+        assert_eq!(per_cent(999_999, 1_000_000), "99.9 %");
+        assert_eq!(per_cent(5, 5), "100 %");
+    }
+
+    #[test]
+    fn times_are_told_in_their_largest_unit() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        let told = |seconds| ago(now - Duration::from_secs(seconds), now).into_string();
+        assert!(told(59).contains(">just now<"));
+        assert!(told(60).contains(">1 minute ago<"));
+        assert!(told(7300).contains(">2 hours ago<"));
+        assert!(told(40 * 86_400).contains("title=\"2001-07-31T01:46:40Z\">1 month ago<"));
+        assert!(ago(now + Duration::from_secs(9), now).into_string().contains("just now"));
+        assert_eq!(day(now), "2001-09-09");
+    }
+
+    #[test]
+    fn what_cannot_be_seen_is_spelled_out_and_the_rest_escaped() {
+        let told = |text| html! { (Foreign(text)) }.into_string();
+        assert_eq!(told("héllo wörld"), "héllo wörld");
+        assert_eq!(told("<b>&\""), "&lt;b&gt;&amp;&quot;");
+        assert_eq!(told("a\u{202e}b\0\u{200b}\r"), "a\\u{202e}b\\u{0}\\u{200b}\\u{d}");
+    }
+
+    #[test]
+    fn a_nix_string_stays_one() {
+        assert_eq!(nix_string("cache-1:AA=="), "\"cache-1:AA==\"");
+        assert_eq!(nix_string("a\"${b}\\"), "\"a\\\"\\${b}\\\\\"");
+    }
+}

@@ -1,0 +1,339 @@
+//! What the daemon counts, and how Prometheus reads it.
+//!
+//! Every number is in one [`Metrics`], which is handed down: there are no globals. What is counted
+//! for each request is in `traffic`, in numbers of each thread's own (`shards`), because a narinfo
+//! takes some microseconds in all; what is rare is counted by the `prometheus` crate. `docs/metrics.md`
+//! has a line for each name, and a test compares the two.
+
+mod families;
+mod process;
+mod shards;
+mod store;
+mod traffic;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use prometheus::core::Collector;
+use prometheus::{
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+
+pub use store::StoreNumbers;
+pub use traffic::{Method, STATUSES, Traffic};
+
+use crate::nix::cache_path::Kind;
+use families::{Sample, gauge};
+
+/// The content type of what [`Metrics::render`] makes.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Everything that is counted.
+pub struct Metrics {
+    /// What is counted for every request.
+    pub traffic: Traffic,
+    /// How much is in the store.
+    pub store: StoreNumbers,
+    /// Uploads that were refused.
+    pub refused: IntCounterVec,
+    verification: Histogram,
+    commit: Histogram,
+    open_connections: IntGauge,
+    connections: IntCounter,
+    collections: IntCounterVec,
+    collection: Histogram,
+    collected_bytes: IntCounter,
+    collected_paths: IntCounter,
+    upstream_up: IntGaugeVec,
+    upstream_requests: IntCounterVec,
+    upstream_received: IntCounterVec,
+    registry: Registry,
+    started: SystemTime,
+}
+
+/// Some of the numbers, for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Narinfos that were here when somebody asked for them, since the start.
+    pub hits: u64,
+    /// Narinfos that were not.
+    pub misses: u64,
+    /// Bytes that came in on connections since the start.
+    pub received_bytes: u64,
+    /// Bytes that went out on connections since the start.
+    pub sent_bytes: u64,
+    /// Bytes in all objects, and store paths; none before everything was looked at.
+    pub stored: Option<(u64, u64)>,
+    /// Connections that are open.
+    pub open_connections: u64,
+}
+
+/// How a collection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Collected {
+    /// It came to its end.
+    Done,
+    /// It was told to stop before.
+    Stopped,
+    /// Another one was at work.
+    Busy,
+    /// It failed.
+    Failed,
+}
+
+impl Collected {
+    const ALL: [Self; 4] = [Self::Done, Self::Stopped, Self::Busy, Self::Failed];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Stopped => "stopped",
+            Self::Busy => "busy",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// A connection, from when it is accepted until this is dropped.
+#[derive(Debug)]
+pub struct Open(IntGauge);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// What is counted of one upstream.
+#[derive(Debug)]
+pub struct UpstreamCounters {
+    up: IntGauge,
+    found: IntCounter,
+    absent: IntCounter,
+    failed: IntCounter,
+    left_alone: IntCounter,
+    received: IntCounter,
+}
+
+impl UpstreamCounters {
+    /// It works, or is left alone from now on.
+    pub fn is_up(&self, up: bool) {
+        self.up.set(up.into());
+    }
+
+    /// It has what it was asked for, or has not.
+    pub fn answered(&self, found: bool) {
+        if found { self.found.inc() } else { self.absent.inc() }
+    }
+
+    /// It could not say.
+    pub fn failed(&self) {
+        self.failed.inc();
+    }
+
+    /// It was not asked, because of its trouble before.
+    pub fn left_alone(&self) {
+        self.left_alone.inc();
+    }
+
+    /// A counter for bytes of objects that come from there.
+    pub fn received(&self) -> IntCounter {
+        self.received.clone()
+    }
+}
+
+/// How long it takes to unpack, hash or write a NAR: up to ten minutes.
+const WORK: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0];
+
+/// How long a collection takes: up to an hour.
+const COLLECTION: [f64; 8] = [0.01, 0.1, 1.0, 5.0, 30.0, 120.0, 600.0, 3600.0];
+
+impl Metrics {
+    /// Nothing was counted yet.
+    pub fn new() -> Arc<Self> {
+        let registry = Registry::new();
+        let upstream = ["upstream"];
+        let collections = counters(
+            &registry,
+            "nix_stored_collections_total",
+            "Collections of garbage by the daemon itself.",
+            &["result"],
+        );
+        for result in Collected::ALL {
+            collections.with_label_values(&[result.as_str()]);
+        }
+        Arc::new(Self {
+            traffic: Traffic::new(),
+            store: StoreNumbers::default(),
+            refused: counters(
+                &registry,
+                "nix_stored_uploads_refused_total",
+                "Uploads that were not taken.",
+                &["reason"],
+            ),
+            verification: histogram(
+                &registry,
+                "nix_stored_verification_duration_seconds",
+                "How long hashing, unpacking and writing a NAR took, without waiting for its sender.",
+                &WORK,
+            ),
+            commit: histogram(
+                &registry,
+                "nix_stored_commit_duration_seconds",
+                "How long it took from the last byte of an object until it was durable and visible.",
+                &WORK,
+            ),
+            open_connections: registered(
+                &registry,
+                IntGauge::new("nix_stored_open_connections", "Connections that are open."),
+            ),
+            connections: plain(
+                &registry,
+                "nix_stored_connections_total",
+                "Connections that were accepted.",
+            ),
+            collections,
+            collection: histogram(
+                &registry,
+                "nix_stored_collection_duration_seconds",
+                "How long the daemon's own collections took.",
+                &COLLECTION,
+            ),
+            collected_bytes: plain(
+                &registry,
+                "nix_stored_collected_bytes_total",
+                "Bytes that were freed by the daemon's own collections.",
+            ),
+            collected_paths: plain(
+                &registry,
+                "nix_stored_collected_paths_total",
+                "Store paths that were removed by the daemon's own collections.",
+            ),
+            upstream_up: registered(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "nix_stored_upstream_up",
+                        "Whether an upstream is asked (1), or left alone because of its trouble (0).",
+                    ),
+                    &upstream,
+                ),
+            ),
+            upstream_requests: counters(
+                &registry,
+                "nix_stored_upstream_requests_total",
+                "What came of asking an upstream for an object.",
+                &["upstream", "result"],
+            ),
+            upstream_received: counters(
+                &registry,
+                "nix_stored_upstream_received_bytes_total",
+                "Bytes of objects that came from an upstream.",
+                &upstream,
+            ),
+            registry,
+            started: SystemTime::now(),
+        })
+    }
+
+    /// A connection was accepted.
+    pub fn open(&self) -> Open {
+        self.connections.inc();
+        self.open_connections.inc();
+        Open(self.open_connections.clone())
+    }
+
+    /// A NAR took so long to be hashed, unpacked and written.
+    pub fn verified(&self, took: Duration) {
+        self.verification.observe(took.as_secs_f64());
+    }
+
+    /// An object whose last byte came at `begun` is durable and visible.
+    pub fn committed(&self, begun: Instant) {
+        self.commit.observe(begun.elapsed().as_secs_f64());
+    }
+
+    /// A collection that began at `begun` ended so.
+    pub fn collected(&self, begun: Instant, how: Collected) {
+        self.collections.with_label_values(&[how.as_str()]).inc();
+        self.collection.observe(begun.elapsed().as_secs_f64());
+    }
+
+    /// The daemon has removed so much by itself.
+    pub fn freed(&self, bytes: u64, paths: u64) {
+        self.collected_bytes.inc_by(bytes);
+        self.collected_paths.inc_by(paths);
+    }
+
+    /// What is counted of the upstream of this name, which has no credentials in it.
+    pub fn upstream(&self, name: &str) -> UpstreamCounters {
+        let result = |result: &str| self.upstream_requests.with_label_values(&[name, result]);
+        let up = self.upstream_up.with_label_values(&[name]);
+        up.set(1);
+        UpstreamCounters {
+            up,
+            found: result("found"),
+            absent: result("absent"),
+            failed: result("failed"),
+            left_alone: result("left-alone"),
+            received: self.upstream_received.with_label_values(&[name]),
+        }
+    }
+
+    /// Some of the numbers, for people.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            hits: self.traffic.hits(Kind::NarInfo),
+            misses: self.traffic.misses(Kind::NarInfo),
+            received_bytes: self.traffic.received_bytes(),
+            sent_bytes: self.traffic.sent_bytes(),
+            stored: self.store.known(),
+            open_connections: u64::try_from(self.open_connections.get()).unwrap_or_default(),
+        }
+    }
+
+    /// Everything, as Prometheus reads it. Looks into `/proc`.
+    pub fn render(&self, free_space: Option<u64>) -> String {
+        let features = if cfg!(feature = "upstream") { "upstream" } else { "" };
+        let build = [("version", env!("CARGO_PKG_VERSION")), ("features", features)];
+        let help = "The version of nix-stored, and what it was built with.";
+        let mut families = self.registry.gather();
+        families.push(gauge("nix_stored_build_info", help, vec![Sample::new(build, 1)]));
+        families.extend(self.traffic.families());
+        families.extend(self.store.families(free_space));
+        families.extend(process::families(self.started));
+        families.retain(|family| !family.get_metric().is_empty());
+        families.sort_by(|a, b| a.name().cmp(b.name()));
+        TextEncoder::new().encode_to_string(&families).expect("a string takes everything")
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").field("started", &self.started).finish_non_exhaustive()
+    }
+}
+
+fn registered<M: Collector + Clone + 'static>(
+    registry: &Registry,
+    metric: prometheus::Result<M>,
+) -> M {
+    let metric = metric.expect("names, labels and buckets are right: each start makes them");
+    registry.register(Box::new(metric.clone())).expect("each name is given once");
+    metric
+}
+
+fn plain(registry: &Registry, name: &str, help: &str) -> IntCounter {
+    registered(registry, IntCounter::new(name, help))
+}
+
+fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+    registered(registry, IntCounterVec::new(Opts::new(name, help), labels))
+}
+
+fn histogram(registry: &Registry, name: &str, help: &str, bounds: &[f64]) -> Histogram {
+    let options = HistogramOpts::new(name, help).buckets(bounds.to_vec());
+    registered(registry, Histogram::with_opts(options))
+}

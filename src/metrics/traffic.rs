@@ -1,0 +1,303 @@
+//! What is counted for every request.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use prometheus::proto::MetricFamily;
+
+use super::families::{Sample, Spread, counter, histogram};
+use super::shards::Shards;
+use crate::nix::cache_path::Kind;
+
+/// How a request asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// GET
+    Get,
+    /// HEAD
+    Head,
+    /// PUT
+    Put,
+    /// Any other.
+    Other,
+}
+
+const METHODS: [&str; 4] = ["GET", "HEAD", "PUT", "other"];
+
+/// What asks for no object has a place of its own.
+const KINDS: usize = Kind::ALL.len() + 1;
+
+/// The statuses that are counted by their numbers. All others are `other`.
+pub const STATUSES: [u16; 23] = [
+    200, 201, 206, 304, 308, 400, 401, 403, 404, 405, 408, 411, 413, 415, 416, 417, 422, 431, 500,
+    502, 503, 504, 507,
+];
+
+const OTHER_STATUS: usize = STATUSES.len();
+
+/// The place of each status up to 511 in [`STATUSES`].
+const PLACES: [u8; 512] = {
+    let mut places = [OTHER_STATUS as u8; 512];
+    let mut at = 0;
+    while at < STATUSES.len() {
+        places[STATUSES[at] as usize] = at as u8;
+        at += 1;
+    }
+    places
+};
+
+/// Up to how many seconds a request took. A narinfo takes some microseconds, a NAR of many
+/// gigabytes on a slow line an hour.
+const SECONDS: [f64; 16] = [
+    0.0001, 0.00025, 0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 60.0, 300.0, 900.0,
+    3600.0,
+];
+
+/// The same in nanoseconds.
+const NANOS: [u64; SECONDS.len()] = {
+    let mut nanos = [0; SECONDS.len()];
+    let mut at = 0;
+    while at < SECONDS.len() {
+        // Rounded, because 0.0001 is a little less than that.
+        nanos[at] = (SECONDS[at] * 1e9 + 0.5) as u64;
+        at += 1;
+    }
+    nanos
+};
+
+/// What is counted for every request.
+#[derive(Debug)]
+pub struct Traffic(Shards<Counts>);
+
+#[derive(Debug)]
+struct Counts {
+    answered: [[[AtomicU64; OTHER_STATUS + 1]; METHODS.len()]; KINDS],
+    durations: [[Durations; METHODS.len()]; KINDS],
+    hits: [AtomicU64; Kind::ALL.len()],
+    misses: [AtomicU64; Kind::ALL.len()],
+    received: AtomicU64,
+    sent: AtomicU64,
+}
+
+/// How many requests took how long.
+#[derive(Debug)]
+struct Durations {
+    /// By the first bound that is not exceeded; the last are those above all.
+    counts: [AtomicU64; NANOS.len() + 1],
+    /// How long all took together.
+    nanos: AtomicU64,
+}
+
+impl Default for Counts {
+    fn default() -> Self {
+        use std::array::from_fn;
+        let durations = || Durations { counts: from_fn(|_| zero()), nanos: zero() };
+        Self {
+            answered: from_fn(|_| from_fn(|_| from_fn(|_| zero()))),
+            durations: from_fn(|_| from_fn(|_| durations())),
+            hits: from_fn(|_| zero()),
+            misses: from_fn(|_| zero()),
+            received: zero(),
+            sent: zero(),
+        }
+    }
+}
+
+fn zero() -> AtomicU64 {
+    AtomicU64::new(0)
+}
+
+fn add(number: &AtomicU64, more: u64) {
+    number.fetch_add(more, Ordering::Relaxed);
+}
+
+fn read(number: &AtomicU64) -> u64 {
+    number.load(Ordering::Relaxed)
+}
+
+impl Traffic {
+    pub(super) fn new() -> Self {
+        Self(Shards::new())
+    }
+
+    /// A request was answered, and all of the answer is gone or given up.
+    pub fn answered(&self, kind: Option<Kind>, method: Method, status: u16, took: Duration) {
+        let counts = self.0.own();
+        let (kind, method) = (place(kind), method as usize);
+        let status = PLACES.get(usize::from(status)).map_or(OTHER_STATUS, |&at| usize::from(at));
+        add(&counts.answered[kind][method][status], 1);
+        let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        let durations = &counts.durations[kind][method];
+        let bucket = NANOS.iter().position(|&bound| nanos <= bound).unwrap_or(NANOS.len());
+        add(&durations.counts[bucket], 1);
+        add(&durations.nanos, nanos);
+    }
+
+    /// Somebody asked for an object that is here.
+    pub fn hit(&self, kind: Kind) {
+        add(&self.0.own().hits[kind as usize], 1);
+    }
+
+    /// Somebody asked for an object that is not here, wherever else it may be had.
+    pub fn missed(&self, kind: Kind) {
+        add(&self.0.own().misses[kind as usize], 1);
+    }
+
+    /// Bytes came in on a connection.
+    pub fn received(&self, bytes: usize) {
+        add(&self.0.own().received, bytes as u64);
+    }
+
+    /// Bytes went out on a connection.
+    pub fn sent(&self, bytes: usize) {
+        add(&self.0.own().sent, bytes as u64);
+    }
+
+    /// How often objects of this kind were here when somebody asked for them.
+    pub fn hits(&self, kind: Kind) -> u64 {
+        self.0.sum(|counts| read(&counts.hits[kind as usize]))
+    }
+
+    /// How often objects of this kind were not here when somebody asked for them.
+    pub fn misses(&self, kind: Kind) -> u64 {
+        self.0.sum(|counts| read(&counts.misses[kind as usize]))
+    }
+
+    /// All bytes that came in on connections.
+    pub fn received_bytes(&self) -> u64 {
+        self.0.sum(|counts| read(&counts.received))
+    }
+
+    /// All bytes that went out on connections.
+    pub fn sent_bytes(&self) -> u64 {
+        self.0.sum(|counts| read(&counts.sent))
+    }
+
+    pub(super) fn families(&self) -> Vec<MetricFamily> {
+        let by_kind = |count: fn(&Self, Kind) -> u64| {
+            let sample = |kind: Kind| Sample::new([("kind", kind.as_str())], count(self, kind));
+            Kind::ALL.map(sample).into()
+        };
+        vec![
+            counter(
+                "nix_stored_http_requests_total",
+                "Requests that were answered, by the kind of object, the method and the status.",
+                self.requests(),
+            ),
+            histogram(
+                "nix_stored_http_request_duration_seconds",
+                "How long requests took, from their head to the last byte of the answer that was \
+                 handed to the system.",
+                &SECONDS,
+                self.spreads(),
+            ),
+            counter(
+                "nix_stored_hits_total",
+                "Reads of objects that were here.",
+                by_kind(Self::hits),
+            ),
+            counter(
+                "nix_stored_misses_total",
+                "Reads of objects that were not here, also where an upstream had them.",
+                by_kind(Self::misses),
+            ),
+            counter(
+                "nix_stored_received_bytes_total",
+                "Bytes that came in on connections, heads included.",
+                vec![Sample::plain(self.received_bytes())],
+            ),
+            counter(
+                "nix_stored_sent_bytes_total",
+                "Bytes that went out on connections, heads included.",
+                vec![Sample::plain(self.sent_bytes())],
+            ),
+        ]
+    }
+
+    fn requests(&self) -> Vec<Sample> {
+        let mut samples = Vec::new();
+        for (kind, method) in pairs() {
+            for status in 0..=OTHER_STATUS {
+                let count = self.0.sum(|counts| read(&counts.answered[kind][method][status]));
+                // What most caches are asked for is there before the first time, so that its
+                // rate is known from the beginning.
+                if count > 0 || is_usual(kind, method, status) {
+                    let status = STATUSES.get(status);
+                    let status = status.map_or_else(|| "other".to_owned(), ToString::to_string);
+                    let [kind, method] = labels(kind, method);
+                    samples.push(Sample::new([kind, method, ("status", &status)], count));
+                }
+            }
+        }
+        samples
+    }
+
+    fn spreads(&self) -> Vec<Spread> {
+        let spread = |(kind, method): (usize, usize)| {
+            let counts: Vec<u64> = (0..=NANOS.len())
+                .map(|at| self.0.sum(|counts| read(&counts.durations[kind][method].counts[at])))
+                .collect();
+            let nanos = self.0.sum(|counts| read(&counts.durations[kind][method].nanos));
+            let any = counts.iter().any(|&count| count > 0);
+            any.then(|| Spread::new(labels(kind, method), &counts, nanos as f64 / 1e9))
+        };
+        pairs().filter_map(spread).collect()
+    }
+}
+
+fn place(kind: Option<Kind>) -> usize {
+    kind.map_or(KINDS - 1, |kind| kind as usize)
+}
+
+fn pairs() -> impl Iterator<Item = (usize, usize)> {
+    (0..KINDS).flat_map(|kind| (0..METHODS.len()).map(move |method| (kind, method)))
+}
+
+fn labels(kind: usize, method: usize) -> [(&'static str, &'static str); 2] {
+    let kind = Kind::ALL.get(kind).map_or("other", |kind| kind.as_str());
+    [("kind", kind), ("method", METHODS[method])]
+}
+
+fn is_usual(kind: usize, method: usize, status: usize) -> bool {
+    let object = [Kind::NarInfo as usize, Kind::Nar as usize].contains(&kind);
+    let answers: &[u16] = match METHODS[method] {
+        "GET" => &[200, 404],
+        "PUT" => &[201],
+        _ => &[],
+    };
+    object && STATUSES.get(status).is_some_and(|status| answers.contains(status))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_in_the_first_bucket_that_holds_it() {
+        let traffic = Traffic::new();
+        for nanos in [1, 100_000, 100_001, 3_600_000_000_000, 3_600_000_000_001] {
+            let took = Duration::from_nanos(nanos);
+            traffic.answered(Some(Kind::Nar), Method::Get, 200, took);
+        }
+        let nar = place(Some(Kind::Nar));
+        let in_bucket = |at: usize| traffic.0.sum(|c| read(&c.durations[nar][0].counts[at]));
+        assert_eq!([0, 1, 15, 16].map(in_bucket), [2, 1, 1, 1]);
+        assert_eq!(traffic.spreads().len(), 1);
+    }
+
+    #[test]
+    fn every_status_is_counted_once() {
+        let traffic = Traffic::new();
+        let odd = [299, 511, 512, 599, 65535];
+        for status in STATUSES.into_iter().chain(odd) {
+            traffic.answered(None, Method::Other, status, Duration::ZERO);
+        }
+        let of = |status: usize| {
+            traffic
+                .0
+                .sum(|counts| read(&counts.answered[KINDS - 1][Method::Other as usize][status]))
+        };
+        assert!((0..STATUSES.len()).all(|status| of(status) == 1));
+        assert_eq!(of(OTHER_STATUS), odd.len() as u64);
+    }
+}

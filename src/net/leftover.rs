@@ -1,0 +1,87 @@
+//! What is left of an upload that was answered before all of it had come.
+//!
+//! In HTTP/2, who does not want the rest of a body resets its stream, and says in this way that it
+//! has been no error. libcurl up to version 8 takes that for one and forgets the answer, and with it
+//! the reason for a refusal. So the rest is read for a while: a client that has seen the answer ends
+//! it soon.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+
+use super::connection::{LINGER, LINGER_BYTES};
+
+/// A body that comes back when nobody wants to read on.
+pub struct Returning {
+    body: Option<Incoming>,
+    left: Leftover,
+}
+
+/// Where a body comes back to.
+#[derive(Debug, Clone, Default)]
+pub struct Leftover(Arc<Mutex<Option<Incoming>>>);
+
+impl Leftover {
+    /// `body`, which comes back to here.
+    pub fn of(&self, body: Incoming) -> Returning {
+        Returning { body: Some(body), left: self.clone() }
+    }
+
+    fn place(&self) -> std::sync::MutexGuard<'_, Option<Incoming>> {
+        // There is one or none after every step.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads on, if something came back, and throws away what comes.
+    pub fn discard(&self) {
+        let Some(mut body) = self.place().take() else {
+            return;
+        };
+        let mut rest = LINGER_BYTES;
+        let discard = async move {
+            while let Some(Ok(frame)) = body.frame().await {
+                rest = rest.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+                if rest == 0 {
+                    break;
+                }
+            }
+        };
+        tokio::spawn(tokio::time::timeout(LINGER, discard));
+    }
+}
+
+impl Body for Returning {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match &mut self.body {
+            Some(body) => Pin::new(body).poll_frame(cx),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+    }
+}
+
+impl Drop for Returning {
+    fn drop(&mut self) {
+        if let Some(body) = self.body.take().filter(|body| !body.is_end_stream()) {
+            *self.left.place() = Some(body);
+        }
+    }
+}

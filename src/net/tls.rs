@@ -1,0 +1,91 @@
+//! Encrypted connections: the handshake, and what was agreed in it.
+
+use std::io::ErrorKind;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use rustls::{ServerConfig, ServerConnection};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
+
+use super::activity::Activity;
+use super::connection::{self, Requests};
+use super::io::Watched;
+use super::{http2, subject};
+use crate::config::Tls;
+use crate::http::{App, Origin, Peer};
+
+/// How connections are encrypted, which can be changed for those to come. A clone is the same.
+#[derive(Debug, Clone)]
+pub struct Secure(Arc<ArcSwap<ServerConfig>>);
+
+impl From<&Tls> for Secure {
+    fn from(tls: &Tls) -> Self {
+        Self(Arc::new(ArcSwap::new(Arc::clone(&tls.server))))
+    }
+}
+
+impl Secure {
+    /// Shows this certificate from now on. Connections that have seen another go on.
+    pub fn replace(&self, tls: &Tls) {
+        self.0.store(Arc::clone(&tls.server));
+    }
+}
+
+/// Serves a connection that begins with a handshake, which has the time of a request's head.
+pub async fn serve(
+    secure: &Secure,
+    io: Watched,
+    peer: Peer,
+    app: App,
+    activity: Arc<Activity>,
+    draining: CancellationToken,
+) {
+    let handshake = TlsAcceptor::from(secure.0.load_full()).accept(io);
+    let agreed = tokio::select! {
+        agreed = handshake.into_fallible() => agreed,
+        () = activity.expired() => {
+            debug!(client = %peer, "closed a connection whose TLS handshake stood still");
+            return;
+        }
+    };
+    let stream = match agreed {
+        Ok(stream) => stream,
+        Err((error, io)) => {
+            match error.kind() {
+                // Who only looks whether somebody is here, or has another connection by now.
+                ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
+                    debug!(client = %peer, "a client left in the TLS handshake");
+                }
+                _ => info!(client = %peer, reason = %error, "a TLS handshake failed"),
+            }
+            // What the client sent in the meantime must not keep it from reading why.
+            connection::linger(io).await;
+            return;
+        }
+    };
+    let (_, session) = stream.get_ref();
+    // Files have to pass through the program to be encrypted.
+    let origin = Origin { peer, files: None, certificate: holder(session) };
+    let http2 = session.alpn_protocol() == Some(b"h2");
+    debug!(
+        client = %peer,
+        protocol = if http2 { "HTTP/2" } else { "HTTP/1" },
+        certificate = origin.certificate.as_deref(),
+        "an encrypted connection begins"
+    );
+    let requests = Requests::new(app, origin, activity);
+    if http2 {
+        http2::serve(stream, requests, draining).await;
+    } else {
+        connection::serve_http1(stream, requests, draining).await;
+    }
+}
+
+/// Who the client is by its certificate, which rustls has verified.
+fn holder(session: &ServerConnection) -> Option<Arc<str>> {
+    let certificate = session.peer_certificates()?.first()?;
+    let name = subject::common_name(certificate);
+    Some(name.map_or_else(|| "a client certificate".into(), |name| format!("CN={name}").into()))
+}

@@ -1,0 +1,121 @@
+//! Going through everything.
+
+use std::collections::BTreeMap;
+
+use futures_util::StreamExt;
+use nix_stored::nix::CachePath;
+use nix_stored::store::{Listed, ListedObject, Store};
+
+use super::site::{KEYS, NAR, Site, narinfo, noise, path, there};
+
+/// More than one page of every server (1,000).
+const MANY: usize = 1100;
+
+/// The objects by their keys. There must be nothing else.
+pub async fn objects(
+    store: &dyn Store,
+    wanted: fn(&CachePath) -> bool,
+) -> BTreeMap<String, ListedObject> {
+    let (objects, foreign) = everything(store, wanted).await;
+    assert_eq!(foreign, [""; 0]);
+    objects
+}
+
+async fn everything(
+    store: &dyn Store,
+    wanted: fn(&CachePath) -> bool,
+) -> (BTreeMap<String, ListedObject>, Vec<String>) {
+    let (mut objects, mut foreign) = (BTreeMap::new(), Vec::new());
+    let mut all = store.list(wanted);
+    while let Some(listed) = all.next().await {
+        match listed.unwrap() {
+            Listed::Object(object) => {
+                let twice = objects.insert(object.path.key(), object);
+                assert!(twice.is_none(), "{twice:?}");
+            }
+            Listed::Foreign(name) => foreign.push(name),
+            Listed::Unreadable(path, error) => panic!("{path}: {error}"),
+        }
+    }
+    foreign.sort();
+    (objects, foreign)
+}
+
+fn narinfos(path: &CachePath) -> bool {
+    matches!(path, CachePath::NarInfo(_))
+}
+
+pub async fn everything_is_listed_with_what_is_known_of_it(site: &impl Site) {
+    let store = site.open().await;
+    let many = futures_util::stream::iter(0..MANY).map(|number| {
+        let store = &store;
+        async move {
+            let path = narinfo(number);
+            let text = format!("{number}").into();
+            store.put(&path, text).await.unwrap();
+            path.key()
+        }
+    });
+    let mut keys: Vec<String> = many.buffer_unordered(16).collect().await;
+    for key in &KEYS[1..] {
+        store.put(&path(key), (*key).into()).await.unwrap();
+        keys.push((*key).to_owned());
+    }
+    store.set_note("pins/one", Some("text".into())).await.unwrap();
+    let strangers = ["README", "nar/README", "nar/x.nar", "x.narinfo"];
+    let ours = ["nix-cache-info", ".nix-stored/something/else"];
+    for key in strangers.into_iter().chain(ours) {
+        site.plant(key, b"text");
+    }
+
+    let (listed, foreign) = everything(&*store, narinfos).await;
+    keys.sort();
+    assert!(listed.keys().eq(&keys), "{} of {} are listed", listed.len(), keys.len());
+    assert_eq!(foreign, strangers);
+    for (key, object) in listed {
+        assert_eq!(object.path, path(&key));
+        let size = object.metadata.size;
+        assert_eq!(object.content.is_some(), narinfos(&object.path), "{key}");
+        let head = there(store.head(&object.path).await);
+        assert_eq!(head.size, size, "{key}");
+        assert!(head.etag == object.metadata.etag || !site.lists_tags(), "{key}: {head:?}");
+        // A list may know the time more exactly than a head does.
+        let apart = |a: std::time::SystemTime, b| {
+            a.duration_since(b).unwrap_or_else(|error| error.duration()).as_secs()
+        };
+        assert_eq!(apart(head.modified, object.metadata.modified), 0, "{key}");
+        assert_eq!(apart(head.used, object.metadata.used), 0, "{key}");
+        // Last: looking at a file is a use, too.
+        assert_eq!(site.look(&key).map(|bytes| bytes.len() as u64), Some(size), "{key}");
+    }
+}
+
+pub async fn only_what_is_wanted_and_small_is_listed_with_its_content(site: &impl Site) {
+    let store = site.open().await;
+    let (largest, larger) = (noise(1 << 20), noise((1 << 20) + 1));
+    store.put(&narinfo(1), largest.clone().into()).await.unwrap();
+    store.put(&narinfo(2), larger.into()).await.unwrap();
+    store.put(&path(KEYS[1]), "wanted by nobody".into()).await.unwrap();
+    store.put(&path(NAR), Vec::new().into()).await.unwrap();
+
+    let listed = objects(&*store, narinfos).await;
+    assert_eq!(listed.len(), 4);
+    let found = |path: &CachePath| listed[&path.key()].content.as_deref();
+    assert!(found(&narinfo(1)) == Some(&largest), "another content");
+    assert!(found(&narinfo(2)).is_none(), "it is larger than a narinfo may be");
+    assert!(found(&path(KEYS[1])).is_none() && found(&path(NAR)).is_none());
+    let listed = objects(&*store, |_| true).await;
+    assert_eq!(listed[KEYS[1]].content.as_deref(), Some(&b"wanted by nobody"[..]));
+    assert_eq!(listed[NAR].content.as_deref(), Some(&b""[..]));
+}
+
+pub async fn who_stops_listening_stops_nothing_else(site: &impl Site) {
+    let store = site.open().await;
+    for number in 0..20 {
+        store.put(&narinfo(number), "text".into()).await.unwrap();
+    }
+    let mut some = store.list(narinfos);
+    assert!(some.next().await.is_some_and(|listed| listed.is_ok()));
+    drop(some);
+    assert_eq!(objects(&*store, narinfos).await.len(), 20);
+}

@@ -1,0 +1,124 @@
+//! What goes in by parts.
+
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use nix_stored::store::Stored;
+
+use super::site::{
+    KEYS, NAR, Site, blocking, commit, content, metadata, noise, path, there, until, upload,
+};
+
+const MIB: usize = 1 << 20;
+
+/// Sizes about those of parts, and of buffers.
+const SIZES: [usize; 9] =
+    [0, 1, 64 * 1024 + 1, 5 * MIB - 1, 5 * MIB, 5 * MIB + 1, 8 * MIB, 10 * MIB, 16 * MIB + 4711];
+
+pub async fn an_upload_of_any_size_arrives(site: &impl Site) {
+    let store = site.open().await;
+    for (number, length) in SIZES.into_iter().enumerate() {
+        let path = path(&format!("nar/{number:0>52}.nar"));
+        let bytes = noise(length);
+        for (round, (size, step)) in
+            [(Some(length as u64), 256 * 1024), (None, 300_001)].into_iter().enumerate()
+        {
+            let upload = upload(&store, &path, size, &bytes, step).await;
+            let stored = commit(upload).await;
+            assert_eq!(stored, if round == 0 { Stored::New } else { Stored::Again }, "{length}");
+            assert_eq!(metadata(&*store, &path).await.size, length as u64);
+            assert!(content(&*store, &path).await == bytes, "{length} bytes came out otherwise");
+        }
+    }
+    assert_eq!(site.keys().len(), SIZES.len());
+    assert_eq!(site.unfinished(), 0);
+}
+
+pub async fn nothing_is_visible_before_it_is_committed(site: &impl Site) {
+    let store = site.open().await;
+    for (key, length) in [(KEYS[1], 100_000), (NAR, 12 * MIB)] {
+        let path = path(key);
+        let bytes = noise(length);
+        let first = upload(&store, &path, None, &bytes, MIB).await;
+        assert!(store.head(&path).await.unwrap().is_none(), "{key}");
+        assert!(store.get(&path).await.unwrap().is_none(), "{key}");
+        assert_eq!(site.look(key), None, "{key}");
+        assert_eq!(commit(first).await, Stored::New);
+        let before = metadata(&*store, &path).await;
+
+        let other = noise(length + 1);
+        let second = upload(&store, &path, Some(length as u64 + 1), &other, MIB).await;
+        assert_eq!(metadata(&*store, &path).await, before, "{key}");
+        assert!(content(&*store, &path).await == bytes, "{key}");
+        assert_eq!(commit(second).await, Stored::Again);
+        assert!(content(&*store, &path).await == other, "{key}");
+        assert_ne!(there(store.head(&path).await).etag, before.etag, "{key}");
+    }
+}
+
+pub async fn an_upload_that_is_dropped_leaves_nothing(site: &impl Site) {
+    let store = site.open().await;
+    for length in [0, 1000, 5 * MIB, 17 * MIB] {
+        let given_up = upload(&store, &path(NAR), None, &noise(length), MIB).await;
+        blocking(move || drop(given_up)).await;
+    }
+    until("nothing is left of it", || site.unfinished() == 0).await;
+    assert!(store.head(&path(NAR)).await.unwrap().is_none());
+    assert_eq!(site.keys(), [""; 0]);
+}
+
+pub async fn an_upload_that_is_dropped_leaves_what_was_there(site: &impl Site) {
+    let store = site.open().await;
+    let path = path(NAR);
+    store.put(&path, "good".into()).await.unwrap();
+    let before = metadata(&*store, &path).await;
+    let given_up = upload(&store, &path, None, &noise(12 * MIB), MIB).await;
+    blocking(move || drop(given_up)).await;
+    until("nothing is left of it", || site.unfinished() == 0).await;
+    assert_eq!(metadata(&*store, &path).await, before);
+    assert_eq!(content(&*store, &path).await, b"good");
+}
+
+pub async fn two_uploads_of_one_object_leave_one_of_them_whole(site: &impl Site) {
+    let store = site.open().await;
+    for length in [1000, 6 * MIB] {
+        let path = path(&format!("nar/{length:0>52}.nar"));
+        let (one, other) = (noise(length), noise(length + 1));
+        let first = upload(&store, &path, None, &one, MIB).await;
+        let second = upload(&store, &path, None, &other, MIB).await;
+        let (first, second) = tokio::join!(commit(first), commit(second));
+        // Which of two that end in the same moment came first, not every store can say.
+        assert!(first == Stored::New || second == Stored::New);
+        let found = content(&*store, &path).await;
+        assert!(found == one || found == other, "{} bytes of neither", found.len());
+        assert_eq!(metadata(&*store, &path).await.size, found.len() as u64);
+    }
+    assert_eq!(site.keys().len(), 2);
+    assert_eq!(site.unfinished(), 0);
+}
+
+pub async fn what_was_written_can_be_read_at_once(site: &impl Site) {
+    let store = site.open().await;
+    let (bytes, store) = (noise(13 * MIB), Arc::clone(&store));
+    blocking(move || {
+        let mut upload = store.begin(&path(NAR), None).unwrap();
+        let early = upload.reader().unwrap();
+        let mut written = 0;
+        // To the middle of a part, to the end of one, and a few more.
+        for end in [1, MIB + 1, 5 * MIB, 5 * MIB + 1, 13 * MIB] {
+            upload.write(&bytes[written..end]).unwrap();
+            for reader in [&early, &upload.reader().unwrap()] {
+                let mut found = vec![0; end];
+                reader.read_exact_at(&mut found, 0).unwrap();
+                assert!(found == bytes[..end], "other bytes up to {end}");
+            }
+            written = end;
+        }
+        assert_eq!(upload.commit().unwrap(), Stored::New);
+        // Who reads it goes on, whatever became of it.
+        let mut end = vec![0; MIB];
+        early.read_exact_at(&mut end, 12 * MIB as u64).unwrap();
+        assert!(end == bytes[12 * MIB..], "other bytes at the end");
+    })
+    .await;
+}

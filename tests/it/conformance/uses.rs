@@ -1,0 +1,101 @@
+//! Use and removal.
+
+use std::time::{Duration, SystemTime};
+
+use nix_stored::store::{Removed, Stored};
+
+use super::site::{KEYS, Site, content, later, metadata, narinfo, path, there};
+
+/// Later than everything that has been.
+fn soon() -> SystemTime {
+    SystemTime::now() + Duration::from_secs(10)
+}
+
+pub async fn what_was_used_since_stays(site: &impl Site) {
+    let store = site.open().await;
+    for key in KEYS {
+        store.put(&path(key), key.into()).await.unwrap();
+    }
+    let since = later().await;
+    for key in KEYS {
+        let path = path(key);
+        let before = metadata(&*store, &path).await;
+        assert!(before.used < since, "{key}: {before:?}");
+        assert!(store.mark_used(&path).await.unwrap(), "{key}");
+        let after = metadata(&*store, &path).await;
+        assert!(after.used > since, "{key}: {after:?}");
+        assert_eq!((after.modified, after.etag), (before.modified, before.etag), "{key}");
+        assert_eq!(store.remove(&path, since).await.unwrap(), Removed::InUse, "{key}");
+        assert_eq!(content(&*store, &path).await, key.as_bytes());
+    }
+    let listed = super::listing::objects(&*store, |_| false).await;
+    assert!(listed.values().all(|object| object.metadata.used > since), "{listed:?}");
+}
+
+pub async fn what_was_stored_since_stays(site: &impl Site) {
+    let store = site.open().await;
+    let path = path(KEYS[0]);
+    store.put(&path, "old".into()).await.unwrap();
+    let since = later().await;
+    assert_eq!(store.put(&path, "new".into()).await.unwrap(), Stored::Again);
+    assert_eq!(store.remove(&path, since).await.unwrap(), Removed::InUse);
+    assert_eq!(content(&*store, &path).await, b"new");
+}
+
+pub async fn what_nobody_used_is_removed(site: &impl Site) {
+    let store = site.open().await;
+    for key in KEYS {
+        store.put(&path(key), key.into()).await.unwrap();
+        store.mark_used(&path(key)).await.unwrap();
+    }
+    for key in KEYS {
+        let path = path(key);
+        assert_eq!(store.remove(&path, soon()).await.unwrap(), Removed::Gone, "{key}");
+        assert!(store.head(&path).await.unwrap().is_none(), "{key}");
+        assert!(store.get(&path).await.unwrap().is_none(), "{key}");
+        assert!(!store.mark_used(&path).await.unwrap(), "{key}");
+        assert_eq!(store.remove(&path, soon()).await.unwrap(), Removed::Absent, "{key}");
+        assert_eq!(site.look(key), None, "{key}");
+    }
+    store.sync_removals().await.unwrap();
+    assert_eq!(site.keys(), [""; 0]);
+    drop(store);
+    assert_eq!(super::listing::objects(&*site.open().await, |_| true).await.len(), 0);
+}
+
+pub async fn what_was_removed_can_be_stored_again(site: &impl Site) {
+    let store = site.open().await;
+    let path = path(KEYS[0]);
+    for text in ["one", "two"] {
+        assert_eq!(store.put(&path, text.into()).await.unwrap(), Stored::New);
+        assert_eq!(content(&*store, &path).await, text.as_bytes());
+        let since = SystemTime::now() - Duration::from_secs(3600);
+        assert_eq!(store.remove(&path, since).await.unwrap(), Removed::InUse);
+        assert_eq!(store.remove(&path, soon()).await.unwrap(), Removed::Gone);
+    }
+}
+
+pub async fn a_removal_and_a_use_at_the_same_time_agree(site: &impl Site) {
+    let store = site.open().await;
+    const COUNT: usize = 20;
+    for number in 0..COUNT {
+        store.put(&narinfo(number), "text".into()).await.unwrap();
+    }
+    let since = later().await;
+    for number in 0..COUNT {
+        let path = narinfo(number);
+        let (used, removed) = tokio::join!(store.mark_used(&path), store.remove(&path, since));
+        let there_now = store.head(&path).await.unwrap().is_some();
+        match (used.unwrap(), removed.unwrap()) {
+            // Who was told that it is there can rely on that.
+            (true, Removed::InUse) => assert!(there_now, "{path} was used, and is gone"),
+            (false, Removed::Gone) => assert!(!there_now, "{path} is gone, and is there"),
+            other => panic!("{path}: {other:?}"),
+        }
+    }
+    for number in 0..COUNT {
+        if store.mark_used(&narinfo(number)).await.unwrap() {
+            assert!(there(store.head(&narinfo(number)).await).used > since);
+        }
+    }
+}

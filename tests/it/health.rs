@@ -1,0 +1,144 @@
+//! `/health` and `nix-stored health`.
+
+use std::fs;
+use std::net::TcpListener;
+
+use serde_json::Value;
+
+use crate::support::daemon::{Daemon, command};
+use crate::support::disk::Disk;
+use crate::support::scratch::Scratch;
+use crate::support::wire::Wire;
+
+fn health(daemon: &Daemon) -> (u16, Value) {
+    let (status, body) = daemon.get("/health");
+    (status, serde_json::from_slice(&body).expect("JSON"))
+}
+
+/// How `nix-stored health` ends, and what it says.
+fn asked(vars: &[(&str, &str)], args: &[&str]) -> (i32, String) {
+    let mut command = command(env!("CARGO_BIN_EXE_nix-stored"), &[&["health"], args].concat());
+    let output = command.envs(vars.iter().copied()).stdout(std::process::Stdio::piped()).output();
+    let output = output.expect("the binary starts");
+    let told = [output.stdout, output.stderr].concat();
+    (output.status.code().expect("no signal ends it"), String::from_utf8(told).expect("UTF-8"))
+}
+
+#[test]
+fn a_cache_that_works_is_healthy() {
+    let daemon = Daemon::start();
+    let (status, health) = health(&daemon);
+    assert_eq!((status, health["status"].as_str()), (200, Some("ok")));
+    assert_eq!(health["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(health["store"]["writable"], true);
+    assert!(health["store"]["free_bytes"].as_u64().expect("a number") > 0);
+    assert!(health.get("reason").is_none());
+    let mut wire = Wire::to(&daemon);
+    let get = wire.request("GET", "/health", b"");
+    let head = wire.request("HEAD", "/health", b"");
+    assert_eq!(head.status, 200);
+    for name in ["content-type", "content-length", "cache-control"] {
+        assert!(!get.header(name).is_empty(), "{name}");
+        assert_eq!(head.header(name), get.header(name));
+    }
+    // The head was all of it: the connection goes on.
+    assert_eq!(wire.request("GET", "/nix-cache-info", b"").status, 200);
+    let (code, told) = asked(&[], &[daemon.url()]);
+    assert_eq!(code, 0, "{told}");
+    let expected = format!("{} is ok: nix-stored {}, ", daemon.url(), env!("CARGO_PKG_VERSION"));
+    assert!(told.starts_with(&expected) && told.ends_with(" free\n"), "{told}");
+}
+
+#[test]
+fn a_disk_that_turns_read_only_is_told_where_somebody_may_upload() {
+    let mut disk = Disk::new("size=8m");
+    let daemon = Daemon::builder().dir(&disk.path().join("cache")).start();
+    let only_read = Daemon::builder()
+        .dir(&disk.path().join("cache"))
+        .env("NIX_STORED_ANONYMOUS_WRITE", "0")
+        .start();
+    assert_eq!(health(&daemon).0, 200);
+    disk.remount("ro");
+    daemon.wait_until("it is seen", || health(&daemon).0 == 503);
+    let (_, told) = health(&daemon);
+    assert_eq!(told["status"], "unavailable");
+    assert_eq!(told["store"]["writable"], false);
+    assert!(told["reason"].as_str().expect("a reason").contains("Read-only file system"), "{told}");
+    let (code, line) = asked(&[], &[daemon.url()]);
+    assert_eq!(code, 1);
+    assert!(line.contains("is unavailable: ") && line.contains("Read-only"), "{line}");
+    only_read.wait_until("it is seen", || health(&only_read).1["store"]["writable"] == false);
+    assert_eq!(health(&only_read).0, 200);
+    disk.remount("rw");
+    daemon.wait_until("it is seen", || health(&daemon).0 == 200);
+    // It was logged, with its reason.
+    assert!(daemon.log().contains("Read-only file system"), "{}", daemon.log());
+}
+
+#[test]
+fn a_disk_without_room_above_its_reserve_is_told() {
+    let disk = Disk::new("size=8m");
+    let daemon = Daemon::builder()
+        .dir(&disk.path().join("cache"))
+        .env("NIX_STORED_MIN_FREE_SPACE", "4M")
+        .start();
+    assert_eq!(health(&daemon).0, 200);
+    fs::write(disk.path().join("ballast"), vec![1; 5 << 20]).expect("there is room");
+    daemon.wait_until("it is seen", || health(&daemon).0 == 503);
+    let (_, told) = health(&daemon);
+    assert!(told["reason"].as_str().expect("a reason").contains("MIN_FREE_SPACE"), "{told}");
+    assert!(told["store"]["free_bytes"].as_u64().expect("a number") < 4 << 20);
+    // Nobody could write it before, and nothing has been.
+    assert_eq!(fs::read_dir(daemon.dir()).expect("it is there").count(), 2);
+}
+
+#[test]
+fn a_directory_that_is_gone_is_told_to_everybody() {
+    let scratch = Scratch::new();
+    let daemon = Daemon::builder()
+        .dir(&scratch.join("cache"))
+        .env("NIX_STORED_ANONYMOUS_WRITE", "0")
+        .start();
+    assert_eq!(health(&daemon).0, 200);
+    fs::rename(scratch.join("cache"), scratch.join("elsewhere")).expect("renamed");
+    daemon.wait_until("it is seen", || health(&daemon).0 == 503);
+    let (_, told) = health(&daemon);
+    assert!(told["reason"].as_str().expect("a reason").contains("the cache's directory"), "{told}");
+    fs::rename(scratch.join("elsewhere"), scratch.join("cache")).expect("renamed");
+    daemon.wait_until("it is seen", || health(&daemon).0 == 200);
+}
+
+#[test]
+fn the_command_asks_where_the_daemon_listens() {
+    let scratch = Scratch::new();
+    let socket = format!("unix:{}", scratch.join("socket").display());
+    let daemon = Daemon::builder().env("NIX_STORED_LISTEN_INTERFACE", &socket).start();
+    let (code, told) = asked(&[("NIX_STORED_LISTEN_INTERFACE", &socket)], &[]);
+    assert_eq!(code, 0, "{told}");
+    assert!(told.starts_with(&format!("{socket} is ok")), "{told}");
+    drop(daemon);
+    let (code, told) = asked(&[("NIX_STORED_LISTEN_INTERFACE", &socket)], &[]);
+    assert_eq!(code, 1, "{told}");
+    assert!(told.contains("does not answer"), "{told}");
+    assert_eq!(asked(&[], &["cache.example.org"]).0, 64);
+    assert_eq!(asked(&[("NIX_STORED_LISTEN_INTERFACE", "127.0.0.1:0")], &[]).0, 64);
+    assert_eq!(asked(&[("NIX_STORED_PRIORITY", "x")], &[]).0, 64);
+}
+
+#[test]
+fn who_is_no_daemon_of_ours_is_not_healthy() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let url = format!("http://{}", listener.local_addr().expect("bound"));
+    let answers = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("it comes");
+        let mut head = [0; 1024];
+        let count = std::io::Read::read(&mut stream, &mut head).expect("it asks");
+        std::io::Write::write_all(&mut stream, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+            .expect("it reads");
+        String::from_utf8_lossy(&head[..count]).into_owned()
+    });
+    let (code, told) = asked(&[], &[&url]);
+    assert_eq!(code, 1, "{told}");
+    assert!(told.contains("does not answer as a nix-stored does"), "{told}");
+    assert!(answers.join().expect("no panic").starts_with("GET /health HTTP/1.1\r\nHost: 127."));
+}

@@ -1,0 +1,209 @@
+//! The man page and the shell completions: made of the command definition, and committed.
+//!
+//! `NIX_STORED_TEST_WRITE=1 cargo test --test it manual` writes them anew.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use clap_complete::Shell;
+use clap_mangen::Man;
+use clap_mangen::roff::Roff;
+use nix_stored::commands::command;
+use nix_stored::config::VARIABLES;
+
+use crate::support::nix::utf8;
+
+fn repository(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(file)
+}
+
+fn read(file: &str) -> String {
+    fs::read_to_string(repository(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
+}
+
+/// Compares a file with what it should be, or writes it.
+#[track_caller]
+fn assert_current(file: &str, text: &str) {
+    if std::env::var_os("NIX_STORED_TEST_WRITE").is_some() {
+        fs::write(repository(file), text).expect("the repository can be written");
+    }
+    let hint = "NIX_STORED_TEST_WRITE=1 cargo test --test it manual";
+    assert!(read(file) == text, "{file} is out of date: run {hint}");
+}
+
+/// Text as roff takes it.
+fn escape(text: &str) -> String {
+    let text = text.replace('\\', "\\e").replace('-', "\\-").replace('…', "\\&...");
+    let guard = |line: &str| {
+        if line.starts_with(['.', '\'']) { format!("\\&{line}") } else { line.to_owned() }
+    };
+    text.lines().map(guard).collect::<Vec<_>>().join("\n")
+}
+
+/// Markdown's `code` in bold.
+fn bold_code(text: &str) -> String {
+    let parts = text.split('`').enumerate();
+    parts
+        .map(
+            |(at, part)| {
+                if at % 2 == 1 { format!("\\fB{}\\fR", escape(part)) } else { escape(part) }
+            },
+        )
+        .collect()
+}
+
+/// What the README's table says of each variable: names, default, meaning.
+fn variables() -> Vec<[String; 3]> {
+    let readme = read("README.md");
+    let rows = readme.lines().filter(|line| line.starts_with("| `NIX_STORED_"));
+    rows.map(|row| {
+        let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+        <[&str; 3]>::try_from(cells)
+            .unwrap_or_else(|_| panic!("three cells: {row}"))
+            .map(str::to_owned)
+    })
+    .collect()
+}
+
+fn environment() -> String {
+    let rows = variables().into_iter().map(|[names, default, meaning]| {
+        let default = if default.is_empty() {
+            default
+        } else {
+            format!("\n(default: {})", bold_code(&default))
+        };
+        format!(".TP\n{}\n{}{default}\n", bold_code(&names), bold_code(&meaning))
+    });
+    format!(".SH ENVIRONMENT\n{}", rows.collect::<String>())
+}
+
+/// When the text of the page that stands here last changed.
+const DATE: &str = "2026-11-21";
+
+/// What `clap_mangen` writes, without what every page begins with.
+fn rendered(render: impl FnOnce(&mut Vec<u8>) -> std::io::Result<()>) -> String {
+    let mut text = Vec::new();
+    render(&mut text).expect("memory takes everything");
+    let text = String::from_utf8(text).expect("UTF-8");
+    text.strip_prefix(&Roff::new().render()).expect("it begins like every page").to_owned()
+}
+
+/// A section for each command: what it does, its arguments, what its exit statuses mean.
+fn commands() -> String {
+    let mut all = command();
+    all.build();
+    let sections = all.get_subcommands_mut().filter(|one| one.get_name() != "help").map(|one| {
+        let usage = one.render_usage().to_string();
+        let usage = usage.trim_start_matches("Usage: ");
+        let about = one.get_about().expect("every command says what it does").to_string();
+        let man = Man::new(one.clone());
+        let options = rendered(|text| man.render_options_section(text));
+        let options = options.split_once('\n').expect("a heading").1;
+        let after =
+            one.get_after_help().map(|after| format!(".PP\n{}\n", escape(&after.to_string())));
+        let after = after.unwrap_or_default();
+        format!(".SS {}\n{}.\n{options}{after}", escape(usage), escape(&about))
+    });
+    format!(".SH COMMANDS\n{}", sections.collect::<String>())
+}
+
+fn man_page() -> String {
+    let source = format!("nix-stored {}", env!("CARGO_PKG_VERSION"));
+    let man = Man::new(command()).date(DATE).source(source).manual("nix-stored");
+    let sections = [
+        rendered(|text| man.render_title(text)),
+        rendered(|text| man.render_name_section(text)),
+        rendered(|text| man.render_synopsis_section(text)),
+        rendered(|text| man.render_description_section(text)),
+        commands(),
+        environment(),
+        read("contrib/man/sections.roff"),
+    ];
+    Roff::new().render() + &sections.concat()
+}
+
+#[test]
+fn the_man_page_is_that_of_the_commands_and_of_the_readme() {
+    assert_current("contrib/man/nix-stored.1", &man_page());
+}
+
+#[test]
+fn the_man_page_tells_of_everything() {
+    let page = read("contrib/man/nix-stored.1").replace("\\-", "-");
+    for variable in VARIABLES.iter().filter(|variable| variable.supported) {
+        assert!(page.contains(variable.name), "{}", variable.name);
+    }
+    for section in ["ENVIRONMENT", "EXIT STATUS", "FILES", "SIGNALS", "EXAMPLES"] {
+        assert!(
+            page.contains(&format!("\n.SH {section}\n").replace("EXIT STATUS", "\"EXIT STATUS\"")),
+            "{section}"
+        );
+    }
+    let mut all = command();
+    all.build();
+    for one in all.get_subcommands().filter(|one| one.get_name() != "help") {
+        assert!(
+            page.contains(&format!("\n.SS nix-stored {}", one.get_name())),
+            "{}",
+            one.get_name()
+        );
+        for option in
+            one.get_arguments().filter_map(clap::Arg::get_long).filter(|name| *name != "help")
+        {
+            assert!(page.contains(&format!("--{option}")), "{option}");
+        }
+    }
+}
+
+#[test]
+fn the_man_page_is_good_roff() {
+    let page = repository("contrib/man/nix-stored.1");
+    let output = Command::new("mandoc")
+        .args(["-T", "lint", "-W", "warning", utf8(&page)])
+        .output()
+        .expect("mandoc is installed: Debian's package mandoc has it");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && said.is_empty(), "{said}");
+    let output =
+        Command::new("mandoc").args(["-T", "utf8", utf8(&page)]).output().expect("it ran before");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("NIX_STORED_PATH") && !text.contains("\\f"), "{text}");
+}
+
+#[test]
+fn the_completions_are_those_of_the_commands() {
+    let shells = [
+        (Shell::Bash, "nix-stored.bash"),
+        (Shell::Zsh, "_nix-stored"),
+        (Shell::Fish, "nix-stored.fish"),
+    ];
+    for (shell, file) in shells {
+        let mut text = Vec::new();
+        clap_complete::generate(shell, &mut command(), "nix-stored", &mut text);
+        // For bash, clap_complete 4.6.11 has two names for a program with a hyphen, so that its
+        // commands are completed by nothing.
+        let text = String::from_utf8(text).expect("UTF-8");
+        let text = text.replace("nix__subcmd__stored", "nix__stored");
+        assert_current(&format!("contrib/completions/{file}"), &text);
+    }
+}
+
+#[test]
+fn bash_completes() {
+    let file = repository("contrib/completions/nix-stored.bash");
+    let completed = |words: &str, at: usize| {
+        let script = format!(
+            "source {}; function=$(complete -p nix-stored | grep -o -e '-F [^ ]*'); \
+             COMP_WORDS=({words}); COMP_CWORD={at}; COMPREPLY=(); \
+             ${{function#-F }} nix-stored \"${{COMP_WORDS[{at}]}}\" \"${{COMP_WORDS[{at}-1]}}\"; \
+             echo \"${{COMPREPLY[@]}}\"",
+            utf8(&file)
+        );
+        let output = Command::new("bash").args(["-c", &script]).output().expect("bash starts");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        said.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(completed("nix-stored ver", 1), ["verify"]);
+    assert_eq!(completed("nix-stored gc --dr", 2), ["--dry-run"]);
+}

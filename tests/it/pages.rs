@@ -1,0 +1,220 @@
+//! Pages for people, and who gets the text that Nix reads instead.
+
+/// In a real browser.
+mod browser;
+
+use crate::support::cache::{Answer, TestCache};
+use crate::support::objects::{Sample, sample};
+
+/// What Chromium sends.
+const BROWSER: (&str, &str) =
+    ("accept", "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8");
+
+async fn upload(cache: &TestCache, sample: &Sample) {
+    cache.put(&sample.nar_path, sample.nar.clone()).await.is(201);
+    cache.put(&sample.narinfo_path, sample.narinfo.clone()).await.is(201);
+}
+
+/// The page of a path.
+fn page_of(sample: &Sample) -> String {
+    format!("/browse/{}", &sample.narinfo_path[1..33])
+}
+
+/// What a page says while the cache is being gone through. That is done on processors that nobody else
+/// wants, so it can take its time.
+const NOT_YET: &str = "being gone through";
+
+async fn page(cache: &TestCache, path: &str) -> Answer {
+    loop {
+        let answer = cache.get_with(path, &[BROWSER, ("host", "cache.test:8100")]).await;
+        if !answer.text().contains(NOT_YET) && !answer.text().contains("try again in a moment") {
+            return answer;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_browser_gets_a_page_and_everybody_else_nix_cache_info() {
+    let cache = TestCache::new();
+    let text = cache.get("/nix-cache-info").await.text();
+    for accept in [&[][..], &[("accept", "*/*")], &[("accept", "text/plain, text/html;q=0.5")]] {
+        let answer = cache.get_with("/", accept).await.is(200);
+        assert_eq!(answer.header("content-type"), "text/x-nix-cache-info");
+        assert_eq!(answer.header("vary"), "accept");
+        assert_eq!(answer.text(), text);
+    }
+    let answer =
+        page(&cache, "/").await.is(200).says("<!DOCTYPE html>").says("http://cache.test:8100");
+    assert_eq!(answer.header("content-type"), "text/html; charset=utf-8");
+    assert_eq!(answer.header("vary"), "accept");
+    assert_eq!(answer.header("cache-control"), "private, no-cache");
+}
+
+#[tokio::test]
+async fn every_page_says_that_nothing_else_may_be_loaded_or_frame_it() {
+    let cache = TestCache::new();
+    let sample = sample(1, b"x");
+    upload(&cache, &sample).await;
+    for (path, status) in
+        [("/", 200), ("/browse", 200), ("/browse/nothing", 404), (&page_of(&sample), 200)]
+    {
+        let answer = page(&cache, path).await.is(status);
+        let policy = answer.header("content-security-policy");
+        for part in [
+            "default-src 'none'",
+            "frame-ancestors 'none'",
+            "base-uri 'none'",
+            "form-action 'self'",
+            "script-src 'sha256-",
+        ] {
+            assert!(policy.contains(part), "{path}: {policy}");
+        }
+        assert!(!policy.contains("unsafe") && !policy.contains('*'), "{policy}");
+        assert_eq!(answer.header("x-content-type-options"), "nosniff");
+        assert_eq!(answer.header("referrer-policy"), "no-referrer");
+        // Handlers and styles in attributes are what the policy forbids, and links to elsewhere what
+        // nobody shall need.
+        for part in [" onclick", " style=", "src=", "href=\"http", "javascript:"] {
+            assert!(!answer.text().contains(part), "{path}: {part}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn head_of_a_page_is_like_get() {
+    let cache = TestCache::new();
+    for path in ["/", "/browse?q=x", "/browse/nothing"] {
+        let get = page(&cache, path).await;
+        let mut request =
+            crate::support::cache::request(http::Method::HEAD, path, axum::body::Body::empty());
+        request.headers_mut().insert("accept", BROWSER.1.parse().expect("a value"));
+        request.headers_mut().insert("host", "cache.test:8100".parse().expect("a value"));
+        let head = cache.send(request).await;
+        assert_eq!((get.status, &get.headers), (head.status, &head.headers), "{path}");
+        assert_eq!(head.header("content-length"), get.body.len().to_string(), "{path}");
+        assert!(head.body.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn nothing_can_be_uploaded_to_where_pages_are() {
+    let cache = TestCache::new();
+    for path in ["/", "/browse", "/browse/8ha1dhmx807czjczmwy078s4r9s254il"] {
+        cache.put(path, "x").await.is(400);
+    }
+    // What only begins like it is a name like any other.
+    page(&cache, "/browser").await.is(404).says("not a name of a binary cache");
+}
+
+#[tokio::test]
+async fn a_path_is_found_by_its_hash_part_and_in_full() {
+    let cache = TestCache::new();
+    let sample = sample(1, b"x");
+    upload(&cache, &sample).await;
+    for query in [&sample.store_path, &sample.store_path[11..], &sample.store_path[11..43]] {
+        let query = query.replace('/', "%2F");
+        let answer = page(&cache, &format!("/browse?q={query}")).await.is(303);
+        assert_eq!(answer.header("location"), page_of(&sample));
+    }
+    page(&cache, &page_of(&sample)).await.is(200).says(&sample.store_path[44..]);
+    page(&cache, &format!("/browse/{}", &sample.store_path[11..])).await.is(200);
+    page(&cache, "/browse/8ha1dhmx807czjczmwy078s4r9s254il").await.is(404).says("does not have it");
+}
+
+#[tokio::test]
+async fn looking_at_a_path_is_no_use_of_it() {
+    let cache = TestCache::new();
+    let sample = sample(1, b"x");
+    upload(&cache, &sample).await;
+    let narinfo = &sample.narinfo_path[1..];
+    let ago = std::time::Duration::from_secs(20 * 86_400);
+    for key in [narinfo, &sample.nar_path[1..]] {
+        crate::support::closures::last_used(&cache.dir(), key, ago);
+    }
+    let before = std::fs::metadata(cache.dir().join(narinfo)).expect("it is there");
+    page(&cache, &page_of(&sample)).await.is(200).says("20 days ago");
+    page(&cache, "/").await.is(200);
+    let after = std::fs::metadata(cache.dir().join(narinfo)).expect("it is there");
+    assert_eq!(before.accessed().ok(), after.accessed().ok());
+}
+
+#[tokio::test]
+async fn a_listing_is_believed_and_a_nar_is_read_where_there_is_none() {
+    let cache = TestCache::new();
+    let sample = sample(1, b"twelve bytes");
+    upload(&cache, &sample).await;
+    page(&cache, &page_of(&sample)).await.is(200).says("the path itself").says("12 B");
+    let listing = r#"{"version":1,"root":{"type":"directory","entries":{"bin":{"type":"directory","entries":{
+        "tool":{"type":"regular","size":77,"executable":true}}}}}}"#;
+    cache.put(&sample.narinfo_path.replace(".narinfo", ".ls"), listing).await.is(201);
+    let answer = page(&cache, &page_of(&sample)).await.is(200).says("77 B");
+    answer.says(&format!(
+        "nix shell --extra-substituters http://cache.test:8100 {} --command tool",
+        sample.store_path
+    ));
+}
+
+#[tokio::test]
+async fn a_path_without_its_nar_says_so() {
+    let cache = TestCache::new();
+    let sample = sample(1, b"x");
+    upload(&cache, &sample).await;
+    std::fs::remove_file(cache.dir().join(&sample.nar_path[1..])).expect("it was there");
+    page(&cache, &page_of(&sample))
+        .await
+        .is(200)
+        .says("it cannot be fetched")
+        .says("its NAR is not here");
+}
+
+#[tokio::test]
+async fn what_to_paste_has_the_keys_and_the_netrc_where_they_are_needed() {
+    let key = "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=";
+    let vars = [
+        ("TRUSTED_PUBLIC_KEYS", key),
+        ("USER_READ", "reader"),
+        ("USER_READ_PASS", "hush"),
+        ("USER_WRITE", "writer"),
+        ("USER_WRITE_PASS", "quiet"),
+    ];
+    let cache = TestCache::configured(&vars, false);
+    page(&cache, "/").await.is(401);
+    page(&cache, "/browse").await.is(401);
+    let headers = [
+        BROWSER,
+        ("host", "cache.test"),
+        ("x-forwarded-proto", "https"),
+        ("authorization", "Basic cmVhZGVyOmh1c2g="),
+    ];
+    let answer = cache.get_with("/", &headers).await.is(200);
+    let text = answer.text();
+    for part in [
+        "extra-substituters = https://cache.test\n".to_owned(),
+        format!("extra-trusted-public-keys = {key}\nnetrc-file = /etc/nix/netrc"),
+        format!("trusted-public-keys = [ &quot;{key}&quot; ];"),
+        "machine cache.test login reader password …".to_owned(),
+        "nix copy --to https://cache.test ./result".to_owned(),
+    ] {
+        assert!(text.contains(&part), "{part} in {text}");
+    }
+    assert!(!text.contains("hush") && !text.contains("quiet"));
+    let open = page(&TestCache::new(), "/").await.text();
+    assert!(!open.contains("netrc") && open.contains("# extra-trusted-public-keys"));
+}
+
+#[tokio::test]
+async fn lists_come_in_pages() {
+    let cache = TestCache::new();
+    for number in 0..60 {
+        upload(&cache, &sample(number, &[number])).await;
+    }
+    let first = page(&cache, "/browse?q=sample").await.is(200).says("60 paths").says("page 1 of 2");
+    assert_eq!(first.text().matches("href=\"/browse/").count(), 50);
+    let first = first.says("/browse?q=sample&amp;page=2");
+    assert!(!first.text().contains("Previous"));
+    let second = page(&cache, "/browse?q=sample&page=2").await.is(200).says("page=1");
+    assert_eq!(second.text().matches("href=\"/browse/").count(), 10);
+    // Beyond the end is the end.
+    page(&cache, "/browse?q=sample&page=99").await.is(200).says("page 2 of 2");
+    page(&cache, "/browse?q=nothing+here").await.is(200).says("No path here");
+}

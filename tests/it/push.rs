@@ -1,0 +1,429 @@
+//! The queue of a builder (`contrib/push`), with real builds, the real Nix and the real daemon.
+
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+
+use crate::support::address::free_address;
+use crate::support::daemon::Daemon;
+use crate::support::fixture::closure_nix;
+use crate::support::nix::{Nix, lines, utf8};
+use crate::support::paths::SigningKey;
+use crate::support::scratch::{Leash, Scratch};
+
+/// Only a failing test waits so long.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A list of builds; each prints its number a few thousand times.
+const BUILDS: &str = r#"{ from, to }: builtins.genList (i: let n = toString (from + i); in derivation {
+  name = "build-${n}";
+  system = builtins.currentSystem;
+  builder = "/bin/sh";
+  PATH = "/usr/bin:/bin";
+  args = [ "-c" "seq ${n} 1 $((${n} + 3000)) > $out" ];
+}) (to - from)"#;
+
+/// A build whose NAR stays large, whatever compresses it.
+const LARGE: &str = r#"derivation {
+  name = "large";
+  system = builtins.currentSystem;
+  builder = "/bin/sh";
+  PATH = "/usr/bin:/bin";
+  args = [ "-c" "head -c 3000000 /dev/urandom > $out" ];
+}"#;
+
+fn script(name: &str) -> String {
+    format!("{}/contrib/push/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A builder with the hook in its nix.conf.
+struct Site {
+    nix: Nix,
+    key: SigningKey,
+    dir: Scratch,
+    roots: String,
+}
+
+impl Site {
+    fn new() -> Self {
+        let nix = Nix::new().with("download-attempts", "1");
+        let roots = utf8(&nix.real("/nix/var/nix/gcroots/nix-stored-push")).to_owned();
+        Self::with_roots(nix, roots)
+    }
+
+    fn with_roots(nix: Nix, roots: String) -> Self {
+        let dir = Scratch::new();
+        let hook = nix.file("hook");
+        let (queue, real) = (utf8(dir.path()), script("nix-stored-push-hook"));
+        let text =
+            format!("#!/bin/sh\nNIX_PUSH_DIR='{queue}' NIX_PUSH_ROOTS='{roots}' exec {real}\n");
+        fs::write(&hook, text).expect("the hook is written");
+        fs::set_permissions(&hook, Permissions::from_mode(0o755)).expect("it is ours");
+        fs::write(nix.file("builds.nix"), BUILDS).expect("it is written");
+        fs::write(nix.file("large.nix"), LARGE).expect("it is written");
+        let hook = utf8(&hook).to_owned();
+        let nix = nix.with("post-build-hook", &hook);
+        let key = nix.signing_key("builder-1");
+        Self { nix, key, dir, roots }
+    }
+
+    /// Builds these numbers of [`BUILDS`], several at a time.
+    #[track_caller]
+    fn build(&self, from: usize, to: usize) -> Vec<String> {
+        let file = self.nix.file("builds.nix");
+        let (from, to) = (from.to_string(), to.to_string());
+        let range = ["--arg", "from", &from, "--arg", "to", &to];
+        let command = ["nix-build", "--no-out-link", "--max-jobs", "4", utf8(&file)];
+        lines(&self.nix.ok(&[&command[..], &range].concat()))
+    }
+
+    #[track_caller]
+    fn build_large(&self) -> String {
+        let file = self.nix.file("large.nix");
+        self.nix.ok(&["nix-build", "--no-out-link", utf8(&file)])
+    }
+
+    /// The names in a folder of the queue.
+    fn names(&self, folder: &str) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(self.dir.join(folder)) else { return Vec::new() };
+        let names = entries.map(|entry| entry.expect("readable").file_name());
+        let mut names: Vec<String> =
+            names.map(|name| name.to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+
+    /// What was set aside, with the reasons.
+    fn failed(&self) -> String {
+        let files = self.names("failed").into_iter().map(|name| self.dir.join("failed").join(name));
+        files.map(|file| fs::read_to_string(file).expect("readable")).collect()
+    }
+
+    fn words(&self, to: &str, env: &[&str]) -> Vec<String> {
+        let own = [
+            "/usr/bin/env".to_owned(),
+            format!("NIX_PUSH_DIR={}", utf8(self.dir.path())),
+            format!("NIX_PUSH_ROOTS={}", self.roots),
+            format!("NIX_PUSH_KEY={}", utf8(&self.key.secret)),
+            format!("NIX_PUSH_TO={to}"),
+            "NIX_PUSH_RETRY=1".to_owned(),
+        ];
+        own.into_iter()
+            .chain(env.iter().map(|one| (*one).to_owned()))
+            .chain([script("nix-stored-push")])
+            .collect()
+    }
+
+    /// Runs the uploader to its end: its exit status and what it said.
+    #[track_caller]
+    fn push(&self, to: &str, env: &[&str]) -> (Option<i32>, String) {
+        let words = self.words(to, env);
+        let output = self.nix.run(&words.iter().map(String::as_str).collect::<Vec<_>>());
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
+    /// Starts the uploader.
+    fn start(&self, to: &str, env: &[&str]) -> Uploader {
+        let words = self.words(to, env);
+        let log = self.dir.join("log");
+        let child = self
+            .nix
+            .command(&words[0])
+            .args(&words[1..])
+            .stderr(File::create(&log).expect("a log can be made"))
+            .stdout(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .expect("env starts");
+        let leash = Leash::new(Pid::from_child(&child));
+        Uploader { child, log, ended: None, _leash: leash }
+    }
+
+    /// Checks that a cache has these paths, whole and signed, and that nothing is left to do.
+    #[track_caller]
+    fn assert_all_uploaded(&self, daemon: &Daemon, paths: &[String]) {
+        assert_eq!(self.names("queue"), [""; 0]);
+        assert_eq!(self.failed(), "");
+        let reader = Nix::new().with("trusted-public-keys", &self.key.public);
+        reader.copy_from(daemon.url(), paths);
+        reader.assert_has_the_same(&self.nix, paths);
+        for folder in ["new", "tries"] {
+            assert_eq!(self.names(folder), [""; 0], "{folder}");
+        }
+    }
+}
+
+/// The uploader at work. Killed on drop, with what it has started.
+struct Uploader {
+    child: Child,
+    log: PathBuf,
+    ended: Option<ExitStatus>,
+    _leash: Leash,
+}
+
+impl Uploader {
+    fn log(&self) -> String {
+        fs::read_to_string(&self.log).expect("readable")
+    }
+
+    #[track_caller]
+    fn wait_until(&mut self, what: &str, mut state: impl FnMut(&mut Self) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !state(self) {
+            assert!(Instant::now() < deadline, "never: {what}\n{}", self.log());
+            std::thread::yield_now();
+        }
+    }
+
+    fn has_ended(&mut self) -> bool {
+        if self.ended.is_none() {
+            self.ended = self.child.try_wait().expect("it is a child of ours");
+        }
+        self.ended.is_some()
+    }
+
+    #[track_caller]
+    fn end(mut self) -> (Option<i32>, String) {
+        self.wait_until("the uploader ends", Self::has_ended);
+        (self.ended.and_then(|status| status.code()), self.log())
+    }
+
+    fn kill(&mut self) {
+        if self.ended.is_none() {
+            let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
+            self.ended = self.child.wait().ok();
+        }
+    }
+}
+
+impl Drop for Uploader {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// The narinfo of a store path in the cache.
+fn narinfo(daemon: &Daemon, path: &str) -> u16 {
+    let hash = path.trim_start_matches("/nix/store/").split('-').next().expect("a hash part");
+    daemon.get(&format!("/{hash}.narinfo")).0
+}
+
+#[test]
+fn builds_wait_for_no_cache_and_are_uploaded_when_it_comes() {
+    let site = Site::new();
+    let address = free_address().to_string();
+    let url = format!("http://{address}");
+    let mut paths = site.nix.build(&closure_nix(), "app");
+    paths.extend(site.nix.build(&closure_nix(), "split"));
+    assert_eq!(site.names("queue").len(), 5, "app and the three that it needs, and split");
+    let mut uploader = site.start(&url, &[]);
+    uploader.wait_until("it waits", |uploader| uploader.log().contains("waiting 2 s"));
+    assert_eq!(site.names("queue").len(), 5);
+    let daemon = Daemon::builder().env("NIX_STORED_LISTEN_INTERFACE", &address).start();
+    let (code, log) = uploader.end();
+    assert_eq!(code, Some(0), "{log}");
+    // All three outputs of split are in one entry.
+    site.assert_all_uploaded(&daemon, &paths);
+}
+
+#[test]
+fn the_hook_takes_what_nix_tells_it_and_is_done_at_once() {
+    let site = Site::new();
+    let outputs = "/nix/store/00000000000000000000000000000000-one /nix/store/11111111111111111111111111111111-two";
+    let started = Instant::now();
+    site.nix.ok(&[
+        "/usr/bin/env",
+        &format!("NIX_PUSH_DIR={}", utf8(site.dir.path())),
+        "NIX_PUSH_ROOTS=",
+        "DRV_PATH=/nix/store/22222222222222222222222222222222-x.drv",
+        &format!("OUT_PATHS={outputs}"),
+        &script("nix-stored-push-hook"),
+    ]);
+    // A hook that asked the cache, or the store, would not be.
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    let [entry] = &site.names("queue")[..] else { panic!("one entry") };
+    let entry = fs::read_to_string(site.dir.join("queue").join(entry)).expect("readable");
+    let drv = "drv /nix/store/22222222222222222222222222222222-x.drv\n";
+    assert_eq!(entry, format!("{drv}out {}\n", outputs.replace(' ', "\nout ")));
+}
+
+#[test]
+fn a_hook_that_cannot_note_anything_fails_no_build() {
+    let site = Site::new();
+    fs::write(site.dir.join("queue"), "a file, where a folder should be").expect("writable");
+    let output = site.nix.run(&["nix-store", "-r", &site.nix.instantiate(&closure_nix(), "base")]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("not queued, so not uploaded"), "{said}");
+}
+
+#[test]
+fn an_uploader_that_is_killed_again_and_again_loses_nothing() {
+    let site = Site::new();
+    let daemon = Daemon::start();
+    let paths = site.build(0, 12);
+    let count = site.names("queue").len();
+    assert_eq!(count, 12);
+    for left in [10, 7, 4] {
+        let mut uploader = site.start(daemon.url(), &["NIX_PUSH_BATCH=1"]);
+        uploader.wait_until("it uploads", |_| site.names("queue").len() <= left);
+        // In the middle of the next one.
+        uploader.kill();
+        assert!(!site.names("queue").is_empty());
+    }
+    let (code, said) = site.push(daemon.url(), &[]);
+    assert_eq!(code, Some(0), "{said}");
+    site.assert_all_uploaded(&daemon, &paths);
+}
+
+#[test]
+fn builds_that_end_together_are_all_noted_and_all_uploaded() {
+    let site = Site::new();
+    let daemon = Daemon::start();
+    let mut paths = Vec::new();
+    std::thread::scope(|scope| {
+        let builds: Vec<_> = (0..3)
+            .map(|number| {
+                scope.spawn({
+                    let site = &site;
+                    move || site.build(number * 8, number * 8 + 8)
+                })
+            })
+            .collect();
+        // The uploader is at work meanwhile.
+        while builds.iter().any(|build| !build.is_finished()) {
+            let (code, said) = site.push(daemon.url(), &["NIX_PUSH_BATCH=3"]);
+            assert_eq!(code, Some(0), "{said}");
+        }
+        for build in builds {
+            paths.extend(build.join().expect("the builds succeed"));
+        }
+    });
+    let (code, said) = site.push(daemon.url(), &[]);
+    assert_eq!((code, paths.len()), (Some(0), 24), "{said}");
+    site.assert_all_uploaded(&daemon, &paths);
+}
+
+#[test]
+fn what_the_cache_refuses_is_set_aside_and_the_others_go_on() {
+    let site = Site::new();
+    let daemon = Daemon::builder().env("NIX_STORED_MAX_UPLOAD_SIZE", "1M").start();
+    let before = site.build(0, 2);
+    let large = site.build_large();
+    let after = site.build(2, 4);
+    let (code, said) = site.push(daemon.url(), &[]);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains(&large) && said.contains("413"), "{said}");
+    assert_eq!(site.names("queue"), [""; 0]);
+    let failed = site.failed();
+    assert!(failed.contains(&format!("out {large}\nwhy ")), "{failed}");
+    assert!(failed.contains("larger than the 1048576 bytes"), "{failed}");
+    for path in before.iter().chain(&after) {
+        assert_eq!(narinfo(&daemon, path), 200, "{path}");
+        assert!(!failed.contains(path), "{failed}");
+    }
+
+    // And it is tried again when it is put back, as it is.
+    let dir = daemon.dir().to_owned();
+    let larger = Daemon::builder().dir(&dir).start();
+    for name in site.names("failed") {
+        fs::rename(site.dir.join("failed").join(&name), site.dir.join("queue").join(&name))
+            .expect("it can be moved");
+    }
+    let (code, said) = site.push(larger.url(), &[]);
+    assert_eq!(code, Some(0), "{said}");
+    site.assert_all_uploaded(&larger, &[large]);
+}
+
+#[test]
+fn a_wrong_password_gives_nothing_up() {
+    let site = Site::new();
+    let daemon = Daemon::builder()
+        .env("NIX_STORED_USER_WRITE", "builder")
+        .env("NIX_STORED_USER_WRITE_PASS", "right")
+        .start();
+    let paths = site.build(0, 3);
+    let netrc = site.dir.join("netrc");
+    let login = |password: &str| {
+        let text = format!("machine 127.0.0.1 login builder password {password}\n");
+        fs::write(site.dir.join("netrc.new"), text).expect("writable");
+        fs::rename(site.dir.join("netrc.new"), &netrc).expect("it can be moved");
+    };
+    login("wrong");
+    let setting = format!("NIX_PUSH_NETRC={}", utf8(&netrc));
+    // One try would be enough to set a path aside.
+    let mut uploader = site.start(daemon.url(), &[&setting, "NIX_PUSH_TRIES=1"]);
+    uploader.wait_until("it waits", |uploader| uploader.log().contains("waiting 2 s"));
+    assert!(uploader.log().contains("401"), "{}", uploader.log());
+    assert_eq!((site.names("queue").len(), site.failed()), (3, String::new()));
+    login("right");
+    let (code, log) = uploader.end();
+    assert_eq!(code, Some(0), "{log}");
+    site.assert_all_uploaded(&daemon, &paths);
+}
+
+#[test]
+fn one_path_with_trouble_does_not_hold_up_the_others() {
+    let site = Site::new();
+    let daemon = Daemon::start();
+    let [first, second] = &site.build(0, 2)[..] else { panic!("two builds") };
+    // Where its narinfo goes, nothing can be written.
+    let hash = first.trim_start_matches("/nix/store/").split('-').next().expect("a hash part");
+    let blocked = daemon.dir().join(format!("{hash}.narinfo"));
+    fs::create_dir(&blocked).expect("it can be made");
+    let (code, said) = site.push(daemon.url(), &["NIX_PUSH_TRIES=2"]);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("has to be tried again") && said.contains("waiting 1 s"), "{said}");
+    assert_eq!(narinfo(&daemon, second), 200);
+    let failed = site.failed();
+    assert!(failed.contains(&format!("out {first}\nwhy after 2 tries: ")), "{failed}");
+    assert!(!failed.contains(second), "{failed}");
+}
+
+#[test]
+fn what_waits_is_kept_from_the_garbage_collector_until_it_is_uploaded() {
+    let site = Site::new();
+    let daemon = Daemon::start();
+    let paths = site.build(0, 2);
+    site.nix.ok(&["nix-store", "--gc"]);
+    let (code, said) = site.push(daemon.url(), &[]);
+    assert_eq!(code, Some(0), "{said}");
+    for path in &paths {
+        assert_eq!(narinfo(&daemon, path), 200, "{path}");
+    }
+    site.nix.ok(&["nix-store", "--gc"]);
+    assert!(paths.iter().all(|path| !site.nix.real(path).exists()), "nothing holds it any more");
+    assert_eq!(fs::read_dir(Path::new(&site.roots)).expect("it is there").count(), 0);
+}
+
+#[test]
+fn what_was_collected_is_set_aside_and_the_others_go_on() {
+    let site = Site::with_roots(Nix::new(), String::new());
+    let daemon = Daemon::start();
+    let gone = site.build(0, 1);
+    site.nix.ok(&["nix-store", "--delete", &gone[0]]);
+    let kept = site.build(1, 3);
+    let (code, said) = site.push(daemon.url(), &[]);
+    assert_eq!(code, Some(2), "{said}");
+    let failed = site.failed();
+    assert!(
+        failed.contains(&format!("out {}\nwhy it is no longer in the store", gone[0])),
+        "{failed}"
+    );
+    for path in &kept {
+        assert_eq!(narinfo(&daemon, path), 200, "{path}");
+    }
+}
+
+#[test]
+fn wrong_settings_are_status_64() {
+    let site = Site::new();
+    let (code, said) = site.push("", &[]);
+    assert!(code == Some(64) && said.contains("set NIX_PUSH_TO"), "{said}");
+    let (code, said) = site.push("http://127.0.0.1:1", &["NIX_PUSH_KEY=/nowhere"]);
+    assert!(code == Some(64) && said.contains("/nowhere cannot be read"), "{said}");
+}

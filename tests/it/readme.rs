@@ -1,0 +1,267 @@
+//! The snippets of the README and of `docs/deployment.md`, run as they stand.
+//!
+//! Of a shell block, every command has to succeed; one that serves has to begin to listen. nix.conf
+//! is read by Nix, configurations of NixOS are evaluated, nginx reads its own. What cannot run here has
+//! a comment above it, `<!-- not run: the reason -->`.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process_group};
+
+use crate::support::daemon::Daemon;
+use crate::support::fixture::fixture;
+use crate::support::neighbour::Neighbour;
+use crate::support::nix::{Nix, utf8};
+use crate::support::scratch::{Leash, Scratch};
+
+const NOT_RUN: &str = "<!-- not run: ";
+
+/// A block of code.
+#[derive(Debug)]
+struct Snippet {
+    /// Its file and line.
+    place: String,
+    language: String,
+    text: String,
+    /// Why it is not run.
+    not_run: Option<String>,
+}
+
+fn repository(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(file)
+}
+
+fn snippets(file: &str) -> Vec<Snippet> {
+    let page = fs::read_to_string(repository(file)).expect("the page is there");
+    parse(file, &page)
+}
+
+fn parse(file: &str, page: &str) -> Vec<Snippet> {
+    let mut found = Vec::new();
+    let mut lines = page.lines().enumerate();
+    let mut before = "";
+    while let Some((number, line)) = lines.next() {
+        if let Some(language) = line.strip_prefix("```") {
+            let body = lines.by_ref().map(|(_, line)| line).take_while(|line| *line != "```");
+            let text = body.map(|line| format!("{line}\n")).collect();
+            let reason = before.strip_prefix(NOT_RUN).and_then(|rest| rest.strip_suffix(" -->"));
+            found.push(Snippet {
+                place: format!("{file}:{}", number + 1),
+                language: language.to_owned(),
+                text,
+                not_run: reason.map(str::to_owned),
+            });
+        }
+        before = line;
+    }
+    found
+}
+
+/// A machine with a cache and a builder on it, where the snippets of one page run in their order.
+struct Site {
+    dir: Scratch,
+    nix: Nix,
+    daemon: Daemon,
+}
+
+impl Site {
+    fn new() -> Self {
+        let dir = Scratch::new();
+        let daemon = Daemon::builder().dir(&dir.join("cache")).start();
+        let nix = fixture().nix();
+        symlink(fixture().output("app"), dir.join("result")).expect("a link can be made");
+        fs::create_dir_all(dir.join("etc/nix")).expect("a folder can be made");
+        fs::create_dir(dir.join("bin")).expect("a folder can be made");
+        let binary = env!("CARGO_BIN_EXE_nix-stored");
+        symlink(binary, dir.join("bin/nix-stored")).expect("a link can be made");
+        // What it would build is built.
+        let cargo = format!("#!/bin/sh\n[ \"$*\" = 'run --release' ] && exec {binary}\n");
+        let file = dir.join("bin/cargo");
+        fs::write(&file, cargo).expect("writable");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).expect("it is ours");
+        Self { dir, nix, daemon }
+    }
+
+    /// The text with the addresses and folders of this machine.
+    fn here(&self, text: &str) -> String {
+        let etc = utf8(&self.dir.join("etc")).to_owned();
+        text.replace("http://cache.example.org:8100", self.daemon.url())
+            .replace("http://127.0.0.1:8100", self.daemon.url())
+            .replace("/etc/nix/", &format!("{etc}/nix/"))
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = self.nix.command(program);
+        let path = std::env::var("PATH").unwrap_or_default();
+        command
+            .current_dir(self.dir.path())
+            .env("PATH", format!("{}:{path}", utf8(&self.dir.join("bin"))))
+            .env("NIX_STORED_PATH", self.dir.join("cache"))
+            .env("NIX_STORED_LISTEN_INTERFACE", "127.0.0.1:0");
+        command
+    }
+
+    /// Runs a block until it ends, or begins to listen. What was wrong, if anything.
+    fn shell(&self, text: &str) -> Result<(), String> {
+        let mut child = self
+            .command("/bin/sh")
+            .args(["-euc", &self.here(text)])
+            .stdout(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .expect("sh starts");
+        let pid = Pid::from_child(&child);
+        let _leash = Leash::new(pid);
+        let mut said = String::new();
+        let mut listens = false;
+        for line in BufReader::new(child.stderr.take().expect("it is piped")).lines() {
+            let line = line.expect("UTF-8");
+            if line.contains("listening on ") && !listens {
+                listens = true;
+                kill_process_group(pid, Signal::TERM).expect("it is there");
+            }
+            said.push_str(&line);
+            said.push('\n');
+        }
+        let status = child.wait().expect("it is a child of ours");
+        if listens || status.success() { Ok(()) } else { Err(format!("{status}: {said}")) }
+    }
+
+    /// Lets Nix read a nix.conf.
+    fn nix_conf(&self, text: &str) -> Result<(), String> {
+        let conf = self.dir.join("conf");
+        fs::create_dir_all(&conf).expect("a folder can be made");
+        fs::write(conf.join("nix.conf"), self.here(text)).expect("writable");
+        // `show-config` is the name of `config show` before Nix 2.20.
+        let mut said = String::new();
+        for words in [["config", "show"].as_slice(), &["show-config"]] {
+            let output = self.command("nix").args(words).env("NIX_CONF_DIR", &conf).output();
+            let output = output.expect("nix starts");
+            said = String::from_utf8_lossy(&output.stderr).into_owned();
+            if !output.status.success() {
+                continue;
+            }
+            let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+            let names =
+                text.lines().filter_map(|line| line.split_once(" = ")).map(|(name, _)| name);
+            let unknown = names
+                .map(|name| name.trim_start_matches("extra-"))
+                .find(|name| !shown.lines().any(|line| line.starts_with(&format!("{name} = "))));
+            return unknown.map_or(Ok(()), |name| Err(format!("Nix does not know {name}: {said}")));
+        }
+        Err(said)
+    }
+
+    /// Evaluates a flake, or a configuration of NixOS, with stand-ins for nixpkgs.
+    fn evaluate(&self, text: &str) -> Result<(), String> {
+        let file = self.dir.join("snippet.nix");
+        fs::write(&file, text).expect("writable");
+        let output = Command::new("nix-instantiate")
+            .args(["--eval", "--strict", "--json", "--arg", "file", utf8(&file)])
+            .arg(repository("tests/nixos-module/snippet.nix"))
+            .envs([("HOME", utf8(self.dir.path())), ("NIX_REMOTE", "dummy://")])
+            .output()
+            .expect("nix-instantiate starts");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        match String::from_utf8_lossy(&output.stdout).trim() {
+            "[]" if output.status.success() => Ok(()),
+            failed => Err(format!("{failed} {said}")),
+        }
+    }
+
+    fn run(&self, snippet: &Snippet) -> Result<(), String> {
+        match snippet.language.as_str() {
+            "sh" => self.shell(&snippet.text),
+            "ini" => self.nix_conf(&snippet.text),
+            "nix" => self.evaluate(&snippet.text),
+            "netrc" => {
+                let lines = snippet.text.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+                let right = lines
+                    .map(|words| matches!(words[..], ["machine", _, "login", _, "password", _]));
+                fs::write(self.dir.join("etc/nix/netrc"), &snippet.text).expect("writable");
+                right.into_iter().all(|right| right).then_some(()).ok_or("no netrc".to_owned())
+            }
+            "nginx" => {
+                // It panics when nginx does not start.
+                Neighbour::nginx_with(|address| {
+                    format!("server {{ listen {address};\n{}\n}}", snippet.text)
+                });
+                Ok(())
+            }
+            other => Err(format!("nobody knows how to run “{other}”")),
+        }
+    }
+
+    /// Runs all snippets of a page in their order.
+    #[track_caller]
+    fn run_all(&self, file: &str) {
+        let (skipped, runnable): (Vec<_>, Vec<_>) =
+            snippets(file).into_iter().partition(|snippet| snippet.not_run.is_some());
+        assert!(runnable.len() >= 3, "{runnable:?}");
+        assert!(
+            skipped.iter().all(|snippet| snippet.not_run.as_deref() != Some("")),
+            "{skipped:?}"
+        );
+        for snippet in runnable {
+            if let Err(why) = self.run(&snippet) {
+                panic!("{}: {why}\n{}", snippet.place, snippet.text);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_readmes_snippets_work() {
+    Site::new().run_all("README.md");
+}
+
+#[test]
+fn the_snippets_about_deployment_work() {
+    Site::new().run_all("docs/deployment.md");
+}
+
+#[test]
+fn a_new_snippet_is_run_or_has_a_reason() {
+    let page = "text\n```sh\nfalse\n```\n<!-- not run: why -->\n```sh\nfalse\n```\n```toml\n```\n";
+    let [first, second, third] = &parse("page", page)[..] else { panic!("three") };
+    assert_eq!((first.not_run.as_deref(), second.not_run.as_deref()), (None, Some("why")));
+    let site = Site::new();
+    assert!(site.run(first).is_err());
+    assert!(site.run(third).is_err());
+    let broken = |language: &str, text: &str| {
+        let (language, text) = (language.to_owned(), text.to_owned());
+        let snippet = Snippet { place: String::new(), language, text, not_run: None };
+        assert!(site.run(&snippet).is_err(), "{snippet:?}");
+    };
+    broken("ini", "no-such-setting = 1\n");
+    broken("nix", "{ services.nix-stored.enable = true; services.nix-stored.port = 1; }");
+    broken("nix", "{ services.nix-stored = { enable = true; readPasswordFile = \"/x\"; }; }");
+}
+
+#[test]
+fn every_link_of_the_readme_leads_somewhere() {
+    for file in ["README.md", "docs/deployment.md"] {
+        let page = fs::read_to_string(repository(file)).expect("the page is there");
+        let folder = repository(file).parent().expect("a folder").to_owned();
+        for link in page.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if link.starts_with("http") {
+                continue;
+            }
+            let (target, heading) = link.split_once('#').unwrap_or((link, ""));
+            let target = if target.is_empty() { repository(file) } else { folder.join(target) };
+            assert!(target.exists(), "{file}: {link}");
+            if !heading.is_empty() {
+                let text = fs::read_to_string(&target).expect("a page");
+                let has = text.lines().filter(|line| line.starts_with('#')).any(|line| {
+                    line.trim_start_matches(['#', ' ']).to_lowercase().replace(' ', "-") == heading
+                });
+                assert!(has, "{file}: {link}");
+            }
+        }
+    }
+}

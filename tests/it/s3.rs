@@ -1,0 +1,26 @@
+//! A cache in a bucket, with the real binary, a real Nix and a real server.
+
+/// Servers with buckets, and daemons over them.
+pub mod place;
+
+/// The commands, on a bucket.
+mod commands;
+/// What a daemon that was killed leaves.
+mod kill;
+/// Many large uploads at once.
+mod memory;
+/// From a directory into a bucket, and back.
+mod migrate;
+/// What Nix puts in comes out.
+mod nix;
+/// Downloads that do not pass through the daemon.
+mod redirect;
+/// Several daemons over one bucket.
+mod several;
+/// What a start finds out.
+mod start;
+/// The server is in trouble.
+mod trouble;
+
+/// Three servers that hold the same, two daemons, and a balancer, while some of them are killed.
+mod cluster;

@@ -1,0 +1,98 @@
+//! The commands on a bucket, beside a daemon that serves it.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::place::{Place, get, on_every_server, over, upload};
+use crate::commands::given::Ended;
+use crate::support::daemon::on_cache;
+use crate::support::objects::{Sample, sample};
+use crate::support::s3_bucket::Bucket;
+
+on_every_server! {
+    stats_and_verify_say_what_is_there
+    what_is_false_is_put_aside
+    what_is_deleted_is_gone_with_all_that_only_it_needs
+    pins_are_kept_in_the_bucket
+    collections_follow_each_other
+}
+
+/// Runs the binary on a bucket.
+#[track_caller]
+pub fn run(bucket: &Bucket, args: &[&str]) -> Ended {
+    let mut command = on_cache(Path::new(&bucket.url()), args);
+    command.envs(bucket.env());
+    Ended::of(command.output().expect("the binary starts"))
+}
+
+/// A bucket with so many paths, filled by a daemon.
+fn filled(place: &Place, count: u8) -> (Bucket, Vec<Sample>) {
+    let bucket = place.bucket();
+    let daemon = over(&bucket).start();
+    let samples: Vec<Sample> = (1..=count).map(|number| sample(number, &[number; 5000])).collect();
+    samples.iter().for_each(|sample| upload(&daemon, sample));
+    (bucket, samples)
+}
+
+#[track_caller]
+fn json(bucket: &Bucket, args: &[&str]) -> Value {
+    run(bucket, args).is(0).json()
+}
+
+fn stats_and_verify_say_what_is_there(place: &Place) {
+    let (bucket, samples) = filled(place, 3);
+    assert_eq!(json(&bucket, &["stats", "--json"])["paths"], samples.len());
+    let told = json(&bucket, &["verify", "--deep", "--json"]);
+    assert_eq!(told["checked"]["paths"], samples.len());
+    assert_eq!(told["checked"]["nars"], samples.len());
+}
+
+fn what_is_false_is_put_aside(place: &Place) {
+    let (bucket, samples) = filled(place, 3);
+    let (nar, narinfo) = (&samples[0].nar_path[1..], &samples[0].narinfo_path[1..]);
+    let mut bytes = samples[0].nar.clone();
+    bytes[300] ^= 1;
+    bucket.put(nar, &bytes);
+    run(&bucket, &["verify"]).is(2).says("is not what its name says");
+    assert_eq!(bucket.get(nar).as_ref(), Some(&bytes));
+    run(&bucket, &["verify", "--repair"]).is(2).says("put aside 2 objects");
+    assert_eq!((bucket.get(nar), bucket.get(narinfo)), (None, None));
+    assert_eq!(bucket.get(&format!(".nix-stored/quarantine/{nar}")), Some(bytes));
+    run(&bucket, &["verify", "--deep"]).is(0);
+    upload(&over(&bucket).start(), &samples[0]);
+    run(&bucket, &["verify", "--deep"]).is(0).says("checked 3 paths");
+}
+
+fn what_is_deleted_is_gone_with_all_that_only_it_needs(place: &Place) {
+    let (bucket, samples) = filled(place, 3);
+    run(&bucket, &["delete", &samples[0].store_path]).is(0);
+    assert_eq!(bucket.get(&samples[0].nar_path[1..]), None);
+    assert_eq!(bucket.get(&samples[0].narinfo_path[1..]), None);
+    run(&bucket, &["verify", "--deep"]).is(0).says("checked 2 paths");
+    // And another one at once.
+    run(&bucket, &["delete", &samples[1].store_path]).is(0);
+    let daemon = over(&bucket).start();
+    assert_eq!(get(&daemon, &samples[1].narinfo_path).status, 404);
+    assert_eq!(get(&daemon, &samples[2].narinfo_path).status, 200);
+}
+
+fn pins_are_kept_in_the_bucket(place: &Place) {
+    let (bucket, samples) = filled(place, 2);
+    run(&bucket, &["pin", "release", &samples[0].store_path]).is(0);
+    assert!(bucket.get(".nix-stored/pins/release").is_some());
+    assert_eq!(json(&bucket, &["pins", "--json"])["pins"][0]["closure_paths"], 1);
+    run(&bucket, &["delete", &samples[0].store_path]).is(2);
+    run(&bucket, &["unpin", "release"]).is(0);
+    run(&bucket, &["delete", &samples[0].store_path]).is(0);
+}
+
+fn collections_follow_each_other(place: &Place) {
+    let (bucket, samples) = filled(place, 2);
+    // Everything was uploaded just now, so it stays, and that is too much.
+    for _ in 0..2 {
+        run(&bucket, &["gc", "--max-size", "1"]).is(2);
+    }
+    assert_eq!(json(&bucket, &["stats", "--json"])["paths"], samples.len());
+    assert_eq!(bucket.get(".nix-stored/lock"), None, "the lease was let go");
+}

@@ -1,0 +1,79 @@
+//! A daemon is killed in the middle of an upload: nobody sees anything of it, and the parts go.
+
+use std::time::Duration;
+
+use super::place::{Place, assert_nothing_is_false, at, get, on_every_server, over, upload};
+use crate::support::daemon::Daemon;
+use crate::support::noise::Noise;
+use crate::support::objects::{Sample, sample};
+use crate::support::s3_bucket::Bucket;
+use crate::support::wire::Wire;
+
+on_every_server! {
+    what_a_killed_daemon_was_taking_is_not_visible
+    what_was_acknowledged_before_a_kill_is_there
+}
+
+fn large() -> Sample {
+    sample(1, &Noise::new(9).bytes(30 << 20))
+}
+
+/// Kills a daemon that has sent some parts of an upload.
+fn kill_in_the_middle(place: &Place, bucket: &Bucket, daemon: Daemon, sample: &Sample) {
+    let mut wire = Wire::to(&daemon);
+    let length = sample.nar.len();
+    let path = &sample.nar_path;
+    wire.send(&format!("PUT {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"));
+    wire.send_bytes(&sample.nar[..length / 2]);
+    daemon.wait_until("a part is sent", || place.unfinished(bucket) > 0);
+    daemon.kill();
+}
+
+fn what_a_killed_daemon_was_taking_is_not_visible(place: &Place) {
+    let bucket = place.bucket();
+    let (sample, before) = (large(), over(&bucket).start());
+    kill_in_the_middle(place, &bucket, before, &sample);
+    let daemon = over(&bucket).start();
+    assert_eq!(get(&daemon, &sample.nar_path).status, 404);
+    assert!(bucket.keys().iter().all(|key| !key.starts_with("nar/")));
+    upload(&daemon, &sample);
+    assert_eq!(assert_nothing_is_false(&bucket), 1);
+}
+
+fn what_was_acknowledged_before_a_kill_is_there(place: &Place) {
+    let bucket = place.bucket();
+    let daemon = over(&bucket).start();
+    let samples: Vec<Sample> =
+        (1..20).map(|number| sample(number, &vec![number; 70_000])).collect();
+    for sample in &samples {
+        upload(&daemon, sample);
+    }
+    daemon.kill();
+    assert_eq!(assert_nothing_is_false(&bucket), samples.len());
+    let daemon = over(&bucket).start();
+    for sample in &samples {
+        assert!(get(&daemon, &sample.nar_path).body == sample.nar);
+    }
+}
+
+/// Only Garage can list what is unfinished, so only there is it swept.
+#[test]
+fn what_a_killed_daemon_left_is_swept_when_it_is_old_and_no_sooner() {
+    let Some(place) = Place::garage() else {
+        return;
+    };
+    let bucket = place.bucket();
+    let (sample, before) = (large(), over(&bucket).start());
+    kill_in_the_middle(&place, &bucket, before, &sample);
+    assert_eq!(bucket.unfinished(), [sample.nar_path[1..].to_owned()]);
+    // Another daemon may be at it.
+    let patient = over(&bucket).start();
+    upload(&patient, &crate::support::objects::sample(2, b"two"));
+    assert_eq!(bucket.unfinished().len(), 1);
+    drop(patient);
+    // Its time has whole seconds.
+    std::thread::sleep(Duration::from_secs(2));
+    let daemon = at(&bucket, &format!("{}&abandoned-after=1s", bucket.url())).start();
+    daemon.wait_for_log("swept away 1 upload");
+    assert_eq!(bucket.unfinished(), [""; 0]);
+}

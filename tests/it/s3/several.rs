@@ -1,0 +1,96 @@
+//! Several daemons over one bucket know nothing of each other, and agree soon.
+
+use std::time::{Duration, Instant};
+
+use super::place::{Place, assert_nothing_is_false, get, head, on_every_server, over, upload};
+use crate::support::daemon::Daemon;
+use crate::support::fixture::fixture;
+use crate::support::nix::{utf8, with_paths};
+use crate::support::noise::Noise;
+use crate::support::objects::{Sample, sample};
+
+/// What a daemon remembers, it remembers for less (and a busy machine needs some time, too).
+const SOON: Duration = Duration::from_secs(10);
+
+on_every_server! {
+    what_one_takes_the_other_has
+    what_is_changed_at_one_changes_at_the_other_soon
+    the_same_may_be_uploaded_to_both_at_once
+}
+
+#[track_caller]
+fn soon(what: &str, state: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !state() {
+        assert!(begun.elapsed() < SOON, "not soon: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn what_one_takes_the_other_has(place: &Place) {
+    let bucket = place.bucket();
+    let (one, two) = (over(&bucket).start(), over(&bucket).start());
+    let (asked, unasked) = (sample(1, &Noise::new(1).bytes(300_000)), sample(2, b"two"));
+    // Asked for before it is there.
+    assert_eq!(get(&two, &asked.narinfo_path).status, 404);
+    assert_eq!(head(&two, &asked.nar_path).status, 404);
+    upload(&one, &asked);
+    upload(&one, &unasked);
+    let has = |sample: &Sample| {
+        get(&two, &sample.narinfo_path).body == sample.narinfo.as_bytes()
+            && get(&two, &sample.nar_path).body == sample.nar
+    };
+    assert!(has(&unasked), "what nobody asked for is seen at once");
+    soon("what was absent is seen", || has(&asked));
+}
+
+fn what_is_changed_at_one_changes_at_the_other_soon(place: &Place) {
+    let (bucket, fixture) = (place.bucket(), fixture());
+    let (one, two) = (over(&bucket).start(), over(&bucket).start());
+    let app = fixture.output("app");
+    fixture.nix().copy_to(one.url(), std::slice::from_ref(&app));
+    let narinfo = format!("/{}", crate::support::closures::narinfo_of(&app));
+    for _ in 0..3 {
+        assert_eq!(get(&two, &narinfo).status, 200);
+    }
+    let nix = fixture.nix();
+    let key = nix.signing_key("later-1");
+    nix.ok(&["nix", "store", "sign", "--store", one.url(), "-k", utf8(&key.secret), &app]);
+    let signed = |daemon: &Daemon| get(daemon, &narinfo).text().contains("Sig: later-1:");
+    assert!(signed(&one));
+    soon("it is signed at the other", || signed(&two));
+
+    let sample = sample(1, b"one");
+    upload(&one, &sample);
+    assert_eq!(get(&two, &sample.narinfo_path).status, 200);
+    super::commands::run(&bucket, &["delete", &sample.store_path]).is(0);
+    soon("it is gone", || {
+        [&one, &two].iter().all(|daemon| get(daemon, &sample.narinfo_path).status == 404)
+    });
+}
+
+fn the_same_may_be_uploaded_to_both_at_once(place: &Place) {
+    let (bucket, fixture) = (place.bucket(), fixture());
+    let (one, two) = (over(&bucket).start(), over(&bucket).start());
+    let all = fixture.all();
+    std::thread::scope(|scope| {
+        for daemon in [&one, &two, &one, &two] {
+            let all = &all;
+            scope.spawn(move || {
+                let words = ["nix", "copy", "--to", daemon.url()];
+                // Nix 2.8 gives up when it finds there what it has just found absent.
+                let nix = fixture.nix().with("narinfo-cache-negative-ttl", "3600");
+                let output = nix.run(&with_paths(&words, all));
+                let told = String::from_utf8_lossy(&output.stderr);
+                assert!(output.status.success(), "{told}\n{}", daemon.log());
+            });
+        }
+    });
+    assert_nothing_is_false(&bucket);
+    assert_eq!(place.unfinished(&bucket), 0);
+    for daemon in [&one, &two] {
+        let copied = fixture.reader();
+        copied.copy_from(daemon.url(), &all);
+        copied.assert_has_the_same(&fixture.nix(), &all);
+    }
+}

@@ -1,0 +1,94 @@
+//! What a start finds out, and says in one sentence.
+
+use super::place::{get, over, put, upload};
+use crate::support::daemon::{Builder, Failed};
+use crate::support::objects::sample;
+use crate::support::s3::{NOBODY, READER, S3Server};
+use crate::support::s3_bucket::Keys;
+
+/// Fails, and says this and the bucket's name, in one line.
+#[track_caller]
+fn assert_it_says(builder: Builder, parts: &[&str]) {
+    let Failed { code, log } = builder.start_fails();
+    assert_eq!(code, 1, "{log}");
+    let errors: Vec<&str> = log.lines().filter(|line| line.starts_with("nix-stored: ")).collect();
+    assert_eq!(errors.len(), 1, "{log}");
+    for part in parts.iter().chain(&["s3://cache"]) {
+        assert!(errors[0].contains(part), "“{part}” is not in {log}");
+    }
+    assert!(!log.contains("secret"), "{log}");
+}
+
+#[test]
+fn a_bucket_that_is_not_there_is_told() {
+    let server = S3Server::start();
+    let bucket = server.bucket_that_is_not_made("cache");
+    assert_it_says(over(&bucket), &["the bucket must be there", "NoSuchBucket"]);
+}
+
+#[test]
+fn a_key_without_rights_is_told_which_it_needs() {
+    let server = S3Server::start();
+    let bucket = server.bucket("cache").as_user(NOBODY);
+    assert_it_says(over(&bucket), &["s3:ListBucket", "s3:GetObject", "AccessDenied"]);
+}
+
+#[test]
+fn a_wrong_key_is_told() {
+    let server = S3Server::start();
+    let bucket = server.bucket("cache");
+    let wrong = Keys { id: READER.id, secret: "not-the-readers" };
+    assert_it_says(over(&bucket.as_user(wrong)), &["cannot be read", "SignatureDoesNotMatch"]);
+    let unknown = Keys { id: "AKIASTRANGER", secret: "x" };
+    assert_it_says(over(&bucket.as_user(unknown)), &["cannot be read"]);
+}
+
+#[test]
+fn a_server_that_is_not_there_is_told() {
+    let mut server = S3Server::start();
+    let bucket = server.bucket("cache");
+    server.stop();
+    assert_it_says(over(&bucket), &["cannot be read"]);
+}
+
+#[test]
+fn a_key_that_may_only_read_serves_and_says_that_nothing_can_be_uploaded() {
+    let server = S3Server::start();
+    let bucket = server.bucket("cache");
+    let (one, two) = (sample(1, b"one"), sample(2, b"two"));
+    upload(&over(&bucket).start(), &one);
+    let daemon = over(&bucket.as_user(READER)).start();
+    daemon.wait_for_log("nothing may be stored in the bucket");
+    for (path, bytes) in [(&one.narinfo_path, one.narinfo.as_bytes()), (&one.nar_path, &one.nar)] {
+        let answer = get(&daemon, path);
+        assert_eq!((answer.status, answer.body.as_slice()), (200, bytes), "{path}");
+    }
+    let answer = put(&daemon, &two.nar_path, &two.nar);
+    assert!(answer.status >= 500, "{}", answer.head);
+    assert_eq!(get(&daemon, &two.nar_path).status, 404);
+}
+
+#[test]
+fn what_the_server_does_with_conditions_is_found_out() {
+    let server = S3Server::start();
+    let bucket = server.bucket("cache");
+    let daemon = over(&bucket).env("NIX_STORED_LOG_LEVEL", "debug").start();
+    daemon.wait_for_log("looks_before_it_stores");
+    // What was tried is gone.
+    let probes = bucket.all_keys().into_iter().filter(|key| key.contains("probe"));
+    assert_eq!(probes.collect::<Vec<_>>(), [""; 0]);
+}
+
+#[test]
+fn a_url_that_cannot_be_is_an_error_of_the_configuration() {
+    for (url, why) in [
+        ("s3://", "has no bucket's name"),
+        ("s3://cache?compression=xz", "“compression”"),
+        ("s3://cache?scheme=ftp", "neither http nor https"),
+    ] {
+        let builder = crate::support::daemon::Daemon::builder().env("NIX_STORED_PATH", url);
+        let Failed { code, log } = builder.start_fails();
+        assert_eq!(code, 64, "{log}");
+        assert!(log.contains("NIX_STORED_PATH") && log.contains(why), "{log}");
+    }
+}

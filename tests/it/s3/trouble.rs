@@ -1,0 +1,258 @@
+//! The server is in trouble. Clients hear that, in time, and never that something is absent.
+
+use std::time::{Duration, Instant};
+
+use super::place::{assert_nothing_is_false, get, head, over, put};
+use crate::support::daemon::Daemon;
+use crate::support::noise::Noise;
+use crate::support::objects::{Sample, sample};
+use crate::support::s3::S3Server;
+use crate::support::s3_bucket::Bucket;
+use crate::support::s3_faults::{Fate, Faults};
+use crate::support::wire::Received;
+
+const BUSY: Fate = Fate::Error(503, "SlowDown");
+const FAILED: Fate = Fate::Error(500, "InternalError");
+const FORBIDDEN: Fate = Fate::Error(403, "AccessDenied");
+const NO_BUCKET: Fate = Fate::Error(404, "NoSuchBucket");
+
+/// A client need not wait longer for an answer, whatever is the matter.
+const IN_TIME: Duration = Duration::from_secs(75);
+
+/// A daemon whose way to the bucket can be made bad.
+struct Site {
+    faults: Faults,
+    bucket: Bucket,
+    daemon: Daemon,
+    server: S3Server,
+}
+
+impl Site {
+    fn new() -> Self {
+        let server = S3Server::start();
+        let bucket = server.bucket("cache");
+        let faults = Faults::before(server.address());
+        let daemon = over(&bucket.through(faults.address())).start();
+        Self { faults, bucket, daemon, server }
+    }
+
+    /// Puts a path into the bucket, so that the daemon has not seen it.
+    fn plant(&self, sample: &Sample) {
+        self.bucket.put(&sample.nar_path[1..], &sample.nar);
+        self.bucket.put(&sample.narinfo_path[1..], sample.narinfo.as_bytes());
+    }
+}
+
+#[track_caller]
+fn assert_trouble(answer: &Received, expected: &[u16]) {
+    assert!(expected.contains(&answer.status), "{} {}", answer.head, answer.text());
+    let seconds = answer.header("retry-after").parse::<u32>();
+    assert!(seconds.is_ok_and(|seconds| seconds > 0), "{}", answer.head);
+    assert_eq!(answer.header("cache-control"), "no-store", "{}", answer.head);
+    let text = answer.text();
+    assert!(!text.contains("127.0.0.1") && !text.contains("Amz"), "{text}");
+}
+
+/// While every request has this fate, everything that needs the bucket is answered so; and when the
+/// trouble is over, everything is there.
+#[track_caller]
+fn while_it_lasts(fate: Fate, reads: &[u16]) {
+    let site = Site::new();
+    let (one, two) = (sample(1, &[1; 100_000]), sample(2, &Noise::new(2).bytes(6 << 20)));
+    let new = sample(3, &[3; 100_000]);
+    site.plant(&one);
+    site.plant(&two);
+    site.faults.all(fate);
+    let daemon = &site.daemon;
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        for path in [&one.narinfo_path, &one.nar_path, &two.narinfo_path, &two.nar_path] {
+            scope.spawn(|| assert_trouble(&get(daemon, path), reads));
+            // There is no body in which a server could say that it is the bucket that is missing.
+            if fate != NO_BUCKET {
+                scope.spawn(|| assert_trouble(&head(daemon, path), reads));
+            }
+        }
+        scope.spawn(|| assert_trouble(&put(daemon, &new.nar_path, &new.nar), &[502, 503, 504]));
+        let large = sample(4, &Noise::new(4).bytes(12 << 20));
+        scope.spawn(move || {
+            assert_trouble(&put(daemon, &large.nar_path, &large.nar), &[502, 503, 504]);
+        });
+    });
+    assert!(begun.elapsed() < IN_TIME, "it took {:?}", begun.elapsed());
+
+    site.faults.all(Fate::Passes);
+    site.faults.break_off();
+    for sample in [&one, &two] {
+        let answer = get(daemon, &sample.narinfo_path);
+        assert_eq!((answer.status, answer.text()), (200, sample.narinfo.clone()));
+        assert!(get(daemon, &sample.nar_path).body == sample.nar, "other bytes");
+    }
+    assert_eq!(get(daemon, &new.nar_path).status, 404);
+    for (path, body) in [(&new.nar_path, &*new.nar), (&new.narinfo_path, new.narinfo.as_bytes())] {
+        assert_eq!(put(daemon, path, body).status, 201, "{path}");
+    }
+    assert_eq!(assert_nothing_is_false(&site.bucket), 3);
+}
+
+#[test]
+fn a_busy_server_is_told_as_busy() {
+    while_it_lasts(BUSY, &[503]);
+}
+
+#[test]
+fn a_server_that_fails_is_told_as_a_bad_gateway() {
+    while_it_lasts(FAILED, &[502]);
+}
+
+#[test]
+fn a_server_that_forbids_is_told_as_a_bad_gateway() {
+    while_it_lasts(FORBIDDEN, &[502]);
+}
+
+#[test]
+fn a_bucket_that_has_gone_is_no_empty_cache() {
+    while_it_lasts(NO_BUCKET, &[502]);
+}
+
+#[test]
+fn a_server_that_does_not_answer_is_told_in_time() {
+    while_it_lasts(Fate::Hangs, &[504]);
+}
+
+#[test]
+fn a_server_that_breaks_off_is_told_as_a_bad_gateway() {
+    while_it_lasts(Fate::Refused, &[502]);
+}
+
+#[test]
+fn a_server_that_is_not_there_for_a_while_loses_nothing() {
+    let mut site = Site::new();
+    let (one, two) = (sample(1, &[1; 1000]), sample(2, &[2; 1000]));
+    site.plant(&one);
+    site.server.stop();
+    site.faults.break_off();
+    assert_trouble(&get(&site.daemon, &one.narinfo_path), &[502, 504]);
+    site.server.start_again();
+    assert_eq!(get(&site.daemon, &one.narinfo_path).text(), one.narinfo);
+    super::place::upload(&site.daemon, &two);
+    assert_eq!(assert_nothing_is_false(&site.bucket), 2);
+}
+
+#[test]
+fn short_trouble_is_not_even_noticed() {
+    let site = Site::new();
+    let one = sample(1, &Noise::new(1).bytes(300_000));
+    site.plant(&one);
+    for fate in [BUSY, FAILED, Fate::Refused, Fate::Cut(0)] {
+        site.faults.next(2, fate);
+        assert!(get(&site.daemon, &one.nar_path).body == one.nar, "{fate:?}");
+        site.faults.next(2, fate);
+        assert_eq!(head(&site.daemon, &one.nar_path).status, 200, "{fate:?}");
+        site.faults.next(2, fate);
+        let new = sample(2, format!("{fate:?}").as_bytes());
+        assert_eq!(put(&site.daemon, &new.nar_path, &new.nar).status, 201, "{fate:?}");
+    }
+}
+
+#[test]
+fn a_download_that_breaks_off_behind_the_daemon_goes_on() {
+    let site = Site::new();
+    let one = sample(1, &Noise::new(1).bytes(9 << 20));
+    site.plant(&one);
+    site.faults.next(2, Fate::Cut(1 << 20));
+    let answer = get(&site.daemon, &one.nar_path);
+    assert_eq!(answer.status, 200);
+    assert!(answer.body == one.nar, "{} bytes", answer.body.len());
+}
+
+#[test]
+fn a_download_that_cannot_go_on_does_not_end_as_if_it_were_whole() {
+    let site = Site::new();
+    let one = sample(1, &Noise::new(1).bytes(9 << 20));
+    site.plant(&one);
+    // The first part comes, and no other.
+    let mut first = true;
+    site.faults.on(move |_| match std::mem::take(&mut first) {
+        true => Fate::Cut(1 << 20),
+        false => FAILED,
+    });
+    let answer = get(&site.daemon, &one.nar_path);
+    assert_eq!(answer.header("content-length"), one.nar.len().to_string());
+    assert_eq!(answer.header("accept-ranges"), "bytes", "a client goes on where it was");
+    assert!(answer.body.len() < one.nar.len(), "{} bytes", answer.body.len());
+    assert!(one.nar.starts_with(&answer.body), "other bytes");
+}
+
+/// How many parts are refused.
+fn refuse_parts(site: &Site, mut count: usize, fate: Fate) {
+    site.faults.on(move |head| {
+        let is_part = head.starts_with("PUT ") && head.contains("partNumber=");
+        if is_part && count > 0 {
+            count -= 1;
+            return fate;
+        }
+        Fate::Passes
+    });
+}
+
+#[test]
+fn a_part_that_was_refused_is_sent_again() {
+    let site = Site::new();
+    for (number, fate) in [(1, BUSY), (2, FAILED), (3, Fate::Refused), (4, Fate::Cut(0))] {
+        let large = sample(number, &Noise::new(number.into()).bytes(17 << 20));
+        refuse_parts(&site, 3, fate);
+        let answer = put(&site.daemon, &large.nar_path, &large.nar);
+        assert_eq!(answer.status, 201, "{fate:?}: {}", answer.text());
+        assert!(site.bucket.get(&large.nar_path[1..]).as_ref() == Some(&large.nar), "{fate:?}");
+    }
+    assert_eq!(site.server.unfinished(), 0);
+}
+
+#[test]
+fn an_upload_whose_parts_are_not_taken_leaves_nothing() {
+    let site = Site::new();
+    let large = sample(1, &Noise::new(1).bytes(17 << 20));
+    refuse_parts(&site, usize::MAX, FAILED);
+    assert_trouble(&put(&site.daemon, &large.nar_path, &large.nar), &[502]);
+    site.daemon.wait_until("the parts are gone", || site.server.unfinished() == 0);
+    assert_eq!(get(&site.daemon, &large.nar_path).status, 404);
+    site.faults.all(Fate::Passes);
+    assert_eq!(put(&site.daemon, &large.nar_path, &large.nar).status, 201);
+}
+
+#[test]
+fn when_the_last_answer_is_lost_there_is_all_or_nothing() {
+    let site = Site::new();
+    let large = sample(1, &Noise::new(1).bytes(12 << 20));
+    let mut lost = false;
+    site.faults.on(move |head| {
+        let is_last = head.starts_with("POST ") && head.contains("uploadId=");
+        if is_last && !std::mem::replace(&mut lost, true) { Fate::Cut(0) } else { Fate::Passes }
+    });
+    let answer = put(&site.daemon, &large.nar_path, &large.nar);
+    let there = get(&site.daemon, &large.nar_path);
+    match answer.status {
+        201 => assert_eq!(there.status, 200),
+        _ => assert_trouble(&answer, &[502]),
+    }
+    assert!(there.status == 404 || there.body == large.nar, "{}", there.head);
+    super::place::upload(&site.daemon, &large);
+    assert_eq!(assert_nothing_is_false(&site.bucket), 1);
+}
+
+#[test]
+fn hot_narinfos_are_answered_without_the_server_for_a_short_time() {
+    let site = Site::new();
+    let one = sample(1, b"one");
+    site.plant(&one);
+    assert_eq!(get(&site.daemon, &one.narinfo_path).status, 200);
+    site.faults.forget();
+    let begun = Instant::now();
+    for _ in 0..100 {
+        assert_eq!(get(&site.daemon, &one.narinfo_path).text(), one.narinfo);
+    }
+    let asked = site.faults.asked().iter().filter(|line| line.contains("narinfo")).count();
+    // Once a second at most, on a machine of any speed.
+    assert!(asked as u64 <= 1 + begun.elapsed().as_secs(), "{asked} times");
+}

@@ -1,0 +1,129 @@
+//! Thousands of clients that send a byte a second, and one that wants its NAR.
+
+use std::io::{ErrorKind, Write};
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::support::daemon::Daemon;
+use crate::support::noise::Noise;
+use crate::support::objects::{Sample, sample};
+use crate::support::wire::Wire;
+
+/// How many of them there are.
+const SLOW: usize = 5000;
+
+/// How long the NAR may take. Generous: a moment is usual.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The first bytes of a request, whose head never ends.
+fn head() -> Vec<u8> {
+    [&b"GET /nix-cache-info HTTP/1.1\r\nHost: x\r\nX-Slow: "[..], &[b'x'; 1000]].concat()
+}
+
+/// Room for as many sockets in this process.
+fn raise_file_limit() {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    assert!(maximum.is_none_or(|most| most > SLOW as u64 + 1000), "ulimit -Hn is {maximum:?}");
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).expect("it is allowed");
+}
+
+/// Clients that send one byte a second each, in turn, as long as they are wanted.
+struct Crowd {
+    slow: Vec<TcpStream>,
+    sent: usize,
+}
+
+impl Crowd {
+    fn gather(address: &str) -> Self {
+        raise_file_limit();
+        let slow = (0..SLOW).map(|_| {
+            let stream = TcpStream::connect(address).expect("it accepts, or its queue does");
+            stream.set_nonblocking(true).expect("it can be set");
+            stream
+        });
+        Self { slow: slow.collect(), sent: 0 }
+    }
+
+    /// The next byte of each. How many are still connected.
+    fn send(&mut self, head: &[u8]) -> usize {
+        let byte = [head[self.sent]];
+        self.sent += 1;
+        self.slow.retain_mut(|stream| match stream.write(&byte) {
+            Ok(_) => true,
+            Err(error) => error.kind() == ErrorKind::WouldBlock,
+        });
+        self.slow.len()
+    }
+}
+
+/// Several NARs, one after the other, and how long each took.
+fn fetch(address: &str, sample: &Sample) -> Vec<Duration> {
+    let fetch = |_| {
+        let begun = Instant::now();
+        let answer = Wire::to_address(address).request("GET", &sample.nar_path, b"");
+        assert!(answer.status == 200 && answer.body == sample.nar);
+        begun.elapsed()
+    };
+    (0..5).map(fetch).collect()
+}
+
+/// What it takes to fetch while the crowd sends.
+fn fetch_in_the_crowd(address: &str, sample: &Sample) -> (Vec<Duration>, usize) {
+    let mut crowd = Crowd::gather(address);
+    let (head, done) = (head(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let fetched = scope.spawn(|| {
+            let took = fetch(address, sample);
+            done.store(true, Ordering::Relaxed);
+            took
+        });
+        let mut connected = SLOW;
+        for _ in 0..100 {
+            connected = crowd.send(&head);
+            if done.load(Ordering::Relaxed) || fetched.is_finished() {
+                break;
+            }
+            std::thread::park_timeout(Duration::from_secs(1));
+        }
+        (fetched.join().expect("the NARs come"), connected)
+    })
+}
+
+fn daemon_with(sample: &Sample, files: Option<u64>) -> Daemon {
+    let builder = Daemon::builder();
+    let daemon = match files {
+        Some(files) => builder.file_limit(files),
+        None => builder,
+    };
+    let daemon = daemon.start();
+    assert_eq!(Wire::to(&daemon).request("PUT", &sample.nar_path, &sample.nar).status, 201);
+    daemon
+}
+
+#[test]
+fn thousands_that_send_a_byte_a_second_keep_nobody_from_a_nar() {
+    let sample = sample(1, &Noise::new(1).bytes(5 << 20));
+    let daemon = daemon_with(&sample, None);
+    let address = daemon.url().trim_start_matches("http://");
+    let before = daemon.peak_memory();
+    let (took, connected) = fetch_in_the_crowd(address, &sample);
+    assert!(took.iter().all(|took| *took < PATIENCE), "{took:?}");
+    assert_eq!(connected, SLOW, "they were not there");
+    // A connection that has said next to nothing costs next to nothing.
+    let cost = (daemon.peak_memory() - before) / SLOW;
+    assert!(cost < 40_000, "{cost} bytes a connection");
+}
+
+#[test]
+fn more_than_there_is_room_for_are_sent_away_for_who_wants_something() {
+    let sample = sample(1, &Noise::new(1).bytes(5 << 20));
+    // Room for 1,536 connections.
+    let daemon = daemon_with(&sample, Some(2048));
+    let address = daemon.url().trim_start_matches("http://");
+    let (took, _) = fetch_in_the_crowd(address, &sample);
+    assert!(took[0] < Duration::from_secs(60), "{took:?}");
+    daemon.wait_for_log("as many connections are open as can be served");
+}

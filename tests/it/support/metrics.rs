@@ -1,0 +1,66 @@
+//! What a daemon has counted.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use super::daemon::Daemon;
+
+/// Every number at one moment, by its whole name with labels.
+#[derive(Debug)]
+pub struct Numbers {
+    pub text: String,
+    numbers: BTreeMap<String, f64>,
+}
+
+impl Numbers {
+    /// What the daemon says now.
+    #[track_caller]
+    pub fn of(daemon: &Daemon) -> Self {
+        let (status, text) = daemon.get("/metrics");
+        assert_eq!(status, 200);
+        let text = String::from_utf8(text).expect("UTF-8");
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        let numbers = lines.map(|line| {
+            let (name, value) = line.rsplit_once(' ').expect("a name and a value");
+            (name.to_owned(), value.parse().expect("a number"))
+        });
+        Self { numbers: numbers.collect(), text }
+    }
+
+    /// A number; 0 where there is none of this name.
+    pub fn get(&self, name: &str) -> f64 {
+        self.numbers.get(name).copied().unwrap_or_default()
+    }
+
+    /// The sum of all numbers whose names begin so.
+    pub fn sum(&self, prefix: &str) -> f64 {
+        self.numbers.iter().filter(|(name, _)| name.starts_with(prefix)).map(|(_, n)| n).sum()
+    }
+
+    /// The names of all metrics, without labels and the endings of histograms.
+    pub fn names(&self) -> Vec<&str> {
+        let types = self.text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+        types.map(|line| line.split(' ').next().expect("a name")).collect()
+    }
+}
+
+/// Runs promtool on a text; what it complains about, and whether it is content.
+#[track_caller]
+pub fn promtool(args: &[&str], input: &str) -> (bool, String) {
+    let mut child = Command::new("promtool")
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("promtool is installed: it comes with Debian's prometheus, see tests/run");
+    let mut stdin = child.stdin.take().expect("it is piped");
+    let text = input.to_owned();
+    // It may end without reading.
+    let writer = std::thread::spawn(move || drop(stdin.write_all(text.as_bytes())));
+    let output = child.wait_with_output().expect("it ends");
+    writer.join().expect("writing does not panic");
+    let told = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&told).into_owned())
+}

@@ -1,0 +1,174 @@
+//! An S3 server over real HTTP, in the test's own process: a folder, as `s3s-fs` serves it.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use hyper_util::rt::TokioIo;
+use s3s::access::{S3Access, S3AccessContext};
+use s3s::auth::SimpleAuth;
+use s3s::service::{S3Service, S3ServiceBuilder};
+use s3s::{S3Result, s3_error};
+use s3s_fs::FileSystem;
+use tokio_util::sync::CancellationToken;
+
+use super::s3_bucket::{Bucket, Keys};
+use super::scratch::Scratch;
+
+/// Who may do everything.
+pub const OWNER: Keys = Keys { id: "AKIAOWNER", secret: "the-owners-secret" };
+
+/// Who may read and list.
+pub const READER: Keys = Keys { id: "AKIAREADER", secret: "the-readers-secret" };
+
+/// Who is known, and may do nothing.
+pub const NOBODY: Keys = Keys { id: "AKIANOBODY", secret: "nobodys-secret" };
+
+/// A server. Stopped on drop, with all its connections.
+pub struct S3Server {
+    address: SocketAddr,
+    keys: Option<Keys>,
+    root: Arc<Scratch>,
+    running: Option<Running>,
+}
+
+struct Running {
+    stop: CancellationToken,
+    thread: JoinHandle<()>,
+}
+
+impl S3Server {
+    /// A server that knows [`OWNER`], [`READER`] and [`NOBODY`].
+    pub fn start() -> Self {
+        Self::with_keys(Some(OWNER))
+    }
+
+    /// A server for everyone, who must not sign.
+    pub fn for_everyone() -> Self {
+        Self::with_keys(None)
+    }
+
+    fn with_keys(keys: Option<Keys>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("there is a free port");
+        let address = listener.local_addr().expect("it is bound");
+        let mut server = Self { address, keys, root: Arc::new(Scratch::new()), running: None };
+        server.run(listener);
+        server
+    }
+
+    fn run(&mut self, listener: TcpListener) {
+        let stop = CancellationToken::new();
+        let service = service(self.root.path(), self.keys.is_some());
+        let thread = std::thread::spawn({
+            let stop = stop.clone();
+            move || {
+                let runtime = tokio::runtime::Builder::new_multi_thread()
+                    .worker_threads(2)
+                    .enable_all()
+                    .build()
+                    .expect("a runtime starts");
+                runtime.block_on(serve(listener, service, stop));
+                // Nobody waits for the connections.
+                runtime.shutdown_background();
+            }
+        });
+        self.running = Some(Running { stop, thread });
+    }
+
+    /// A new bucket.
+    pub fn bucket(&self, name: &str) -> Bucket {
+        std::fs::create_dir(self.root.join(name)).expect("there is none of that name yet");
+        self.bucket_that_is_not_made(name)
+    }
+
+    /// The address of a bucket.
+    pub fn bucket_that_is_not_made(&self, name: &str) -> Bucket {
+        Bucket::new(self.address, name, "us-east-1", self.keys)
+    }
+
+    /// Where a bucket's objects are files.
+    pub fn folder(&self, bucket: &Bucket) -> PathBuf {
+        self.root.join(bucket.name())
+    }
+
+    /// How many files there are of uploads in parts that did not come to their end: this server
+    /// cannot list them.
+    pub fn unfinished(&self) -> usize {
+        let entries = std::fs::read_dir(self.root.path()).expect("the folder is there");
+        let names = entries.map(|entry| entry.expect("it can be read").file_name());
+        names.filter(|name| name.to_string_lossy().starts_with(".upload")).count()
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Ends it: its connections break, and there are no new ones.
+    pub fn stop(&mut self) {
+        if let Some(Running { stop, thread }) = self.running.take() {
+            stop.cancel();
+            let _ = thread.join();
+        }
+    }
+
+    /// Starts it again at the same address.
+    pub fn start_again(&mut self) {
+        self.stop();
+        let listener = TcpListener::bind(self.address).expect("its port is free again");
+        self.run(listener);
+    }
+}
+
+impl Drop for S3Server {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn service(root: &Path, signed: bool) -> S3Service {
+    let files = FileSystem::new(root).expect("the folder is there");
+    let mut builder = S3ServiceBuilder::new(files);
+    if signed {
+        let mut users = SimpleAuth::new();
+        for Keys { id, secret } in [OWNER, READER, NOBODY] {
+            users.register(id.to_owned(), secret.to_owned().into());
+        }
+        builder.set_auth(users);
+        builder.set_access(Rights);
+    }
+    builder.build()
+}
+
+/// What each user may do.
+struct Rights;
+
+#[async_trait::async_trait]
+impl S3Access for Rights {
+    async fn check(&self, context: &mut S3AccessContext<'_>) -> S3Result<()> {
+        let user = context.credentials().map(|credentials| credentials.access_key.clone());
+        let reads =
+            ["Get", "List", "Head"].iter().any(|verb| context.s3_op().name().starts_with(verb));
+        match user.as_deref() {
+            Some(id) if id == OWNER.id || (id == READER.id && reads) => Ok(()),
+            _ => Err(s3_error!(AccessDenied, "Access Denied")),
+        }
+    }
+}
+
+async fn serve(listener: TcpListener, service: S3Service, stop: CancellationToken) {
+    listener.set_nonblocking(true).expect("it can be set");
+    let listener = tokio::net::TcpListener::from_std(listener).expect("it listens");
+    loop {
+        let connection = tokio::select! {
+            () = stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let Ok((socket, _)) = connection else { continue };
+        // As every server does that answers in several pieces.
+        let _ = socket.set_nodelay(true);
+        let http = hyper::server::conn::http1::Builder::new();
+        let connection = http.serve_connection(TokioIo::new(socket), service.clone());
+        tokio::spawn(async move { drop(connection.await) });
+    }
+}

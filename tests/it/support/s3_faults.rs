@@ -1,0 +1,266 @@
+//! What stands between the daemon and its S3 server, and can make trouble there.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+
+/// What becomes of one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It is answered by the server.
+    Passes,
+    /// It is answered with this status and this error of S3.
+    Error(u16, &'static str),
+    /// It is never answered.
+    Hangs,
+    /// The server gets it, and the connection ends after so many bytes of the answer's body.
+    Cut(u64),
+    /// The connection ends at once.
+    Refused,
+}
+
+type Rule = Box<dyn FnMut(&str) -> Fate + Send>;
+
+/// A proxy that everything passes until it is told otherwise. Gone on drop, with its connections.
+pub struct Faults {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    acceptor: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    server: SocketAddr,
+    rule: Mutex<Rule>,
+    heads: Mutex<Vec<String>>,
+    connections: Mutex<Vec<TcpStream>>,
+    stopped: AtomicBool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("nobody panics with a lock held")
+}
+
+impl Faults {
+    /// A proxy before a server.
+    pub fn before(server: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("there is a free port");
+        let address = listener.local_addr().expect("it is bound");
+        let shared = Arc::new(Shared {
+            server,
+            rule: Mutex::new(Box::new(|_| Fate::Passes)),
+            heads: Mutex::default(),
+            connections: Mutex::default(),
+            stopped: AtomicBool::new(false),
+        });
+        let acceptor = std::thread::spawn({
+            let shared = Arc::clone(&shared);
+            move || accept(&shared, &listener)
+        });
+        Self { address, shared, acceptor: Some(acceptor) }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// From now on this says what becomes of a request, by its head.
+    pub fn on(&self, rule: impl FnMut(&str) -> Fate + Send + 'static) {
+        *lock(&self.shared.rule) = Box::new(rule);
+    }
+
+    /// From now on this is the fate of every request.
+    pub fn all(&self, fate: Fate) {
+        self.on(move |_| fate);
+    }
+
+    /// This is the fate of the next requests, so many of them.
+    pub fn next(&self, mut count: usize, fate: Fate) {
+        self.on(move |_| match count {
+            0 => Fate::Passes,
+            _ => {
+                count -= 1;
+                fate
+            }
+        });
+    }
+
+    /// The first lines of the requests so far.
+    pub fn asked(&self) -> Vec<String> {
+        let heads = lock(&self.shared.heads);
+        heads.iter().filter_map(|head| head.lines().next()).map(str::to_owned).collect()
+    }
+
+    /// Forgets the requests so far.
+    pub fn forget(&self) {
+        lock(&self.shared.heads).clear();
+    }
+
+    /// Breaks all connections off, also those that hang.
+    pub fn break_off(&self) {
+        for connection in lock(&self.shared.connections).drain(..) {
+            let _ = connection.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+impl Drop for Faults {
+    fn drop(&mut self) {
+        self.shared.stopped.store(true, Ordering::SeqCst);
+        // Wakes it.
+        let _ = TcpStream::connect(self.address);
+        if let Some(acceptor) = self.acceptor.take() {
+            let _ = acceptor.join();
+        }
+        self.break_off();
+    }
+}
+
+fn accept(shared: &Arc<Shared>, listener: &TcpListener) {
+    loop {
+        let (client, _) = listener.accept().expect("it listens");
+        if shared.stopped.load(Ordering::SeqCst) {
+            return;
+        }
+        let shared = Arc::clone(shared);
+        std::thread::spawn(move || {
+            // Who has gone is not told.
+            let _ = pass_on(&shared, &client);
+            let _ = client.shutdown(Shutdown::Both);
+        });
+    }
+}
+
+fn pass_on(shared: &Shared, client: &TcpStream) -> io::Result<()> {
+    client.set_nodelay(true)?;
+    lock(&shared.connections).push(client.try_clone()?);
+    let mut from_client = BufReader::new(client.try_clone()?);
+    let mut to_client = client;
+    let mut server: Option<BufReader<TcpStream>> = None;
+    while let Some(head) = read_head(&mut from_client)? {
+        lock(&shared.heads).push(head.clone());
+        let fate = (lock(&shared.rule))(&head);
+        let length = content_length(&head).unwrap_or(0);
+        match fate {
+            Fate::Refused => return Ok(()),
+            Fate::Hangs => {
+                io::copy(&mut from_client, &mut io::sink())?;
+                return Ok(());
+            }
+            Fate::Error(status, code) => {
+                if expects(&head) {
+                    to_client.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
+                }
+                io::copy(&mut (&mut from_client).take(length), &mut io::sink())?;
+                answer(to_client, status, code, head.starts_with("HEAD "))?;
+                continue;
+            }
+            Fate::Passes | Fate::Cut(_) => {}
+        }
+        let server = match &mut server {
+            Some(server) => server,
+            none => {
+                let stream = TcpStream::connect(shared.server)?;
+                stream.set_nodelay(true)?;
+                lock(&shared.connections).push(stream.try_clone()?);
+                none.insert(BufReader::new(stream))
+            }
+        };
+        server.get_ref().write_all(head.as_bytes())?;
+        io::copy(&mut (&mut from_client).take(length), &mut server.get_ref())?;
+        let at_most = if let Fate::Cut(bytes) = fate { Some(bytes) } else { None };
+        if !pass_back(server, to_client, head.starts_with("HEAD "), at_most)? {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Passes an answer back; false if the connection cannot be used any more.
+fn pass_back(
+    server: &mut BufReader<TcpStream>,
+    mut client: &TcpStream,
+    is_head: bool,
+    at_most: Option<u64>,
+) -> io::Result<bool> {
+    loop {
+        let Some(head) = read_head(server)? else {
+            return Ok(false);
+        };
+        client.write_all(head.as_bytes())?;
+        let status = head.get(9..12).and_then(|digits| digits.parse().ok()).unwrap_or(0);
+        if status < 200 {
+            continue;
+        }
+        if is_head || status == 204 || status == 304 {
+            return Ok(true);
+        }
+        let length = content_length(&head);
+        let rest = length.unwrap_or(u64::MAX).min(at_most.unwrap_or(u64::MAX));
+        match length {
+            None if header(&head, "transfer-encoding").is_some() && at_most.is_none() => {
+                pass_chunks(server, client)?;
+                return Ok(true);
+            }
+            _ => {
+                io::copy(&mut server.take(rest), &mut client)?;
+                return Ok(at_most.is_none() && length.is_some());
+            }
+        }
+    }
+}
+
+fn pass_chunks(server: &mut BufReader<TcpStream>, mut client: &TcpStream) -> io::Result<()> {
+    loop {
+        let mut line = String::new();
+        server.read_line(&mut line)?;
+        client.write_all(line.as_bytes())?;
+        let size = line.trim().split(';').next().unwrap_or_default();
+        let size = u64::from_str_radix(size, 16).map_err(io::Error::other)?;
+        // Each ends with an empty line, and so do the trailers.
+        io::copy(&mut server.take(size + 2), &mut client)?;
+        if size == 0 {
+            return Ok(());
+        }
+    }
+}
+
+fn answer(mut client: &TcpStream, status: u16, code: &str, is_head: bool) -> io::Result<()> {
+    let body = format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?><Error><Code>{code}</Code>\
+         <Message>as the test wants it</Message></Error>"
+    );
+    let head = format!(
+        "HTTP/1.1 {status} So\r\nContent-Type: application/xml\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    client.write_all(head.as_bytes())?;
+    if is_head { Ok(()) } else { client.write_all(body.as_bytes()) }
+}
+
+fn read_head(from: &mut impl BufRead) -> io::Result<Option<String>> {
+    let mut head = String::new();
+    loop {
+        let before = head.len();
+        if from.read_line(&mut head)? == 0 {
+            return Ok(None);
+        }
+        if head[before..].trim_end().is_empty() {
+            return Ok(Some(head));
+        }
+    }
+}
+
+fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+    let mut lines = head.lines().filter_map(|line| line.split_once(':'));
+    lines.find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
+}
+
+fn content_length(head: &str) -> Option<u64> {
+    header(head, "content-length").and_then(|length| length.parse().ok())
+}
+
+fn expects(head: &str) -> bool {
+    header(head, "expect").is_some()
+}

@@ -1,0 +1,193 @@
+//! Garage, a distributed S3 server: one node, or three that hold everything three times.
+//!
+//! `tests/run --garage` installs it. Without it the tests that need it pass over it.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use rustix::process::Pid;
+
+use super::address::free_address;
+use super::nix::utf8;
+use super::s3_bucket::{Bucket, Keys};
+use super::scratch::{Leash, Scratch};
+
+/// Where the program is.
+const VARIABLE: &str = "NIX_STORED_TEST_GARAGE";
+
+/// Only a failing test waits so long.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A key as Garage makes them: it takes no others.
+pub const KEYS: Keys = Keys {
+    id: "GK0123456789abcdef01234567",
+    secret: "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+};
+
+const REGION: &str = "garage";
+
+/// A cluster. Killed on drop.
+pub struct Garage {
+    nodes: Vec<Node>,
+}
+
+struct Node {
+    program: PathBuf,
+    folder: Scratch,
+    s3: SocketAddr,
+    process: Option<Process>,
+}
+
+struct Process {
+    child: Child,
+    _leash: Leash,
+}
+
+fn program() -> Option<PathBuf> {
+    std::env::var_os(VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
+impl Garage {
+    pub fn is_there() -> bool {
+        program().is_some()
+    }
+
+    /// One node that all tests share, each with a bucket of its own; none where there is no Garage.
+    pub fn shared() -> Option<&'static Self> {
+        static SHARED: OnceLock<Option<Garage>> = OnceLock::new();
+        SHARED.get_or_init(|| Self::start(1)).as_ref()
+    }
+
+    /// So many nodes; none where there is no Garage.
+    pub fn start(nodes: usize) -> Option<Self> {
+        let Some(program) = program() else {
+            eprintln!("passed over: {VARIABLE} does not say where Garage is");
+            return None;
+        };
+        let nodes: Vec<Node> = (0..nodes).map(|_| Node::start(&program, nodes)).collect();
+        let (first, others) = nodes.split_first().expect("at least one");
+        for other in others {
+            first.ask(&["node", "connect", &other.id()]);
+        }
+        for node in &nodes {
+            let id = node.id();
+            let id = id.split('@').next().unwrap_or_default();
+            first.ask(&["layout", "assign", "-z", "here", "-c", "1G", id]);
+        }
+        first.ask(&["layout", "apply", "--version", "1"]);
+        first.ask(&["key", "import", "--yes", "-n", "test", KEYS.id, KEYS.secret]);
+        Some(Self { nodes })
+    }
+
+    /// A new bucket, at the first node.
+    pub fn bucket(&self, name: &str) -> Bucket {
+        let first = &self.nodes[0];
+        first.ask(&["bucket", "create", name]);
+        first.ask(&["bucket", "allow", "--read", "--write", "--owner", name, "--key", KEYS.id]);
+        self.bucket_at(0, name)
+    }
+
+    /// The address of a bucket, at any node.
+    pub fn bucket_at(&self, node: usize, name: &str) -> Bucket {
+        Bucket::new(self.nodes[node].s3, name, REGION, Some(KEYS))
+    }
+
+    /// SIGKILL for a node.
+    pub fn kill(&mut self, node: usize) {
+        self.nodes[node].process = None;
+    }
+
+    /// Starts a node again.
+    pub fn start_again(&mut self, node: usize) {
+        self.nodes[node].run();
+    }
+
+    /// Where S3 is spoken, node by node.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.nodes.iter().map(|node| node.s3).collect()
+    }
+}
+
+impl Node {
+    fn start(program: &Path, replicas: usize) -> Self {
+        let (folder, s3) = (Scratch::new(), free_address());
+        let (rpc, admin, own) = (free_address(), free_address(), utf8(folder.path()));
+        let secret = "ab".repeat(32);
+        let config = format!(
+            "metadata_dir = \"{own}/meta\"\ndata_dir = \"{own}/data\"\ndb_engine = \"sqlite\"\n\
+             replication_factor = {replicas}\nconsistency_mode = \"consistent\"\n\
+             metadata_fsync = false\ndata_fsync = false\ncompression_level = \"none\"\n\
+             rpc_bind_addr = \"{rpc}\"\nrpc_public_addr = \"{rpc}\"\nrpc_secret = \"{secret}\"\n\
+             [s3_api]\ns3_region = \"{REGION}\"\napi_bind_addr = \"{s3}\"\n\
+             [admin]\napi_bind_addr = \"{admin}\"\nadmin_token = \"test\"\n"
+        );
+        fs::write(folder.join("garage.toml"), config).expect("a configuration is written");
+        let mut node = Self { program: program.to_owned(), folder, s3, process: None };
+        node.run();
+        node
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg("-c").arg(self.folder.join("garage.toml")).stdin(Stdio::null());
+        // A configuration that others can read is refused otherwise.
+        command.env("GARAGE_ALLOW_WORLD_READABLE_SECRETS", "true");
+        command
+    }
+
+    fn run(&mut self) {
+        let log = fs::File::options().create(true).append(true).open(self.folder.join("log"));
+        let log = log.expect("a log can be made");
+        let child = self
+            .command()
+            .arg("server")
+            .env("RUST_LOG", "garage=info")
+            .stdout(log.try_clone().expect("it is open"))
+            .stderr(log)
+            .spawn()
+            .unwrap_or_else(|error| panic!("{} does not start: {error}", self.program.display()));
+        let leash = Leash::new(Pid::from_child(&child));
+        self.process = Some(Process { child, _leash: leash });
+        self.ask(&["status"]);
+        let deadline = Instant::now() + PATIENCE;
+        while std::net::TcpStream::connect(self.s3).is_err() {
+            assert!(Instant::now() < deadline, "it does not listen:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// `<key>@<address>` as other nodes take it.
+    fn id(&self) -> String {
+        self.ask(&["node", "id", "-q"]).trim().to_owned()
+    }
+
+    /// What a command says. It is given again until it succeeds: nodes find each other in their own
+    /// time.
+    fn ask(&self, words: &[&str]) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let output = self.command().args(words).output().expect("it starts");
+            if output.status.success() {
+                return String::from_utf8_lossy(&output.stdout).into_owned();
+            }
+            let told = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(Instant::now() < deadline, "garage {words:?}: {told}\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.folder.join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

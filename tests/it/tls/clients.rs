@@ -1,0 +1,111 @@
+//! Client certificates: another way to be the write user.
+
+use super::{Got, curl, signed_by};
+use crate::support::certificates::{Authority, Issued};
+use crate::support::daemon::{Builder, Daemon};
+use crate::support::nix::utf8;
+use crate::support::objects::{Sample, sample};
+use crate::support::scratch::Scratch;
+
+struct World {
+    servers: Authority,
+    builders: Authority,
+    scratch: Scratch,
+}
+
+impl World {
+    fn new() -> Self {
+        Self { servers: Authority::new(), builders: Authority::new(), scratch: Scratch::new() }
+    }
+
+    fn daemon(&self) -> Builder {
+        signed_by(&self.servers).env("NIX_STORED_TLS_CLIENT_CA", self.builders.file())
+    }
+
+    /// PUT of a NAR, by who holds this certificate, with more arguments of curl's.
+    #[track_caller]
+    fn put(&self, daemon: &Daemon, sample: &Sample, holds: Option<&Issued>, args: &[&str]) -> Got {
+        let file = self.scratch.join("upload");
+        std::fs::write(&file, &sample.nar).expect("written");
+        self.ask(daemon, &sample.nar_path, holds, &[&["-T", utf8(&file)], args].concat())
+    }
+
+    #[track_caller]
+    fn ask(&self, daemon: &Daemon, path: &str, holds: Option<&Issued>, args: &[&str]) -> Got {
+        let cert = match holds {
+            Some(Issued { cert, key }) => vec!["--cert", utf8(cert), "--key", utf8(key)],
+            None => Vec::new(),
+        };
+        curl(&self.servers, &format!("{}{path}", daemon.url()), &[&cert, args].concat())
+    }
+}
+
+#[test]
+fn who_holds_a_certificate_by_the_authority_is_the_write_user() {
+    let world = World::new();
+    let daemon = world.daemon().start();
+    let builder = world.builders.client("builder-7");
+    for (number, version) in [(1, "--http1.1"), (2, "--http2")] {
+        let sample = sample(number, version.as_bytes());
+        let refused = world.put(&daemon, &sample, None, &[version]).is(403);
+        assert!(refused.text().contains("uploads need a client certificate"), "{refused:?}");
+        world.put(&daemon, &sample, Some(&builder), &[version]).is(201);
+        // Who has none may read, as no read user is set.
+        assert_eq!(world.ask(&daemon, &sample.nar_path, None, &[version]).is(200).body, sample.nar);
+    }
+    let (_, log) = daemon.stop();
+    let uploads: Vec<&str> = log.lines().filter(|line| line.contains("uploaded")).collect();
+    assert_eq!(uploads.len(), 2, "{log}");
+    assert!(uploads.iter().all(|line| line.contains("CN=builder-7")), "{log}");
+}
+
+#[test]
+fn passwords_count_as_before_where_there_are_users() {
+    let world = World::new();
+    let daemon = world
+        .daemon()
+        .env("NIX_STORED_USER_READ", "reader")
+        .env("NIX_STORED_USER_READ_PASS", "r")
+        .env("NIX_STORED_USER_WRITE", "writer")
+        .env("NIX_STORED_USER_WRITE_PASS", "w")
+        .start();
+    let (sample, builder) = (sample(1, b"x"), world.builders.client("builder"));
+    world.put(&daemon, &sample, None, &[]).is(401);
+    world.put(&daemon, &sample, None, &["-u", "reader:r"]).is(403);
+    world.put(&daemon, &sample, None, &["-u", "writer:w"]).is(201);
+    world.put(&daemon, &sample, Some(&builder), &[]).is(200);
+    // A certificate says more than a netrc that is there for another reason.
+    world.put(&daemon, &sample, Some(&builder), &["-u", "reader:r"]).is(200);
+    world.ask(&daemon, &sample.nar_path, None, &[]).is(401);
+    world.ask(&daemon, &sample.nar_path, None, &["-u", "reader:r"]).is(200);
+    world.ask(&daemon, &sample.nar_path, Some(&builder), &[]).is(200);
+}
+
+#[test]
+fn a_certificate_by_somebody_else_or_of_yesterday_does_not_come_in() {
+    let world = World::new();
+    let daemon = world.daemon().start();
+    let other = Authority::new();
+    let foreign = other.client("builder");
+    let expired = world.builders.expired_client("builder");
+    // The server's own authority is not that of the builders, and says nothing about them.
+    let confused = world.servers.client("builder");
+    for holds in [&foreign, &expired, &confused] {
+        let refused = world.put(&daemon, &sample(1, b"x"), Some(holds), &[]);
+        assert_eq!(refused.status, 0, "{refused:?}");
+        assert!(refused.error.contains("alert"), "{refused:?}");
+    }
+    let log = daemon.stop().1;
+    assert_eq!(log.matches("a TLS handshake failed").count(), 3, "{log}");
+}
+
+#[test]
+fn without_an_authority_nobody_is_asked_for_a_certificate() {
+    let world = World::new();
+    let daemon = signed_by(&world.servers)
+        .env("NIX_STORED_USER_WRITE", "writer")
+        .env("NIX_STORED_USER_WRITE_PASS", "w")
+        .start();
+    let builder = world.builders.client("builder");
+    world.put(&daemon, &sample(1, b"x"), Some(&builder), &[]).is(401);
+}

@@ -1,0 +1,89 @@
+//! What is wrong with certificates and keys is told at start, in sentences.
+
+use super::{curl, showing, signed_by};
+use crate::support::certificates::{Authority, Issued};
+use crate::support::daemon::Daemon;
+use crate::support::nix::utf8;
+use crate::support::scratch::Scratch;
+
+#[track_caller]
+fn is_refused(env: &[(&str, &str)], parts: &[&str]) {
+    let daemon =
+        env.iter().fold(Daemon::builder(), |daemon, (name, value)| daemon.env(name, value));
+    let failed = daemon.start_fails();
+    assert_eq!(failed.code, 64, "{}", failed.log);
+    for part in parts {
+        assert!(failed.log.contains(part), "“{part}” is not in:\n{}", failed.log);
+    }
+    assert_eq!(failed.log.lines().count(), parts.len(), "{}", failed.log);
+}
+
+const CERT: &str = "NIX_STORED_TLS_CERT";
+const KEY: &str = "NIX_STORED_TLS_KEY";
+const CLIENT_CA: &str = "NIX_STORED_TLS_CLIENT_CA";
+
+#[test]
+fn what_cannot_be_used_is_a_problem_of_the_configuration() {
+    let (authority, scratch) = (Authority::new(), Scratch::new());
+    let (one, other) = (authority.server("127.0.0.1"), authority.server("127.0.0.1"));
+    let (cert, key) = (utf8(&one.cert), utf8(&one.key));
+    let text = scratch.join("text");
+    std::fs::write(&text, "no PEM\n").expect("written");
+    let text = utf8(&text);
+    let broken = scratch.join("broken");
+    let pem = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    std::fs::write(&broken, pem).expect("written");
+    let broken = utf8(&broken);
+
+    is_refused(&[(CERT, cert)], &["NIX_STORED_TLS_CERT: a certificate needs its key"]);
+    is_refused(&[(KEY, key)], &["NIX_STORED_TLS_KEY: a key needs its certificate"]);
+    is_refused(
+        &[(CLIENT_CA, authority.file())],
+        &["NIX_STORED_TLS_CLIENT_CA: clients show certificates over TLS only"],
+    );
+    is_refused(
+        &[(CERT, "/absent/cert"), (KEY, text), (CLIENT_CA, text)],
+        &[
+            "NIX_STORED_TLS_CERT: cannot read “/absent/cert”: No such file",
+            "” has no private key in PEM form",
+            "NIX_STORED_TLS_CLIENT_CA: “",
+        ],
+    );
+    is_refused(
+        &[(CERT, key), (KEY, cert)],
+        &["has no certificate in PEM form", "has no private key"],
+    );
+    let wrong_key = utf8(&other.key);
+    is_refused(&[(CERT, cert), (KEY, wrong_key)], &["is not the key of the certificate in “"]);
+    is_refused(&[(CERT, broken), (KEY, key)], &["cannot be used"]);
+    is_refused(
+        &[(CERT, cert), (KEY, key), (CLIENT_CA, broken)],
+        &["has a certificate that cannot be used"],
+    );
+}
+
+#[test]
+fn a_certificate_that_has_expired_is_warned_of() {
+    let authority = Authority::new();
+    let daemon = showing(&authority.expired_server("127.0.0.1")).start();
+    daemon.wait_for_log("the certificate in NIX_STORED_TLS_CERT has expired");
+    let refused = curl(&authority, daemon.url(), &[]);
+    assert!(refused.status == 0 && refused.error.contains("expired"), "{refused:?}");
+
+    let daemon = signed_by(&authority).start();
+    assert!(!daemon.log().contains("clients will not accept it"), "{}", daemon.log());
+}
+
+#[test]
+fn a_certificate_for_another_address_or_by_another_authority_is_not_believed() {
+    let (authority, other) = (Authority::new(), Authority::new());
+    let daemon = signed_by(&authority).start();
+    assert!(daemon.url().starts_with("https://127.0.0.1:"), "{}", daemon.url());
+    let url = format!("{}/nix-cache-info", daemon.url());
+    curl(&authority, &url, &[]).is(200);
+    assert_eq!(curl(&other, &url, &[]).status, 0);
+
+    let Issued { cert, key } = authority.server("127.0.0.9");
+    let elsewhere = showing(&Issued { cert, key }).start();
+    assert_eq!(curl(&authority, elsewhere.url(), &[]).status, 0);
+}

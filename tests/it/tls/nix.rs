@@ -1,0 +1,85 @@
+//! A real, unmodified Nix over HTTPS.
+
+use super::signed_by;
+use crate::support::certificates::Authority;
+use crate::support::fixture::fixture;
+use crate::support::nix::Nix;
+
+#[test]
+fn a_thousand_paths_go_in_and_come_out_over_http_2() {
+    let authority = Authority::new();
+    let daemon = signed_by(&authority).env("NIX_STORED_LOG_LEVEL", "debug").start();
+    let source = Nix::new().believing(authority.file());
+    let key = source.signing_key("tiny-1");
+    let paths = source.add_tiny_files("tiny", 1000);
+    source.sign(&key, &paths);
+    source.copy_to(daemon.url(), &paths);
+
+    let copied = Nix::new().believing(authority.file()).with("trusted-public-keys", &key.public);
+    copied.copy_from(daemon.url(), &paths);
+    copied.assert_has_the_same(&source, &paths);
+
+    let substituted = Nix::new().believing(authority.file());
+    let substituted = substituted.substituting_from(daemon.url(), &key.public);
+    substituted.realise(&paths);
+    substituted.assert_has_the_same(&source, &paths);
+
+    let (_, log) = daemon.stop();
+    let begun: Vec<&str> =
+        log.lines().filter(|line| line.contains("an encrypted connection begins")).collect();
+    assert!(begun.iter().all(|line| line.contains("protocol=\"HTTP/2\"")), "{begun:?}");
+    // Thousands of requests, and a few commands that each had a connection for all of them.
+    assert!((1..100).contains(&begun.len()), "{}", begun.len());
+    for trouble in ["failed", "refused", "lost a connection", "broken off"] {
+        let line = log.lines().find(|line| line.contains(trouble));
+        assert_eq!(line, None);
+    }
+}
+
+#[test]
+fn closures_and_credentials_go_through_it() {
+    let (authority, fixture) = (Authority::new(), fixture());
+    let daemon = signed_by(&authority)
+        .env("NIX_STORED_USER_READ", "reader")
+        .env("NIX_STORED_USER_READ_PASS", "r")
+        .env("NIX_STORED_USER_WRITE", "writer")
+        .env("NIX_STORED_USER_WRITE_PASS", "w")
+        .start();
+    let paths = fixture.all();
+    let builder = fixture.nix().believing(authority.file());
+    let refused = builder.clone().with_netrc("writer", "wrong");
+    let refused = refused.fails(&["nix", "copy", "--to", daemon.url(), &paths[0]]);
+    // It asks for `nix-cache-info` first, and may not read that either.
+    assert!(refused.contains("does not appear to be a binary cache"), "{refused}");
+    let builder = builder.fresh_home().with_netrc("writer", "w");
+    builder.copy_to(daemon.url(), &paths);
+    let reader = fixture.reader().believing(authority.file()).with_netrc("reader", "r");
+    reader.copy_from(daemon.url(), &paths);
+    reader.assert_has_the_same(&fixture.nix(), &paths);
+}
+
+#[test]
+fn a_large_path_goes_in_and_comes_out() {
+    let authority = Authority::new();
+    let daemon = signed_by(&authority).start();
+    let source = Nix::new().believing(authority.file());
+    let key = source.signing_key("big-1");
+    let paths = [source.add_big_file(100)];
+    source.sign(&key, &paths);
+    source.copy_to(&format!("{}?compression=none", daemon.url()), &paths);
+    let copied = Nix::new().believing(authority.file()).with("trusted-public-keys", &key.public);
+    copied.copy_from(daemon.url(), &paths);
+    copied.assert_has_the_same(&source, &paths);
+    // Neither way is it held in memory.
+    assert!(daemon.peak_memory() < 90 << 20, "{}", daemon.peak_memory());
+}
+
+#[test]
+fn who_does_not_know_the_authority_does_not_come_in() {
+    let (authority, fixture) = (Authority::new(), fixture());
+    let daemon = signed_by(&authority).start();
+    let stranger = fixture.nix().believing(Authority::new().file());
+    let path = fixture.output("app");
+    let error = stranger.fails(&["nix", "copy", "--to", daemon.url(), &path]);
+    assert!(error.contains("SSL") || error.contains("certificate"), "{error}");
+}

@@ -1,0 +1,124 @@
+//! SIGHUP: another certificate for the connections to come, and nothing for those that are there.
+
+use std::fs;
+
+use super::{Got, curl, curl_command, got, showing};
+use crate::support::certificates::{Authority, Issued};
+use crate::support::daemon::Daemon;
+use crate::support::nix::utf8;
+use crate::support::noise::Noise;
+use crate::support::objects::sample;
+use crate::support::scratch::Scratch;
+
+/// Files that are exchanged while the daemon runs.
+struct Place {
+    scratch: Scratch,
+    files: Issued,
+}
+
+impl Place {
+    fn new(first: &Issued) -> Self {
+        let scratch = Scratch::new();
+        let files = Issued { cert: scratch.join("cert"), key: scratch.join("key") };
+        let place = Self { scratch, files };
+        place.put(first);
+        place
+    }
+
+    fn put(&self, issued: &Issued) {
+        fs::copy(&issued.cert, &self.files.cert).expect("a file can be copied");
+        fs::copy(&issued.key, &self.files.key).expect("a file can be copied");
+    }
+}
+
+fn ask(authority: &Authority, daemon: &Daemon) -> Got {
+    curl(authority, &format!("{}/nix-cache-info", daemon.url()), &[])
+}
+
+#[test]
+fn a_new_certificate_is_shown_and_a_wrong_one_is_not() {
+    let (old, new) = (Authority::new(), Authority::new());
+    let place = Place::new(&old.server("127.0.0.1"));
+    let daemon = showing(&place.files).start();
+    ask(&old, &daemon).is(200);
+
+    let next = new.server("127.0.0.1");
+    place.put(&next);
+    // Not before it is told.
+    ask(&old, &daemon).is(200);
+    daemon.reload();
+    ask(&new, &daemon).is(200);
+    assert_eq!(ask(&old, &daemon).status, 0);
+
+    // Half of a new pair; what is no key; nothing at all.
+    let other = fs::read_to_string(new.server("127.0.0.1").key).expect("it is there");
+    for spoiled in [&other, "no key\n", ""] {
+        fs::write(&place.files.key, spoiled).expect("written");
+        daemon.reload();
+        ask(&new, &daemon).is(200);
+    }
+    fs::remove_file(&place.files.cert).expect("it is there");
+    daemon.reload();
+    ask(&new, &daemon).is(200);
+    let log = daemon.log();
+    // A line for each file: at last both are unusable.
+    assert_eq!(log.matches("what was read before stays in use").count(), 5, "{log}");
+
+    place.put(&next);
+    daemon.reload();
+    ask(&new, &daemon).is(200);
+}
+
+/// Whether the daemon has the object of this path open.
+fn is_open(daemon: &Daemon, path: &str) -> bool {
+    let folder = format!("/proc/{}/fd", daemon.pid().as_raw_nonzero());
+    let files = fs::read_dir(folder).expect("the daemon is still there");
+    let targets = files.filter_map(|file| fs::read_link(file.ok()?.path()).ok());
+    targets.into_iter().any(|target| target.ends_with(&path[1..]))
+}
+
+#[test]
+fn transfers_that_are_under_way_are_finished_as_they_began() {
+    let (old, new) = (Authority::new(), Authority::new());
+    let place = Place::new(&old.server("127.0.0.1"));
+    let daemon = showing(&place.files).start();
+    let sample = sample(1, &Noise::new(1).bytes(30 << 20));
+    let upload = place.scratch.join("upload");
+    fs::write(&upload, &sample.nar).expect("written");
+    let url = format!("{}{}", daemon.url(), sample.nar_path);
+    curl(&old, &url, &["-T", utf8(&upload)]).is(201);
+    for version in ["--http1.1", "--http2"] {
+        place.put(&old.server("127.0.0.1"));
+        daemon.reload();
+        let arguments = [version, "--limit-rate", "10M"];
+        let slow = curl_command(&old, &url, &arguments).spawn().expect("curl is installed");
+        daemon.wait_until("the transfer has begun", || is_open(&daemon, &sample.nar_path));
+        place.put(&new.server("127.0.0.1"));
+        daemon.reload();
+        ask(&new, &daemon).is(200);
+        let whole = got(&slow.wait_with_output().expect("it ends")).is(200);
+        assert!(whole.body == sample.nar, "{} bytes", whole.body.len());
+    }
+}
+
+#[test]
+fn another_authority_of_the_clients_holds_for_connections_to_come() {
+    let (servers, first, second) = (Authority::new(), Authority::new(), Authority::new());
+    let scratch = Scratch::new();
+    let clients = scratch.join("clients.pem");
+    fs::copy(first.file(), &clients).expect("a file can be copied");
+    let daemon = super::signed_by(&servers).env("NIX_STORED_TLS_CLIENT_CA", utf8(&clients)).start();
+    let put = |holder: &Issued, number: u8| {
+        let sample = sample(number, &[number]);
+        let upload = scratch.join("upload");
+        fs::write(&upload, &sample.nar).expect("written");
+        let url = format!("{}{}", daemon.url(), sample.nar_path);
+        let arguments = ["--cert", utf8(&holder.cert), "--key", utf8(&holder.key)];
+        curl(&servers, &url, &[&arguments[..], &["-T", utf8(&upload)]].concat()).status
+    };
+    let (one, other) = (first.client("one"), second.client("other"));
+    assert_eq!((put(&one, 1), put(&other, 2)), (201, 0));
+    fs::copy(second.file(), &clients).expect("a file can be copied");
+    daemon.reload();
+    assert_eq!((put(&one, 3), put(&other, 4)), (0, 201));
+}

@@ -1,0 +1,195 @@
+//! Clients that take their time: each has half a minute for its handshake and for its first
+//! request, and three minutes between requests, like those that do not encrypt.
+//!
+//! The daemon is in this test's runtime, whose clock jumps ahead when nothing else is to do.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix_stored::cache::Cache;
+use nix_stored::config::{Config, Listen};
+use nix_stored::net::{self, Drained, Listener, Secure};
+use nix_stored::store::FsStore;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::support::certificates::Authority;
+use crate::support::nix::utf8;
+use crate::support::scratch::Scratch;
+
+/// How HTTP/2 begins on the client's side: the preface, and settings without any.
+const HTTP_2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+/// A whole request for `/nix-cache-info` (RFC 7541, appendix A: GET, https, a path, an authority).
+fn http_2_request() -> Vec<u8> {
+    let path = b"/nix-cache-info";
+    let mut block = vec![0x82, 0x87, 0x04, path.len() as u8];
+    block.extend_from_slice(path);
+    block.extend_from_slice(b"\x01\x01x");
+    let mut frame = vec![0, 0, block.len() as u8, 1, 5, 0, 0, 0, 1];
+    frame.extend_from_slice(&block);
+    frame
+}
+
+/// The first request of a connection, and its answer.
+async fn ask(stream: &mut TlsStream<TcpStream>) {
+    stream.write_all(HTTP_2).await.expect("it reads");
+    stream.write_all(&http_2_request()).await.expect("it reads");
+    let mut answer = Vec::new();
+    while !String::from_utf8_lossy(&answer).contains("StoreDir: /nix/store") {
+        assert_ne!(stream.read_buf(&mut answer).await.expect("it answers"), 0);
+    }
+}
+
+struct Served {
+    address: std::net::SocketAddr,
+    authority: Authority,
+    stop: CancellationToken,
+    served: JoinHandle<Drained>,
+    _scratch: Scratch,
+}
+
+impl Served {
+    async fn start() -> Self {
+        // A clock that is paused jumps to its next timer while bytes are on their way: so there is
+        // always one that is near.
+        tokio::spawn(async {
+            loop {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        });
+        let (scratch, authority) = (Scratch::new(), Authority::new());
+        let issued = authority.server("127.0.0.1");
+        let vars = [("CERT", utf8(&issued.cert)), ("KEY", utf8(&issued.key))];
+        let vars = vars.map(|(name, file)| (format!("NIX_STORED_TLS_{name}"), file.to_owned()));
+        let config = Config::from_vars(vars).expect("the certificate is right");
+        let store = FsStore::open(&scratch.join("cache"), 0).expect("the store can be opened");
+        let cache = Cache::new(Arc::new(store), config.cache_info, config.admission);
+        let app = nix_stored::http::app(Arc::new(cache), config.users.access(true));
+        let listen = Listen::Tcp("127.0.0.1:0".to_owned());
+        let listener = Listener::bind(&listen).await.expect("a free port");
+        let listener = listener.encrypted(config.tls.as_ref().map(Secure::from));
+        let address = listener.to_string().trim_start_matches("https://").parse();
+        let stop = CancellationToken::new();
+        let served = tokio::spawn(net::serve(listener, app, stop.clone()));
+        let address = address.expect("an address");
+        Self { address, authority, stop, served, _scratch: scratch }
+    }
+
+    async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.address).await.expect("it accepts")
+    }
+
+    /// A connection after its handshake, in which this protocol was agreed on.
+    async fn encrypted(&self, protocol: &[u8]) -> TlsStream<TcpStream> {
+        let mut roots = RootCertStore::empty();
+        let authority = CertificateDer::from_pem_file(self.authority.file()).expect("it is one");
+        roots.add(authority).expect("it is one");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("they are supported")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = vec![protocol.to_vec()];
+        let name = ServerName::try_from("127.0.0.1").expect("an address");
+        let connector = TlsConnector::from(Arc::new(config));
+        let stream = connector.connect(name, self.connect().await).await.expect("a handshake");
+        assert_eq!(stream.get_ref().1.alpn_protocol(), Some(protocol));
+        stream
+    }
+}
+
+async fn closed_after(stream: &mut (impl AsyncRead + Unpin)) -> u64 {
+    let begun = Instant::now();
+    // A reset ends it as well as an orderly close. Only a failing test waits so long.
+    let mut rest = Vec::new();
+    let _ = tokio::time::timeout(Duration::from_secs(3600), stream.read_to_end(&mut rest)).await;
+    begun.elapsed().as_secs()
+}
+
+/// A byte a second, for as long as somebody takes them.
+async fn trickled(stream: &mut (impl AsyncRead + AsyncWriteExt + Unpin), bytes: &[u8]) -> u64 {
+    let begun = Instant::now();
+    for byte in bytes {
+        if stream.write_all(&[*byte]).await.is_err() || stream.flush().await.is_err() {
+            break;
+        }
+        let more = tokio::time::timeout(Duration::from_secs(1), async {
+            while stream.read(&mut [0; 1024]).await.is_ok_and(|count| count > 0) {}
+        });
+        if more.await.is_ok() {
+            break;
+        }
+    }
+    begun.elapsed().as_secs()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handshake_that_does_not_end_is_given_up_after_half_a_minute() {
+    let served = Served::start().await;
+    let mut silent = served.connect().await;
+    assert!((29..=31).contains(&closed_after(&mut silent).await));
+    // The head of a record that never comes whole.
+    let mut half = served.connect().await;
+    half.write_all(&[0x16, 3, 1, 2, 0, 1]).await.expect("it reads");
+    assert!((29..=31).contains(&closed_after(&mut half).await));
+    let hello: Vec<u8> = [&[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3][..], &[7; 500]].concat();
+    let mut slow = served.connect().await;
+    assert!((29..=31).contains(&trickled(&mut slow, &hello).await));
+    // None of them holds anything any more.
+    served.stop.cancel();
+    assert_eq!(served.served.await.expect("it ends"), Drained { cut_off: 0 });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_request_that_does_not_come_is_waited_for_half_a_minute() {
+    let served = Served::start().await;
+    let mut silent = served.encrypted(b"h2").await;
+    assert!((29..=31).contains(&closed_after(&mut silent).await));
+    let mut silent = served.encrypted(b"http/1.1").await;
+    assert!((29..=31).contains(&closed_after(&mut silent).await));
+
+    let head = [b"GET /nix-cache-info HTTP/1.1\r\nX: ".to_vec(), vec![b'x'; 500]].concat();
+    let mut slow = served.encrypted(b"http/1.1").await;
+    assert!((29..=32).contains(&trickled(&mut slow, &head).await));
+
+    let mut slow = served.encrypted(b"h2").await;
+    slow.write_all(HTTP_2).await.expect("it reads");
+    // The head of a frame with a block of headers that never comes whole.
+    let head = [vec![0, 1, 0xf4, 1, 4, 0, 0, 0, 1, 0x82], vec![0; 500]].concat();
+    assert!((29..=32).contains(&trickled(&mut slow, &head).await));
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_request_the_next_one_is_waited_for_three_minutes() {
+    let served = Served::start().await;
+    let mut stream = served.encrypted(b"h2").await;
+    ask(&mut stream).await;
+    let answered = Instant::now();
+    // A window update is no beginning of a request, which would have half a minute.
+    stream.write_all(&[0, 0, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0, 1]).await.expect("it reads");
+    closed_after(&mut stream).await;
+    let closed = answered.elapsed().as_secs();
+    assert!((175..=185).contains(&closed), "{closed}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_has_put_its_connection_aside_does_not_hold_up_the_end() {
+    let served = Served::start().await;
+    let mut stream = served.encrypted(b"h2").await;
+    ask(&mut stream).await;
+    // It is told that the connection ends, and does not answer.
+    let begun = Instant::now();
+    served.stop.cancel();
+    assert_eq!(served.served.await.expect("it ends"), Drained { cut_off: 0 });
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+}
