@@ -57,6 +57,7 @@ macro_rules! suite {
         #[cfg(feature = "s3")]
         mod garage {
             $($(#[tokio::test(flavor = "multi_thread")]
+            #[ignore = "needs Garage: tests/run --garage"]
             async fn $case() {
                 const NAME: &str = concat!(module_path!(), "::", stringify!($case));
                 if let Some(site) = super::InBucket::of_garage(NAME) {

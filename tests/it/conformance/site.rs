@@ -20,7 +20,7 @@ use crate::support::s3::OWNER;
 #[cfg(feature = "s3")]
 use crate::support::s3_bucket::{Bucket, Keys};
 #[cfg(feature = "s3")]
-use crate::support::s3_garage::{self, Garage};
+use crate::support::s3_garage;
 use crate::support::scratch::Scratch;
 
 /// Only a failing test waits so long.
@@ -106,7 +106,7 @@ fn has_keys(keys: Keys, test: &str) -> bool {
     }
     let (_, test) = test.split_once("::").expect("it is in a module");
     let output = std::process::Command::new(std::env::current_exe().expect("there is one"))
-        .args(["--exact", test, "--nocapture"])
+        .args(["--exact", test, "--include-ignored", "--nocapture"])
         .env(ID, keys.id)
         .env("AWS_SECRET_ACCESS_KEY", keys.secret)
         .output()
@@ -129,12 +129,9 @@ impl InBucket {
         has_keys(OWNER, test).then(|| Self::at(Place::folder(), "a/b"))
     }
 
-    /// The same in Garage; none where there is none.
+    /// The same in Garage.
     pub fn of_garage(test: &str) -> Option<Self> {
-        if !Garage::is_there() || !has_keys(s3_garage::KEYS, test) {
-            return None;
-        }
-        Place::garage().map(|place| Self::at(place, ""))
+        has_keys(s3_garage::KEYS, test).then(|| Self::at(Place::garage(), ""))
     }
 
     fn at(place: Place, prefix: &'static str) -> Self {

@@ -172,24 +172,9 @@ fn objects_have_the_content_types_that_nix_gives_them(place: &Place) {
     }
 }
 
-/// Whether the installed Nix has a store for buckets: Debian's has none before 2.34.
-fn nix_speaks_s3() -> bool {
-    let nix = Nix::new();
-    let output =
-        nix.run(&["nix", "store", "ping", "--store", "s3://x?endpoint=127.0.0.1:1&scheme=http"]);
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    let speaks = !told.contains("don't know how to open Nix store");
-    if !speaks {
-        eprintln!("passed over: this Nix has no s3:// stores");
-    }
-    speaks
-}
-
 #[test]
+#[ignore = "needs a Nix with s3:// stores; Debian's has none before 2.34"]
 fn nix_reads_from_the_bucket_what_the_daemon_stored_and_the_other_way_round() {
-    if !nix_speaks_s3() {
-        return;
-    }
     let (server, fixture) = (S3Server::for_everyone(), fixture());
     let bucket = server.bucket("cache");
     // Nix signs where it has keys, and has none here.

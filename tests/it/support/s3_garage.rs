@@ -1,6 +1,6 @@
 //! Garage, a distributed S3 server: one node, or three that hold everything three times.
 //!
-//! `tests/run --garage` installs it. Without it the tests that need it pass over it.
+//! `tests/run --garage` installs it. The tests that need it are ignored otherwise.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -47,27 +47,21 @@ struct Process {
     _leash: Leash,
 }
 
-fn program() -> Option<PathBuf> {
-    std::env::var_os(VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from)
+fn program() -> PathBuf {
+    let program = std::env::var_os(VARIABLE).filter(|path| !path.is_empty());
+    program.unwrap_or_else(|| panic!("{VARIABLE} does not say where Garage is")).into()
 }
 
 impl Garage {
-    pub fn is_there() -> bool {
-        program().is_some()
+    /// One node that all tests share, each with a bucket of its own.
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<Garage> = OnceLock::new();
+        SHARED.get_or_init(|| Self::start(1))
     }
 
-    /// One node that all tests share, each with a bucket of its own; none where there is no Garage.
-    pub fn shared() -> Option<&'static Self> {
-        static SHARED: OnceLock<Option<Garage>> = OnceLock::new();
-        SHARED.get_or_init(|| Self::start(1)).as_ref()
-    }
-
-    /// So many nodes; none where there is no Garage.
-    pub fn start(nodes: usize) -> Option<Self> {
-        let Some(program) = program() else {
-            eprintln!("passed over: {VARIABLE} does not say where Garage is");
-            return None;
-        };
+    /// So many nodes.
+    pub fn start(nodes: usize) -> Self {
+        let program = program();
         let nodes: Vec<Node> = (0..nodes).map(|_| Node::start(&program, nodes)).collect();
         let (first, others) = nodes.split_first().expect("at least one");
         for other in others {
@@ -80,7 +74,7 @@ impl Garage {
         }
         first.ask(&["layout", "apply", "--version", "1"]);
         first.ask(&["key", "import", "--yes", "-n", "test", KEYS.id, KEYS.secret]);
-        Some(Self { nodes })
+        Self { nodes }
     }
 
     /// A new bucket, at the first node.
