@@ -296,8 +296,15 @@ impl Metrics {
 
     /// Everything, as Prometheus reads it. Looks into `/proc`.
     pub fn render(&self, free_space: Option<u64>) -> String {
-        let features = if cfg!(feature = "upstream") { "upstream" } else { "" };
-        let build = [("version", env!("CARGO_PKG_VERSION")), ("features", features)];
+        let features = [
+            ("pages", cfg!(feature = "pages")),
+            ("s3", cfg!(feature = "s3")),
+            ("tls", cfg!(feature = "tls")),
+            ("upstream", cfg!(feature = "upstream")),
+        ];
+        let features = features.into_iter().filter_map(|(name, is_in)| is_in.then_some(name));
+        let features = features.collect::<Vec<_>>().join(",");
+        let build = [("version", env!("CARGO_PKG_VERSION")), ("features", features.as_str())];
         let help = "The version of nix-stored, and what it was built with.";
         let mut families = self.registry.gather();
         families.push(gauge("nix_stored_build_info", help, vec![Sample::new(build, 1)]));
