@@ -1,5 +1,6 @@
 //! The log: to standard error, as text for people and the journal or as JSON for machines.
 
+use std::error::Error;
 use std::io::IsTerminal;
 use std::str::FromStr;
 
@@ -8,6 +9,12 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::time::SystemTime;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+
+/// An error with everything that caused it, on one line.
+pub fn with_causes(error: &dyn Error) -> String {
+    let causes = std::iter::successors(error.source(), |error| (*error).source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
 
 /// What is logged at least.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

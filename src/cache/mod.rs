@@ -5,6 +5,7 @@ mod accepted;
 mod audit;
 #[cfg(feature = "pages")]
 pub mod browse;
+mod elsewhere;
 mod error;
 pub mod gc;
 mod health;
@@ -27,7 +28,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use futures_util::Stream;
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Semaphore;
 
 pub use accepted::{Accepted, Taken};
 pub use audit::Agent;
@@ -41,7 +42,7 @@ use crate::config::Admission;
 use crate::metrics::Metrics;
 use crate::nix::cache_path::NarName;
 use crate::nix::{CacheInfo, CachePath, Compression, Sha256Hash, StorePathHash};
-use crate::store::{Content, Metadata, Object, Store, StoreError, Stored};
+use crate::store::{Content, Metadata, Object, Store, StoreError, Stored, Turns};
 use hot::{Found, Hot};
 
 /// A binary cache: objects in a store, and what may become one. A clone is the same cache.
@@ -70,7 +71,7 @@ pub struct Inner {
     /// Who may unpack.
     unpackers: Arc<Semaphore>,
     /// Who may change a narinfo, by its name.
-    turns: [Mutex<()>; 64],
+    turns: Turns,
     /// Whether clients are sent to where the store has its objects for NARs.
     redirect: bool,
     /// Other caches, which are asked for what is not here.
@@ -125,7 +126,7 @@ impl Cache {
             facts: quick_cache::sync::Cache::new(FACTS),
             uploads: Semaphore::new(UPLOADS),
             unpackers: Arc::new(Semaphore::new(UNPACKERS)),
-            turns: std::array::from_fn(|_| Mutex::new(())),
+            turns: Turns::default(),
             redirect: false,
             #[cfg(feature = "upstream")]
             upstreams: None,
@@ -220,7 +221,11 @@ impl Cache {
         }
         match self.store.head(path).await? {
             Some(metadata) if self.note_use(path, metadata.used).await? => {
-                Ok(self.store.link(path).await?)
+                let link = self.store.link(path).await?;
+                if link.is_some() {
+                    self.metrics.traffic.hit(path.kind());
+                }
+                Ok(link)
             }
             _ => Ok(None),
         }
@@ -278,58 +283,6 @@ impl Cache {
                 }
             },
         }
-    }
-
-    /// An object that is not here.
-    #[cfg(feature = "upstream")]
-    async fn get_elsewhere(&self, path: &CachePath) -> Result<Option<Object>, GetError> {
-        match (path, &self.upstreams) {
-            (_, None) | (CachePath::CacheInfo, _) => Ok(None),
-            (CachePath::NarInfo(hash), Some(upstreams)) => {
-                let Some(remote) = upstreams.lookup(hash, &self.info.store_dir).await? else {
-                    return Ok(None);
-                };
-                self.keep_if_its_nar_is_here(&remote).await?;
-                Ok(Some(remote.object()))
-            }
-            (CachePath::Nar(name), _) => self.mirror_nar(*name).await,
-            _ => self.mirror_side_file(path).await,
-        }
-    }
-
-    #[cfg(feature = "upstream")]
-    async fn head_elsewhere(&self, path: &CachePath) -> Result<Option<Metadata>, GetError> {
-        match path {
-            CachePath::Nar(name) => self.head_nar(*name).await,
-            _ => Ok(self.get_elsewhere(path).await?.map(|object| object.metadata)),
-        }
-    }
-
-    /// Whether a path that is not here can be had here all the same.
-    #[cfg(feature = "upstream")]
-    async fn has_elsewhere(&self, hash: &StorePathHash) -> bool {
-        match &self.upstreams {
-            Some(upstreams) => {
-                matches!(upstreams.lookup(hash, &self.info.store_dir).await, Ok(Some(_)))
-            }
-            None => false,
-        }
-    }
-
-    #[cfg(not(feature = "upstream"))]
-    async fn has_elsewhere(&self, _: &StorePathHash) -> bool {
-        false
-    }
-
-    /// An object that is not here: this build knows of no other place.
-    #[cfg(not(feature = "upstream"))]
-    async fn get_elsewhere(&self, _: &CachePath) -> Result<Option<Object>, GetError> {
-        Ok(None)
-    }
-
-    #[cfg(not(feature = "upstream"))]
-    async fn head_elsewhere(&self, _: &CachePath) -> Result<Option<Metadata>, GetError> {
-        Ok(None)
     }
 
     async fn get_narinfo(

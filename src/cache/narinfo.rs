@@ -45,7 +45,7 @@ impl Cache {
         let signed_by = self.check_signatures(&info)?;
 
         // Two uploads of one path's narinfo would each merge with what was there before both.
-        let _turn = self.turns[usize::from(hash.as_bytes()[0]) % self.turns.len()].lock().await;
+        let _turn = self.turns.take(&hash).await;
         let path = CachePath::NarInfo(hash);
         let taken = match self.read_narinfo(&path).await? {
             None => Taken::New,
@@ -108,7 +108,7 @@ impl Cache {
         upstream: &str,
     ) -> Result<(), PutError> {
         let hash = info.store_path.hash();
-        let _turn = self.turns[usize::from(hash.as_bytes()[0]) % self.turns.len()].lock().await;
+        let _turn = self.turns.take(&hash).await;
         // What somebody uploaded in the meantime is ours.
         if self.read_narinfo(&CachePath::NarInfo(hash)).await?.is_some() {
             return Ok(());
@@ -126,7 +126,7 @@ impl Cache {
             self.check_signatures(&info)?;
         }
         let hash = info.store_path.hash();
-        let _turn = self.turns[usize::from(hash.as_bytes()[0]) % self.turns.len()].lock().await;
+        let _turn = self.turns.take(&hash).await;
         let path = CachePath::NarInfo(hash);
         match self.read_narinfo(&path).await? {
             Some(ours) if ours.nar_hash != info.nar_hash => return Ok(Adopted::Differs),

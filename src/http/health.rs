@@ -7,9 +7,10 @@ use http::header::{self, HeaderValue};
 use http::{Method, Request, Response};
 use serde::Serialize;
 
-use super::error::{HttpError, chain};
+use super::error::HttpError;
 use super::router::Site;
 use crate::config::Requirement;
+use crate::logging::with_causes;
 use crate::store::Condition;
 
 /// Where it is.
@@ -40,8 +41,8 @@ pub(super) async fn answer(site: &Site) -> Response<Body> {
     let uploads = !matches!(site.gate.access().write, Requirement::Nobody);
     // A cache that nobody can upload to need not be writable.
     let reason = match &*health.condition {
-        Condition::Unusable(error) => Some(chain(error)),
-        Condition::ReadOnly(error) if uploads || site.cache.mirrors() => Some(chain(error)),
+        Condition::Unusable(error) => Some(with_causes(error)),
+        Condition::ReadOnly(error) if uploads || site.cache.mirrors() => Some(with_causes(error)),
         Condition::Good | Condition::ReadOnly(_) => None,
     };
     let report = Report {

@@ -27,7 +27,7 @@ pub async fn answer(State(site): State<Arc<Site>>, request: Request<Body>) -> Re
     let answer = match request.method {
         #[cfg(feature = "pages")]
         Method::GET | Method::HEAD if pages::are_asked_for(&request) => {
-            pages::answer(&site.cache, &site.gate.access(), &request).await
+            pages::answer(&site.cache, site.gate.access(), &request).await
         }
         Method::GET => get(&site, &request).await,
         Method::HEAD => head(&site, &request).await,

@@ -20,12 +20,13 @@ use tower_layer::Layer;
 use tower_service::Service;
 use tracing::Level;
 
-use super::error::{HttpError, chain};
+use super::error::HttpError;
 use super::metrics;
 use super::origin::{Origin, Peer};
 use crate::cache::Accepted;
+use crate::logging::with_causes;
 use crate::metrics::Metrics;
-use crate::nix::cache_path::Kind;
+use crate::nix::Kind;
 
 // The numbers of an outcome are read when nobody changes them any more.
 const ORDER: Ordering = Ordering::Relaxed;
@@ -288,7 +289,7 @@ impl Outcome {
                     nar_hash = accepted.and_then(|it| it.nar_hash).map(tracing::field::display),
                     signed_by = accepted.and_then(|it| it.signed_by.as_deref()),
                     unchecked_keys = accepted.and_then(|it| it.unchecked_keys.as_deref()),
-                    reason = self.error.as_deref().map(|error| chain(error)),
+                    reason = self.error.as_deref().map(|error| with_causes(error)),
                     "{message}"
                 )
             };

@@ -14,6 +14,8 @@ pub struct Origin {
     pub peer: Peer,
     /// How the connection sends files, if it can send them as they are.
     pub files: Option<Arc<dyn LendFile>>,
+    /// Whether it is encrypted.
+    pub encrypted: bool,
     /// Whose client certificate it began with, if it did with one that counts.
     pub certificate: Option<Arc<str>>,
 }

@@ -24,7 +24,6 @@ use prometheus::{
 pub use store::StoreNumbers;
 pub use traffic::{Method, STATUSES, Traffic};
 
-use crate::nix::cache_path::Kind;
 use families::{Sample, gauge};
 
 /// The content type of what [`Metrics::render`] makes.
@@ -51,23 +50,6 @@ pub struct Metrics {
     upstream_received: IntCounterVec,
     registry: Registry,
     started: SystemTime,
-}
-
-/// Some of the numbers, for people.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Snapshot {
-    /// Narinfos that were here when somebody asked for them, since the start.
-    pub hits: u64,
-    /// Narinfos that were not.
-    pub misses: u64,
-    /// Bytes that came in on connections since the start.
-    pub received_bytes: u64,
-    /// Bytes that went out on connections since the start.
-    pub sent_bytes: u64,
-    /// Bytes in all objects, and store paths; none before everything was looked at.
-    pub stored: Option<(u64, u64)>,
-    /// Connections that are open.
-    pub open_connections: u64,
 }
 
 /// How a collection ended.
@@ -279,18 +261,6 @@ impl Metrics {
             failed: result("failed"),
             left_alone: result("left-alone"),
             received: self.upstream_received.with_label_values(&[name]),
-        }
-    }
-
-    /// Some of the numbers, for people.
-    pub fn snapshot(&self) -> Snapshot {
-        Snapshot {
-            hits: self.traffic.hits(Kind::NarInfo),
-            misses: self.traffic.misses(Kind::NarInfo),
-            received_bytes: self.traffic.received_bytes(),
-            sent_bytes: self.traffic.sent_bytes(),
-            stored: self.store.known(),
-            open_connections: u64::try_from(self.open_connections.get()).unwrap_or_default(),
         }
     }
 

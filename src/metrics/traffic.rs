@@ -7,7 +7,7 @@ use prometheus::proto::MetricFamily;
 
 use super::families::{Sample, Spread, counter, histogram};
 use super::shards::Shards;
-use crate::nix::cache_path::Kind;
+use crate::nix::Kind;
 
 /// How a request asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,9 +28,9 @@ const METHODS: [&str; 4] = ["GET", "HEAD", "PUT", "other"];
 const KINDS: usize = Kind::ALL.len() + 1;
 
 /// The statuses that are counted by their numbers. All others are `other`.
-pub const STATUSES: [u16; 23] = [
-    200, 201, 206, 304, 308, 400, 401, 403, 404, 405, 408, 411, 413, 415, 416, 417, 422, 431, 500,
-    502, 503, 504, 507,
+pub const STATUSES: [u16; 25] = [
+    200, 201, 206, 303, 304, 307, 308, 400, 401, 403, 404, 405, 408, 411, 413, 415, 416, 417, 422,
+    431, 500, 502, 503, 504, 507,
 ];
 
 const OTHER_STATUS: usize = STATUSES.len();

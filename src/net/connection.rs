@@ -54,7 +54,7 @@ pub async fn serve(accepted: Accepted, app: App, draining: CancellationToken, sl
         let served = super::tls::serve(secure, io, peer, app, activity, draining);
         return Box::pin(served).await;
     }
-    let origin = Origin { peer, files: Some(Arc::new(lent)), certificate: None };
+    let origin = Origin { peer, files: Some(Arc::new(lent)), encrypted: false, certificate: None };
     serve_http1(io, Requests::new(app, origin, activity), draining).await;
 }
 

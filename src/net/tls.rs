@@ -67,7 +67,7 @@ pub async fn serve(
     };
     let (_, session) = stream.get_ref();
     // Files have to pass through the program to be encrypted.
-    let origin = Origin { peer, files: None, certificate: holder(session) };
+    let origin = Origin { peer, files: None, encrypted: true, certificate: holder(session) };
     let http2 = session.alpn_protocol() == Some(b"h2");
     debug!(
         client = %peer,

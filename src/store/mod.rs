@@ -9,6 +9,7 @@ mod error;
 pub mod fs;
 #[cfg(feature = "s3")]
 pub mod s3;
+mod turns;
 
 use std::fs::File;
 use std::io;
@@ -23,6 +24,7 @@ pub use error::{RemoteTrouble, StoreError};
 pub use fs::FsStore;
 #[cfg(feature = "s3")]
 pub use s3::S3Store;
+pub use turns::Turns;
 
 use crate::nix::CachePath;
 
@@ -103,9 +105,7 @@ pub trait Store: Send + Sync + 'static {
     }
 
     /// What can be done with the store, as far as that can be seen without changing it.
-    fn condition(&self) -> BoxFuture<'_, Condition> {
-        Box::pin(std::future::ready(Condition::Good))
-    }
+    fn condition(&self) -> BoxFuture<'_, Condition>;
 
     /// Stages an object that is not. `size` reserves space where it is known beforehand. Blocks.
     fn begin(&self, path: &CachePath, size: Option<u64>) -> Result<Box<dyn Upload>, StoreError>;

@@ -45,12 +45,12 @@ pub struct File {
     /// Its name, with the directories that it is in; empty where the path itself is no directory.
     pub name: String,
     /// What it is.
-    pub kind: Kind,
+    pub kind: FileKind,
 }
 
 /// What a file is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Kind {
+pub enum FileKind {
     /// A regular file.
     Regular {
         /// Its length in bytes.
@@ -148,23 +148,23 @@ impl Taking {
                     && begun == self.files.list.len()
                 {
                     self.name = name;
-                    self.file(Kind::Empty);
+                    self.file(FileKind::Empty);
                 }
             }
-            Seen::File { size, executable } => self.file(Kind::Regular { size, executable }),
+            Seen::File { size, executable } => self.file(FileKind::Regular { size, executable }),
             Seen::Symlink(target) => {
-                self.file(Kind::Symlink(String::from_utf8_lossy(&target).into_owned()));
+                self.file(FileKind::Symlink(String::from_utf8_lossy(&target).into_owned()));
             }
         }
     }
 
-    fn file(&mut self, kind: Kind) {
+    fn file(&mut self, kind: FileKind) {
         // The first directory is the path itself.
         let folders = self.open.iter().skip(1).map(|(name, _)| name.as_slice());
         let parts: Vec<&[u8]> = folders.chain([self.name.as_slice()]).collect();
         let name = String::from_utf8_lossy(&parts.join(&b'/')).into_owned();
         self.text += name.len();
-        if let Kind::Symlink(target) = &kind {
+        if let FileKind::Symlink(target) = &kind {
             self.text += target.len();
         }
         if self.files.list.len() < MOST_FILES && self.text <= MOST_TEXT {
@@ -287,12 +287,12 @@ mod tests {
     fn tree() -> Files {
         let regular = |name: &str, size, executable| File {
             name: name.to_owned(),
-            kind: Kind::Regular { size, executable },
+            kind: FileKind::Regular { size, executable },
         };
         let list = vec![
             regular("bin/hello", 5, true),
-            File { name: "empty".to_owned(), kind: Kind::Empty },
-            File { name: "lib".to_owned(), kind: Kind::Symlink("bin".to_owned()) },
+            File { name: "empty".to_owned(), kind: FileKind::Empty },
+            File { name: "lib".to_owned(), kind: FileKind::Symlink("bin".to_owned()) },
             regular("share/doc/x", 0, false),
         ];
         Files { list, more: false }
@@ -317,7 +317,7 @@ mod tests {
     #[test]
     fn a_path_can_be_one_file() {
         let files = read(&nar("nix-archive-1 ( type regular contents hello )"), later()).unwrap();
-        let kind = Kind::Regular { size: 5, executable: false };
+        let kind = FileKind::Regular { size: 5, executable: false };
         assert_eq!(files.list, [File { name: String::new(), kind }]);
     }
 

@@ -16,15 +16,14 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{Semaphore, watch};
 use tracing::warn;
 
-pub use files::{File, Files, Kind, NoFiles};
+pub use files::{File, FileKind, Files, NoFiles};
 pub use index::{DAYS, Days, Index, Row};
 pub use look::Look;
 
 use super::Cache;
 use super::gc::InventoryError;
 use crate::config::{Admission, Retention};
-use crate::metrics::Snapshot;
-use crate::nix::CacheInfo;
+use crate::nix::{CacheInfo, Kind};
 use crate::store::background;
 
 /// For how long a request waits for an index that is being made.
@@ -133,8 +132,8 @@ impl Cache {
 
     /// How many narinfos were asked for.
     pub fn served(&self) -> Served {
-        let Snapshot { hits, misses, .. } = self.metrics.snapshot();
-        Served { hits, misses }
+        let traffic = &self.metrics.traffic;
+        Served { hits: traffic.hits(Kind::NarInfo), misses: traffic.misses(Kind::NarInfo) }
     }
 
     /// The caches behind this one, in the order of trust.

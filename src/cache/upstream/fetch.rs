@@ -91,8 +91,7 @@ impl Cache {
         let Some(upstreams) = &self.upstreams else {
             return Ok(None);
         };
-        let shard = usize::from(name.file_hash.as_bytes()[0]) % upstreams.beginnings.len();
-        let _turn = upstreams.beginnings[shard].lock().await;
+        let _turn = upstreams.beginnings.take(&name).await;
         let running = upstreams.fetches().get(&name).map(|growing| growing.object());
         if let Some(object) = running {
             return Ok(Some(object));

@@ -24,6 +24,7 @@ use crate::config;
 use crate::metrics::Metrics;
 use crate::nix::cache_path::NarName;
 use crate::nix::{CachePath, PublicKey, StorePathHash};
+use crate::store::Turns;
 use client::Client;
 use growing::Growing;
 use lookup::{Remembered, Remote};
@@ -49,7 +50,7 @@ pub struct Upstreams {
     /// Side files that none of them has.
     absent: quick_cache::sync::Cache<CachePath, Instant>,
     /// Who may begin to fetch the NAR with such a name.
-    beginnings: [tokio::sync::Mutex<()>; 64],
+    beginnings: Turns,
     permits: Arc<tokio::sync::Semaphore>,
 }
 
@@ -87,7 +88,7 @@ impl Upstreams {
             nars: quick_cache::sync::Cache::new(PATHS),
             fetches: Mutex::default(),
             absent: quick_cache::sync::Cache::new(PATHS),
-            beginnings: std::array::from_fn(|_| tokio::sync::Mutex::new(())),
+            beginnings: Turns::default(),
             permits: Arc::new(tokio::sync::Semaphore::new(FETCHES)),
         })
     }

@@ -13,6 +13,7 @@ use crate::cache::narinfo::check_against_nar;
 use crate::cache::unpack::UnpackError;
 use crate::cache::{Cache, PutError};
 use crate::config::Verify;
+use crate::logging::with_causes;
 use crate::nix::cache_path::NarName;
 use crate::nix::{CachePath, NarInfo, StorePathHash};
 use crate::store::{Content, Object, StoreError, background};
@@ -291,11 +292,6 @@ impl Findings {
 #[derive(Debug, thiserror::Error)]
 #[error("reading")]
 struct Reading(#[source] io::Error);
-
-pub(in crate::cache) fn with_causes(error: &dyn Error) -> String {
-    let causes = std::iter::successors(error.source(), |error| (*error).source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
-}
 
 /// A reader that adds what was read to `bytes`.
 fn counted(content: Content, size: u64, bytes: &AtomicU64) -> impl BufRead {

@@ -17,7 +17,6 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
-pub(super) use examine::with_causes;
 pub use report::{Checked, Damage, DamageKind, Note, NoteKind, Report};
 
 use super::Cache;

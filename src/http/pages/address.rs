@@ -3,6 +3,8 @@
 use http::header;
 use http::request::Parts;
 
+use crate::http::origin::Origin;
+
 /// An address of this cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Address {
@@ -30,8 +32,8 @@ impl Address {
         let authority = || request.uri.authority().map(http::uri::Authority::as_str);
         let named = [header("x-forwarded-host"), authority(), header(header::HOST.as_str())];
         let host = named.into_iter().flatten().find(|host| is_host(host)).unwrap_or(EXAMPLE);
-        let schemes = [header("x-forwarded-proto"), request.uri.scheme_str()];
-        let https = schemes.into_iter().flatten().next() == Some("https");
+        let encrypted = request.extensions.get().is_some_and(|origin: &Origin| origin.encrypted);
+        let https = header("x-forwarded-proto").map_or(encrypted, |scheme| scheme == "https");
         let (scheme, usual) = if https { ("https", ":443") } else { ("http", ":80") };
         let host = host.strip_suffix(usual).unwrap_or(host);
         Self { url: format!("{scheme}://{host}"), host: without_port(host).to_owned() }
@@ -64,9 +66,15 @@ mod tests {
     use http::Request;
 
     use super::*;
+    use crate::http::origin::Peer;
 
     fn of(headers: &[(&str, &str)]) -> String {
-        let mut request = Request::builder().uri("/");
+        over(false, headers)
+    }
+
+    fn over(encrypted: bool, headers: &[(&str, &str)]) -> String {
+        let origin = Origin { peer: Peer::Unix, files: None, encrypted, certificate: None };
+        let mut request = Request::builder().uri("/").extension(origin);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -86,6 +94,10 @@ mod tests {
             ("x-forwarded-proto", "https"),
         ];
         assert_eq!(of(&proxied), "https://c.org c.org");
+        assert_eq!(over(true, &[("host", "c.org:443")]), "https://c.org c.org");
+        // Whoever encrypts it for the daemon alone knows better what the visitor typed.
+        let inside = [("host", "c.org"), ("x-forwarded-proto", "http")];
+        assert_eq!(over(true, &inside), "http://c.org c.org");
     }
 
     #[test]

@@ -41,7 +41,7 @@ const LONGEST_QUERY: usize = 255;
 /// Who looks at a page, and at what.
 struct Visit {
     cache: Arc<Cache>,
-    access: Access,
+    access: Arc<Access>,
     address: Address,
     now: SystemTime,
 }
@@ -73,12 +73,12 @@ pub(super) fn are_asked_for(request: &Parts) -> bool {
 /// The page that is asked for.
 pub(super) async fn answer(
     cache: &Arc<Cache>,
-    access: &Access,
+    access: Arc<Access>,
     request: &Parts,
 ) -> Result<Response<Body>, HttpError> {
     let visit = Visit {
         cache: Arc::clone(cache),
-        access: access.clone(),
+        access,
         address: Address::of(request),
         now: SystemTime::now(),
     };

@@ -5,7 +5,7 @@ use maud::{Markup, html};
 use super::layout::{Layout, as_of, link, paste};
 use super::words::{Foreign, ago, count, size};
 use super::{BROWSE, Visit};
-use crate::cache::browse::{File, Files, Index, Kind, Look, NoFiles, Overview};
+use crate::cache::browse::{File, FileKind, Files, Index, Look, NoFiles, Overview};
 use crate::nix::{StorePath, StorePathHash};
 
 /// How many references and referrers are named.
@@ -130,8 +130,9 @@ fn program(files: &[File]) -> Option<&str> {
             && !name.is_empty()
             && !name.starts_with(['-', '.'])
     };
-    let runs =
-        |kind: &Kind| matches!(kind, Kind::Regular { executable: true, .. } | Kind::Symlink(_));
+    let runs = |kind: &FileKind| {
+        matches!(kind, FileKind::Regular { executable: true, .. } | FileKind::Symlink(_))
+    };
     let programs = files.iter().filter(|file| runs(&file.kind));
     programs.filter_map(|file| file.name.strip_prefix("bin/")).find(plain)
 }
@@ -208,14 +209,14 @@ fn row(file: &File, look: &Look) -> Markup {
                     @if name.is_empty() { "the path itself" } @else { (Foreign(name)) }
                 }
                 @match &file.kind {
-                    Kind::Symlink(target) => { span.soft { " → " } bdi { (target_of(target, look)) } }
-                    Kind::Empty => { span.soft { "/" } }
-                    Kind::Regular { executable: true, .. } => { " " span.badge { "executable" } }
-                    Kind::Regular { .. } => {}
+                    FileKind::Symlink(target) => { span.soft { " → " } bdi { (target_of(target, look)) } }
+                    FileKind::Empty => { span.soft { "/" } }
+                    FileKind::Regular { executable: true, .. } => { " " span.badge { "executable" } }
+                    FileKind::Regular { .. } => {}
                 }
             }
             td.number.soft {
-                @if let Kind::Regular { size: bytes, .. } = &file.kind { (size(*bytes)) }
+                @if let FileKind::Regular { size: bytes, .. } = &file.kind { (size(*bytes)) }
             }
         }
     }
@@ -244,7 +245,7 @@ mod tests {
     fn only_what_can_be_typed_as_it_is_is_offered_to_be_run() {
         let file = |name: &str, executable| File {
             name: name.to_owned(),
-            kind: Kind::Regular { size: 1, executable },
+            kind: FileKind::Regular { size: 1, executable },
         };
         for bad in [
             "bin/a b",

@@ -13,22 +13,21 @@
 mod bucket;
 mod client;
 mod lease;
+mod list;
 mod probe;
 mod profile;
+mod remote;
 mod sweep;
-mod turns;
 mod upload;
 mod uses;
 
 use std::collections::HashMap;
-use std::io;
-use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use futures_util::stream::{self, BoxStream};
+use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use object_store::ObjectMeta;
 use thiserror::Error;
@@ -37,14 +36,14 @@ use tokio::sync::Semaphore;
 use tracing::{debug, info, warn};
 
 use super::{
-    Content, Listed, ListedObject, Lock, Metadata, Object, Ranged, Removed, Store, StoreError,
-    Stored, Upload,
+    Condition, Content, Listed, Lock, Metadata, Object, RemoteTrouble, Removed, Store, StoreError,
+    Stored, Turns, Upload,
 };
 use crate::config;
 use crate::nix::CachePath;
 use bucket::{Bucket, failed, modified};
 pub use probe::Found;
-use turns::Turns;
+use remote::Remote;
 use upload::{PARTS_IN_MEMORY, S3Upload};
 use uses::Uses;
 
@@ -53,12 +52,6 @@ const OWN_FOLDER: &str = ".nix-stored/";
 
 /// An object up to this size is read at once.
 const SMALL: u64 = 256 * 1024;
-
-/// A narinfo and the like is listed with its content up to this size, as in a directory.
-const LISTED_LIMIT: u64 = 1 << 20;
-
-/// How many objects are read at a time while everything is listed.
-const READERS: usize = 32;
 
 /// How long a link to an object is good for. A download that has begun goes on.
 const LINK_VALID: Duration = Duration::from_secs(15 * 60);
@@ -76,6 +69,8 @@ pub struct S3Store {
     /// What was removed here, and when: nobody needs to know any more when it was used.
     gone: Arc<Mutex<HashMap<String, u64>>>,
     location: config::Bucket,
+    /// Whether objects may be stored, as far as was tried.
+    writable: bool,
     runtime: Handle,
 }
 
@@ -107,8 +102,9 @@ impl S3Store {
     /// Opens the store in a bucket, finds out what the bucket allows, and sweeps away uploads that
     /// nobody will finish, now and every hour.
     pub async fn open(location: &config::Bucket) -> Result<(Self, Found), OpenError> {
-        let store = Self::connect(location)?;
+        let mut store = Self::connect(location)?;
         let found = store.probe().await?;
+        store.writable = found.writable;
         tokio::spawn(keep_tidy(Arc::clone(&store.bucket), location.abandoned_after));
         store.know_uses().await?;
         Ok((store, found))
@@ -128,9 +124,10 @@ impl S3Store {
             uses: Arc::new(Uses::start(Arc::clone(&bucket))),
             bucket,
             budget: Arc::new(Semaphore::new(PARTS_IN_MEMORY)),
-            turns: Arc::new(Turns::new()),
+            turns: Arc::default(),
             gone: Arc::default(),
             location: location.clone(),
+            writable: true,
             runtime: Handle::current(),
         })
     }
@@ -209,13 +206,12 @@ impl Store for S3Store {
             };
             let metadata = self.metadata(&key, &found.meta);
             // A narinfo is always read at once, as in a directory.
-            let limit = if matches!(path, CachePath::NarInfo(_)) { LISTED_LIMIT } else { SMALL };
+            let limit =
+                if matches!(path, CachePath::NarInfo(_)) { list::LISTED_LIMIT } else { SMALL };
             let content = if found.meta.size <= limit {
                 Content::Bytes(found.bytes().await.map_err(failed("reading", &key))?)
             } else {
-                let (bucket, size) = (Arc::clone(&self.bucket), found.meta.size);
-                let whole = Mutex::new(found.into_stream().map_err(io::Error::other).boxed());
-                Content::Stream(Box::new(Remote { bucket, key, size, whole }))
+                Content::Stream(Box::new(Remote::new(Arc::clone(&self.bucket), key, found)))
             };
             Ok(Some(Object { metadata, content }))
         }
@@ -229,7 +225,7 @@ impl Store for S3Store {
     ) -> BoxFuture<'a, Result<Stored, StoreError>> {
         async move {
             let key = path.key();
-            let _turn = self.turns.of(&key).await;
+            let _turn = self.turns.take(&key).await;
             let older = self.bucket.head(&key).await?;
             self.bucket.put(&key, bytes.into(), path.content_type()).await?;
             Ok(if older.is_some() { Stored::Again } else { Stored::New })
@@ -267,7 +263,7 @@ impl Store for S3Store {
     fn mark_used<'a>(&'a self, path: &'a CachePath) -> BoxFuture<'a, Result<bool, StoreError>> {
         async move {
             let key = path.key();
-            let _turn = self.turns.of(&key).await;
+            let _turn = self.turns.take(&key).await;
             self.uses.mark(key.clone()).await?;
             // Not before: who removes it looks for uses first.
             Ok(self.bucket.head(&key).await?.is_some())
@@ -282,7 +278,8 @@ impl Store for S3Store {
     ) -> BoxFuture<'a, Result<Removed, StoreError>> {
         async move {
             let key = path.key();
-            let _turn = self.turns.of(&key).await;
+            // Between looking at its last use and deleting it nobody here may use it or store it anew.
+            let _turn = self.turns.take(&key).await;
             // What the others have recorded until now. There is no moving aside in a bucket, so a
             // use that another process records between this and the deletion is not seen; whoever
             // records one looks whether the object is there afterwards.
@@ -313,7 +310,7 @@ impl Store for S3Store {
         wanted: fn(&CachePath) -> bool,
     ) -> BoxStream<'static, Result<Listed, StoreError>> {
         let (bucket, uses) = (Arc::clone(&self.bucket), Arc::clone(&self.uses));
-        inventory_of(bucket, uses, wanted).into_stream().try_flatten().boxed()
+        list::list(bucket, uses, wanted).into_stream().try_flatten().boxed()
     }
 
     fn notes<'a>(&'a self, folder: &'a str) -> BoxFuture<'a, Result<Vec<String>, StoreError>> {
@@ -367,6 +364,22 @@ impl Store for S3Store {
         None
     }
 
+    fn condition(&self) -> BoxFuture<'_, Condition> {
+        async move {
+            match probe::can_read(&self.bucket).await {
+                Err(error) => Condition::Unusable(error),
+                Ok(()) if self.writable => Condition::Good,
+                Ok(()) => Condition::ReadOnly(StoreError::Remote {
+                    doing: "storing in",
+                    key: "the bucket".to_owned(),
+                    trouble: RemoteTrouble::Denied,
+                    source: "it was found out at the start".into(),
+                }),
+            }
+        }
+        .boxed()
+    }
+
     fn link<'a>(
         &'a self,
         path: &'a CachePath,
@@ -378,91 +391,5 @@ impl Store for S3Store {
         let (bucket, budget) = (Arc::clone(&self.bucket), Arc::clone(&self.budget));
         let (turns, runtime) = (Arc::clone(&self.turns), self.runtime.clone());
         Ok(Box::new(S3Upload::new(bucket, budget, turns, runtime, path, size)))
-    }
-}
-
-/// Everything in the bucket that is not ours, when the uses are known.
-async fn inventory_of(
-    bucket: Arc<Bucket>,
-    uses: Arc<Uses>,
-    wanted: fn(&CachePath) -> bool,
-) -> Result<BoxStream<'static, Result<Listed, StoreError>>, StoreError> {
-    uses.refresh().await?;
-    // The list borrows the bucket, and has to go on after this.
-    let (sender, receiver) = tokio::sync::mpsc::channel(READERS);
-    let lister = Arc::clone(&bucket);
-    tokio::spawn(async move {
-        let mut found = lister.list("");
-        while let Some(found) = found.next().await {
-            if sender.send(found).await.is_err() {
-                return;
-            }
-        }
-    });
-    let found = stream::unfold(receiver, async |mut receiver| {
-        receiver.recv().await.map(|found| (found, receiver))
-    });
-    let listed = found
-        .map(move |found| {
-            let (bucket, uses) = (Arc::clone(&bucket), Arc::clone(&uses));
-            async move {
-                match found {
-                    Ok((key, meta)) => listed(&bucket, &uses, key, &meta, wanted).await,
-                    Err(error) => Some(Err(error)),
-                }
-            }
-        })
-        .buffer_unordered(READERS)
-        .filter_map(async |listed| listed);
-    Ok(listed.boxed())
-}
-
-async fn listed(
-    bucket: &Bucket,
-    uses: &Uses,
-    key: String,
-    meta: &ObjectMeta,
-    wanted: fn(&CachePath) -> bool,
-) -> Option<Result<Listed, StoreError>> {
-    if key.starts_with(OWN_FOLDER) {
-        return None;
-    }
-    let path = match key.parse::<CachePath>() {
-        Ok(CachePath::CacheInfo) => return None,
-        // What has another key is not found under this name.
-        Ok(path) if path.key() == key => path,
-        _ => return Some(Ok(Listed::Foreign(key))),
-    };
-    let content = if wanted(&path) && meta.size <= LISTED_LIMIT {
-        match bucket.read(&key).await {
-            Ok(Some(content)) => Some(content),
-            // It has gone in the meantime.
-            Ok(None) => return None,
-            Err(error) => return Some(Ok(Listed::Unreadable(path, error))),
-        }
-    } else {
-        None
-    };
-    let metadata = metadata(uses, &key, meta);
-    Some(Ok(Listed::Object(ListedObject { path, metadata, content })))
-}
-
-/// An object whose bytes are on their way, or a part of them that has to be asked for.
-struct Remote {
-    bucket: Arc<Bucket>,
-    key: String,
-    size: u64,
-    /// All bytes; only one ever takes them.
-    whole: Mutex<BoxStream<'static, io::Result<Bytes>>>,
-}
-
-impl Ranged for Remote {
-    fn read(self: Box<Self>, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>> {
-        let Self { bucket, key, size, whole } = *self;
-        if range == (0..size) {
-            return whole.into_inner().unwrap_or_else(PoisonError::into_inner);
-        }
-        let part = async move { bucket.read_range(&key, range).await };
-        part.into_stream().try_flatten().boxed()
     }
 }

@@ -48,7 +48,8 @@ impl S3Store {
     }
 }
 
-async fn can_read(bucket: &Bucket) -> Result<(), StoreError> {
+/// Whether the bucket is there and can be read.
+pub(super) async fn can_read(bucket: &Bucket) -> Result<(), StoreError> {
     bucket.list(".nix-stored/").try_next().await?;
     // Without the right to list, what is absent is forbidden.
     bucket.read(".nix-stored/probe/absent").await?;

@@ -12,9 +12,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 
 use super::bucket::{Bucket, failed};
-use super::turns::Turns;
 use crate::nix::CachePath;
-use crate::store::{StoreError, Stored, Upload};
+use crate::store::{StoreError, Stored, Turns, Upload};
 
 /// The size of a part: the smallest that servers take, because each upload holds two of them.
 pub(super) const PART: u64 = 5 << 20;
@@ -173,7 +172,7 @@ impl Upload for S3Upload {
 
     fn commit(mut self: Box<Self>) -> Result<Stored, StoreError> {
         let turns = Arc::clone(&self.turns);
-        let _turn = self.runtime.block_on(turns.of(&self.key));
+        let _turn = self.runtime.block_on(turns.take(&self.key));
         let older = self.runtime.block_on(self.bucket.head(&self.key))?;
         self.publish()?;
         Ok(if older.is_some() { Stored::Again } else { Stored::New })

@@ -46,6 +46,11 @@ fn downloads_of_nars_go_to_the_server_and_nothing_else_does(place: &Place) {
 
     let known = head(&daemon, &one.nar_path);
     assert_eq!((known.status, known.header("content-length")), (200, &*one.nar.len().to_string()));
+    let counted = get(&daemon, "/metrics").text();
+    let label = r#"kind="nar",method="GET",status="307""#;
+    assert!(counted.contains(&format!("nix_stored_http_requests_total{{{label}}} 1")), "{counted}");
+    // And once by HEAD.
+    assert!(counted.contains(r#"nix_stored_hits_total{kind="nar"} 2"#), "{counted}");
     for method in ["GET", "HEAD"] {
         assert_eq!(Wire::to(&daemon).request(method, &one.narinfo_path, b"").status, 200);
         assert_eq!(Wire::to(&daemon).request(method, "/nix-cache-info", b"").status, 200);

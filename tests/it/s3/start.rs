@@ -66,6 +66,12 @@ fn a_key_that_may_only_read_serves_and_says_that_nothing_can_be_uploaded() {
     let answer = put(&daemon, &two.nar_path, &two.nar);
     assert!(answer.status >= 500, "{}", answer.head);
     assert_eq!(get(&daemon, &two.nar_path).status, 404);
+    // Whoever watches it hears the same, unless nobody was to upload anyway.
+    let health = get(&daemon, "/health");
+    assert_eq!(health.status, 503);
+    assert!(health.text().contains("\"writable\":false"), "{}", health.text());
+    let only_read = over(&bucket.as_user(READER)).env("NIX_STORED_ANONYMOUS_WRITE", "0").start();
+    assert_eq!(get(&only_read, "/health").status, 200);
 }
 
 #[test]

@@ -139,6 +139,26 @@ fn a_server_that_is_not_there_for_a_while_loses_nothing() {
     assert_eq!(assert_nothing_is_false(&site.bucket), 2);
 }
 
+/// The status of `/health`, and its reason.
+fn health(daemon: &Daemon) -> (u16, String) {
+    let answer = get(daemon, "/health");
+    (answer.status, answer.text())
+}
+
+#[test]
+fn trouble_is_unhealthy_while_it_lasts() {
+    let site = Site::new();
+    assert_eq!(health(&site.daemon).0, 200);
+    for (fate, reason) in [(FORBIDDEN, "AccessDenied"), (NO_BUCKET, "NoSuchBucket")] {
+        site.faults.all(fate);
+        site.daemon.wait_until("it is seen", || health(&site.daemon).0 == 503);
+        let (_, told) = health(&site.daemon);
+        assert!(told.contains("unavailable") && told.contains(reason), "{told}");
+        site.faults.all(Fate::Passes);
+        site.daemon.wait_until("it is over", || health(&site.daemon).0 == 200);
+    }
+}
+
 #[test]
 fn short_trouble_is_not_even_noticed() {
     let site = Site::new();

@@ -197,3 +197,17 @@ fn transfers_are_finished_when_the_daemon_is_told_to_stop() {
         std::fs::remove_file(&output).expect("it is there");
     }
 }
+
+#[cfg(feature = "pages")]
+#[test]
+fn a_page_names_the_address_as_it_was_typed() {
+    let world = World::new();
+    let daemon = world.daemon().start();
+    assert!(daemon.url().starts_with("https://"), "{}", daemon.url());
+    for (arg, version) in VERSIONS {
+        let page = world.ask(&daemon, "/", &[arg, "-H", "accept: text/html"]).is(200);
+        assert_eq!(page.version, version);
+        let text = page.text();
+        assert!(text.contains(daemon.url()) && !text.contains("http://127"), "{version}: {text}");
+    }
+}

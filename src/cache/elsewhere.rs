@@ -1,0 +1,60 @@
+//! What is not in the store: an upstream may have it. A build without upstreams knows of no other
+//! place.
+
+use super::{Cache, GetError};
+use crate::nix::{CachePath, StorePathHash};
+use crate::store::{Metadata, Object};
+
+#[cfg(feature = "upstream")]
+impl Cache {
+    /// An object that is not here.
+    pub(super) async fn get_elsewhere(&self, path: &CachePath) -> Result<Option<Object>, GetError> {
+        match (path, &self.upstreams) {
+            (_, None) | (CachePath::CacheInfo, _) => Ok(None),
+            (CachePath::NarInfo(hash), Some(upstreams)) => {
+                let Some(remote) = upstreams.lookup(hash, &self.info.store_dir).await? else {
+                    return Ok(None);
+                };
+                self.keep_if_its_nar_is_here(&remote).await?;
+                Ok(Some(remote.object()))
+            }
+            (CachePath::Nar(name), _) => self.mirror_nar(*name).await,
+            _ => self.mirror_side_file(path).await,
+        }
+    }
+
+    pub(super) async fn head_elsewhere(
+        &self,
+        path: &CachePath,
+    ) -> Result<Option<Metadata>, GetError> {
+        match path {
+            CachePath::Nar(name) => self.head_nar(*name).await,
+            _ => Ok(self.get_elsewhere(path).await?.map(|object| object.metadata)),
+        }
+    }
+
+    /// Whether a path that is not here can be had here all the same.
+    pub(super) async fn has_elsewhere(&self, hash: &StorePathHash) -> bool {
+        match &self.upstreams {
+            Some(upstreams) => {
+                matches!(upstreams.lookup(hash, &self.info.store_dir).await, Ok(Some(_)))
+            }
+            None => false,
+        }
+    }
+}
+
+#[cfg(not(feature = "upstream"))]
+impl Cache {
+    pub(super) async fn get_elsewhere(&self, _: &CachePath) -> Result<Option<Object>, GetError> {
+        Ok(None)
+    }
+
+    pub(super) async fn head_elsewhere(&self, _: &CachePath) -> Result<Option<Metadata>, GetError> {
+        Ok(None)
+    }
+
+    pub(super) async fn has_elsewhere(&self, _: &StorePathHash) -> bool {
+        false
+    }
+}

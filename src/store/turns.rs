@@ -1,0 +1,27 @@
+//! Taking turns at one name, of any number of names.
+
+use std::hash::{BuildHasher, Hash, RandomState};
+
+use tokio::sync::{Mutex, MutexGuard};
+
+/// Whose turn it is, by name. Names can have to wait for each other that need not.
+#[derive(Debug)]
+pub struct Turns {
+    places: [Mutex<()>; 64],
+    hasher: RandomState,
+}
+
+impl Default for Turns {
+    fn default() -> Self {
+        let places = std::array::from_fn(|_| Mutex::new(()));
+        Self { places, hasher: RandomState::new() }
+    }
+}
+
+impl Turns {
+    /// Waits for the turn at a name, and has it until the guard is dropped.
+    pub async fn take(&self, name: &(impl Hash + ?Sized)) -> MutexGuard<'_, ()> {
+        let place = self.hasher.hash_one(name) % self.places.len() as u64;
+        self.places[place as usize].lock().await
+    }
+}
