@@ -125,7 +125,8 @@ impl Hot {
         let Content::Bytes(text) = &object.content else {
             return;
         };
-        let (metadata, text) = (object.metadata.clone(), text.clone());
+        // What came over a network may be a small piece of a large buffer, which would stay with it.
+        let (metadata, text) = (object.metadata.clone(), Bytes::copy_from_slice(text));
         let (seen, used) = (self.now().into(), seconds(metadata.used).into());
         self.entries.insert(hash, Arc::new(Entry { metadata, text, seen, used }));
         // A change between the reading and here has found nothing to forget.

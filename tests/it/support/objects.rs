@@ -2,6 +2,8 @@
 
 use nix_stored::nix::{Sha256Hash, StorePathHash};
 
+use super::noise::Noise;
+
 /// A store path with one file in it, and everything that a cache holds of it.
 #[derive(Debug, Clone)]
 pub struct Sample {
@@ -13,6 +15,21 @@ pub struct Sample {
     /// `/….narinfo`
     pub narinfo_path: String,
     pub narinfo: String,
+}
+
+impl Sample {
+    /// The same by a name that nobody else has.
+    pub fn named(self, noise: &mut Noise) -> Self {
+        let bytes: [u8; 20] = noise.bytes(20).try_into().expect("as long");
+        let hash_part = |path: &str| path[11..43].to_owned();
+        let (old, new) = (hash_part(&self.store_path), StorePathHash::new(bytes).to_string());
+        Self {
+            store_path: self.store_path.replace(&old, &new),
+            narinfo_path: self.narinfo_path.replace(&old, &new),
+            narinfo: self.narinfo.replace(&old, &new),
+            ..self
+        }
+    }
 }
 
 /// The sample with this number; its file holds `contents`.
