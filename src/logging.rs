@@ -10,10 +10,13 @@ use tracing_subscriber::fmt::time::SystemTime;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// An error with everything that caused it, on one line.
+/// An error with everything that caused it, on one line. Some libraries' errors say what caused them
+/// themselves; then it is not said again.
 pub fn with_causes(error: &dyn Error) -> String {
     let causes = std::iter::successors(error.source(), |error| (*error).source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+    causes.map(ToString::to_string).fold(error.to_string(), |text, cause| {
+        if text.ends_with(&cause) { text } else { format!("{text}: {cause}") }
+    })
 }
 
 /// What is logged at least.
@@ -103,5 +106,31 @@ pub fn init(level: LogLevel, format: LogFormat) {
         }
         LogFormat::Text if in_journal => builder.without_time().finish().with(filter).init(),
         LogFormat::Text => builder.with_timer(SystemTime).finish().with(filter).init(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use thiserror::Error;
+
+    use super::*;
+
+    #[derive(Debug, Error)]
+    #[error("the disk is full")]
+    struct Root;
+
+    #[derive(Debug, Error)]
+    #[error("cannot write")]
+    struct Plain(#[source] Root);
+
+    #[derive(Debug, Error)]
+    #[error("cannot write: {0}")]
+    struct Telling(#[source] Root);
+
+    #[test]
+    fn every_cause_is_told_once() {
+        assert_eq!(with_causes(&Root), "the disk is full");
+        assert_eq!(with_causes(&Plain(Root)), "cannot write: the disk is full");
+        assert_eq!(with_causes(&Telling(Root)), "cannot write: the disk is full");
     }
 }

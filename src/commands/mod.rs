@@ -24,6 +24,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::{Config, Problems};
+use crate::logging::with_causes;
 use argument::Unusable;
 
 /// A binary cache for Nix: plain `nix copy` in, plain substituters out.
@@ -121,6 +122,6 @@ fn tell(error: &anyhow::Error) -> ExitCode {
         eprint!("{problems}");
         return ExitCode::from(EXIT_USAGE);
     }
-    eprintln!("nix-stored: {error:#}");
+    eprintln!("nix-stored: {}", with_causes(error.as_ref()));
     if error.is::<Unusable>() { ExitCode::from(EXIT_USAGE) } else { ExitCode::FAILURE }
 }

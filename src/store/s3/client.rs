@@ -33,10 +33,12 @@ pub(super) fn connect(bucket: &Bucket) -> Result<AmazonS3, OpenError> {
     let retry = RetryConfig {
         backoff: BackoffConfig {
             init_backoff: Duration::from_millis(100),
-            max_backoff: Duration::from_secs(5),
-            base: 2.0,
+            max_backoff: Duration::from_secs(2),
+            // A pause lies somewhere between the first one and so many times the one before.
+            base: 3.0,
         },
-        max_retries: 10,
+        // The time ends it.
+        max_retries: 1000,
         retry_timeout: PATIENCE,
     };
     let mut builder = AmazonS3Builder::from_env()

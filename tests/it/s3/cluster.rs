@@ -69,6 +69,15 @@ struct Work {
     failures: Mutex<Vec<String>>,
 }
 
+/// Ends the work, whatever happens to who holds it.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 impl Work {
     fn goes_on(&self) -> bool {
         !self.stop.load(Ordering::SeqCst)
@@ -155,7 +164,7 @@ fn client(address: &str, seed: u64, work: &Work) {
     while work.goes_on() {
         let length = 100 + noise.below(if mine.len() % 8 == 7 { 8 << 20 } else { 200_000 });
         let contents = noise.bytes(length as usize);
-        let new = named(sample(0, &contents), &mut noise);
+        let new = sample(0, &contents).named(&mut noise);
         match upload(address, &new) {
             Ok(()) => {
                 work.acknowledged.lock().expect("nobody panics with it").push(new.clone());
@@ -169,19 +178,6 @@ fn client(address: &str, seed: u64, work: &Work) {
                 work.failed(error);
             }
         }
-    }
-}
-
-/// A sample by a name that nobody else has.
-fn named(sample: Sample, noise: &mut Noise) -> Sample {
-    let bytes: [u8; 20] = noise.bytes(20).try_into().expect("as long");
-    let old = nix_stored::nix::StorePathHash::new([0; 20]).to_string();
-    let new = nix_stored::nix::StorePathHash::new(bytes).to_string();
-    Sample {
-        store_path: sample.store_path.replace(&old, &new),
-        narinfo_path: sample.narinfo_path.replace(&old, &new),
-        narinfo: sample.narinfo.replace(&old, &new),
-        ..sample
     }
 }
 
@@ -230,6 +226,7 @@ fn no_client_fails_and_nothing_is_lost_while_servers_and_daemons_come_and_go() {
             scope.spawn(move || client(address, seed, work));
         }
         scope.spawn(|| nix_client(&url, &work));
+        let _stop = Stop(&work.stop);
         let begun = Instant::now();
         let mut noise = Noise::new(Noise::seed_of_today());
         while begun.elapsed() < Duration::from_secs(seconds) {
@@ -240,10 +237,10 @@ fn no_client_fails_and_nothing_is_lost_while_servers_and_daemons_come_and_go() {
             std::thread::sleep(AWAY / 2);
             daemons.start_again(daemon);
             std::thread::sleep(BACK);
+            // Whoever takes the next one away before this is one of them again, takes two.
             garage.start_again(node);
             std::thread::sleep(BACK);
         }
-        work.stop.store(true, Ordering::SeqCst);
     });
 
     let failures = work.failures.into_inner().expect("nobody panicked with it");

@@ -95,9 +95,16 @@ impl Garage {
         self.nodes[node].process = None;
     }
 
-    /// Starts a node again.
+    /// Starts a node again, and waits until every node sees every other.
     pub fn start_again(&mut self, node: usize) {
         self.nodes[node].run();
+        let deadline = Instant::now() + PATIENCE;
+        for node in &self.nodes {
+            while !node.sees_all() {
+                assert!(Instant::now() < deadline, "nodes are missing:\n{}", node.log());
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
     }
 
     /// Where S3 is spoken, node by node.
@@ -157,6 +164,13 @@ impl Node {
     /// `<key>@<address>` as other nodes take it.
     fn id(&self) -> String {
         self.ask(&["node", "id", "-q"]).trim().to_owned()
+    }
+
+    /// Whether all is well in its eyes, and it is ready to answer for all of it.
+    fn sees_all(&self) -> bool {
+        let health = self.ask(&["json-api", "GetClusterHealth"]);
+        let health: serde_json::Value = serde_json::from_str(&health).expect("JSON");
+        health["status"] == "healthy"
     }
 
     /// What a command says. It is given again until it succeeds: nodes find each other in their own
