@@ -193,7 +193,12 @@ impl Store for S3Store {
     ) -> BoxFuture<'a, Result<Option<Metadata>, StoreError>> {
         async move {
             let key = path.key();
-            Ok(self.bucket.head(&key).await?.map(|meta| self.metadata(&key, &meta)))
+            let meta = match self.bucket.head(&key).await? {
+                Some(meta) => Some(meta),
+                // The answer has no body in which it could say that it is the bucket that is gone.
+                None => self.bucket.get(&key).await?.map(|found| found.meta),
+            };
+            Ok(meta.map(|meta| self.metadata(&key, &meta)))
         }
         .boxed()
     }

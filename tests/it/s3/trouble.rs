@@ -68,10 +68,7 @@ fn while_it_lasts(fate: Fate, reads: &[u16]) {
     std::thread::scope(|scope| {
         for path in [&one.narinfo_path, &one.nar_path, &two.narinfo_path, &two.nar_path] {
             scope.spawn(|| assert_trouble(&get(daemon, path), reads));
-            // There is no body in which a server could say that it is the bucket that is missing.
-            if fate != NO_BUCKET {
-                scope.spawn(|| assert_trouble(&head(daemon, path), reads));
-            }
+            scope.spawn(|| assert_trouble(&head(daemon, path), reads));
         }
         scope.spawn(|| assert_trouble(&put(daemon, &new.nar_path, &new.nar), &[502, 503, 504]));
         let large = sample(4, &Noise::new(4).bytes(12 << 20));
