@@ -22,7 +22,8 @@ const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 pub struct Tls {
     /// All of it, as rustls wants it.
     pub server: Arc<ServerConfig>,
-    certificate: CertificateDer<'static>,
+    /// What clients are shown first.
+    pub certificate: CertificateDer<'static>,
 }
 
 impl fmt::Debug for Tls {

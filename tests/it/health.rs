@@ -16,7 +16,7 @@ fn health(daemon: &Daemon) -> (u16, Value) {
 }
 
 /// How `nix-stored health` ends, and what it says.
-fn asked(vars: &[(&str, &str)], args: &[&str]) -> (i32, String) {
+pub fn asked(vars: &[(&str, &str)], args: &[&str]) -> (i32, String) {
     let mut command = command(env!("CARGO_BIN_EXE_nix-stored"), &[&["health"], args].concat());
     let output = command.envs(vars.iter().copied()).stdout(std::process::Stdio::piped()).output();
     let output = output.expect("the binary starts");

@@ -4,6 +4,8 @@
 mod clients;
 /// What is wrong with certificates and keys, told at start.
 mod config;
+/// Whether the daemon is well, asked by itself.
+mod health;
 /// A real, unmodified Nix.
 mod nix;
 /// Another certificate while the daemon runs.

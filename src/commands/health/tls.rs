@@ -1,0 +1,107 @@
+//! Over TLS, to the daemon of this machine or to one of that name.
+
+use std::io::{self, Read, Write};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{
+    ClientConfig, ClientConnection, DigitallySignedStruct, Error, SignatureScheme, StreamOwned,
+};
+use rustls_platform_verifier::Verifier;
+
+use super::place::Encryption;
+
+/// Speaks TLS on `socket`.
+pub(super) fn encrypt<S: Read + Write>(
+    socket: S,
+    encryption: &Encryption,
+) -> io::Result<StreamOwned<ClientConnection, S>> {
+    let provider = Arc::new(ring::default_provider());
+    let (verifier, name): (Arc<dyn ServerCertVerifier>, ServerName<'static>) = match encryption {
+        Encryption::CertifiedAs(name) => {
+            (Arc::new(by_authorities(Arc::clone(&provider))?), name.clone())
+        }
+        Encryption::Shows(certificate) => {
+            let certificate = certificate.clone();
+            // An address is not sent to the server, and nobody compares it.
+            let name = Ipv4Addr::LOCALHOST.into();
+            (Arc::new(Shown { certificate, provider: Arc::clone(&provider) }), name)
+        }
+        Encryption::None => return Err(io::ErrorKind::Unsupported.into()),
+    };
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth();
+    let connection = ClientConnection::new(Arc::new(config), name).map_err(io::Error::other)?;
+    Ok(StreamOwned::new(connection, socket))
+}
+
+/// The authorities of the system, and those that Nix is told to trust.
+fn by_authorities(provider: Arc<CryptoProvider>) -> io::Result<Verifier> {
+    let file = std::env::var_os("NIX_SSL_CERT_FILE").filter(|file| !file.is_empty());
+    let more = match file {
+        None => Vec::new(),
+        Some(file) => {
+            CertificateDer::pem_file_iter(&file).and_then(Iterator::collect).map_err(|error| {
+                io::Error::other(format!("NIX_SSL_CERT_FILE={}: {error}", file.display()))
+            })?
+        }
+    };
+    Verifier::new_with_extra_roots(more, provider).map_err(io::Error::other)
+}
+
+/// Accepts one certificate, from whoever has its key.
+#[derive(Debug)]
+struct Shown {
+    certificate: CertificateDer<'static>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Shown {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        if *end_entity == self.certificate {
+            return Ok(ServerCertVerified::assertion());
+        }
+        let why = "it shows another certificate than NIX_STORED_TLS_CERT has; SIGHUP makes a \
+                   daemon read that again";
+        Err(Error::General(why.to_owned()))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signed, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signed, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
