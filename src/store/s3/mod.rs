@@ -14,6 +14,7 @@ mod bucket;
 mod client;
 mod lease;
 mod list;
+mod part;
 mod probe;
 mod profile;
 mod remote;

@@ -6,16 +6,17 @@ use std::io::{self, Write as _};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use object_store::{MultipartUpload, PutPayload};
+use object_store::MultipartUpload;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 
 use super::bucket::{Bucket, failed};
+use super::part::Part;
 use crate::nix::CachePath;
 use crate::store::{StoreError, Stored, Turns, Upload};
 
-/// The size of a part: the smallest that servers take, because each upload holds two of them.
+/// The size of a part: the smallest that servers take, because each upload holds some of them.
 pub(super) const PART: u64 = 5 << 20;
 
 /// How many parts one object may have (Amazon's "multipart upload limits").
@@ -28,6 +29,10 @@ const UNKNOWN_PART: u64 = 16 << 20;
 /// more waits.
 pub(super) const PARTS_IN_MEMORY: usize = 64;
 
+/// How many parts of one upload are on their way at most: a server that takes one after the other
+/// is idle between them.
+const PARTS_ON_THEIR_WAY: usize = 3;
+
 /// An upload.
 pub(super) struct S3Upload {
     bucket: Arc<Bucket>,
@@ -37,23 +42,17 @@ pub(super) struct S3Upload {
     key: String,
     content_type: &'static str,
     part_size: u64,
-    /// The part that is being filled.
-    part: Part,
+    /// The part that is being filled, and the right to be in memory.
+    part: Option<(Part, Option<OwnedSemaphorePermit>)>,
     /// The upload in parts, if one was begun.
     parts: Option<Box<dyn MultipartUpload>>,
-    /// The part that is being sent.
-    sending: Option<JoinHandle<object_store::Result<()>>>,
+    /// The parts that are being sent.
+    sending: JoinSet<object_store::Result<()>>,
     /// A copy for readers, if there are any.
     copy: Option<File>,
+    /// Its size, if it is known.
+    size: Option<u64>,
     written: u64,
-}
-
-#[derive(Default)]
-struct Part {
-    chunks: Vec<Bytes>,
-    length: u64,
-    /// The right to be in memory.
-    permit: Option<OwnedSemaphorePermit>,
 }
 
 impl S3Upload {
@@ -75,57 +74,77 @@ impl S3Upload {
             key: path.key(),
             content_type: path.content_type(),
             part_size,
-            part: Part::default(),
+            part: None,
             parts: None,
-            sending: None,
+            sending: JoinSet::new(),
             copy: None,
+            size,
             written: 0,
         }
     }
 
-    /// Waits for the right to keep a part of an upload in memory.
-    fn admit_part(&mut self) {
-        let permits = self.part_size.div_ceil(PART).min(PARTS_IN_MEMORY as u64) as u32;
-        let permit = Arc::clone(&self.budget).acquire_many_owned(permits);
-        // Nobody closes the semaphore.
-        self.part.permit = self.runtime.block_on(permit).ok();
+    /// The part that is being filled; a new one waits for the right to be in memory.
+    fn part(&mut self) -> Result<&mut Part, StoreError> {
+        let (part, _) = match self.part.take() {
+            Some(part) => self.part.insert(part),
+            None => {
+                let permits = self.part_size.div_ceil(PART).min(PARTS_IN_MEMORY as u64) as u32;
+                let permit = Arc::clone(&self.budget).acquire_many_owned(permits);
+                // Nobody closes the semaphore.
+                let permit = self.runtime.block_on(permit).ok();
+                let capacity = match self.size.map(|size| size.saturating_sub(self.written)) {
+                    Some(left) if left > 0 => left.min(self.part_size),
+                    _ => self.part_size,
+                };
+                let part = Part::new(capacity as usize).map_err(|error| {
+                    StoreError::new("making room for a part of", &self.key, error)
+                })?;
+                self.part.insert((part, permit))
+            }
+        };
+        Ok(part)
     }
 
-    /// Hands the part over, when the one before has gone.
+    /// Hands the part over, when there are not too many before it.
     fn send(&mut self) -> Result<(), StoreError> {
-        self.wait_for_part()?;
-        let Part { chunks, permit, .. } = std::mem::take(&mut self.part);
+        self.wait_until_sending(PARTS_ON_THEIR_WAY - 1)?;
+        let Some((part, permit)) = self.part.take() else {
+            return Ok(());
+        };
         if self.parts.is_none() {
             let begun = self.bucket.begin(&self.key, self.content_type);
             self.parts = Some(self.runtime.block_on(begun)?);
         }
         let parts = self.parts.as_mut().expect("it was begun just now");
-        let sending = parts.put_part(PutPayload::from_iter(chunks));
-        self.sending = Some(self.runtime.spawn(async move {
+        let sending = parts.put_part(Bytes::from(part).into());
+        let sending = async move {
             let _permit = permit;
             sending.await
-        }));
+        };
+        self.sending.spawn_on(sending, &self.runtime);
         Ok(())
     }
 
-    fn wait_for_part(&mut self) -> Result<(), StoreError> {
-        let Some(sending) = self.sending.take() else {
-            return Ok(());
-        };
-        let sent = self.runtime.block_on(sending).unwrap_or_else(|error| Err(error.into()));
-        sent.map_err(failed("storing a part of", &self.key))
+    /// Waits until so many parts at most are on their way.
+    fn wait_until_sending(&mut self, most: usize) -> Result<(), StoreError> {
+        while self.sending.len() > most {
+            let Some(sent) = self.runtime.block_on(self.sending.join_next()) else { break };
+            let sent = sent.unwrap_or_else(|error| Err(error.into()));
+            sent.map_err(failed("storing a part of", &self.key))?;
+        }
+        Ok(())
     }
 
     fn publish(&mut self) -> Result<(), StoreError> {
         if self.parts.is_none() {
-            let payload = PutPayload::from_iter(std::mem::take(&mut self.part.chunks));
-            let put = self.bucket.put(&self.key, payload, self.content_type);
+            // An empty object has no part.
+            let (part, _permit) = self.part.take().unzip();
+            let bytes = part.map_or_else(Bytes::new, Bytes::from);
+            let put = self.bucket.put(&self.key, bytes.into(), self.content_type);
             return self.runtime.block_on(put);
         }
-        if self.part.length > 0 {
-            self.send()?;
-        }
-        self.wait_for_part()?;
+        self.send()?;
+        self.wait_until_sending(0)?;
         let mut parts = self.parts.take().expect("it was looked at above");
         let completed = self.runtime.block_on(parts.complete());
         if completed.is_err() {
@@ -141,19 +160,14 @@ impl Upload for S3Upload {
             let copied = copy.write_all(bytes);
             copied.map_err(|error| StoreError::new("keeping a copy of", &self.key, error))?;
         }
-        self.written += bytes.len() as u64;
         while !bytes.is_empty() {
-            if self.part.permit.is_none() {
-                self.admit_part();
-            }
-            let room = (self.part_size - self.part.length).min(bytes.len() as u64) as usize;
-            let (chunk, rest) = bytes.split_at(room);
-            self.part.chunks.push(Bytes::copy_from_slice(chunk));
-            self.part.length += room as u64;
-            bytes = rest;
-            if self.part.length == self.part_size {
+            // Only now is it known not to be the last one.
+            if self.part.as_ref().is_some_and(|(part, _)| part.is_full()) {
                 self.send()?;
             }
+            let count = self.part()?.fill(bytes);
+            self.written += count as u64;
+            bytes = &bytes[count..];
         }
         Ok(())
     }
@@ -184,12 +198,10 @@ impl Drop for S3Upload {
         let Some(mut parts) = self.parts.take() else {
             return;
         };
-        let (sending, key) = (self.sending.take(), std::mem::take(&mut self.key));
+        let (mut sending, key) = (std::mem::take(&mut self.sending), std::mem::take(&mut self.key));
         self.runtime.spawn(async move {
             // A part that comes after the end would stay.
-            if let Some(sending) = sending {
-                let _ = sending.await;
-            }
+            while sending.join_next().await.is_some() {}
             if let Err(error) = parts.abort().await {
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(error, "parts of {key} stay until they are swept away");
