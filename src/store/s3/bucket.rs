@@ -16,9 +16,10 @@ use object_store::path::Path;
 use object_store::signer::{SignedUrlOptions, Signer};
 use object_store::{
     Attribute, Attributes, Error, GetOptions, GetRange, GetResult, MultipartUpload, ObjectMeta,
-    ObjectStore, ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, PutPayload,
+    ObjectStore, ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions,
 };
 
+use super::client::Clients;
 use crate::store::{RemoteTrouble, StoreError};
 
 /// A server copies so much in one request (`CopyObject` in Amazon's API reference).
@@ -31,14 +32,17 @@ const COPY_PART: usize = 64 << 20;
 #[derive(Debug)]
 pub(super) struct Bucket {
     s3: AmazonS3,
+    /// The same for what may take longer.
+    uploads: AmazonS3,
     prefix: String,
 }
 
 impl Bucket {
     /// `prefix` is empty, or ends in no slash.
-    pub(super) fn new(s3: AmazonS3, prefix: &str) -> Self {
+    pub(super) fn new(clients: Clients, prefix: &str) -> Self {
         let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
-        Self { s3, prefix }
+        let Clients { requests: s3, uploads } = clients;
+        Self { s3, uploads, prefix }
     }
 
     pub(super) fn s3(&self) -> &AmazonS3 {
@@ -87,14 +91,35 @@ impl Bucket {
         Ok(found.into_stream().map_err(io::Error::other).boxed())
     }
 
+    /// Stores a small object.
     pub(super) async fn put(
         &self,
         key: &str,
-        payload: PutPayload,
+        bytes: Bytes,
+        content_type: &'static str,
+    ) -> Result<(), StoreError> {
+        self.put_by(&self.s3, key, bytes, content_type).await
+    }
+
+    /// Stores an object in one request.
+    pub(super) async fn upload(
+        &self,
+        key: &str,
+        bytes: Bytes,
+        content_type: &'static str,
+    ) -> Result<(), StoreError> {
+        self.put_by(&self.uploads, key, bytes, content_type).await
+    }
+
+    async fn put_by(
+        &self,
+        client: &AmazonS3,
+        key: &str,
+        bytes: Bytes,
         content_type: &'static str,
     ) -> Result<(), StoreError> {
         let options = PutOptions { attributes: attributes(content_type), ..PutOptions::default() };
-        let put = self.s3.put_opts(&self.path(key), payload, options).await;
+        let put = client.put_opts(&self.path(key), bytes.into(), options).await;
         put.map(drop).map_err(failed("storing", key))
     }
 
@@ -108,6 +133,7 @@ impl Bucket {
         }
     }
 
+    /// Begins to store an object in parts.
     pub(super) async fn begin(
         &self,
         key: &str,
@@ -117,20 +143,21 @@ impl Bucket {
             attributes: attributes(content_type),
             ..PutMultipartOptions::default()
         };
-        let begun = self.s3.put_multipart_opts(&self.path(key), options).await;
+        let begun = self.uploads.put_multipart_opts(&self.path(key), options).await;
         begun.map_err(failed("beginning", key))
     }
 
     /// Copies an object within the bucket. False if it is absent.
     pub(super) async fn copy(&self, from: &str, to: &str, size: u64) -> Result<bool, StoreError> {
         if size <= COPY_LIMIT {
-            let copied = self.s3.copy(&self.path(from), &self.path(to)).await;
+            let copied = self.uploads.copy(&self.path(from), &self.path(to)).await;
             return absent_is_none("copying", from, copied).map(|done| done.is_some());
         }
         let Some(found) = self.get(from).await? else {
             return Ok(false);
         };
-        let begun = self.s3.put_multipart(&self.path(to)).await.map_err(failed("copying", from))?;
+        let begun =
+            self.uploads.put_multipart(&self.path(to)).await.map_err(failed("copying", from))?;
         let mut copy = object_store::WriteMultipart::new_with_chunk_size(begun, COPY_PART);
         let mut bytes = found.into_stream();
         while let Some(chunk) = bytes.try_next().await.map_err(failed("copying", from))? {

@@ -20,15 +20,37 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// How long a server may be silent within a request. Never a total time: a NAR can be 10 GB.
 const SILENCE: Duration = Duration::from_secs(30);
 
-/// Connects to `bucket`. Nothing is sent yet.
-pub(super) fn connect(bucket: &Bucket) -> Result<AmazonS3, OpenError> {
+/// The same where bytes are sent before it answers: the time for a part over a slow line counts, and
+/// that for putting all parts together. Nix waits for 300 s (`stalled-download-timeout`).
+const SILENCE_IN_UPLOADS: Duration = Duration::from_secs(120);
+
+/// The clients of one bucket.
+#[derive(Debug)]
+pub(super) struct Clients {
+    /// For all that is short.
+    pub requests: AmazonS3,
+    /// For what sends or copies many bytes.
+    pub uploads: AmazonS3,
+}
+
+impl Clients {
+    /// Connects to `bucket`. Nothing is sent yet.
+    pub(super) fn new(bucket: &Bucket) -> Result<Self, OpenError> {
+        Ok(Self {
+            requests: connect(bucket, SILENCE)?,
+            uploads: connect(bucket, SILENCE_IN_UPLOADS)?,
+        })
+    }
+}
+
+fn connect(bucket: &Bucket, silence: Duration) -> Result<AmazonS3, OpenError> {
     // The first in the process decides; it may have been done for the upstreams.
     let _ = rustls::crypto::ring::default_provider().install_default();
     // An unencrypted server is the configuration's wish; credentials' servers decide themselves.
     let options = ClientOptions::new()
         .with_allow_http(true)
         .with_connect_timeout(CONNECT)
-        .with_read_timeout(SILENCE)
+        .with_read_timeout(silence)
         .with_timeout_disabled();
     let retry = RetryConfig {
         backoff: BackoffConfig {

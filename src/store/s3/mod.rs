@@ -33,7 +33,6 @@ use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use object_store::ObjectMeta;
 use thiserror::Error;
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
 use tracing::{debug, info, warn};
 
 use super::{
@@ -43,9 +42,10 @@ use super::{
 use crate::config;
 use crate::nix::CachePath;
 use bucket::{Bucket, failed, modified};
+use part::Budget;
 pub use probe::Found;
 use remote::Remote;
-use upload::{PARTS_IN_MEMORY, S3Upload};
+use upload::S3Upload;
 use uses::Uses;
 
 /// What is ours in the bucket.
@@ -65,7 +65,7 @@ const TIDY_EVERY: Duration = Duration::from_secs(3600);
 pub struct S3Store {
     bucket: Arc<Bucket>,
     uses: Arc<Uses>,
-    budget: Arc<Semaphore>,
+    budget: Budget,
     turns: Arc<Turns>,
     /// What was removed here, and when: nobody needs to know any more when it was used.
     gone: Arc<Mutex<HashMap<String, u64>>>,
@@ -120,11 +120,11 @@ impl S3Store {
 
     /// To be called within the runtime.
     fn connect(location: &config::Bucket) -> Result<Self, OpenError> {
-        let bucket = Arc::new(Bucket::new(client::connect(location)?, &location.prefix));
+        let bucket = Arc::new(Bucket::new(client::Clients::new(location)?, &location.prefix));
         Ok(Self {
             uses: Arc::new(Uses::start(Arc::clone(&bucket))),
             bucket,
-            budget: Arc::new(Semaphore::new(PARTS_IN_MEMORY)),
+            budget: Budget::new(),
             turns: Arc::default(),
             gone: Arc::default(),
             location: location.clone(),
@@ -233,7 +233,7 @@ impl Store for S3Store {
             let key = path.key();
             let _turn = self.turns.take(&key).await;
             let older = self.bucket.head(&key).await?;
-            self.bucket.put(&key, bytes.into(), path.content_type()).await?;
+            self.bucket.put(&key, bytes, path.content_type()).await?;
             Ok(if older.is_some() { Stored::Again } else { Stored::New })
         }
         .boxed()
@@ -346,7 +346,7 @@ impl Store for S3Store {
             let older = self.bucket.head(&key).await?;
             match text {
                 Some(text) => {
-                    self.bucket.put(&key, text.into(), "text/plain; charset=utf-8").await?;
+                    self.bucket.put(&key, text, "text/plain; charset=utf-8").await?;
                 }
                 None if older.is_some() => self.bucket.delete(&key).await?,
                 None => {}
@@ -394,7 +394,7 @@ impl Store for S3Store {
     }
 
     fn begin(&self, path: &CachePath, size: Option<u64>) -> Result<Box<dyn Upload>, StoreError> {
-        let (bucket, budget) = (Arc::clone(&self.bucket), Arc::clone(&self.budget));
+        let (bucket, budget) = (Arc::clone(&self.bucket), self.budget.clone());
         let (turns, runtime) = (Arc::clone(&self.turns), self.runtime.clone());
         Ok(Box::new(S3Upload::new(bucket, budget, turns, runtime, path, size)))
     }

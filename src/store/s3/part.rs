@@ -1,9 +1,53 @@
-//! The memory of a part of an upload.
+//! The parts of uploads: the memory that each takes, and how many there are at a time.
 
 use std::io;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use memmap2::MmapMut;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// The size of a part: the smallest that servers take, because each upload holds some of them.
+pub(super) const PART: u64 = 5 << 20;
+
+/// How many parts of [`PART`] are in memory at most, for all uploads together: 320 MiB. One upload
+/// more waits.
+const IN_MEMORY: usize = 64;
+
+/// How many parts are on their way to the server at most, for all uploads together: each has its
+/// share of the line, and a limited time.
+const ON_THE_LINE: usize = 16;
+
+/// What all uploads together may take. A clone is the same budget.
+#[derive(Debug, Clone)]
+pub(super) struct Budget {
+    memory: Arc<Semaphore>,
+    line: Arc<Semaphore>,
+}
+
+/// The right to a share, until it is dropped.
+pub(super) type Permit = Option<OwnedSemaphorePermit>;
+
+impl Budget {
+    pub(super) fn new() -> Self {
+        Self {
+            memory: Arc::new(Semaphore::new(IN_MEMORY)),
+            line: Arc::new(Semaphore::new(ON_THE_LINE)),
+        }
+    }
+
+    /// Waits for the right to keep a part of this size in memory.
+    pub(super) async fn memory_for(&self, size: u64) -> Permit {
+        let permits = size.div_ceil(PART).min(IN_MEMORY as u64) as u32;
+        // Nobody closes the semaphore.
+        Arc::clone(&self.memory).acquire_many_owned(permits).await.ok()
+    }
+
+    /// Waits for the right to send a part.
+    pub(super) async fn line(&self) -> Permit {
+        Arc::clone(&self.line).acquire_owned().await.ok()
+    }
+}
 
 /// A piece of memory that is filled once. It is the system's own and goes back to it: what an
 /// allocator gets back in megabytes from many threads it keeps, and not all of it is used again.

@@ -8,26 +8,18 @@ use std::sync::Arc;
 use bytes::Bytes;
 use object_store::MultipartUpload;
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
 use super::bucket::{Bucket, failed};
-use super::part::Part;
+use super::part::{Budget, PART, Part, Permit};
 use crate::nix::CachePath;
 use crate::store::{StoreError, Stored, Turns, Upload};
-
-/// The size of a part: the smallest that servers take, because each upload holds some of them.
-pub(super) const PART: u64 = 5 << 20;
 
 /// How many parts one object may have (Amazon's "multipart upload limits").
 const PARTS: u64 = 10_000;
 
 /// The size of a part where the object's is not known: so it may have 160 GB.
 const UNKNOWN_PART: u64 = 16 << 20;
-
-/// How many parts of [`PART`] are in memory at most, for all uploads together: 320 MiB. One upload
-/// more waits.
-pub(super) const PARTS_IN_MEMORY: usize = 64;
 
 /// How many parts of one upload are on their way at most: a server that takes one after the other
 /// is idle between them.
@@ -36,14 +28,14 @@ const PARTS_ON_THEIR_WAY: usize = 3;
 /// An upload.
 pub(super) struct S3Upload {
     bucket: Arc<Bucket>,
-    budget: Arc<Semaphore>,
+    budget: Budget,
     turns: Arc<Turns>,
     runtime: Handle,
     key: String,
     content_type: &'static str,
     part_size: u64,
     /// The part that is being filled, and the right to be in memory.
-    part: Option<(Part, Option<OwnedSemaphorePermit>)>,
+    part: Option<(Part, Permit)>,
     /// The upload in parts, if one was begun.
     parts: Option<Box<dyn MultipartUpload>>,
     /// The parts that are being sent.
@@ -59,7 +51,7 @@ impl S3Upload {
     /// To be called where the runtime is known.
     pub(super) fn new(
         bucket: Arc<Bucket>,
-        budget: Arc<Semaphore>,
+        budget: Budget,
         turns: Arc<Turns>,
         runtime: Handle,
         path: &CachePath,
@@ -88,10 +80,7 @@ impl S3Upload {
         let (part, _) = match self.part.take() {
             Some(part) => self.part.insert(part),
             None => {
-                let permits = self.part_size.div_ceil(PART).min(PARTS_IN_MEMORY as u64) as u32;
-                let permit = Arc::clone(&self.budget).acquire_many_owned(permits);
-                // Nobody closes the semaphore.
-                let permit = self.runtime.block_on(permit).ok();
+                let permit = self.runtime.block_on(self.budget.memory_for(self.part_size));
                 let capacity = match self.size.map(|size| size.saturating_sub(self.written)) {
                     Some(left) if left > 0 => left.min(self.part_size),
                     _ => self.part_size,
@@ -112,13 +101,16 @@ impl S3Upload {
             return Ok(());
         };
         if self.parts.is_none() {
+            // A server that does not answer is known by this sooner than by what may take longer.
+            self.runtime.block_on(self.bucket.head(&self.key))?;
             let begun = self.bucket.begin(&self.key, self.content_type);
             self.parts = Some(self.runtime.block_on(begun)?);
         }
         let parts = self.parts.as_mut().expect("it was begun just now");
         let sending = parts.put_part(Bytes::from(part).into());
+        let budget = self.budget.clone();
         let sending = async move {
-            let _permit = permit;
+            let (_memory, _line) = (permit, budget.line().await);
             sending.await
         };
         self.sending.spawn_on(sending, &self.runtime);
@@ -140,7 +132,7 @@ impl S3Upload {
             // An empty object has no part.
             let (part, _permit) = self.part.take().unzip();
             let bytes = part.map_or_else(Bytes::new, Bytes::from);
-            let put = self.bucket.put(&self.key, bytes.into(), self.content_type);
+            let put = self.bucket.upload(&self.key, bytes, self.content_type);
             return self.runtime.block_on(put);
         }
         self.send()?;
