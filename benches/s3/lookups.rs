@@ -47,9 +47,7 @@ pub fn measure(bench: &Bench, server: &Server) -> anyhow::Result<Section> {
     let title = format!("narinfos of a closure of {count} paths, {CONNECTIONS} connections");
     let mut section = table(&title, "answers a second", &ways);
     section.notes.push(
-        "A signed GET of the server stands for Nix's own `s3://` store, which makes one for each \
-         narinfo and does some work of its own besides"
-            .to_owned(),
+        "A signed GET of the server is what a client pays that reads the bucket itself".to_owned(),
     );
     Ok(section)
 }

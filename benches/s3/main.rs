@@ -1,11 +1,13 @@
 //! `cargo bench --bench s3`: what the daemon over a bucket does beside the server alone.
 //!
 //! - `lookups`: the narinfos of a closure.
+//! - `nix`: the same by Nix itself.
 //! - `downloads`: a NAR from the server, through the daemon, and by redirect.
 //! - `uploads`: a NAR to the server, and through the daemon.
 //!
 //! Server, daemon and client share the machine, so a way with one more of them has less of it.
 
+mod nix;
 mod options;
 mod server;
 mod stream;
@@ -80,11 +82,12 @@ fn run(options: &Options) -> anyhow::Result<()> {
     let begin = (Instant::now(), others_cpu_seconds()?);
     let server = Server::start(&bench, options.garage.as_deref())?;
     facts.row(["server".to_owned(), server.name.clone()]);
-    let sections = [
-        lookups::measure(&bench, &server)?,
-        transfers::downloads(&bench, &server)?,
-        transfers::uploads(&bench, &server)?,
-    ];
+    let mut sections = vec![lookups::measure(&bench, &server)?];
+    if let (Some(programs), Some(web)) = (&options.nix, server.web) {
+        sections.push(nix::measure(&bench, &server, web, programs)?);
+    }
+    sections.push(transfers::downloads(&bench, &server)?);
+    sections.push(transfers::uploads(&bench, &server)?);
     drop(server);
     let others = (others_cpu_seconds()? - begin.1) / begin.0.elapsed().as_secs_f64();
     facts.row(["kept busy by others".to_owned(), format!("{others:.2} cores")]);

@@ -13,6 +13,11 @@ pub struct Options {
     #[arg(long, value_name = "PROGRAM")]
     pub garage: Option<PathBuf>,
 
+    /// A folder with the commands of a Nix that reads `s3://` without keys, as 2.34 does; with it and
+    /// Garage, Nix is measured, too
+    #[arg(long, value_name = "FOLDER", requires = "garage")]
+    pub nix: Option<PathBuf>,
+
     /// How often everything has its turn
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     pub rounds: u16,

@@ -26,6 +26,9 @@ const KEY: &str = "GK0123456789abcdef01234567";
 const SECRET: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
 const BUCKET: &str = "cache";
+
+/// Another name of the bucket, under which Garage publishes it, too.
+pub const WEB_NAME: &str = "localhost";
 const REGION: &str = "garage";
 
 /// How long a server may take to start.
@@ -38,6 +41,8 @@ const VALID: Duration = Duration::from_secs(3600);
 pub struct Server {
     child: Child,
     address: SocketAddr,
+    /// Where everybody can read, if there is such a place.
+    pub web: Option<SocketAddr>,
     pub name: String,
     runtime: Runtime,
     _leash: Leash,
@@ -51,10 +56,10 @@ impl Server {
             let (child, address) = serve_files(bench, &folder)?;
             let leash = bench.scratch.leash(Pid::from_child(&child))?;
             let name = "s3s-fs".to_owned();
-            return Ok(Self { child, address, name, runtime, _leash: leash });
+            return Ok(Self { child, address, web: None, name, runtime, _leash: leash });
         };
-        let address = free_address()?;
-        let config = write_config(&folder, address)?;
+        let (address, web) = (free_address()?, free_address()?);
+        let config = write_config(&folder, address, web)?;
         let mut command = Command::new(program);
         command.arg("-c").arg(&config).arg("server").stdin(Stdio::null());
         let log = File::create(folder.join("log"))?;
@@ -69,22 +74,28 @@ impl Server {
         ask(&["key", "import", "--yes", "-n", "bench", KEY, SECRET])?;
         ask(&["bucket", "create", BUCKET])?;
         ask(&["bucket", "allow", "--read", "--write", BUCKET, "--key", KEY])?;
+        ask(&["bucket", "alias", BUCKET, WEB_NAME])?;
+        ask(&["bucket", "website", "--allow", BUCKET])?;
         wait_for(address)?;
         let output = Command::new(program).arg("--version").output()?;
         let version = String::from_utf8_lossy(&output.stdout);
         let name = version.split_whitespace().take(2).collect::<Vec<_>>().join(" ");
-        Ok(Self { child, address, name, runtime, _leash: leash })
+        Ok(Self { child, address, web: Some(web), name, runtime, _leash: leash })
     }
 
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
+    /// The bucket, or what is below a prefix.
+    pub fn url(&self, prefix: &str) -> String {
+        format!("s3://{BUCKET}{prefix}?endpoint=http://{}&region={REGION}", self.address)
+    }
+
     /// What a daemon over the bucket is told.
     pub fn settings(&self) -> Vec<(&'static str, String)> {
-        let url = format!("s3://{BUCKET}?endpoint=http://{}&region={REGION}", self.address);
         vec![
-            ("NIX_STORED_PATH", url),
+            ("NIX_STORED_PATH", self.url("")),
             ("AWS_ACCESS_KEY_ID", KEY.to_owned()),
             ("AWS_SECRET_ACCESS_KEY", SECRET.to_owned()),
         ]
@@ -148,13 +159,14 @@ fn free_address() -> anyhow::Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
-fn write_config(folder: &Path, s3: SocketAddr) -> anyhow::Result<PathBuf> {
+fn write_config(folder: &Path, s3: SocketAddr, web: SocketAddr) -> anyhow::Result<PathBuf> {
     let (rpc, own, secret) = (free_address()?, folder.display(), "ab".repeat(32));
     let text = format!(
         "metadata_dir = \"{own}/meta\"\ndata_dir = \"{own}/data\"\ndb_engine = \"sqlite\"\n\
          replication_factor = 1\nmetadata_fsync = false\ndata_fsync = false\n\
          compression_level = \"none\"\nrpc_bind_addr = \"{rpc}\"\nrpc_public_addr = \"{rpc}\"\n\
-         rpc_secret = \"{secret}\"\n[s3_api]\ns3_region = \"{REGION}\"\napi_bind_addr = \"{s3}\"\n"
+         rpc_secret = \"{secret}\"\n[s3_api]\ns3_region = \"{REGION}\"\napi_bind_addr = \"{s3}\"\n\
+         [s3_web]\nbind_addr = \"{web}\"\nroot_domain = \".web.test\"\n"
     );
     let config = folder.join("garage.toml");
     fs::write(&config, text)?;
