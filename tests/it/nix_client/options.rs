@@ -1,9 +1,6 @@
 //! Store URL parameters that change what is uploaded: each makes objects of its own, and each has
 //! to come back.
 
-use std::fs;
-use std::path::Path;
-
 use crate::support::daemon::Daemon;
 use crate::support::fixture::fixture;
 
@@ -14,7 +11,7 @@ fn round_trip_compressed(compression: &str, extension: &str) {
     let paths = fixture.all();
     fixture.nix().copy_to(&format!("{}?compression={compression}", daemon.url()), &paths);
 
-    let nars = names(&daemon.dir().join("nar"));
+    let nars = daemon.names_in("nar");
     let expected = fixture.nix().closure(&paths).len();
     assert_eq!(nars.len(), expected, "one NAR a path: {nars:?}");
     for name in nars {
@@ -91,20 +88,11 @@ fn index_debug_info_makes_debug_info_findable_by_build_id() {
         assert!(link.contains(r#""archive":"../nar/"#), "{name}: {link}");
         assert!(link.contains("lib/debug/.build-id/c0/ffee"), "{name}: {link}");
     }
-    assert!(
-        daemon.dir().join(format!("debuginfo/{id}.debug")).is_file(),
-        "the name in the directory is Nix's own"
-    );
+    assert_eq!(daemon.names_in("debuginfo"), [format!("{id}.debug")], "the name is Nix's own");
 }
 
 /// The hash part of a store path.
 fn hash_part(path: &str) -> &str {
     let name = path.strip_prefix("/nix/store/").expect("a store path is in the store");
     name.split('-').next().expect("split yields something")
-}
-
-fn names(dir: &Path) -> Vec<String> {
-    let entries = fs::read_dir(dir).expect("the cache has a directory of NARs");
-    let name = |entry: std::io::Result<fs::DirEntry>| entry.expect("it can be read").file_name();
-    entries.map(|entry| name(entry).into_string().expect("names in a cache are ASCII")).collect()
 }

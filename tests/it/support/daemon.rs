@@ -5,12 +5,18 @@ use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+#[cfg(feature = "s3")]
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+#[cfg(feature = "s3")]
+use super::s3_bucket::Bucket;
+#[cfg(feature = "s3")]
+use super::s3_garage::Garage;
 use super::scratch::{Leash, Scratch};
 
 /// How long anything that the daemon does on its own may take. Generous: only a failing test waits
@@ -20,6 +26,30 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// What a log line of the daemon's start contains, before its address.
 const LISTENING: &str = "listening on ";
 
+/// The variable by which caches are in buckets.
+#[cfg(feature = "s3")]
+const IN_BUCKETS: &str = "NIX_STORED_TEST_IN_BUCKETS";
+
+/// There are none in such a build.
+#[cfg(not(feature = "s3"))]
+enum Bucket {}
+
+#[cfg(not(feature = "s3"))]
+impl Bucket {
+    fn settings(&self) -> Vec<(&'static str, String)> {
+        match *self {}
+    }
+
+    fn keys(&self) -> Vec<String> {
+        match *self {}
+    }
+}
+
+#[cfg(not(feature = "s3"))]
+fn in_a_bucket() -> Option<Bucket> {
+    None
+}
+
 /// A running daemon. Killed on drop.
 pub struct Daemon {
     child: Child,
@@ -27,6 +57,7 @@ pub struct Daemon {
     reader: Option<JoinHandle<()>>,
     url: String,
     dir: PathBuf,
+    in_a_bucket: Option<Bucket>,
     _scratch: Option<Scratch>,
     _leash: Leash,
 }
@@ -82,10 +113,12 @@ impl Builder {
             (None, None) => unreachable!("without a directory there is a scratch directory"),
         };
         std::fs::create_dir_all(&dir).expect("the cache's directory can be made");
+        let in_a_bucket = if self.dir.is_none() { in_a_bucket() } else { None };
 
         let mut child = limited(self.file_limit, self.cpus.as_deref(), self.sockets)
             .env("NIX_STORED_PATH", &dir)
             .env("NIX_STORED_LISTEN_INTERFACE", "127.0.0.1:0")
+            .envs(in_a_bucket.iter().flat_map(Bucket::settings))
             .envs(self.env)
             .spawn()
             .expect("the binary starts");
@@ -102,6 +135,7 @@ impl Builder {
             reader: Some(reader),
             url: String::new(),
             dir,
+            in_a_bucket,
             _scratch: scratch,
             _leash: leash,
         };
@@ -127,6 +161,16 @@ impl Builder {
         let code = output.status.code().expect("no signal ends it");
         Failed { code, log: String::from_utf8(output.stderr).expect("UTF-8") }
     }
+}
+
+/// Where [`IN_BUCKETS`] is set, a new bucket at Garage for a cache for which nobody says where it is:
+/// so the tests of one kind of cache are those of the other.
+#[cfg(feature = "s3")]
+fn in_a_bucket() -> Option<Bucket> {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    std::env::var_os(IN_BUCKETS)?;
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    Some(Garage::shared().bucket(&format!("daemon-{}-{count}", std::process::id())))
 }
 
 /// A daemon that did not start.
@@ -307,6 +351,20 @@ impl Daemon {
         let line = status.lines().find_map(|line| line.strip_prefix(name));
         let kib = line.expect("Linux has it").trim().trim_end_matches(" kB");
         kib.parse::<usize>().expect("digits") * 1024
+    }
+
+    /// The names of the objects in a folder, wherever they are.
+    pub fn names_in(&self, folder: &str) -> Vec<String> {
+        if let Some(bucket) = &self.in_a_bucket {
+            let below = format!("{folder}/");
+            let keys = bucket.keys().into_iter();
+            return keys.filter_map(|key| key.strip_prefix(&below).map(str::to_owned)).collect();
+        }
+        let entries = std::fs::read_dir(self.dir.join(folder)).into_iter().flatten();
+        let name = |entry: std::io::Result<std::fs::DirEntry>| entry.expect("read").file_name();
+        entries
+            .map(|entry| name(entry).into_string().expect("names in a cache are ASCII"))
+            .collect()
     }
 
     /// How many files and sockets it has open.

@@ -79,6 +79,11 @@ impl Bucket {
         nowhere.into_iter().chain(keys.into_iter().flatten()).collect()
     }
 
+    /// All of what a daemon over it is told.
+    pub fn settings(&self) -> Vec<(&'static str, String)> {
+        [("NIX_STORED_PATH", self.url())].into_iter().chain(self.env()).collect()
+    }
+
     /// One signed request.
     #[track_caller]
     pub fn request(
