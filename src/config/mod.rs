@@ -3,6 +3,8 @@
 //! The environment is the only source. `envy` reads it into plain strings; everything
 //! after that is parsing, and no problem hides another.
 
+#[cfg(any(feature = "s3", feature = "tls", feature = "upstream"))]
+mod authorities;
 mod access;
 mod location;
 #[cfg(feature = "upstream")]
@@ -21,6 +23,8 @@ use std::time::Duration;
 use serde::Deserialize;
 
 pub use access::{Access, Credentials, Requirement, Writers};
+#[cfg(any(feature = "s3", feature = "tls", feature = "upstream"))]
+pub use authorities::{AuthoritiesError, authorities};
 #[cfg(feature = "s3")]
 pub use location::Bucket;
 pub use location::Location;

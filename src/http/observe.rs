@@ -1,7 +1,8 @@
 //! Every request counted and logged once, when its answer has been sent, as a tower layer.
 //!
-//! An upload that was taken is told with everything that an audit wants to know of it. Uploads, refusals and errors are logged from `info` on; successful reads and plain misses at
-//! `debug`, because a busy cache would drown the journal.
+//! An upload that was taken is told with everything that an audit wants to know of it. Uploads,
+//! refusals and errors are logged from `info` on; successful reads and plain misses at `debug`,
+//! because a busy cache would drown the journal.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;

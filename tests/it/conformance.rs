@@ -75,6 +75,7 @@ suite! {
         what_is_put_again_replaces_what_was_there
         odd_names_are_kept_as_they_are
         what_is_put_aside_is_the_one_that_was_looked_at
+        what_is_stored_while_another_is_put_aside_stays
         what_is_put_aside_replaces_nothing_that_was_before
         what_was_stored_is_there_for_another_process
     }

@@ -17,7 +17,7 @@ use tokio::sync::{OnceCell, Semaphore, SemaphorePermit};
 use tracing::{info, warn};
 
 use super::breaker::{Breaker, Change};
-use crate::config::{Login, Upstream};
+use crate::config::{Login, Upstream, authorities};
 use crate::metrics::{Metrics, UpstreamCounters};
 use crate::nix::cache_path::NarName;
 use crate::nix::{CachePath, PublicKey};
@@ -330,10 +330,8 @@ fn http_client(upstream: &Upstream) -> Result<reqwest::Client, Box<dyn Error + S
         builder = builder.proxy(Proxy::all(proxy.clone())?);
     }
     // `SSL_CERT_FILE` is honoured by the platform's verifier itself.
-    if let Some(file) = std::env::var_os("NIX_SSL_CERT_FILE").filter(|file| !file.is_empty()) {
-        let pem = std::fs::read(&file)
-            .map_err(|error| format!("NIX_SSL_CERT_FILE={}: {error}", file.display()))?;
-        builder = builder.tls_certs_merge(Certificate::from_pem_bundle(&pem)?);
+    for authority in authorities()? {
+        builder = builder.tls_certs_merge([Certificate::from_der(&authority)?]);
     }
     Ok(builder.build()?)
 }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{
     ClientConfig, ClientConnection, DigitallySignedStruct, Error, SignatureScheme, StreamOwned,
@@ -14,6 +13,7 @@ use rustls::{
 use rustls_platform_verifier::Verifier;
 
 use super::place::Encryption;
+use crate::config::authorities;
 
 /// Speaks TLS on `socket`.
 pub(super) fn encrypt<S: Read + Write>(
@@ -23,7 +23,9 @@ pub(super) fn encrypt<S: Read + Write>(
     let provider = Arc::new(ring::default_provider());
     let (verifier, name): (Arc<dyn ServerCertVerifier>, ServerName<'static>) = match encryption {
         Encryption::CertifiedAs(name) => {
-            (Arc::new(by_authorities(Arc::clone(&provider))?), name.clone())
+            let more = authorities().map_err(io::Error::other)?;
+            let verifier = Verifier::new_with_extra_roots(more, Arc::clone(&provider));
+            (Arc::new(verifier.map_err(io::Error::other)?), name.clone())
         }
         Encryption::Shows(certificate) => {
             let certificate = certificate.clone();
@@ -41,20 +43,6 @@ pub(super) fn encrypt<S: Read + Write>(
         .with_no_client_auth();
     let connection = ClientConnection::new(Arc::new(config), name).map_err(io::Error::other)?;
     Ok(StreamOwned::new(connection, socket))
-}
-
-/// The authorities of the system, and those that Nix is told to trust.
-fn by_authorities(provider: Arc<CryptoProvider>) -> io::Result<Verifier> {
-    let file = std::env::var_os("NIX_SSL_CERT_FILE").filter(|file| !file.is_empty());
-    let more = match file {
-        None => Vec::new(),
-        Some(file) => {
-            CertificateDer::pem_file_iter(&file).and_then(Iterator::collect).map_err(|error| {
-                io::Error::other(format!("NIX_SSL_CERT_FILE={}: {error}", file.display()))
-            })?
-        }
-    };
-    Verifier::new_with_extra_roots(more, provider).map_err(io::Error::other)
 }
 
 /// Accepts one certificate, from whoever has its key.

@@ -34,6 +34,7 @@ pub(super) struct Bucket {
     s3: AmazonS3,
     /// The same for what may take longer.
     uploads: AmazonS3,
+    signed: reqwest::Client,
     prefix: String,
 }
 
@@ -41,8 +42,8 @@ impl Bucket {
     /// `prefix` is empty, or ends in no slash.
     pub(super) fn new(clients: Clients, prefix: &str) -> Self {
         let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
-        let Clients { requests: s3, uploads } = clients;
-        Self { s3, uploads, prefix }
+        let Clients { requests: s3, uploads, signed } = clients;
+        Self { s3, uploads, signed, prefix }
     }
 
     pub(super) fn s3(&self) -> &AmazonS3 {
@@ -196,16 +197,18 @@ impl Bucket {
         signed.map(String::from).map_err(failed("signing a link to", key))
     }
 
-    /// A URL for a request about the bucket itself, with these parameters.
-    pub(super) async fn signed_request(
+    /// Asks for something about the bucket itself, with these parameters.
+    pub(super) async fn ask(
         &self,
         parameters: &[(&str, &str)],
-    ) -> Result<String, StoreError> {
+    ) -> Result<reqwest::Result<reqwest::Response>, StoreError> {
         const VALID: Duration = Duration::from_secs(60);
         let options = SignedUrlOptions::new().with_query(parameters.iter().copied());
         let root = Path::default();
         let signed = self.s3.signed_url_opts(Method::GET, &root, VALID, &options).await;
-        signed.map(String::from).map_err(failed("signing a request to", "the bucket"))
+        let url = signed.map_err(failed("signing a request to", "the bucket"))?;
+        // Whoever has the URL may ask the same.
+        Ok(self.signed.get(url).send().await.map_err(reqwest::Error::without_url))
     }
 }
 

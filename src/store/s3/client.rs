@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, AwsCredential};
 use object_store::{BackoffConfig, ClientOptions, RetryConfig, StaticCredentialProvider};
+use rustls::pki_types::CertificateDer;
 
 use super::OpenError;
 use super::profile::Profile;
-use crate::config::Bucket;
+use crate::config::{Bucket, authorities};
 
 /// How long a request is tried again before it counts as failed. Clients of the cache wait
 /// meanwhile, and Nix asks again on its own.
@@ -31,27 +32,52 @@ pub(super) struct Clients {
     pub requests: AmazonS3,
     /// For what sends or copies many bytes.
     pub uploads: AmazonS3,
+    /// For what `object_store` cannot ask, by signed URLs.
+    pub signed: reqwest::Client,
 }
 
 impl Clients {
     /// Connects to `bucket`. Nothing is sent yet.
     pub(super) fn new(bucket: &Bucket) -> Result<Self, OpenError> {
+        // The first in the process decides; it may have been done for the upstreams.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let trusted = authorities();
+        let trusted = trusted.map_err(|error| OpenError::new(bucket, "cannot be used", error))?;
         Ok(Self {
-            requests: connect(bucket, SILENCE)?,
-            uploads: connect(bucket, SILENCE_IN_UPLOADS)?,
+            requests: connect(bucket, SILENCE, &trusted)?,
+            uploads: connect(bucket, SILENCE_IN_UPLOADS, &trusted)?,
+            signed: plain(&trusted)
+                .map_err(|error| OpenError::new(bucket, "cannot be used", error))?,
         })
     }
 }
 
-fn connect(bucket: &Bucket, silence: Duration) -> Result<AmazonS3, OpenError> {
-    // The first in the process decides; it may have been done for the upstreams.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+fn plain(trusted: &[CertificateDer<'_>]) -> reqwest::Result<reqwest::Client> {
+    let trusted = trusted.iter().map(|authority| reqwest::Certificate::from_der(authority));
+    reqwest::Client::builder()
+        .connect_timeout(CONNECT)
+        .read_timeout(SILENCE)
+        .tls_certs_merge(trusted.collect::<Result<Vec<_>, _>>()?)
+        .build()
+}
+
+fn connect(
+    bucket: &Bucket,
+    silence: Duration,
+    trusted: &[CertificateDer<'_>],
+) -> Result<AmazonS3, OpenError> {
     // An unencrypted server is the configuration's wish; credentials' servers decide themselves.
-    let options = ClientOptions::new()
+    let mut options = ClientOptions::new()
         .with_allow_http(true)
         .with_connect_timeout(CONNECT)
         .with_read_timeout(silence)
         .with_timeout_disabled();
+    for authority in trusted {
+        let authority = object_store::Certificate::from_der(authority);
+        let authority =
+            authority.map_err(|error| OpenError::new(bucket, "cannot be used", error))?;
+        options = options.with_root_certificate(authority);
+    }
     let retry = RetryConfig {
         backoff: BackoffConfig {
             init_backoff: Duration::from_millis(100),

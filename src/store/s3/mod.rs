@@ -246,6 +246,8 @@ impl Store for S3Store {
     ) -> BoxFuture<'a, Result<bool, StoreError>> {
         async move {
             let key = path.key();
+            // What is stored here meanwhile is another one, and stays.
+            let _turn = self.turns.take(&key).await;
             let Some(meta) = self.bucket.head(&key).await? else {
                 return Ok(false);
             };
@@ -284,7 +286,7 @@ impl Store for S3Store {
     ) -> BoxFuture<'a, Result<Removed, StoreError>> {
         async move {
             let key = path.key();
-            // Between looking at its last use and deleting it nobody here may use it or store it anew.
+            // Between a look at its last use and its deletion nobody here uses it or stores it anew.
             let _turn = self.turns.take(&key).await;
             // What the others have recorded until now. There is no moving aside in a bucket, so a
             // use that another process records between this and the deletion is not seen; whoever

@@ -48,24 +48,30 @@ pub(super) async fn sweep(bucket: &Bucket, age: Duration) -> Result<Option<usize
                 ("upload-id-marker", upload_marker.as_str()),
             ]);
         }
-        let url = bucket.signed_request(&parameters).await?;
-        let Some(page) = page(&url).await? else {
+        let Some(page) = page(bucket.ask(&parameters).await?).await? else {
             return Ok(None);
         };
-        for upload in page.upload {
+        for upload in &page.upload {
             let begun = humantime::parse_rfc3339_weak(&upload.initiated).ok();
             if begun.is_some_and(|begun| begun <= before) {
-                abort(bucket.s3(), &upload).await?;
+                abort(bucket.s3(), upload).await?;
                 swept += 1;
             }
         }
-        match (page.is_truncated, page.next_key_marker) {
-            (true, Some(key)) => {
-                key_marker = key;
-                upload_marker = page.next_upload_id_marker.unwrap_or_default();
-            }
-            _ => return Ok(Some(swept)),
+        match page.after(&key_marker, &upload_marker) {
+            Some(next) => (key_marker, upload_marker) = next,
+            None => return Ok(Some(swept)),
         }
+    }
+}
+
+impl Page {
+    /// Where the next page begins, if there is one. A server that sends the same one again is not
+    /// followed for ever.
+    fn after(self, key: &str, upload_id: &str) -> Option<(String, String)> {
+        let next = (self.next_key_marker?, self.next_upload_id_marker.unwrap_or_default());
+        let goes_on = (next.0.as_str(), next.1.as_str()) != (key, upload_id);
+        (self.is_truncated && goes_on).then_some(next)
     }
 }
 
@@ -77,15 +83,14 @@ async fn abort(s3: &AmazonS3, upload: &Unfinished) -> Result<(), StoreError> {
     s3.abort_multipart(&path, &upload.upload_id).await.map_err(failed)
 }
 
-async fn page(url: &str) -> Result<Option<Page>, StoreError> {
+async fn page(answer: reqwest::Result<reqwest::Response>) -> Result<Option<Page>, StoreError> {
     let trouble = |source: Box<dyn std::error::Error + Send + Sync>| StoreError::Remote {
         doing: "listing the unfinished uploads of",
         key: "the bucket".to_owned(),
         trouble: RemoteTrouble::Failed,
         source,
     };
-    let mut answer =
-        reqwest::get(url).await.map_err(|error| trouble(error.without_url().into()))?;
+    let mut answer = answer.map_err(|error| trouble(error.into()))?;
     // NotImplemented
     if answer.status().as_u16() == 501 {
         return Ok(None);
@@ -124,6 +129,20 @@ mod tests {
         let found: Vec<_> = page.upload.iter().map(|it| (&*it.key, &*it.upload_id)).collect();
         assert_eq!(found, [("nar/a", "1"), ("nar/b", "2")]);
         assert!(humantime::parse_rfc3339_weak(&page.upload[0].initiated).is_ok());
+        assert_eq!(page.after("", ""), Some(("nar/a".to_owned(), "1".to_owned())));
+    }
+
+    #[test]
+    fn a_page_that_comes_again_is_the_last() {
+        let page = |is_truncated| Page {
+            upload: Vec::new(),
+            is_truncated,
+            next_key_marker: Some("nar/a".to_owned()),
+            next_upload_id_marker: Some("1".to_owned()),
+        };
+        assert_eq!(page(true).after("nar/a", "1"), None);
+        assert_eq!(page(false).after("", ""), None);
+        assert!(page(true).after("nar/a", "0").is_some());
     }
 
     #[test]

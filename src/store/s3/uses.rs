@@ -154,8 +154,8 @@ pub(super) async fn merge_if_many(bucket: &Bucket) {
     }
 }
 
-/// Merges the batches that there are, if they are so many, without the uses of what is gone since. Whoever does the same at the same time
-/// does no harm: each deletes only what it has written anew.
+/// Merges the batches that there are, if they are so many, without the uses of what is gone since.
+/// Whoever does the same at the same time does no harm: each deletes only what it has written anew.
 async fn merge(
     bucket: &Bucket,
     gone: &HashMap<String, u64>,

@@ -124,6 +124,21 @@ pub async fn what_is_put_aside_is_the_one_that_was_looked_at(site: &impl Site) {
     assert_eq!(store.list(|_| true).count().await, 0);
 }
 
+pub async fn what_is_stored_while_another_is_put_aside_stays(site: &impl Site) {
+    let store = site.open().await;
+    for number in 0..20 {
+        let path = path(KEYS[0]);
+        let (false_one, good) = (format!("false {number}"), format!("good {number}"));
+        store.put(&path, false_one.into()).await.unwrap();
+        let etag = there(store.head(&path).await).etag;
+        let (aside, stored) =
+            tokio::join!(store.quarantine(&path, &etag), store.put(&path, good.clone().into()));
+        aside.unwrap();
+        stored.unwrap();
+        assert_eq!(content(&*store, &path).await, good.into_bytes(), "round {number}");
+    }
+}
+
 pub async fn what_is_put_aside_replaces_nothing_that_was_before(site: &impl Site) {
     let store = site.open().await;
     let path = path(KEYS[0]);

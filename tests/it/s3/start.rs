@@ -1,7 +1,10 @@
 //! What a start finds out, and says in one sentence.
 
-use super::place::{get, over, put, upload};
+use super::place::{at, get, over, put, upload};
+use crate::support::certificates::Authority;
 use crate::support::daemon::{Builder, Failed};
+use crate::support::neighbour::Neighbour;
+use crate::support::noise::Noise;
 use crate::support::objects::sample;
 use crate::support::s3::{NOBODY, READER, S3Server};
 use crate::support::s3_bucket::Keys;
@@ -97,4 +100,26 @@ fn a_url_that_cannot_be_is_an_error_of_the_configuration() {
         assert_eq!(code, 64, "{log}");
         assert!(log.contains("NIX_STORED_PATH") && log.contains(why), "{log}");
     }
+}
+
+#[test]
+fn a_server_with_a_certificate_of_an_authority_of_ones_own_is_believed_if_nix_believes_it() {
+    let (server, authority) = (S3Server::start(), Authority::new());
+    let bucket = server.bucket("cache");
+    let address = server.address().to_string();
+    let nginx = Neighbour::tls_before(&address, |address| authority.server(address));
+    let url = bucket.through(nginx.address().parse().expect("an address")).url();
+    let url = url.replace("http://", "https://");
+    let one = sample(1, &Noise::new(1).bytes(6 << 20));
+    let daemon = at(&bucket, &url)
+        .env("NIX_SSL_CERT_FILE", authority.file())
+        .env("NIX_STORED_LOG_LEVEL", "debug")
+        .start();
+    upload(&daemon, &one);
+    assert!(get(&daemon, &one.nar_path).body == one.nar);
+    // What is asked by signed URLs is asked over TLS, too; this server cannot answer it.
+    daemon.wait_for_log("this server cannot list unfinished uploads");
+    let Failed { code, log } = at(&bucket, &url).start_fails();
+    assert_eq!(code, 1, "{log}");
+    assert!(log.contains("certificate"), "{log}");
 }

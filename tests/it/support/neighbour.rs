@@ -62,12 +62,23 @@ impl Neighbour {
     /// The first server behind TLS, with what `issue` makes of its address.
     #[track_caller]
     pub fn nginx_with_tls(root: &Path, issue: impl FnOnce(&str) -> Issued) -> Self {
-        let root = utf8(root);
+        Self::behind_tls(issue, &format!("root {};", utf8(root)))
+    }
+
+    /// Any other server behind TLS. Whoever signs a request signs the name of the host, too.
+    #[track_caller]
+    pub fn tls_before(server: &str, issue: impl FnOnce(&str) -> Issued) -> Self {
+        let pass = format!("proxy_pass http://{server}; proxy_set_header Host $http_host;");
+        Self::behind_tls(issue, &format!("client_max_body_size 0; location / {{ {pass} }}"))
+    }
+
+    #[track_caller]
+    fn behind_tls(issue: impl FnOnce(&str) -> Issued, what: &str) -> Self {
         Self::start("nginx", |own, address| {
             let Issued { cert, key } = issue(&address.ip().to_string());
             let files =
                 format!("ssl_certificate {}; ssl_certificate_key {};", utf8(&cert), utf8(&key));
-            nginx(own, &format!("server {{ listen {address} ssl; {files} root {root}; }}"))
+            nginx(own, &format!("server {{ listen {address} ssl; {files} {what} }}"))
         })
     }
 
