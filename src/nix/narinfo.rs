@@ -6,15 +6,24 @@
 //! where Nix does not. Here the reading is as strict as Nix's is literal, because what one version
 //! of Nix shrugs at makes another refuse the whole narinfo, and every refusal names its line.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use thiserror::Error;
 
 use super::cache_path::{CachePath, NarName};
 use super::hash::ParseHashError;
+use super::lenient::nars_in_url;
 use super::signature::{ParseSignatureError, Signature};
 use super::store_path::ParseStorePathError;
 use super::{Sha256Hash, StoreDir, StorePath};
+
+/// The largest narinfo, in bytes, wherever one is received, read, listed or mirrored. A path with
+/// 14,000 references has one of 1.5 MB.
+pub const MAX_SIZE: u64 = 16 * 1024 * 1024;
+
+/// The largest number of signatures that a published narinfo has. Clients verify each of them.
+pub const MAX_SIGNATURES: usize = 64;
 
 /// A narinfo, parsed for the store dir that it names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,7 +48,7 @@ pub struct NarInfo {
     pub references: Vec<StorePath>,
     /// The derivation that it was built from.
     pub deriver: Option<StorePath>,
-    /// Signatures, in the order of their lines.
+    /// Signatures, in the order of their lines, each once.
     pub signatures: Vec<Signature>,
     /// The content address, where it has one.
     pub ca: Option<String>,
@@ -109,7 +118,7 @@ impl NarInfo {
     /// Parses a narinfo whose paths lie in `store_dir`.
     pub fn parse(bytes: &[u8], store_dir: &StoreDir) -> Result<Self, ParseNarInfoError> {
         let text = str::from_utf8(bytes).map_err(|_| ParseNarInfoError::Utf8)?;
-        let fields = Fields::split(text)?;
+        let mut fields = Fields::split(text)?;
         let size = |field, value: &str| {
             value.parse().map_err(|_| ParseNarInfoError::Size { field, value: value.to_owned() })
         };
@@ -156,15 +165,10 @@ impl NarInfo {
                 Some(name) => Some(name.parse().map_err(path_error("Deriver"))?),
             },
             signatures: {
-                let signatures: Vec<Signature> =
-                    fields.signatures.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
-                let twice = (1..signatures.len())
-                    .find(|at| signatures[..*at].contains(&signatures[*at]))
-                    .map(|at| format!("Sig “{}”", signatures[at]));
-                match twice {
-                    Some(twice) => return Err(ParseNarInfoError::Twice(twice)),
-                    None => signatures,
-                }
+                // Nix keeps signatures in a set, so that the same one twice is once.
+                let mut known = HashSet::new();
+                fields.signatures.retain(|text| known.insert(*text));
+                fields.signatures.iter().map(|text| text.parse()).collect::<Result<_, _>>()?
             },
             ca: fields.optional("CA").filter(|value| !value.is_empty()).map(str::to_owned),
             unknown: fields
@@ -201,6 +205,31 @@ impl NarInfo {
     pub fn set_upstream(&mut self, upstream: Option<&str>) {
         self.unknown.retain(|(key, _)| key != UPSTREAM);
         self.unknown.extend(upstream.map(|url| (UPSTREAM.to_owned(), url.to_owned())));
+    }
+
+    /// The NAR of this cache that clients fetch, however `URL` is spelled: libcurl resolves `.` and
+    /// `..`, and the cache takes doubled slashes and percent-encoding.
+    pub fn fetched_nar(&self) -> Option<NarName> {
+        if let Some(name) = self.nar_name() {
+            return Some(name);
+        }
+        let mut parts = Vec::new();
+        for part in self.url.split(['?', '#']).next()?.split('/') {
+            match part {
+                "" | "." => {}
+                ".." => drop(parts.pop()),
+                part => parts.push(part),
+            }
+        }
+        match CachePath::from_request(&parts.join("/"), None) {
+            Ok(CachePath::Nar(name)) => Some(name),
+            _ => None,
+        }
+    }
+
+    /// A NAR that `URL` may mean to some client. See [`LenientNarInfo`](super::LenientNarInfo).
+    pub fn named_nar(&self) -> Option<NarName> {
+        self.nar_name().or_else(|| nars_in_url(self.url.as_bytes()).last())
     }
 
     /// The name of the NAR in this cache, or none where `URL` points elsewhere.
