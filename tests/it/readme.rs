@@ -4,6 +4,7 @@
 //! is read by Nix, configurations of NixOS are evaluated, nginx reads its own. What cannot run here has
 //! a comment above it, `<!-- not run: the reason -->`.
 
+use std::cell::Cell;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -73,7 +74,11 @@ impl Site {
     fn new() -> Self {
         let dir = Scratch::new();
         let daemon = Daemon::builder().dir(&dir.join("cache")).start();
-        let nix = fixture().nix();
+        // A store of its own, because snippets sign what is in it.
+        let nix = Nix::new();
+        let (app, exchange) = (fixture().output("app"), format!("file://{}", utf8(&dir.join("x"))));
+        fixture().nix().ok(&["nix", "copy", "--no-check-sigs", "--to", &exchange, &app]);
+        nix.ok(&["nix", "copy", "--no-check-sigs", "--from", &exchange, &app]);
         symlink(fixture().output("app"), dir.join("result")).expect("a link can be made");
         fs::create_dir_all(dir.join("etc/nix")).expect("a folder can be made");
         fs::create_dir(dir.join("bin")).expect("a folder can be made");
@@ -197,9 +202,22 @@ impl Site {
         }
     }
 
-    /// Runs all snippets of a page in their order.
+    /// Substitutes what `./result` is, and all that it needs, into a new store that wants everything
+    /// signed by the key in `/etc/nix/cache.secret`.
+    fn substitute(&self) {
+        let key = "nix key convert-secret-to-public < /etc/nix/cache.secret";
+        let key = self.command("/bin/sh").args(["-euc", &self.here(key)]).output();
+        let key = String::from_utf8(key.expect("sh starts").stdout).expect("a key");
+        let app = fixture().output("app");
+        let consumer = Nix::new().substituting_from(self.daemon.url(), key.trim());
+        consumer.ok(&["nix-store", "--realise", &app]);
+        let closure = consumer.ok(&["nix-store", "--query", "--requisites", &app]);
+        assert!(closure.lines().count() > 1, "one path shows nothing: {closure}");
+    }
+
+    /// Runs all snippets of a page in their order, and `check` after each.
     #[track_caller]
-    fn run_all(&self, file: &str) {
+    fn run_all(&self, file: &str, check: impl Fn(&Snippet)) {
         let (skipped, runnable): (Vec<_>, Vec<_>) =
             snippets(file).into_iter().partition(|snippet| snippet.not_run.is_some());
         assert!(runnable.len() >= 3, "{runnable:?}");
@@ -211,18 +229,65 @@ impl Site {
             if let Err(why) = self.run(&snippet) {
                 panic!("{}: {why}\n{}", snippet.place, snippet.text);
             }
+            check(&snippet);
         }
     }
 }
 
 #[test]
 fn the_readmes_snippets_work() {
-    Site::new().run_all("README.md");
+    let site = Site::new();
+    let signed = Cell::new(false);
+    site.run_all("README.md", |snippet| {
+        // Whatever a reader has done before, here it ends in a cache that can be substituted from.
+        if snippet.text.contains("--store http://cache.example.org:8100") {
+            site.substitute();
+            signed.set(true);
+        }
+    });
+    assert!(signed.get());
+}
+
+impl Site {
+    /// Runs the snippets of the README that contain `part`, at least one.
+    #[track_caller]
+    fn run_those_with(&self, part: &str) {
+        let chosen = snippets("README.md").into_iter().filter(|it| it.text.contains(part));
+        let count = chosen
+            .map(|it| self.run(&it).unwrap_or_else(|why| panic!("{}: {why}", it.place)))
+            .count();
+        assert!(count > 0, "{part}");
+    }
+}
+
+#[test]
+fn what_is_signed_and_uploaded_as_the_readme_says_can_be_substituted() {
+    let site = Site::new();
+    site.run_those_with("nix key generate-secret");
+    site.run_those_with("machine cache.example.org");
+    site.run_those_with("nix store sign -r --key-file /etc/nix/cache.secret ./result");
+    site.substitute();
+}
+
+#[test]
+fn what_was_uploaded_unsigned_is_signed_in_the_cache_as_the_readme_says() {
+    let site = Site::new();
+    let app = fixture().output("app");
+    site.shell(&format!("nix copy --to {} ./result", site.daemon.url())).unwrap();
+    site.run_those_with("nix key generate-secret");
+    site.run_those_with("machine cache.example.org");
+    // Copying what is signed now changes nothing.
+    site.run_those_with("nix store sign -r --key-file /etc/nix/cache.secret ./result");
+    let narinfo = format!("/{}.narinfo", &app[11..43]);
+    let text = String::from_utf8(site.daemon.get(&narinfo).1).unwrap();
+    assert!(!text.contains("Sig: cache.example.org-1"), "{text}");
+    site.run_those_with("--store http://cache.example.org:8100");
+    site.substitute();
 }
 
 #[test]
 fn the_snippets_about_deployment_work() {
-    Site::new().run_all("docs/deployment.md");
+    Site::new().run_all("docs/deployment.md", |_| {});
 }
 
 #[test]
