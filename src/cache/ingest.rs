@@ -22,11 +22,11 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use super::incoming::{Incoming, Message};
 use super::{BodyError, Cache, PutError, unpack};
 use crate::metrics::Metrics;
-use crate::nix::{CachePath, Compression};
+use crate::nix::{CachePath, Compression, narinfo};
 use crate::store::{Store, Stored, Upload};
 
-/// What a narinfo or `nix-cache-info` may have at most. A narinfo with 5,000 references has 300 KB.
-pub(super) const COLLECT_LIMIT: u64 = 1024 * 1024;
+/// The largest `nix-cache-info`, in bytes.
+pub(super) const CACHE_INFO_LIMIT: u64 = 64 * 1024;
 
 /// A body up to this length is stored in one step.
 pub(super) const SMALL: u64 = 64 * 1024;
@@ -65,7 +65,7 @@ pub(super) async fn collect(
     Ok(whole.freeze())
 }
 
-/// What `bytes` are when they are decoded, if that is not larger than [`COLLECT_LIMIT`].
+/// What `bytes` are when they are decoded, if that is not larger than [`narinfo::MAX_SIZE`].
 pub(super) async fn decode(encoding: Compression, bytes: Bytes) -> Result<Bytes, PutError> {
     if encoding == Compression::None {
         return Ok(bytes);
@@ -73,11 +73,11 @@ pub(super) async fn decode(encoding: Compression, bytes: Bytes) -> Result<Bytes,
     in_the_pool(move || {
         let mut decoded = Vec::new();
         decoder(encoding, bytes.as_ref())?
-            .take(COLLECT_LIMIT + 1)
+            .take(narinfo::MAX_SIZE + 1)
             .read_to_end(&mut decoded)
             .map_err(|source| PutError::Encoding { encoding, source })?;
-        if decoded.len() as u64 > COLLECT_LIMIT {
-            return Err(PutError::TooLarge { limit: COLLECT_LIMIT });
+        if decoded.len() as u64 > narinfo::MAX_SIZE {
+            return Err(PutError::TooLarge { limit: narinfo::MAX_SIZE });
         }
         Ok(Bytes::from(decoded))
     })

@@ -28,6 +28,7 @@ use super::{BodyError, Cache, PutError};
 use crate::logging::with_causes;
 use crate::nix::cache_path::NarName;
 use crate::nix::{CachePath, Compression, NarInfo, Sha256Hash};
+use crate::store::fs::OWN_FOLDER;
 use crate::store::fs::read::read_chunk;
 use crate::store::{Content, Object, StoreError};
 
@@ -103,6 +104,9 @@ enum Outcome {
     Here,
     /// It is no longer there.
     Gone,
+    /// A NAR that has another file hash than its name says. Whether it is damaged depends on its
+    /// narinfo, because other programs name NARs after something else.
+    Misnamed { expected: Sha256Hash, actual: Sha256Hash },
     /// It is false, or cannot be read.
     Damaged { expected: String, actual: String },
 }
@@ -119,6 +123,9 @@ impl Cache {
     ) -> Result<Report, MigrateError> {
         let inventory = from.inventory(|objects| progress(Step::Found(objects))).await?;
         let migration = Migration::new(from, self, &inventory);
+        for (path, error) in &inventory.unreadable {
+            migration.report().damage.push(Damage::unreadable(path.clone(), error));
+        }
         // First, so that a collection here knows of them.
         migration.pins().await?;
         let order: Vec<u32> = migration.groups.iter().flatten().copied().collect();
@@ -204,6 +211,8 @@ impl<'a> Migration<'a> {
     fn finish(self) -> Report {
         let mut report = self.report.into_inner().unwrap_or_else(PoisonError::into_inner);
         report.damage.sort_by(|a, b| a.object.cmp(&b.object));
+        // A NAR that several paths share is one damage.
+        report.damage.dedup_by(|a, b| (&a.object, a.kind) == (&b.object, b.kind));
         report.differing.sort_unstable();
         report
     }
@@ -313,7 +322,7 @@ impl<'a> Migration<'a> {
                 return Ok(Outcome::Here);
             }
             Err(PutError::FileHash { expected, actual }) => {
-                (DamageKind::Nar, expected.to_string(), actual.to_string())
+                return Ok(Outcome::Misnamed { expected, actual });
             }
             Err(PutError::Unpack(error)) => {
                 (DamageKind::Unpack, "a NAR".to_owned(), with_causes(&error))
@@ -391,12 +400,39 @@ impl<'a> Migration<'a> {
         let held = &self.inventory.paths[index];
         let path = CachePath::NarInfo(held.store_path.hash());
         let store_path = || Some(self.to.info.store_dir.join(&held.store_path));
-        // It may have gone since it was found, or have become another's.
-        let Some(info) = self.from.read_narinfo(&path).await? else {
+        // It may have gone since it was found.
+        let Some(text) = self.from.read_narinfo_text(&path).await? else {
             return Ok(());
         };
-        if let Some(Outcome::Damaged { expected, actual }) = nar {
-            let (expected, actual) = (expected.clone(), actual.clone());
+        let mut info = match NarInfo::parse(&text, &self.from.info.store_dir) {
+            Ok(info) => info,
+            Err(error) => {
+                let damage = Damage::of_narinfo(path, store_path(), error.into());
+                self.report().damage.push(damage);
+                return Ok(());
+            }
+        };
+        let actual = info.store_path.hash();
+        if actual != held.store_path.hash() {
+            let error = PutError::HashPart { expected: held.store_path.hash(), actual };
+            self.report().damage.push(Damage::of_narinfo(path, store_path(), error));
+            return Ok(());
+        }
+        let renamed = match nar {
+            Some(Outcome::Damaged { expected, actual }) => {
+                Outcome::Damaged { expected: expected.clone(), actual: actual.clone() }
+            }
+            Some(Outcome::Misnamed { .. }) => self.nar_by_another_name(&mut info).await?,
+            _ if info.nar_name().is_none() => self.nar_by_another_name(&mut info).await?,
+            _ => Outcome::Here,
+        };
+        if let Outcome::Damaged { expected, actual } = renamed {
+            if let (Some(Outcome::Misnamed { expected, actual }), Some(name)) =
+                (nar, info.nar_name())
+            {
+                let (expected, actual) = (expected.to_string(), actual.to_string());
+                self.damaged(DamageKind::Nar, &CachePath::Nar(name), None, expected, actual);
+            }
             self.damaged(DamageKind::NarDamaged, &path, store_path(), expected, actual);
             return Ok(());
         }
@@ -419,6 +455,56 @@ impl<'a> Migration<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Takes over a NAR that is not named after its file hash, under the name that Nix gives it, which
+    /// `info` names from then on.
+    async fn nar_by_another_name(&self, info: &mut NarInfo) -> Result<Outcome, MigrateError> {
+        let missing = || Outcome::Damaged {
+            expected: info.url.clone(),
+            actual: "nothing, or a URL outside of this cache".to_owned(),
+        };
+        let Ok(compression) = info.compression.parse::<Compression>() else {
+            return Ok(Outcome::Damaged {
+                expected: "a compression of Nix's".to_owned(),
+                actual: info.compression.clone(),
+            });
+        };
+        let key = match info.fetched_nar() {
+            Some(nar) => Some(CachePath::Nar(nar).key()),
+            None => relative_key(&info.url),
+        };
+        let Some(key) = key else {
+            return Ok(missing());
+        };
+        let Some(object) = self.from.store.get_foreign(&key).await? else {
+            return Ok(missing());
+        };
+        let file_hash = match info.file_hash {
+            Some(file_hash) => file_hash,
+            None => match look_through(object, false).await {
+                Ok(hash) => hash,
+                Err(error) => {
+                    let expected = "a file that can be read".to_owned();
+                    return Ok(Outcome::Damaged { expected, actual: error.to_string() });
+                }
+            },
+        };
+        let name = NarName { file_hash, extension: compression.extension() };
+        let path = CachePath::Nar(name);
+        let outcome =
+            match (self.to.store.head(&path).await?, self.from.store.get_foreign(&key).await?) {
+                (_, None) => return Ok(missing()),
+                (Some(here), Some(object)) if here.size == object.metadata.size => Outcome::Here,
+                (_, Some(object)) => self.send(&path, object).await?,
+            };
+        if let Outcome::Misnamed { expected, actual } = outcome {
+            let (expected, actual) = (expected.to_string(), actual.to_string());
+            return Ok(Outcome::Damaged { expected, actual });
+        }
+        info.url = path.key();
+        info.file_hash = Some(file_hash);
+        Ok(outcome)
     }
 
     async fn adopt(&self, info: NarInfo) -> Result<Adopted, PutError> {
@@ -453,6 +539,13 @@ impl<'a> Migration<'a> {
         self.report().damage.push(Damage::of_narinfo(path.clone(), None, error));
         Ok(())
     }
+}
+
+/// The key of a URL that is relative to its cache, if it is one.
+pub(super) fn relative_key(url: &str) -> Option<String> {
+    let path = url.split(['?', '#']).next()?;
+    let plain = path.split('/').all(|part| !matches!(part, "" | "." | ".."));
+    (plain && !path.contains(':') && !path.starts_with(OWN_FOLDER)).then(|| path.to_owned())
 }
 
 /// An object's bytes as the body of an upload.

@@ -16,6 +16,7 @@ pub mod migrate;
 mod nar;
 mod narinfo;
 mod remove;
+mod signatures;
 mod stats;
 mod unpack;
 #[cfg(feature = "upstream")]
@@ -320,7 +321,7 @@ impl Cache {
             None => {}
         }
         let ticket = self.hot.ticket(hash);
-        let object = self.store.get(path).await?;
+        let object = self.store.get(path).await?.filter(narinfo::has_servable_nar);
         if let Some(object) = &object {
             self.hot.insert(*hash, object, ticket);
         }
@@ -384,7 +385,7 @@ impl Cache {
         declared: Option<u64>,
         body: impl Stream<Item = Result<Bytes, BodyError>> + Send + Unpin,
     ) -> Result<Accepted, PutError> {
-        let text = ingest::collect(declared, ingest::COLLECT_LIMIT, body).await?;
+        let text = ingest::collect(declared, ingest::CACHE_INFO_LIMIT, body).await?;
         let size = text.len() as u64;
         let text = String::from_utf8_lossy(&text);
         match CacheInfo::store_dir_of(&text) {

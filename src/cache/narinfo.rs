@@ -5,12 +5,14 @@ use bytes::Bytes;
 use futures_util::Stream;
 use tracing::warn;
 
-use super::ingest::{self, COLLECT_LIMIT};
+use super::ingest;
 use super::nar::{Facts, check_compression};
 use super::{Accepted, BodyError, Cache, PutError, Taken};
 use crate::nix::cache_path::NarName;
-use crate::nix::{CachePath, Compression, NarInfo, PublicKey, Signature, StorePath, StorePathHash};
-use crate::store::{Content, StoreError};
+use crate::nix::{
+    CachePath, Compression, LenientNarInfo, NarInfo, Signature, StorePath, StorePathHash, narinfo,
+};
+use crate::store::{Content, Object, StoreError};
 
 /// What became of the narinfo of another cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,10 +34,10 @@ impl Cache {
         declared: Option<u64>,
         body: impl Stream<Item = Result<Bytes, BodyError>> + Unpin,
     ) -> Result<Accepted, PutError> {
-        let text = ingest::collect(declared, COLLECT_LIMIT, body).await?;
+        let text = ingest::collect(declared, narinfo::MAX_SIZE, body).await?;
         let text = ingest::decode(encoding, text).await?;
         let size = text.len() as u64;
-        let mut info = NarInfo::parse(&text, &self.info.store_dir)?;
+        let mut info = self.parse_upload(text).await?;
         // Who uploads a path has it, wherever it was mirrored from before.
         info.set_upstream(None);
         let actual = info.store_path.hash();
@@ -47,38 +49,63 @@ impl Cache {
         // Two uploads of one path's narinfo would each merge with what was there before both.
         let _turn = self.turns.take(&hash).await;
         let path = CachePath::NarInfo(hash);
-        let taken = match self.read_narinfo(&path).await? {
-            None => Taken::New,
-            Some(mut ours)
-                if ours.nar_hash == info.nar_hash && self.still_has(&path, &ours).await? =>
-            {
-                // Nix signs again from its memory of up to 30 days ago, so everything but the
-                // signatures may be out of date (Nix's `src/libstore/nar-info-disk-cache.cc`).
-                // From now on it is here because it was uploaded here.
-                let was_mirrored = ours.upstream().is_some();
-                ours.set_upstream(None);
-                if merge_signatures(&mut ours, &info) || was_mirrored {
-                    // Going through a folder may miss the name whose file is replaced just then, and
-                    // with it why these stay.
-                    self.rely_on_references(&ours, false).await?;
-                    self.publish(hash, &ours).await?;
+        let ours = self.read_narinfo(&path).await?;
+        let taken = if ours.is_some() { Taken::Again } else { Taken::New };
+        match ours {
+            Some(ours) if ours.fingerprint() == info.fingerprint() => {
+                if self.merge(&path, ours, &info).await?.is_some() {
+                    return Ok(self.accepted(taken, size, &info, signed_by));
                 }
-                return Ok(self.accepted(Taken::Again, size, &info, signed_by));
             }
-            Some(ours) => {
-                if ours.nar_hash != info.nar_hash {
-                    warn!(
-                        store_path = %info.store_path, before = %ours.nar_hash, now = %info.nar_hash,
-                        "a store path was uploaded again with other contents: its build is not \
-                         reproducible, or one of the two is not what it claims to be"
-                    );
-                }
-                Taken::Again
-            }
-        };
+            Some(ours) => warn!(
+                store_path = %info.store_path,
+                before = %ours.fingerprint(),
+                now = %info.fingerprint(),
+                "replaced the narinfo of a store path by another one: its build is not \
+                 reproducible, or one of the two is not what it claims to be"
+            ),
+            None => {}
+        }
+        self.select_signatures(&mut info, &[]);
         self.admit(&mut info, self.admission.require_references).await?;
         self.publish(hash, &info).await?;
         Ok(self.accepted(taken, size, &info, signed_by))
+    }
+
+    async fn parse_upload(&self, text: Bytes) -> Result<NarInfo, PutError> {
+        if text.len() as u64 <= ingest::SMALL {
+            return Ok(NarInfo::parse(&text, &self.info.store_dir)?);
+        }
+        let store_dir = self.info.store_dir.clone();
+        ingest::in_the_pool(move || Ok(NarInfo::parse(&text, &store_dir)?)).await
+    }
+
+    /// Takes over the signatures of `theirs`, a narinfo with the same fingerprint as `ours`, and says
+    /// whether there were new ones. None if `ours` is not true, and so must be replaced.
+    ///
+    /// Everything else stays as it was: Nix signs again from its memory of up to 30 days ago, which
+    /// may name another NAR (Nix's `src/libstore/nar-info-disk-cache.cc`).
+    async fn merge(
+        &self,
+        path: &CachePath,
+        mut ours: NarInfo,
+        theirs: &NarInfo,
+    ) -> Result<Option<bool>, PutError> {
+        if !self.is_still_true(path, &ours, theirs).await? {
+            return Ok(None);
+        }
+        let before = ours.clone();
+        // Where the path was mirrored from, it is here from now on because it was uploaded here.
+        ours.set_upstream(theirs.upstream());
+        self.select_signatures(&mut ours, &theirs.signatures);
+        let changed = ours != before;
+        if changed {
+            // Listing a directory may miss the name whose file is replaced just then, and with it
+            // why its references are kept.
+            self.rely_on_references(&ours, false).await?;
+            self.publish(ours.store_path.hash(), &ours).await?;
+        }
+        Ok(Some(changed))
     }
 
     fn accepted(
@@ -116,28 +143,30 @@ impl Cache {
         // What it refers to comes when somebody asks for it.
         self.admit(&mut info, false).await?;
         info.set_upstream(Some(upstream));
+        self.select_signatures(&mut info, &[]);
         self.publish(hash, &info).await
     }
 
     /// Takes the narinfo of another cache, with the line that says where that mirrored it from.
     pub(super) async fn adopt_narinfo(&self, mut info: NarInfo) -> Result<Adopted, PutError> {
-        if info.upstream().is_none() {
-            // What was mirrored was checked with the keys of its upstream then.
-            self.check_signatures(&info)?;
-        }
+        self.check_stored_signatures(&info)?;
         let hash = info.store_path.hash();
         let _turn = self.turns.take(&hash).await;
         let path = CachePath::NarInfo(hash);
         match self.read_narinfo(&path).await? {
-            Some(ours) if ours.nar_hash != info.nar_hash => return Ok(Adopted::Differs),
-            Some(mut ours) if self.still_has(&path, &ours).await? => {
-                if merge_signatures(&mut ours, &info) {
-                    self.publish(hash, &ours).await?;
+            Some(ours) if ours.fingerprint() != info.fingerprint() => return Ok(Adopted::Differs),
+            Some(ours) => {
+                // A path that was uploaded to either of the two caches was uploaded.
+                if info.upstream().is_some() {
+                    info.set_upstream(ours.upstream());
                 }
-                return Ok(Adopted::Known);
+                if self.merge(&path, ours, &info).await?.is_some() {
+                    return Ok(Adopted::Known);
+                }
             }
-            _ => {}
+            None => {}
         }
+        self.select_signatures(&mut info, &[]);
         self.admit(&mut info, false).await?;
         self.publish(hash, &info).await?;
         Ok(Adopted::New)
@@ -152,30 +181,72 @@ impl Cache {
         Ok(())
     }
 
-    /// The narinfo at `path`, if there is one that can be read. One that cannot is as good as none:
-    /// whoever uploads a better one shall replace it.
+    /// The narinfo at `path`, if there is one that parses. One that does not is as good as none: an
+    /// upload of a better one shall replace it.
     pub(super) async fn read_narinfo(
         &self,
         path: &CachePath,
     ) -> Result<Option<NarInfo>, StoreError> {
+        let text = self.read_narinfo_text(path).await?;
+        Ok(text.and_then(|text| NarInfo::parse(&text, &self.info.store_dir).ok()))
+    }
+
+    /// What the narinfo at `path` names, as leniently as any Nix reads it; none if there is none.
+    pub(super) async fn read_named(
+        &self,
+        path: &CachePath,
+    ) -> Result<Option<LenientNarInfo>, StoreError> {
+        let text = self.read_narinfo_text(path).await?;
+        Ok(text.map(|text| LenientNarInfo::read(&text)))
+    }
+
+    /// The text of the narinfo at `path`; none if it is absent.
+    pub(super) async fn read_narinfo_text(
+        &self,
+        path: &CachePath,
+    ) -> Result<Option<Bytes>, StoreError> {
         let Some(object) = self.store.get(path).await? else {
             return Ok(None);
         };
-        let Content::Bytes(text) = object.content else {
-            return Ok(None);
-        };
-        Ok(NarInfo::parse(&text, &self.info.store_dir).ok())
+        match object.content {
+            Content::Bytes(text) => Ok(Some(text)),
+            _ => Err(StoreError::narinfo_too_large(&path.key(), object.metadata.size)),
+        }
     }
 
-    /// Whether a narinfo of ours and its NAR are here. If so they will not be collected: whoever
-    /// uploads them again may take them for new.
-    async fn still_has(&self, path: &CachePath, info: &NarInfo) -> Result<bool, PutError> {
-        match info.nar_name() {
-            Some(name) => {
-                Ok(self.rely_on(path).await? && self.rely_on(&CachePath::Nar(name)).await?)
-            }
-            None => Ok(false),
+    /// Whether a narinfo of ours and its NAR are here, and the one is true of the other. If so they
+    /// will not be collected: the client that uploads the path again may take them for new.
+    ///
+    /// A NAR that has been replaced by hand is read only where `theirs` disagrees with `ours`: Nix
+    /// signs whole closures again, and each NAR can have gigabytes.
+    async fn is_still_true(
+        &self,
+        path: &CachePath,
+        ours: &NarInfo,
+        theirs: &NarInfo,
+    ) -> Result<bool, PutError> {
+        let Some(name) = ours.nar_name() else {
+            return Ok(false);
+        };
+        let nar = CachePath::Nar(name);
+        let Some(metadata) = self.store.head(&nar).await? else {
+            return Ok(false);
+        };
+        if !self.rely_on(path).await? || !self.note_use(&nar, metadata.used).await? {
+            return Ok(false);
         }
+        let same_nar = (&ours.url, &ours.compression, ours.file_hash, ours.file_size)
+            == (&theirs.url, &theirs.compression, theirs.file_hash, theirs.file_size);
+        let facts = match self.facts.get(&name) {
+            Some(facts) if facts.file_size == metadata.size => facts,
+            _ if same_nar => Facts { file_size: metadata.size, unpacked: None },
+            _ => match self.facts(name).await {
+                Ok(Some(facts)) => facts,
+                Ok(None) | Err(PutError::NarDamaged(_) | PutError::Unpack(_)) => return Ok(false),
+                Err(error) => return Err(error),
+            },
+        };
+        Ok(check_against_nar(ours, name, facts).is_ok())
     }
 
     /// Checks everything that a narinfo says of its NAR, and fills in the file's hash and size,
@@ -216,27 +287,25 @@ impl Cache {
         }
         Ok(missing)
     }
+}
 
-    /// Says which of the trusted keys have signed it. None are trusted where none are configured.
-    pub(super) fn check_signatures(&self, info: &NarInfo) -> Result<Option<String>, PutError> {
-        let keys = &self.admission.trusted_public_keys;
-        if keys.is_empty() {
-            return Ok(None);
-        }
-        let fingerprint = info.fingerprint();
-        let has_signed = |key: &&PublicKey| {
-            info.signatures.iter().any(|signature| key.verifies(&fingerprint, signature))
-        };
-        let signed_by: Vec<&str> = keys.iter().filter(has_signed).map(PublicKey::name).collect();
-        if !signed_by.is_empty() {
-            return Ok(Some(signed_by.join(" ")));
-        }
-        let list = |names: Vec<&str>| names.join(", ");
-        Err(PutError::Signature {
-            trusted: list(keys.iter().map(PublicKey::name).collect()),
-            found: list(info.signatures.iter().map(Signature::key_name).collect()),
-        })
-    }
+/// Whether the `URL` of a stored narinfo leads a client to a NAR of this cache, or to another server.
+/// Otherwise the path is as good as absent: its NAR has a name that is not served here, as other
+/// programs give it, or there is no `URL` at all.
+pub(super) fn has_servable_nar(narinfo: &Object) -> bool {
+    let Content::Bytes(text) = &narinfo.content else {
+        return true;
+    };
+    let mut lines = text.split(|byte| *byte == b'\n').rev();
+    let url = lines.find_map(|line| line.strip_prefix(b"URL: "));
+    let Some(url) = url.and_then(|url| std::str::from_utf8(url).ok()) else {
+        return !LenientNarInfo::read(text).nars.is_empty();
+    };
+    let (path, query) =
+        url.split_once('?').map_or((url, None), |(path, query)| (path, Some(query)));
+    matches!(CachePath::from_request(path, query), Ok(CachePath::Nar(_)))
+        || url.contains("://")
+        || !LenientNarInfo::read(text).nars.is_empty()
 }
 
 /// Checks everything that a narinfo states of its NAR.
@@ -264,17 +333,4 @@ fn check<T: PartialEq + std::fmt::Display>(
         return Ok(());
     }
     Err(PutError::Field { field, stated: stated.to_string(), actual: actual.to_string() })
-}
-
-/// Takes over the signatures that we do not have; says whether there were any.
-fn merge_signatures(ours: &mut NarInfo, theirs: &NarInfo) -> bool {
-    let before = ours.signatures.len();
-    for signature in &theirs.signatures {
-        if !ours.signatures.contains(signature) {
-            ours.signatures.push(signature.clone());
-        }
-    }
-    // As Nix orders them.
-    ours.signatures.sort();
-    ours.signatures.len() > before
 }

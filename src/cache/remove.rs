@@ -89,6 +89,7 @@ fn plan(inventory: &Inventory, going: &[bool]) -> Plan {
         let owners = if *goes { &mut owned } else { &mut needed };
         inventory.shared_by(path).for_each(|object| owners[object] = true);
     }
+    inventory.claimed.iter().for_each(|&object| needed[object as usize] = true);
     let shared = (0..owned.len()).filter(|&object| owned[object] && !needed[object]);
     removals.extend(shared.map(|object| Removal::Shared(object, Reason::Request)));
     let freed = removals.iter().map(|removal| match *removal {
@@ -140,7 +141,10 @@ impl Cache {
         unused_since: SystemTime,
     ) -> Result<(), StoreError> {
         let path = CachePath::NarInfo(hash);
-        let Some(nar) = self.read_narinfo(&path).await?.and_then(|info| info.nar_name()) else {
+        let Some(named) = self.read_named(&path).await? else {
+            return Ok(());
+        };
+        let Some(&nar) = named.nars.last() else {
             return Ok(());
         };
         if self.store.head(&CachePath::Nar(nar)).await?.is_none() {

@@ -34,6 +34,10 @@ pub struct Stats {
     pub orphan_bytes: u64,
     /// Paths whose NAR is not here.
     pub without_nar: usize,
+    /// Narinfos that do not parse.
+    pub unparsed: usize,
+    /// Narinfos that could not be read; while there are any, nothing is collected.
+    pub unreadable: usize,
     /// When the path was used that has not been used for the longest, and the last use of all.
     pub used: Option<(SystemTime, SystemTime)>,
     /// When the first and the last of the paths were uploaded.
@@ -90,6 +94,8 @@ impl Stats {
         }
         stats.others += inventory.loose.len();
         stats.bytes = inventory.size();
+        stats.unparsed = inventory.unparsed.lenient + inventory.unparsed.garbage;
+        stats.unreadable = inventory.unreadable.len();
         stats
     }
 }

@@ -64,7 +64,7 @@ async fn delete(
     let inventory = tokio::select! {
         biased;
         () = stop.cancelled() => bail!(CollectError::Stopped),
-        inventory = cache.inventory(|objects| progress.found(objects)) => inventory?,
+        inventory = cache.inventory(|objects| progress.found(objects)) => inventory?.complete()?,
     };
     let pins = cache.pins().await?;
     let analysis = Analysis::new(&inventory, &pins);

@@ -14,7 +14,9 @@ use super::output::{Output, as_time, count, size, time};
 use super::progress::Progress;
 use super::signals::stop_on_signals;
 use crate::cache::Cache;
-use crate::cache::gc::{Analysis, GRACE, Going, Limits, Name, Plan, Reason, Report, Step, Sum};
+use crate::cache::gc::{
+    Analysis, GRACE, Going, Limits, Name, Plan, Reason, Report, Step, Sum, Unparsed,
+};
 use crate::config::{Config, parse_duration, parse_size};
 use crate::nix::{StoreDir, StorePathHash};
 
@@ -135,10 +137,22 @@ impl fmt::Display for Collected {
             size(report.size_before - report.size_after),
             size(report.size_after)
         )?;
+        tell_unparsed(f, report.unparsed_narinfos)?;
         if report.given_way > 0 {
             writeln!(f, "{} stay because of a use meanwhile", count(report.given_way, "path"))?;
         }
         self.limits.tell_excess(f, if report.stopped { 0 } else { report.over_limit })
+    }
+}
+
+fn tell_unparsed(f: &mut fmt::Formatter<'_>, unparsed: Unparsed) -> fmt::Result {
+    match unparsed.lenient + unparsed.garbage {
+        0 => Ok(()),
+        number => writeln!(
+            f,
+            "{} cannot be parsed; what they name is kept; run nix-stored verify for details",
+            count(number, "narinfo")
+        ),
     }
 }
 
@@ -148,7 +162,7 @@ async fn preview(
     store_dir: &StoreDir,
     output: Output,
 ) -> anyhow::Result<ExitCode> {
-    let inventory = look(cache).await?;
+    let inventory = look(cache).await?.complete()?;
     let pins = cache.pins().await?;
     let analysis = Analysis::new(&inventory, &pins);
     let plan = analysis.plan(limits, SystemTime::now());
@@ -165,6 +179,7 @@ struct Preview {
     size_before: u64,
     size_after: u64,
     over_limit: u64,
+    unparsed_narinfos: Unparsed,
     by_reason: Vec<Sum>,
     removals: Vec<Line>,
 }
@@ -191,6 +206,7 @@ impl Preview {
             size_before: plan.size_before,
             size_after: plan.size_after,
             over_limit: plan.over_limit(),
+            unparsed_narinfos: analysis.inventory().unparsed,
             by_reason: Sum::by_reason(&going),
             removals: going.iter().map(|one| Line::new(one, store_dir)).collect(),
         }
@@ -224,6 +240,7 @@ impl fmt::Display for Preview {
             let (bytes, last_used) = (size(*bytes).to_string(), time(*last_used));
             writeln!(f, "{name}  {bytes}  {}  {last_used}", reason.as_str())?;
         }
+        tell_unparsed(f, self.unparsed_narinfos)?;
         self.limits.tell_excess(f, self.over_limit)
     }
 }
@@ -252,7 +269,7 @@ async fn why(
     store_dir: &StoreDir,
     output: Output,
 ) -> anyhow::Result<ExitCode> {
-    let inventory = look(cache).await?;
+    let inventory = look(cache).await?.complete()?;
     let pins = cache.pins().await?;
     let analysis = Analysis::new(&inventory, &pins);
     let now = SystemTime::now();

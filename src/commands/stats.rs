@@ -64,6 +64,8 @@ struct View {
     orphan_nars: usize,
     orphan_nar_bytes: u64,
     paths_without_nar: usize,
+    unparsed_narinfos: usize,
+    unreadable_narinfos: usize,
     last_used: Option<Span>,
     uploaded: Option<Span>,
     largest: Vec<Large>,
@@ -151,6 +153,8 @@ impl View {
             orphan_nars: stats.orphans,
             orphan_nar_bytes: stats.orphan_bytes,
             paths_without_nar: stats.without_nar,
+            unparsed_narinfos: stats.unparsed,
+            unreadable_narinfos: stats.unreadable,
             last_used: stats.used.map(span),
             uploaded: stats.uploaded.map(span),
             largest,
@@ -188,6 +192,17 @@ impl fmt::Display for View {
         if self.paths_without_nar > 0 {
             let paths = count(self.paths_without_nar, "path");
             writeln!(f, "{paths} without a NAR; see nix-stored verify")?;
+        }
+        if self.unparsed_narinfos > 0 {
+            let narinfos = count(self.unparsed_narinfos, "narinfo");
+            writeln!(f, "{narinfos} cannot be parsed; see nix-stored verify")?;
+        }
+        if self.unreadable_narinfos > 0 {
+            let narinfos = count(self.unreadable_narinfos, "narinfo");
+            writeln!(
+                f,
+                "{narinfos} cannot be read, so nothing is collected; see nix-stored verify"
+            )?;
         }
         for (what, span) in [("last use", &self.last_used), ("upload", &self.uploaded)] {
             if let Some(Span { oldest, newest }) = span {

@@ -95,6 +95,9 @@ pub struct Retention {
 pub struct Admission {
     /// Where there are any, every narinfo needs a valid signature by one of them.
     pub trusted_public_keys: Vec<PublicKey>,
+    /// The URL of each upstream, and the keys by which a narinfo that was mirrored from there is
+    /// judged.
+    pub upstream_keys: Vec<(String, Vec<PublicKey>)>,
     /// How deep a NAR is checked.
     pub verify: Verify,
     /// Whether the references of a narinfo must be here before it.
@@ -201,6 +204,8 @@ impl Config {
     pub fn from_vars(vars: impl IntoIterator<Item = (String, String)>) -> Result<Self, Problems> {
         let (raw, mut parser) = Raw::read(vars);
         let defaults = CacheInfo::default();
+        #[cfg(feature = "upstream")]
+        let upstreams = parser.upstreams(raw.upstreams, raw.upstream_netrc);
         let config = Self {
             location: parser.parsed("PATH", raw.path, Location::Directory(DEFAULT_PATH.into())),
             listen: parser.parsed("LISTEN_INTERFACE", raw.listen_interface, Listen::default()),
@@ -235,6 +240,13 @@ impl Config {
             },
             admission: Admission {
                 trusted_public_keys: parser.public_keys(raw.trusted_public_keys),
+                #[cfg(feature = "upstream")]
+                upstream_keys: upstreams
+                    .iter()
+                    .map(|it| (it.to_string(), it.trusted_public_keys.clone()))
+                    .collect(),
+                #[cfg(not(feature = "upstream"))]
+                upstream_keys: Vec::new(),
                 verify: parser.parsed("VERIFY", raw.verify, Verify::default()),
                 require_references: parser
                     .switch("REQUIRE_REFERENCES", raw.require_references)
@@ -255,7 +267,7 @@ impl Config {
             tls: parser.tls(raw.tls_cert, raw.tls_key, raw.tls_client_ca),
             #[cfg(feature = "upstream")]
             upstreams: Upstreams {
-                list: parser.upstreams(raw.upstreams, raw.upstream_netrc),
+                list: upstreams,
                 absent_ttl: parser
                     .duration("UPSTREAM_ABSENT_TTL", raw.upstream_absent_ttl)
                     .unwrap_or(Duration::from_secs(60)),

@@ -6,6 +6,8 @@ use std::io;
 use rustix::io::Errno;
 use thiserror::Error;
 
+use crate::nix::narinfo;
+
 /// An operation on a store that failed.
 #[derive(Debug, Error)]
 pub enum StoreError {
@@ -91,6 +93,13 @@ impl fmt::Display for RemoteTrouble {
 }
 
 impl StoreError {
+    /// A stored narinfo of `size` bytes, more than [`narinfo::MAX_SIZE`].
+    pub(crate) fn narinfo_too_large(key: &str, size: u64) -> Self {
+        let limit = narinfo::MAX_SIZE;
+        let why = format!("it has {size} bytes, and a narinfo has {limit} at most");
+        Self::new("reading", key, io::Error::other(why))
+    }
+
     /// Sorts an error of the system that came while `doing` something with `key`.
     pub(super) fn new(doing: &'static str, key: &str, source: impl Into<io::Error>) -> Self {
         let (key, source) = (key.to_owned(), source.into());

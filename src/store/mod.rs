@@ -39,6 +39,11 @@ pub trait Store: Send + Sync + 'static {
     /// An object; none if it is absent.
     fn get<'a>(&'a self, path: &'a CachePath) -> BoxFuture<'a, Result<Option<Object>, StoreError>>;
 
+    /// An object under a key that is not one of Nix's own, as other programs name NARs; none if it is
+    /// absent. The key is relative: no part of it is empty, `.` or `..`.
+    fn get_foreign<'a>(&'a self, key: &'a str)
+    -> BoxFuture<'a, Result<Option<Object>, StoreError>>;
+
     /// Stores an object that is whole in memory, durably.
     fn put<'a>(
         &'a self,
@@ -202,7 +207,10 @@ pub struct ListedObject {
     pub path: CachePath,
     /// What is known about it.
     pub metadata: Metadata,
-    /// Its content, if that was wanted and is no larger than a narinfo may be.
+    /// Its content, if that was wanted. A narinfo that is larger than [`narinfo::MAX_SIZE`] is
+    /// listed as unreadable; other objects of that size have no content here.
+    ///
+    /// [`narinfo::MAX_SIZE`]: crate::nix::narinfo::MAX_SIZE
     pub content: Option<Bytes>,
 }
 

@@ -284,7 +284,6 @@ async fn only_what_a_trusted_key_signed_gets_in() {
         cache.put(&signed.narinfo_path, bad).await.is(422).says(said).says("test-1");
     }
     for (becomes, said) in [
-        (format!("{sig}\n{sig}\n"), "more than one Sig"),
         ("Sig: test-1\n".to_owned(), "is not “<key name>:<base 64>”"),
         ("Sig: test-1:AAAA\n".to_owned(), "is not 64 bytes"),
     ] {
@@ -293,8 +292,10 @@ async fn only_what_a_trusted_key_signed_gets_in() {
     }
     cache.head(&signed.narinfo_path).await.is(404);
     // One that counts is enough, whatever stands beside it.
-    let both = signed.narinfo.replace(sig, &format!("Sig: a-1:{zeros}\n{sig}"));
+    let both = signed.narinfo.replace(sig, &format!("Sig: a-1:{zeros}\n{sig}\n{sig}"));
     cache.put(&signed.narinfo_path, both).await.is(201);
+    // Nix keeps them in a set, too.
+    assert_eq!(cache.get(&signed.narinfo_path).await.text().matches("Sig: test-1").count(), 1);
 
     let elsewhere = TestCache::configured(&[("TRUSTED_PUBLIC_KEYS", nixos)], true);
     elsewhere.put(&signed.nar_path, signed.nar.clone()).await.is(201);
@@ -463,4 +464,101 @@ async fn space_that_shall_stay_free_stays_free() {
     let large = sample(1, &contents(200_000));
     cache.put(&large.nar_path, large.nar.clone()).await.is(413).says("NIX_STORED_MIN_FREE_SPACE");
     cache.put(ONE_OF_EACH[5], "x").await.is(413);
+}
+
+/// The line with a narinfo's signature.
+fn sig(narinfo: &str) -> String {
+    narinfo.lines().find(|line| line.starts_with("Sig")).expect("it has one").to_owned()
+}
+
+#[tokio::test]
+async fn an_honest_upload_replaces_a_narinfo_with_other_references() {
+    let cache = TestCache::new();
+    let signed = signed();
+    cache.put(&signed.nar_path, signed.nar.clone()).await.is(201);
+    // The signature covers the references: what it is on is another narinfo.
+    let other = sample(7, b"").store_path.replace("/nix/store/", "");
+    let poisoned = signed.narinfo.replace("References: ", &format!("References: {other}"));
+    assert_ne!(poisoned, signed.narinfo);
+    cache.put(&signed.narinfo_path, poisoned.clone()).await.is(201);
+    assert_eq!(cache.get(&signed.narinfo_path).await.text(), poisoned);
+    cache.put(&signed.narinfo_path, signed.narinfo.clone()).await.is(200);
+    assert_eq!(cache.get(&signed.narinfo_path).await.text(), signed.narinfo);
+}
+
+#[tokio::test]
+async fn a_signature_that_is_served_is_valid_where_its_key_is_trusted() {
+    let signed = signed();
+    let open = TestCache::new();
+    open.put(&signed.nar_path, signed.nar.clone()).await.is(201);
+    let other = sample(7, b"").store_path.replace("/nix/store/", "");
+    let poisoned = signed.narinfo.replace("References: ", &format!("References: {other}"));
+    open.put(&signed.narinfo_path, poisoned).await.is(201);
+
+    // The same cache with a key: the honest upload takes the place of what was there.
+    let cache = open.reconfigured(&[("TRUSTED_PUBLIC_KEYS", KEY)]);
+    cache.put(&signed.narinfo_path, signed.narinfo.clone()).await.is(200);
+    assert_eq!(cache.get(&signed.narinfo_path).await.text(), signed.narinfo);
+
+    // A signature with the trusted key's name that is not valid is not published, nor merged.
+    let zeros = format!("{}==", "A".repeat(86));
+    let false_sig = format!("Sig: test-1:{zeros}");
+    let both = signed
+        .narinfo
+        .replace(&sig(&signed.narinfo), &format!("{false_sig}\n{}", sig(&signed.narinfo)));
+    cache.put(&signed.narinfo_path, both.clone()).await.is(200);
+    assert_eq!(cache.get(&signed.narinfo_path).await.text(), signed.narinfo);
+    let fresh = TestCache::configured(&[("TRUSTED_PUBLIC_KEYS", KEY)], true);
+    fresh.put(&signed.nar_path, signed.nar.clone()).await.is(201);
+    fresh.put(&signed.narinfo_path, both).await.is(201);
+    assert_eq!(fresh.get(&signed.narinfo_path).await.text(), signed.narinfo);
+}
+
+#[tokio::test]
+async fn a_false_narinfo_with_the_right_fingerprint_is_replaced_by_the_next_upload() {
+    let signed = signed();
+    let cache = TestCache::new();
+    assert_eq!(upload(&cache, &signed).await, 201);
+    // Somebody edits the file; neither size nor compression is part of the fingerprint.
+    let file = cache.dir().join(&signed.narinfo_path[1..]);
+    for (from, to) in [("FileSize: ", "FileSize: 1"), ("Compression: none", "Compression: gzip")] {
+        let edited = signed.narinfo.replace(from, to);
+        assert_ne!(edited, signed.narinfo);
+        std::fs::write(&file, edited).unwrap();
+        cache.put(&signed.narinfo_path, signed.narinfo.clone()).await.is(200);
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), signed.narinfo, "{to}");
+    }
+}
+
+#[tokio::test]
+async fn a_narinfo_has_64_signatures_at_most_and_the_trusted_one_among_them() {
+    let signed = signed();
+    let junk = |from: usize, count: usize| {
+        let lines = (from..from + count).map(|number| {
+            let bytes = base64::Engine::encode(
+                &base64::engine::general_purpose::STANDARD,
+                [number.to_le_bytes(); 8].concat(),
+            );
+            format!("Sig: a-1:{bytes}\n")
+        });
+        lines.collect::<String>()
+    };
+    let count = |text: &str| text.matches("Sig: ").count();
+    for keys in [&[][..], &[("TRUSTED_PUBLIC_KEYS", KEY)]] {
+        let cache = TestCache::configured(keys, true);
+        cache.put(&signed.nar_path, signed.nar.clone()).await.is(201);
+        let many = junk(0, 10_500) + &sig(&signed.narinfo) + "\n";
+        let many = signed.narinfo.replace(&(sig(&signed.narinfo) + "\n"), &many);
+        cache.put(&signed.narinfo_path, many.clone()).await.is(201);
+        cache.put(&signed.narinfo_path, many).await.is(200);
+        let more = signed.narinfo.replace(&(sig(&signed.narinfo) + "\n"), &(junk(20_000, 10_500)));
+        if keys.is_empty() {
+            cache.put(&signed.narinfo_path, more).await.is(200);
+        } else {
+            cache.put(&signed.narinfo_path, more).await.is(422);
+        }
+        let served = cache.get(&signed.narinfo_path).await.text();
+        assert_eq!(count(&served), 64);
+        assert_eq!(served.contains(&sig(&signed.narinfo)), !keys.is_empty());
+    }
 }

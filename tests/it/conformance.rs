@@ -95,7 +95,7 @@ suite! {
     }
     listing {
         everything_is_listed_with_what_is_known_of_it
-        only_what_is_wanted_and_small_is_listed_with_its_content
+        what_is_wanted_is_listed_with_its_content_up_to_the_largest_narinfo
         who_stops_listening_stops_nothing_else
     }
     uses {

@@ -32,6 +32,8 @@ mod bad_input;
 mod retention;
 /// The commands, with the real binary.
 mod commands;
+/// Narinfos that the strict parser refuses, and large ones.
+mod odd_narinfos;
 /// `nix-stored verify`.
 mod commands_verify;
 /// The disk is full, the power fails, the daemon is killed.

@@ -1,7 +1,9 @@
 //! PUT: what is taken, what is refused with which words, and what is never visible.
 
-use axum::body::Body;
 use std::time::Duration;
+
+use axum::body::Body;
+use nix_stored::nix::narinfo;
 
 use crate::support::cache::{SlowBody, TestCache, request};
 use crate::support::objects::{ONE_OF_EACH, sample};
@@ -44,7 +46,8 @@ async fn a_narinfo_must_be_one_and_of_the_path_that_its_name_says() {
         .await
         .is(400)
         .says("NarSize");
-    cache.put(&one.narinfo_path, vec![b'x'; 10_000_000]).await.is(413);
+    let too_large = vec![b'x'; narinfo::MAX_SIZE as usize + 1];
+    cache.put(&one.narinfo_path, too_large).await.is(413).says("16777216 bytes");
     cache.head(&one.narinfo_path).await.is(404);
 }
 

@@ -5,13 +5,13 @@ use std::time::SystemTime;
 
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tracing::warn;
 
 use crate::cache::Cache;
-use crate::nix::{CachePath, NarInfo, StoreDir, StorePath, StorePathHash};
+use crate::nix::{CachePath, LenientNarInfo, NarInfo, StoreDir, StorePath, StorePathHash};
 use crate::store::{Listed, ListedObject, StoreError, background};
 
 /// Everything that a cache holds.
@@ -23,16 +23,30 @@ pub struct Inventory {
     pub shared: Vec<HeldObject>,
     /// Objects that belong to no path here.
     pub loose: Vec<HeldObject>,
-    /// The places of shared objects that are not to be taken for orphans: a narinfo names them that
-    /// cannot be read.
+    /// The places of NARs that a narinfo names besides its own: with two `URL` lines, versions of Nix
+    /// may differ about the one that they fetch.
     pub claimed: Vec<u32>,
+    /// Narinfos that do not parse.
+    pub unparsed: Unparsed,
+    /// Narinfos that could not be read, and so may need anything.
+    pub unreadable: Vec<(CachePath, StoreError)>,
     places: HashMap<StorePathHash, u32>,
+}
+
+/// Numbers of narinfos that do not parse.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Unparsed {
+    /// Those that name a NAR or references all the same. They are paths like any other, because some
+    /// version of Nix may accept them.
+    pub lenient: usize,
+    /// Those that name nothing.
+    pub garbage: usize,
 }
 
 /// A store path.
 #[derive(Debug, Clone)]
 pub struct HeldPath {
-    /// Its name.
+    /// Its name; one whose narinfo does not give a right one is called `unparsed-narinfo`.
     pub store_path: StorePath,
     /// The place of its NAR among the shared objects.
     pub nar: Option<u32>,
@@ -72,8 +86,22 @@ pub struct HeldObject {
 #[derive(Debug, thiserror::Error)]
 pub enum InventoryError {
     /// The store failed.
-    #[error("the cache could not be gone through, so nothing was removed")]
+    #[error("the cache could not be listed, so nothing was removed")]
     Store(#[from] StoreError),
+    /// A narinfo whose references and NAR are unknown: any object may be one of them.
+    #[error(
+        "{path} cannot be read{}, and any object may be needed by it, so nothing was removed; repair \
+         the disk, or move that file out of the cache",
+        and_others(*others)
+    )]
+    Unreadable {
+        /// The first of them.
+        path: CachePath,
+        /// The number of others.
+        others: usize,
+        /// Why it cannot be read.
+        source: Box<StoreError>,
+    },
     /// Every NAR would look as if nobody needed it.
     #[error(
         "not one narinfo here is for the store dir {0}, so nothing was removed; set \
@@ -81,6 +109,17 @@ pub enum InventoryError {
     )]
     OtherStoreDir(StoreDir),
 }
+
+fn and_others(count: usize) -> String {
+    match count {
+        0 => String::new(),
+        1 => " (nor can another narinfo)".to_owned(),
+        _ => format!(" (nor can {count} other narinfos)"),
+    }
+}
+
+/// The name of a path whose narinfo does not give a right one.
+const UNPARSED: &str = "unparsed-narinfo";
 
 /// A narinfo as it was read, before it is known where its references are.
 struct Read {
@@ -103,8 +142,11 @@ struct Reading {
     nars: HashMap<CachePath, u32>,
     logs: HashMap<StorePath, HeldObject>,
     linked: Vec<Linked>,
-    /// NARs that narinfos name which cannot be read.
+    /// NARs that narinfos name besides their own.
     claims: Vec<CachePath>,
+    /// The number of narinfos that parse, and of those that are for another store dir.
+    parsed: usize,
+    other_store_dir: usize,
     inventory: Inventory,
 }
 
@@ -125,7 +167,11 @@ impl Cache {
             tokio::select! {
                 biased;
                 Ok(()) = counted.changed() => progress(*counted.borrow_and_update()),
-                inventory = &mut read => return inventory?,
+                inventory = &mut read => {
+                    let inventory = inventory??;
+                    inventory.report();
+                    return Ok(inventory);
+                }
             }
         }
     }
@@ -156,7 +202,13 @@ async fn read(
     while let Some(object) = objects.next().await {
         match object? {
             Listed::Object(object) => reading.take(object, store_dir),
-            Listed::Unreadable(_, error) => return Err(error.into()),
+            Listed::Unreadable(path @ CachePath::NarInfo(_), error) => {
+                reading.inventory.unreadable.push((path, error));
+            }
+            // What is not in the inventory is not removed.
+            Listed::Unreadable(path, error) => {
+                warn!(error = &error as &dyn std::error::Error, "cannot read {path}; it is kept");
+            }
             Listed::Foreign(_) => continue,
         }
         count += 1;
@@ -166,7 +218,7 @@ async fn read(
     }
     // Nobody may be there any more.
     let _ = counted.send(count);
-    if reading.paths.is_empty() && !reading.claims.is_empty() {
+    if reading.parsed == 0 && reading.other_store_dir > 0 {
         return Err(InventoryError::OtherStoreDir(store_dir.clone()));
     }
     Ok(reading.finish())
@@ -176,7 +228,34 @@ impl Inventory {
     /// The inventory of a cache that holds this.
     pub fn new(paths: Vec<HeldPath>, shared: Vec<HeldObject>, loose: Vec<HeldObject>) -> Self {
         let places = places(paths.iter().map(|path| &path.store_path));
-        Self { paths, shared, loose, claimed: Vec::new(), places }
+        Self { paths, shared, loose, places, ..Self::default() }
+    }
+
+    /// The inventory, if it is known of every narinfo what it needs. Nothing may be removed otherwise.
+    pub fn complete(mut self) -> Result<Self, InventoryError> {
+        if self.unreadable.is_empty() {
+            return Ok(self);
+        }
+        let (path, source) = self.unreadable.swap_remove(0);
+        let others = self.unreadable.len();
+        Err(InventoryError::Unreadable { path, others, source: Box::new(source) })
+    }
+
+    /// Logs what is wrong with narinfos, once for all of them.
+    fn report(&self) {
+        let Unparsed { lenient, garbage } = self.unparsed;
+        if lenient + garbage > 0 {
+            warn!(
+                lenient,
+                garbage,
+                "some narinfos do not parse; what they name is kept; see nix-stored verify"
+            );
+        }
+        if let Some((path, error)) = self.unreadable.first() {
+            let count = self.unreadable.len();
+            let error = error as &dyn std::error::Error;
+            warn!(%path, count, error, "some narinfos cannot be read; nothing can be collected");
+        }
     }
 
     /// The place of the path with this hash part.
@@ -211,18 +290,16 @@ impl Reading {
             HeldObject { path, sides: Vec::new(), size: metadata.size, used: metadata.used };
         match &object.path {
             CachePath::NarInfo(hash) => {
-                let parsed = NarInfo::parse(content.as_deref().unwrap_or_default(), store_dir);
-                match parsed {
-                    Ok(info) if info.store_path.hash() == *hash => {
+                let (hash, text) = (*hash, content.unwrap_or_default());
+                match NarInfo::parse(&text, store_dir) {
+                    Ok(info) if info.store_path.hash() == hash => {
+                        self.parsed += 1;
                         self.narinfo(info, &object, metadata.modified);
                     }
                     _ => {
-                        warn!(
-                            "{} is not a narinfo of its path; see nix-stored verify",
-                            object.path
-                        );
-                        self.claims.extend(content.as_deref().and_then(claim));
-                        self.inventory.loose.push(object);
+                        let is_other = is_of_other_store_dir(&text, store_dir);
+                        self.other_store_dir += usize::from(is_other);
+                        self.unparsed_narinfo(hash, &text, object, metadata.modified);
                     }
                 }
             }
@@ -247,7 +324,7 @@ impl Reading {
     fn narinfo(&mut self, info: NarInfo, object: &HeldObject, uploaded: SystemTime) {
         let references = info.references.iter().map(StorePath::hash);
         let references = references.filter(|hash| *hash != info.store_path.hash()).collect();
-        let nar = info.nar_name().map(CachePath::Nar);
+        let nar = info.named_nar().map(CachePath::Nar);
         let mirrored = info.upstream().is_some();
         self.paths.push(Read {
             nar,
@@ -262,6 +339,48 @@ impl Reading {
                 size: object.size,
                 nar_size: info.nar_size,
                 mirrored,
+                uploaded,
+                used: object.used,
+            },
+        });
+    }
+
+    /// A narinfo that does not parse is a path as far as it names anything: it is served, and some
+    /// version of Nix may accept it.
+    fn unparsed_narinfo(
+        &mut self,
+        hash: StorePathHash,
+        text: &[u8],
+        object: HeldObject,
+        uploaded: SystemTime,
+    ) {
+        let named = LenientNarInfo::read(text);
+        if named.is_empty() {
+            self.inventory.unparsed.garbage += 1;
+            self.inventory.loose.push(object);
+            return;
+        }
+        self.inventory.unparsed.lenient += 1;
+        let mut nars = named.nars;
+        let nar = nars.pop().map(CachePath::Nar);
+        self.claims.extend(nars.into_iter().map(CachePath::Nar));
+        let name = named.store_path.filter(|path| path.hash() == hash);
+        let name = name.unwrap_or_else(|| {
+            format!("{hash}-{UNPARSED}").parse().expect("a hash part and a name are a store path")
+        });
+        self.paths.push(Read {
+            nar,
+            deriver: named.deriver,
+            references: named.references.into_iter().filter(|other| *other != hash).collect(),
+            held: HeldPath {
+                store_path: name,
+                nar: None,
+                log: None,
+                references: Box::default(),
+                sides: Vec::new(),
+                size: object.size,
+                nar_size: 0,
+                mirrored: false,
                 uploaded,
                 used: object.used,
             },
@@ -314,12 +433,11 @@ impl Reading {
     }
 }
 
-/// The NAR that a narinfo names which cannot be read otherwise.
-fn claim(text: &[u8]) -> Option<CachePath> {
-    let lines = text.split(|byte| *byte == b'\n');
-    let url = lines.filter_map(|line| line.strip_prefix(b"URL: ")).next()?;
-    let nar = std::str::from_utf8(url).ok()?.trim().parse().ok()?;
-    matches!(nar, CachePath::Nar(_)).then_some(nar)
+/// Whether a narinfo is of a path in another store dir.
+fn is_of_other_store_dir(text: &[u8], store_dir: &StoreDir) -> bool {
+    let mut lines = text.split(|byte| *byte == b'\n');
+    let path = lines.find_map(|line| line.strip_prefix(b"StorePath: "));
+    path.is_some_and(|path| !path.starts_with(store_dir.as_str().as_bytes()))
 }
 
 /// What a realisation, a build trace or a link to debug symbols says that it belongs to.

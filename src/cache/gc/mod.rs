@@ -18,7 +18,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 pub use apply::Outcome;
-pub use inventory::{HeldObject, HeldPath, Inventory, InventoryError};
+pub use inventory::{HeldObject, HeldPath, Inventory, InventoryError, Unparsed};
 pub use pins::{Pin, PinError};
 pub use plan::{Analysis, Kept, Limits, Plan, Reason, Removal, Verdict};
 pub(super) use plan::{groups, reach};
@@ -86,6 +86,8 @@ pub struct Report {
     pub given_way: usize,
     /// By how many bytes the cache is still above its limit.
     pub over_limit: u64,
+    /// Narinfos that do not parse.
+    pub unparsed_narinfos: Unparsed,
     /// Whether it was told to stop before its end.
     pub stopped: bool,
 }
@@ -118,7 +120,7 @@ impl Cache {
         let inventory = tokio::select! {
             biased;
             () = stop.cancelled() => return Err(CollectError::Stopped),
-            inventory = self.inventory(|objects| progress(Step::Found(objects))) => inventory?,
+            inventory = self.inventory(|objects| progress(Step::Found(objects))) => inventory?.complete()?,
         };
         self.metrics.store.seen(inventory.size(), inventory.paths.len() as u64);
         let pins = self.pins().await?;
@@ -126,7 +128,7 @@ impl Cache {
         let of = plan.removals.len() as u64;
         let removed = |done| progress(Step::Removed { done, of });
         let outcome = self.apply(&inventory, &plan, limits, now, stop, removed).await;
-        let report = outcome.map(|outcome| Report::new(&plan, &outcome));
+        let report = outcome.map(|outcome| Report::new(&inventory, &plan, &outcome));
         // So many objects take their time, too.
         background::run("forgetting", move || drop((inventory, plan))).await?;
         Ok(report?)
@@ -148,8 +150,8 @@ async fn planned(
 }
 
 impl Report {
-    /// What became of `plan`.
-    pub fn new(plan: &Plan, outcome: &Outcome) -> Self {
+    /// What became of `plan`, made from `inventory`.
+    pub fn new(inventory: &Inventory, plan: &Plan, outcome: &Outcome) -> Self {
         let size_after = plan.size_before - outcome.freed;
         Self {
             size_before: plan.size_before,
@@ -159,6 +161,7 @@ impl Report {
             loose: outcome.loose,
             given_way: outcome.given_way,
             over_limit: plan.max_size.map_or(0, |limit| size_after.saturating_sub(limit)),
+            unparsed_narinfos: inventory.unparsed,
             stopped: outcome.stopped,
         }
     }

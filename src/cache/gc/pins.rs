@@ -9,7 +9,7 @@ use thiserror::Error;
 use tracing::warn;
 
 use crate::cache::Cache;
-use crate::nix::{CachePath, StorePath};
+use crate::nix::{CachePath, StorePath, StorePathHash};
 use crate::store::StoreError;
 
 /// The folder of the notes that are pins.
@@ -100,20 +100,20 @@ impl Cache {
     /// A collection that is at work already does not know of a new pin, but it gives way to use.
     async fn use_closures(&self, roots: &[StorePath]) -> Result<(), PinError> {
         let mut seen = HashSet::new();
-        let mut stack = roots.to_vec();
-        while let Some(path) = stack.pop() {
-            if !seen.insert(path.hash()) {
+        let mut stack: Vec<StorePathHash> = roots.iter().map(StorePath::hash).collect();
+        while let Some(hash) = stack.pop() {
+            if !seen.insert(hash) {
                 continue;
             }
-            let narinfo = CachePath::NarInfo(path.hash());
-            let Some(info) = self.read_narinfo(&narinfo).await? else {
+            let narinfo = CachePath::NarInfo(hash);
+            let Some(named) = self.read_named(&narinfo).await? else {
                 continue;
             };
             self.rely_on(&narinfo).await?;
-            if let Some(nar) = info.nar_name() {
+            for nar in named.nars {
                 self.rely_on(&CachePath::Nar(nar)).await?;
             }
-            stack.extend(info.references);
+            stack.extend(named.references);
         }
         Ok(())
     }

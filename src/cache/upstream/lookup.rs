@@ -12,11 +12,8 @@ use super::client::{Client, Trouble};
 use super::{UpstreamError, Upstreams};
 use crate::cache::{ingest, metadata_of};
 use crate::nix::cache_path::NarName;
-use crate::nix::{CachePath, Compression, NarInfo, StoreDir, StorePathHash};
+use crate::nix::{CachePath, Compression, NarInfo, StoreDir, StorePathHash, narinfo};
 use crate::store::{Content, Metadata, Object};
-
-/// What a narinfo may have at most, as for an upload.
-const NARINFO_LIMIT: usize = 1024 * 1024;
 
 /// For how long trouble is remembered: who asks at the same time need not wait for the same.
 const TROUBLE_TTL: Duration = Duration::from_secs(1);
@@ -105,7 +102,7 @@ impl Upstreams {
         let ask = |client: Arc<Client>| {
             async move {
                 let path = CachePath::NarInfo(*hash);
-                let Some(text) = client.get_whole(&path, NARINFO_LIMIT).await? else {
+                let Some(text) = client.get_whole(&path, narinfo::MAX_SIZE as usize).await? else {
                     return Ok(None);
                 };
                 let read = read_narinfo(&client, text, hash, store_dir).await;

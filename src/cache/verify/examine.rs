@@ -8,6 +8,7 @@ use bytes::Bytes;
 use serde::de::IgnoredAny;
 
 use super::report::{Damage, DamageKind, Note, NoteKind};
+use crate::cache::migrate;
 use crate::cache::nar::{Facts, Inspected, inspect, reader};
 use crate::cache::narinfo::check_against_nar;
 use crate::cache::unpack::UnpackError;
@@ -15,7 +16,10 @@ use crate::cache::{Cache, PutError};
 use crate::config::Verify;
 use crate::logging::with_causes;
 use crate::nix::cache_path::NarName;
-use crate::nix::{CachePath, NarInfo, StorePathHash};
+use crate::nix::narinfo::ParseNarInfoError;
+use crate::nix::{
+    CachePath, Compression, LenientNarInfo, NarInfo, Sha256Hash, StorePathHash, narinfo,
+};
 use crate::store::{Content, Object, StoreError, background};
 
 /// What is looked at in one go.
@@ -48,7 +52,16 @@ pub(super) struct Suspect {
 enum Nar {
     Absent,
     Unreadable,
-    Damaged { expected: String, actual: String },
+    Damaged {
+        expected: String,
+        actual: String,
+    },
+    /// It has another hash than its name says. That is damage, unless a narinfo states this hash:
+    /// other programs name NARs after something else.
+    Misnamed {
+        file_hash: Sha256Hash,
+        facts: Facts,
+    },
     Right(Facts),
 }
 
@@ -63,13 +76,25 @@ impl Cache {
     ) -> Result<Findings, StoreError> {
         let mut findings = Findings::default();
         match subject {
-            Subject::NarInfo(hash) => self.examine_narinfo(*hash, None, &mut findings).await?,
+            Subject::NarInfo(hash) => {
+                self.examine_narinfo(*hash, None, depth, bytes, &mut findings).await?;
+            }
             Subject::Side(path) => self.examine_side_file(path, bytes, &mut findings).await?,
             Subject::Nar(name, narinfos) => {
                 let mut of_nar = Findings::default();
                 let nar = self.examine_nar(*name, depth, bytes, &mut of_nar).await?;
+                let mut right_by_narinfo = false;
                 for hash in narinfos {
-                    self.examine_narinfo(*hash, Some((*name, &nar)), &mut findings).await?;
+                    let nar = Some((*name, &nar));
+                    right_by_narinfo |=
+                        self.examine_narinfo(*hash, nar, depth, bytes, &mut findings).await?;
+                }
+                if let (true, Nar::Misnamed { file_hash, .. }) = (right_by_narinfo, &nar) {
+                    of_nar.suspects.clear();
+                    of_nar.note(NoteKind::Layout, &CachePath::Nar(*name), format!(
+                        "it has the file hash {file_hash} that its narinfo states, and another name; \
+                         nix-stored migrate copies it to a cache under Nix's name"
+                    ));
                 }
                 let of_path = findings.suspects.first();
                 let of_path = of_path.and_then(|suspect| suspect.damage.store_path.clone());
@@ -121,69 +146,85 @@ impl Cache {
                     return Ok(Nar::Unreadable);
                 }
             };
-        let (kind, expected, actual) = match inspected {
-            Inspected { file_hash, .. } if file_hash != name.file_hash => {
-                (DamageKind::Nar, name.file_hash.to_string(), file_hash.to_string())
-            }
-            Inspected { unpacked: Some(Err(UnpackError::NoDecoder(compression))), .. } => {
+        let Inspected { file_hash, unpacked } = inspected;
+        let unpacked = match unpacked {
+            Some(Err(UnpackError::NoDecoder(compression))) => {
                 findings.note(NoteKind::NoDecoder, &path, format!(
-                    "it is compressed by {compression}, for which there is no decoder: its file \
-                     hash is right, its contents were not compared"
+                    "it is compressed by {compression}, for which there is no decoder: only its \
+                     file hash was compared"
                 ));
-                return Ok(Nar::Right(Facts { file_size, unpacked: None }));
+                None
             }
-            Inspected { unpacked: Some(Err(error)), .. } => {
-                (DamageKind::Unpack, "a NAR".to_owned(), with_causes(&error))
+            Some(Ok(unpacked)) => Some(unpacked),
+            Some(Err(error)) => {
+                let (kind, expected, actual) = if file_hash == name.file_hash {
+                    (DamageKind::Unpack, "a NAR".to_owned(), with_causes(&error))
+                } else {
+                    (DamageKind::Nar, name.file_hash.to_string(), file_hash.to_string())
+                };
+                let damage = damage(kind, &path, &expected, &actual);
+                findings.suspects.push(Suspect { damage, etag: Some(object.metadata.etag) });
+                return Ok(Nar::Damaged { expected, actual });
             }
-            Inspected { unpacked, .. } => {
-                let unpacked = unpacked.and_then(Result::ok);
-                return Ok(Nar::Right(Facts { file_size, unpacked }));
-            }
+            None => None,
         };
-        let damage = Damage {
-            kind,
-            object: path,
-            store_path: None,
-            expected: expected.clone(),
-            actual: actual.clone(),
-            repaired: false,
-        };
+        let facts = Facts { file_size, unpacked };
+        if file_hash == name.file_hash {
+            return Ok(Nar::Right(facts));
+        }
+        let (expected, actual) = (name.file_hash.to_string(), file_hash.to_string());
+        let damage = damage(DamageKind::Nar, &path, &expected, &actual);
         findings.suspects.push(Suspect { damage, etag: Some(object.metadata.etag) });
-        Ok(Nar::Damaged { expected, actual })
+        Ok(Nar::Misnamed { file_hash, facts })
     }
 
-    /// Looks at a narinfo, with the NAR that it named when it was found.
+    /// Examines a narinfo, with the NAR that it named when it was found. Returns whether that NAR is
+    /// what the narinfo states, under another name than Nix's.
     async fn examine_narinfo(
         &self,
         hash: StorePathHash,
         nar: Option<(NarName, &Nar)>,
+        depth: Verify,
+        bytes: &AtomicU64,
         findings: &mut Findings,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
         let path = CachePath::NarInfo(hash);
         let Some(object) = self.open(&path, findings).await? else {
-            return Ok(());
+            return Ok(false);
         };
         let (size, etag) = (object.metadata.size, object.metadata.etag);
+        if size > narinfo::MAX_SIZE {
+            let why = format!("it has {size} bytes; the limit is {}", narinfo::MAX_SIZE);
+            findings.unreadable(&path, &Reading(io::Error::other(why)));
+            return Ok(false);
+        }
         let mut text = Vec::new();
         if let Err(error) = reader(object.content, size).read_to_end(&mut text) {
             findings.unreadable(&path, &Reading(error));
-            return Ok(());
+            return Ok(false);
         }
         let mut store_path = None;
-        let damage = match self.judge(hash, &text, nar, &mut store_path) {
-            Ok(()) => return Ok(()),
+        let judged = match self.judge(hash, &text, nar, &mut store_path) {
+            Ok(Judged::NarElsewhere(info)) => {
+                self.judge_nar_elsewhere(&info, depth, bytes, findings).await?
+            }
+            judged => judged,
+        };
+        let damage = match judged {
+            Ok(Judged::NarElsewhere(_)) => return Ok(false),
+            Ok(Judged::Right) => return Ok(false),
+            Ok(Judged::RightByAnotherName) => return Ok(true),
+            Ok(Judged::Noted(kind, text)) => {
+                findings.note(kind, &path, text);
+                return Ok(false);
+            }
             Err(Fault::OfNarInfo(error)) => Damage::of_narinfo(path, store_path, *error),
-            Err(Fault::OfNar { expected, actual }) => Damage {
-                kind: DamageKind::NarDamaged,
-                object: path,
-                store_path,
-                expected,
-                actual,
-                repaired: false,
-            },
+            Err(Fault::OfNar { expected, actual }) => {
+                Damage { store_path, ..damage(DamageKind::NarDamaged, &path, &expected, &actual) }
+            }
         };
         findings.suspects.push(Suspect { damage, etag: Some(etag) });
-        Ok(())
+        Ok(false)
     }
 
     /// Whether a narinfo is true. Where it could be parsed, `store_path` becomes its own.
@@ -193,32 +234,104 @@ impl Cache {
         text: &[u8],
         nar: Option<(NarName, &Nar)>,
         store_path: &mut Option<String>,
-    ) -> Result<(), Fault> {
-        let info = NarInfo::parse(text, &self.info.store_dir).map_err(PutError::from)?;
+    ) -> Result<Judged, Fault> {
+        let info = match NarInfo::parse(text, &self.info.store_dir) {
+            Ok(info) => info,
+            Err(error) => return judge_leniently(hash, text, nar, error),
+        };
         *store_path = Some(self.info.store_dir.join(&info.store_path));
         let actual = info.store_path.hash();
         if actual != hash {
             return Err(PutError::HashPart { expected: hash, actual }.into());
         }
-        if info.upstream().is_none() {
-            // What was mirrored was checked with the keys of its upstream then.
-            self.check_signatures(&info)?;
-        }
-        let url = || info.url.clone();
-        let name = info.nar_name().ok_or_else(|| PutError::NarElsewhere(url()))?;
+        self.check_stored_signatures(&info)?;
+        let Some(name) = info.fetched_nar() else {
+            return Ok(Judged::NarElsewhere(Box::new(info)));
+        };
         match nar {
-            Some((looked_at, nar)) if looked_at == name => match nar {
-                Nar::Absent => Err(PutError::NarMissing(url()).into()),
-                // That of the NAR is told.
-                Nar::Unreadable => Ok(()),
+            Some((examined, nar)) if examined == name => match nar {
+                Nar::Absent => return Err(PutError::NarMissing(info.url).into()),
+                // The NAR itself is reported.
+                Nar::Unreadable => {}
                 Nar::Damaged { expected, actual } => {
-                    Err(Fault::OfNar { expected: expected.clone(), actual: actual.clone() })
+                    return Err(Fault::OfNar {
+                        expected: expected.clone(),
+                        actual: actual.clone(),
+                    });
                 }
-                Nar::Right(facts) => Ok(check_against_nar(&info, name, *facts)?),
+                Nar::Misnamed { file_hash, facts } => {
+                    let actual_name = NarName { file_hash: *file_hash, ..name };
+                    let stated = info.file_hash.unwrap_or(*file_hash);
+                    if stated != *file_hash {
+                        return Err(Fault::OfNar {
+                            expected: name.file_hash.to_string(),
+                            actual: file_hash.to_string(),
+                        });
+                    }
+                    check_against_nar(&info, actual_name, *facts)?;
+                    return Ok(Judged::RightByAnotherName);
+                }
+                Nar::Right(facts) => check_against_nar(&info, name, *facts)?,
             },
             // It has been replaced since it was found, by one that was checked then.
-            _ => Ok(()),
+            _ => {}
         }
+        if self.is_mirrored_without_keys(&info) && !self.admission.trusted_public_keys.is_empty() {
+            let text = "it was mirrored from an upstream without trusted-public-keys, so its \
+                        signatures were not checked";
+            return Ok(Judged::Noted(NoteKind::Unsigned, text.to_owned()));
+        }
+        Ok(Judged::Right)
+    }
+
+    /// Judges a narinfo by a NAR that has a name which is not served here.
+    async fn judge_nar_elsewhere(
+        &self,
+        info: &NarInfo,
+        depth: Verify,
+        bytes: &AtomicU64,
+        findings: &mut Findings,
+    ) -> Result<Result<Judged, Fault>, StoreError> {
+        let elsewhere = || Err(PutError::NarElsewhere(info.url.clone()).into());
+        let (Some(key), Ok(compression)) =
+            (migrate::relative_key(&info.url), info.compression.parse::<Compression>())
+        else {
+            return Ok(elsewhere());
+        };
+        let Some(object) = self.store.get_foreign(&key).await? else {
+            return Ok(elsewhere());
+        };
+        let file_size = object.metadata.size;
+        let extension = compression.extension();
+        let stated = NarName { file_hash: info.file_hash.unwrap_or(info.nar_hash), extension };
+        let inspected = match inspect(depth, stated, counted(object.content, file_size, bytes)) {
+            Ok(inspected) => inspected,
+            Err(error) => {
+                findings.unreadable(&CachePath::NarInfo(info.store_path.hash()), &Reading(error));
+                return Ok(Ok(Judged::Right));
+            }
+        };
+        let file_hash = inspected.file_hash;
+        if let Some(expected) = info.file_hash.filter(|stated| *stated != file_hash) {
+            let (expected, actual) = (expected.to_string(), file_hash.to_string());
+            return Ok(Err(Fault::OfNar { expected, actual }));
+        }
+        let unpacked = match inspected.unpacked.transpose() {
+            Ok(unpacked) => unpacked,
+            Err(error) => {
+                let (expected, actual) = ("a NAR".to_owned(), with_causes(&error));
+                return Ok(Err(Fault::OfNar { expected, actual }));
+            }
+        };
+        let facts = Facts { file_size, unpacked };
+        if let Err(error) = check_against_nar(info, NarName { file_hash, extension }, facts) {
+            return Ok(Err(error.into()));
+        }
+        let text = format!(
+            "its NAR is at {key}, a name that is not served, so the path is answered as absent; \
+             nix-stored migrate copies it to a cache under Nix's name"
+        );
+        Ok(Ok(Judged::Noted(NoteKind::Layout, text)))
     }
 
     async fn examine_side_file(
@@ -250,19 +363,65 @@ impl Cache {
             Ok(IgnoredAny) => {}
             Err(error) if error.is_io() => findings.unreadable(path, &Reading(error.into())),
             Err(error) => {
-                let damage = Damage {
-                    kind: DamageKind::Json,
-                    object: path.clone(),
-                    store_path: None,
-                    expected: "JSON".to_owned(),
-                    actual: error.to_string(),
-                    repaired: false,
-                };
+                let damage = damage(DamageKind::Json, path, "JSON", &error.to_string());
                 findings.suspects.push(Suspect { damage, etag: Some(etag) });
             }
         }
         Ok(())
     }
+}
+
+fn damage(kind: DamageKind, object: &CachePath, expected: &str, actual: &str) -> Damage {
+    Damage {
+        kind,
+        object: object.clone(),
+        store_path: None,
+        expected: expected.to_owned(),
+        actual: actual.to_owned(),
+        repaired: false,
+    }
+}
+
+/// Judges a narinfo that does not parse. Where its fault is one that some version of Nix does not see,
+/// and it names its own path and a NAR that is here, it is not damage.
+fn judge_leniently(
+    hash: StorePathHash,
+    text: &[u8],
+    nar: Option<(NarName, &Nar)>,
+    error: ParseNarInfoError,
+) -> Result<Judged, Fault> {
+    let named = LenientNarInfo::read(text);
+    use ParseNarInfoError as E;
+    let may_be_accepted = match &error {
+        E::Utf8 | E::Line { .. } | E::Twice(_) | E::Hash { .. } | E::Signature(_) => true,
+        E::Unfinished | E::Missing(_) | E::Empty(_) | E::Size { .. } | E::StorePath { .. } => false,
+    };
+    let names_itself = named.store_path.is_some_and(|path| path.hash() == hash);
+    let nar_is_here = match nar {
+        Some((_, Nar::Right(_) | Nar::Misnamed { .. } | Nar::Unreadable)) => true,
+        Some((_, Nar::Absent | Nar::Damaged { .. })) | None => false,
+    };
+    if !may_be_accepted || !names_itself || !nar_is_here {
+        return Err(PutError::from(error).into());
+    }
+    Ok(Judged::Noted(
+        NoteKind::Unparsed,
+        format!(
+            "{error}; some versions of Nix may accept it, so it is served and kept, and was not checked; \
+         upload the path again to replace it"
+        ),
+    ))
+}
+
+/// What a narinfo is that is not damaged.
+enum Judged {
+    Right,
+    /// Its NAR is what it states, and has another name than Nix gives it.
+    RightByAnotherName,
+    /// Its NAR has a name that is not served here.
+    NarElsewhere(Box<NarInfo>),
+    /// It is used, and there is something to know about it.
+    Noted(NoteKind, String),
 }
 
 /// Why a narinfo is false: because of itself or of its NAR.

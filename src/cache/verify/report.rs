@@ -102,6 +102,12 @@ pub enum NoteKind {
     Foreign,
     /// A NAR without a decoder for it: its contents were not compared.
     NoDecoder,
+    /// A narinfo or NAR that is right, and is not named as Nix names it.
+    Layout,
+    /// A narinfo that does not parse, and that some version of Nix may accept.
+    Unparsed,
+    /// A mirrored narinfo whose signatures could not be checked, for want of the upstream's keys.
+    Unsigned,
     /// A link to debug symbols whose NAR is not here; it is not served.
     DebugInfo,
 }
@@ -132,7 +138,7 @@ impl Damage {
     }
 
     /// An object that cannot be read.
-    pub(super) fn unreadable(object: CachePath, error: &dyn std::error::Error) -> Self {
+    pub(in crate::cache) fn unreadable(object: CachePath, error: &dyn std::error::Error) -> Self {
         // The first level says what was being done to which object, and that is told anyway.
         let cause = error.source().map_or_else(|| error.to_string(), ToString::to_string);
         Self {

@@ -10,7 +10,7 @@ use crate::cache::Cache;
 use crate::nix::cache_path::NarName;
 use crate::nix::narinfo::ParseNarInfoError;
 use crate::nix::store_path::ParseStorePathError;
-use crate::nix::{CachePath, NarInfo, StoreDir, StorePath, StorePathHash};
+use crate::nix::{CachePath, LenientNarInfo, NarInfo, StoreDir, StorePath, StorePathHash};
 use crate::store::{Listed, ListedObject, StoreError};
 
 /// What has to be looked at.
@@ -80,12 +80,12 @@ impl Cache {
                 {
                     survey.elsewhere.get_or_insert(source);
                 }
-                survey.add(path);
+                survey.unparsed(hash, &content);
                 return;
             }
         };
         survey.parsed += 1;
-        match info.nar_name() {
+        match info.fetched_nar() {
             Some(name) => survey.nars.entry(name).or_default().push(hash),
             None => survey.add(path),
         }
@@ -107,6 +107,18 @@ impl Survey {
             CachePath::NarInfo(_) => self.checked.paths += 1,
             CachePath::Nar(_) => self.checked.nars += 1,
             _ => self.checked.side_files += 1,
+        }
+    }
+
+    /// A narinfo that does not parse. It is examined with the NAR that it names, if any.
+    fn unparsed(&mut self, hash: StorePathHash, text: &[u8]) {
+        let named = LenientNarInfo::read(text);
+        match named.nars.last() {
+            Some(name) => self.nars.entry(*name).or_default().push(hash),
+            None => self.others.push(Subject::NarInfo(hash)),
+        }
+        for name in named.nars {
+            self.nars.entry(name).or_default();
         }
     }
 

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 use tokio::sync::mpsc;
@@ -13,8 +14,10 @@ use super::read::Reader;
 use crate::nix::CachePath;
 use crate::store::{Listed, ListedObject, StoreError, background};
 
-/// Objects are handed over in batches of this size.
+/// Objects are handed over in batches of this size, and of so many bytes of content at most, or
+/// one object more.
 const BATCH: usize = 256;
+const BATCH_BYTES: usize = 1024 * 1024;
 
 /// How many batches may wait.
 const BATCHES: usize = 4;
@@ -29,7 +32,7 @@ pub(super) fn list(
 ) -> BoxStream<'static, Result<Listed, StoreError>> {
     let (sender, receiver) = mpsc::channel(BATCHES);
     let walk = move || {
-        let mut walker = Walker { reader, wanted, batch: Vec::new(), sender };
+        let mut walker = Walker { reader, wanted, batch: Vec::new(), bytes: 0, sender };
         let walked = walker.walk(&root, "");
         if let Err(Stop::Error(error)) = walked {
             walker.batch.push(Err(error));
@@ -60,6 +63,8 @@ struct Walker {
     reader: Reader,
     wanted: fn(&CachePath) -> bool,
     batch: Batch,
+    /// The bytes of content in the batch.
+    bytes: usize,
     sender: mpsc::Sender<Batch>,
 }
 
@@ -88,8 +93,14 @@ impl Walker {
         if path == CachePath::CacheInfo {
             return Ok(());
         }
-        match self.reader.inspect(key, (self.wanted)(&path)) {
+        let wanted = (self.wanted)(&path);
+        match self.reader.inspect(key, wanted) {
+            Ok(Some((metadata, None))) if matches!(path, CachePath::NarInfo(_)) && wanted => {
+                let error = StoreError::narinfo_too_large(key, metadata.size);
+                self.push(Listed::Unreadable(path, error))
+            }
             Ok(Some((metadata, content))) => {
+                self.bytes += content.as_ref().map_or(0, Bytes::len);
                 self.push(Listed::Object(ListedObject { path, metadata, content }))
             }
             // It has gone in the meantime.
@@ -100,11 +111,13 @@ impl Walker {
 
     fn push(&mut self, listed: Listed) -> Result<(), Stop> {
         self.batch.push(Ok(listed));
-        if self.batch.len() >= BATCH { self.hand_over() } else { Ok(()) }
+        let full = self.batch.len() >= BATCH || self.bytes >= BATCH_BYTES;
+        if full { self.hand_over() } else { Ok(()) }
     }
 
     fn hand_over(&mut self) -> Result<(), Stop> {
         let batch = std::mem::take(&mut self.batch);
+        self.bytes = 0;
         self.sender.blocking_send(batch).map_err(|_| Stop::Unwanted)
     }
 }

@@ -135,6 +135,14 @@ impl Store for FsStore {
         self.reader.get(path).boxed()
     }
 
+    fn get_foreign<'a>(
+        &'a self,
+        key: &'a str,
+    ) -> BoxFuture<'a, Result<Option<Object>, StoreError>> {
+        let (reader, name) = (self.reader.clone(), key.to_owned());
+        in_the_pool("reading", key.to_owned(), move || reader.open_file(&name)).boxed()
+    }
+
     fn put<'a>(
         &'a self,
         path: &'a CachePath,

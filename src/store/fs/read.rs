@@ -18,13 +18,11 @@ use rustix::io::{Errno, IoSliceMut, ReadWriteFlags};
 use super::super::{Content, Metadata, Object, StoreError};
 use super::absent::Absent;
 use crate::nix::CachePath;
+use crate::nix::narinfo;
 
 /// Objects up to this size are read at once; a larger one is left in its file, to be sent from
 /// there. One page-cache read of this size costs about as much as setting up a `sendfile`.
 const SMALL: u64 = 32 * 1024;
-
-/// A narinfo is always read at once: it has 300 KB with 5,000 references, and this at most.
-const NARINFO: u64 = 1024 * 1024;
 
 /// Reads objects below a directory.
 #[derive(Debug, Clone)]
@@ -59,8 +57,8 @@ impl Reader {
                     return Ok(None);
                 };
                 let metadata = metadata(&stat);
-                // No memory for what is none of the small texts that are wanted.
-                let content = (metadata.size <= NARINFO)
+                // No memory for what is none of the texts that are wanted.
+                let content = (metadata.size <= narinfo::MAX_SIZE)
                     .then(|| read_whole(&file, metadata.size as usize, wait))
                     .transpose()?;
                 Ok(Some((metadata, content)))
@@ -71,6 +69,15 @@ impl Reader {
         inspected.map_err(|error| StoreError::new("reading", key, error))
     }
 
+    /// Opens the file at `key`. Waits for the disk.
+    pub(super) fn open_file(&self, key: &str) -> io::Result<Option<Object>> {
+        let opened = open(&self.root, key, Wait::AsLongAsItTakes)?;
+        Ok(opened.map(|(file, stat)| Object {
+            metadata: metadata(&stat),
+            content: Content::File(File::from(file)),
+        }))
+    }
+
     pub(super) async fn head(&self, path: &CachePath) -> Result<Option<Metadata>, StoreError> {
         self.now_or_in_the_pool(path, |root, key, wait| {
             Ok(open(root, key, wait)?.map(|(_, stat)| metadata(&stat)))
@@ -79,7 +86,11 @@ impl Reader {
     }
 
     pub(super) async fn get(&self, path: &CachePath) -> Result<Option<Object>, StoreError> {
-        let limit = if matches!(path, CachePath::NarInfo(_)) { NARINFO } else { SMALL };
+        // A narinfo is always read at once.
+        let limit = match path {
+            CachePath::NarInfo(_) => narinfo::MAX_SIZE,
+            _ => SMALL,
+        };
         self.now_or_in_the_pool(path, move |root, key, wait| {
             let Some((file, stat)) = open(root, key, wait)? else {
                 return Ok(None);

@@ -5,18 +5,20 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 use object_store::ObjectMeta;
+use tokio::sync::Semaphore;
 
 use super::bucket::Bucket;
 use super::uses::Uses;
-use super::{OWN_FOLDER, metadata};
-use crate::nix::CachePath;
+use super::{OWN_FOLDER, SMALL, metadata};
+use crate::nix::{CachePath, narinfo};
 use crate::store::{Listed, ListedObject, StoreError};
-
-/// A narinfo and the like is listed with its content up to this size, as in a directory.
-pub(super) const LISTED_LIMIT: u64 = 1 << 20;
 
 /// How many objects are read at a time while everything is listed.
 const READERS: usize = 32;
+
+/// How many of them may be larger than [`SMALL`], so that 32 of the largest narinfos are not in
+/// memory at a time.
+const LARGE_READERS: usize = 2;
 
 /// Everything in the bucket that is not ours, when the uses are known.
 pub(super) async fn list(
@@ -39,12 +41,14 @@ pub(super) async fn list(
     let found = stream::unfold(receiver, async |mut receiver| {
         receiver.recv().await.map(|found| (found, receiver))
     });
+    let large = Arc::new(Semaphore::new(LARGE_READERS));
     let listed = found
         .map(move |found| {
             let (bucket, uses) = (Arc::clone(&bucket), Arc::clone(&uses));
+            let large = Arc::clone(&large);
             async move {
                 match found {
-                    Ok((key, meta)) => listed(&bucket, &uses, key, &meta, wanted).await,
+                    Ok((key, meta)) => listed(&bucket, &uses, &large, key, &meta, wanted).await,
                     Err(error) => Some(Err(error)),
                 }
             }
@@ -57,6 +61,7 @@ pub(super) async fn list(
 async fn listed(
     bucket: &Bucket,
     uses: &Uses,
+    large: &Semaphore,
     key: String,
     meta: &ObjectMeta,
     wanted: fn(&CachePath) -> bool,
@@ -70,13 +75,18 @@ async fn listed(
         Ok(path) if path.key() == key => path,
         _ => return Some(Ok(Listed::Foreign(key))),
     };
-    let content = if wanted(&path) && meta.size <= LISTED_LIMIT {
+    let content = if wanted(&path) && meta.size <= narinfo::MAX_SIZE {
+        // The semaphore is never closed.
+        let _turn = if meta.size > SMALL { large.acquire().await.ok() } else { None };
         match bucket.read(&key).await {
             Ok(Some(content)) => Some(content),
             // It has gone in the meantime.
             Ok(None) => return None,
             Err(error) => return Some(Ok(Listed::Unreadable(path, error))),
         }
+    } else if wanted(&path) && matches!(path, CachePath::NarInfo(_)) {
+        let error = StoreError::narinfo_too_large(&key, meta.size);
+        return Some(Ok(Listed::Unreadable(path, error)));
     } else {
         None
     };

@@ -40,7 +40,7 @@ use super::{
     Stored, Turns, Upload,
 };
 use crate::config;
-use crate::nix::CachePath;
+use crate::nix::{CachePath, narinfo};
 use bucket::{Bucket, failed, modified};
 use part::Budget;
 pub use probe::Found;
@@ -212,14 +212,31 @@ impl Store for S3Store {
             };
             let metadata = self.metadata(&key, &found.meta);
             // A narinfo is always read at once, as in a directory.
-            let limit =
-                if matches!(path, CachePath::NarInfo(_)) { list::LISTED_LIMIT } else { SMALL };
+            let limit = match path {
+                CachePath::NarInfo(_) => narinfo::MAX_SIZE,
+                _ => SMALL,
+            };
             let content = if found.meta.size <= limit {
                 Content::Bytes(found.bytes().await.map_err(failed("reading", &key))?)
             } else {
                 Content::Stream(Box::new(Remote::new(Arc::clone(&self.bucket), key, found)))
             };
             Ok(Some(Object { metadata, content }))
+        }
+        .boxed()
+    }
+
+    fn get_foreign<'a>(
+        &'a self,
+        key: &'a str,
+    ) -> BoxFuture<'a, Result<Option<Object>, StoreError>> {
+        async move {
+            let Some(found) = self.bucket.get(key).await? else {
+                return Ok(None);
+            };
+            let metadata = self.metadata(key, &found.meta);
+            let content = Remote::new(Arc::clone(&self.bucket), key.to_owned(), found);
+            Ok(Some(Object { metadata, content: Content::Stream(Box::new(content)) }))
         }
         .boxed()
     }

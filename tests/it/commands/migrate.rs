@@ -5,14 +5,14 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use nix_stored::nix::Compression;
+use nix_stored::nix::{Compression, Sha256Hash};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use super::given::{Ended, Given, path, texts};
 use crate::support::audit::{assert_nothing_is_false, objects, staging};
 use crate::support::closures::{Layers, assert_closures_are_whole, references};
-use crate::support::daemon::on_cache;
+use crate::support::daemon::{Daemon, on_cache};
 use crate::support::nix::{Nix, utf8, with_paths};
 use crate::support::noise::Noise;
 use crate::support::objects::{Sample, sample};
@@ -397,4 +397,104 @@ fn a_migration_that_is_told_to_stop_says_how_far_it_came() {
     assert_closures_are_whole(&dir);
     Ended::of(target.command(source.dir.path(), &[]).output().unwrap()).is(0);
     target.is_a_copy_of(source.dir.path());
+}
+
+const KEY: &str = "cache.example.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=";
+
+/// A cache with a path whose narinfo says that it was mirrored from `url`, and has no signature.
+fn mirrored_from(url: &str) -> Given {
+    let from = Given::new();
+    let one = from.add(1, &[], 0);
+    from.put(&one.narinfo_path, format!("{}Upstream: {url}\n", one.narinfo), 0);
+    from
+}
+
+#[test]
+fn a_line_in_a_narinfo_gives_no_trust() {
+    let keys = ("NIX_STORED_TRUSTED_PUBLIC_KEYS", KEY);
+    let from = mirrored_from("https://mirrored.example.org");
+    let target = Target::new();
+    let mut migrate = target.command(from.dir(), &[]);
+    Ended::of(migrate.env(keys.0, keys.1).output().expect("the binary starts"))
+        .is(2)
+        .says("has no valid signature by a trusted key");
+    assert!(!target.cache().has(&path(1).narinfo_path));
+    from.run_with(&[keys], &["verify"]).is(2).says("has no valid signature by a trusted key");
+    // Without keys, anything is trusted.
+    from.run(&["verify"]).is(0).says("0 notes");
+}
+
+#[cfg(feature = "upstream")]
+#[test]
+fn what_was_mirrored_from_a_configured_upstream_is_judged_by_its_keys() {
+    let url = "https://mirrored.example.org";
+    let from = mirrored_from(url);
+    let keys = ("NIX_STORED_TRUSTED_PUBLIC_KEYS", KEY);
+    // Nothing can be said of its signatures, which is no damage.
+    let upstream = ("NIX_STORED_UPSTREAMS", url);
+    from.run_with(&[keys, upstream], &["verify"]).is(0).says("without trusted-public-keys");
+    let target = Target::new();
+    let mut migrate = target.command(from.dir(), &[]);
+    migrate.env(keys.0, keys.1).env(upstream.0, upstream.1);
+    Ended::of(migrate.output().expect("the binary starts")).is(0).says("copied 1 path");
+
+    let with_keys = format!("{url}?trusted-public-keys={KEY}");
+    let upstream = ("NIX_STORED_UPSTREAMS", with_keys.as_str());
+    from.run_with(&[upstream], &["verify"]).is(2).says("has no valid signature by a trusted key");
+}
+
+/// A cache as other programs lay it out: NARs anywhere, named after anything.
+fn of_another_layout() -> (Given, Vec<Sample>) {
+    let from = Given::new();
+    let samples: Vec<Sample> = (1..=4).map(path).collect();
+    // Named after the NarHash, as nix-push did; after a UUID, below another folder; after a hash in
+    // base 16; and in no folder, without a FileHash.
+    let nar_hash = Sha256Hash::of(&samples[0].nar).to_nix32();
+    let elsewhere = [
+        format!("nar/{nar_hash}.nar.zst"),
+        "files/6f9619ff-8b86-d011-b42d-00c04fc964ff.nar.zst".to_owned(),
+        format!("nar/{}.nar.zst", "ab".repeat(32)),
+        "x.nar".to_owned(),
+    ];
+    let mut laid_out = Vec::new();
+    for (number, (sample, url)) in samples.iter().zip(&elsewhere).enumerate() {
+        let sample = sample.packed(Compression::Zstd);
+        let mut narinfo = sample.narinfo.replace(&sample.nar_path[1..], url);
+        if number == 3 {
+            let lines = narinfo.lines().filter(|line| !line.starts_with("File"));
+            narinfo = lines.map(|line| format!("{line}\n")).collect();
+        }
+        from.put(&sample.narinfo_path, narinfo, 0);
+        from.put(url, &sample.nar, 0);
+        laid_out.push(sample);
+    }
+    (from, laid_out)
+}
+
+#[test]
+fn a_cache_in_another_layout_is_right_by_its_narinfos_and_migrates_to_nixs_names() {
+    let (from, samples) = of_another_layout();
+    let verified = from.run(&["verify", "--deep", "--repair"]).is(0);
+    verified.says("nix-stored migrate").says("nothing is wrong");
+
+    // What cannot be served is absent, and what can is served.
+    let daemon = Daemon::builder().dir(from.dir()).start();
+    let found: Vec<u16> = samples.iter().map(|sample| daemon.get(&sample.narinfo_path).0).collect();
+    assert_eq!(found, [200, 404, 404, 404]);
+    drop(daemon);
+
+    let target = Target::new();
+    target.take_over(&from, &[]).is(0).says("copied 4 paths");
+    let cache = target.cache();
+    for sample in &samples {
+        assert!(cache.holds(sample), "{}", sample.nar_path);
+    }
+    assert_eq!(assert_nothing_is_false(cache.dir()), 4);
+    cache.run(&["verify", "--deep"]).is(0).says("nothing is wrong, 0 notes");
+
+    // A NAR that is not there is left out, and the exit status says so.
+    fs::remove_file(from.dir().join("x.nar")).unwrap();
+    let again = Target::new();
+    again.take_over(&from, &[]).is(2).says("copied 3 paths");
+    from.run(&["verify"]).is(2).says("does not name a NAR of this cache");
 }

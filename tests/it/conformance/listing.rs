@@ -1,9 +1,10 @@
 //! Going through everything.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 
 use futures_util::StreamExt;
-use nix_stored::nix::CachePath;
+use nix_stored::nix::{CachePath, narinfo as nix_narinfo};
 use nix_stored::store::{Listed, ListedObject, Store};
 
 use super::site::{KEYS, NAR, Site, narinfo, noise, path, there};
@@ -16,16 +17,17 @@ pub async fn objects(
     store: &dyn Store,
     wanted: fn(&CachePath) -> bool,
 ) -> BTreeMap<String, ListedObject> {
-    let (objects, foreign) = everything(store, wanted).await;
-    assert_eq!(foreign, [""; 0]);
+    let (objects, others) = everything(store, wanted).await;
+    assert_eq!(others, [""; 0]);
     objects
 }
 
+/// The objects by their keys, and everything else by its name.
 async fn everything(
     store: &dyn Store,
     wanted: fn(&CachePath) -> bool,
 ) -> (BTreeMap<String, ListedObject>, Vec<String>) {
-    let (mut objects, mut foreign) = (BTreeMap::new(), Vec::new());
+    let (mut objects, mut others) = (BTreeMap::new(), Vec::new());
     let mut all = store.list(wanted);
     while let Some(listed) = all.next().await {
         match listed.unwrap() {
@@ -33,12 +35,15 @@ async fn everything(
                 let twice = objects.insert(object.path.key(), object);
                 assert!(twice.is_none(), "{twice:?}");
             }
-            Listed::Foreign(name) => foreign.push(name),
-            Listed::Unreadable(path, error) => panic!("{path}: {error}"),
+            Listed::Foreign(name) => others.push(name),
+            Listed::Unreadable(path, error) => {
+                let why = error.source().expect("an error of the disk").to_string();
+                others.push(format!("{path}: {why}"));
+            }
         }
     }
-    foreign.sort();
-    (objects, foreign)
+    others.sort();
+    (objects, others)
 }
 
 fn narinfos(path: &CachePath) -> bool {
@@ -90,21 +95,23 @@ pub async fn everything_is_listed_with_what_is_known_of_it(site: &impl Site) {
     }
 }
 
-pub async fn only_what_is_wanted_and_small_is_listed_with_its_content(site: &impl Site) {
+pub async fn what_is_wanted_is_listed_with_its_content_up_to_the_largest_narinfo(site: &impl Site) {
     let store = site.open().await;
-    let (largest, larger) = (noise(1 << 20), noise((1 << 20) + 1));
+    let limit = nix_narinfo::MAX_SIZE as usize;
+    let (largest, larger) = (noise(limit), noise(limit + 1));
     store.put(&narinfo(1), largest.clone().into()).await.unwrap();
     store.put(&narinfo(2), larger.into()).await.unwrap();
     store.put(&path(KEYS[1]), "wanted by nobody".into()).await.unwrap();
     store.put(&path(NAR), Vec::new().into()).await.unwrap();
 
-    let listed = objects(&*store, narinfos).await;
-    assert_eq!(listed.len(), 4);
+    let (listed, unreadable) = everything(&*store, narinfos).await;
+    assert_eq!(listed.len(), 3);
     let found = |path: &CachePath| listed[&path.key()].content.as_deref();
     assert!(found(&narinfo(1)) == Some(&largest), "another content");
-    assert!(found(&narinfo(2)).is_none(), "it is larger than a narinfo may be");
+    let too_large = format!("{}: it has {} bytes", narinfo(2), limit + 1);
+    assert!(unreadable.len() == 1 && unreadable[0].starts_with(&too_large), "{unreadable:?}");
     assert!(found(&path(KEYS[1])).is_none() && found(&path(NAR)).is_none());
-    let listed = objects(&*store, |_| true).await;
+    let (listed, _) = everything(&*store, |_| true).await;
     assert_eq!(listed[KEYS[1]].content.as_deref(), Some(&b"wanted by nobody"[..]));
     assert_eq!(listed[NAR].content.as_deref(), Some(&b""[..]));
 }

@@ -191,7 +191,7 @@ impl Race {
             let stop = CancellationToken::new();
             let applied = self.other.apply(&inventory, &plan, &limits, now, &stop, |_| {});
             let outcome = self.served.wait_for(applied).expect("all can be removed");
-            self.count(&Report::new(&plan, &outcome));
+            self.count(&Report::new(&inventory, &plan, &outcome));
         }
     }
 

@@ -214,7 +214,7 @@ async fn orphans_go_after_the_time_of_grace_and_other_strays_when_they_are_too_o
 }
 
 #[tokio::test]
-async fn a_narinfo_that_cannot_be_read_stops_nothing() {
+async fn a_narinfo_that_does_not_parse_stops_nothing() {
     let site = Site::new();
     dir::put_path(site.dir(), 1, &[2], site.days_ago(20));
     dir::put_path(site.dir(), 2, &[], site.days_ago(40));
@@ -229,12 +229,13 @@ async fn a_narinfo_that_cannot_be_read_stops_nothing() {
         site.days_ago(40),
     );
     let report = site.collect(&MONTH).await;
-    assert_eq!((report.paths, report.shared, report.loose), (1, 1, 1));
+    assert_eq!((report.paths, report.shared, report.loose), (2, 1, 0));
+    assert_eq!((report.unparsed_narinfos.lenient, report.unparsed_narinfos.garbage), (2, 0));
     site.has(whole([1, 2]).chain([dir::narinfo(4)]));
 }
 
 #[tokio::test]
-async fn the_nar_of_a_narinfo_that_cannot_be_read_is_no_orphan() {
+async fn the_nar_of_a_narinfo_that_does_not_parse_is_no_orphan() {
     let site = Site::new();
     dir::put_path(site.dir(), 1, &[], site.days_ago(20));
     dir::put_path(site.dir(), 2, &[], site.days_ago(20));
@@ -353,7 +354,7 @@ async fn a_collection_that_is_stopped_leaves_every_path_whole() {
         let outcome = outcome.expect("the disk works");
         let done = outcome.paths + outcome.shared;
         dir::assert_whole(site.dir(), &before);
-        assert_eq!(Report::new(&plan, &outcome).size_after, site.size());
+        assert_eq!(Report::new(&inventory, &plan, &outcome).size_after, site.size());
         if !outcome.stopped {
             assert_eq!((done, moment), (2 * paths, 2 * paths as u64));
             break;

@@ -40,16 +40,26 @@ impl TestCache {
 
     /// A cache with these variables, `NIX_STORED_` left out, on a socket that is local or not.
     pub fn configured(vars: &[(&str, &str)], local: bool) -> Self {
+        let scratch = Scratch::new();
+        let mut cache = Self::in_directory(scratch.join("cache"), vars, local);
+        cache._scratch = Some(scratch);
+        cache
+    }
+
+    /// Another daemon's cache over the same directory, with these variables.
+    pub fn reconfigured(&self, vars: &[(&str, &str)]) -> Self {
+        Self::in_directory(self.dir(), vars, true)
+    }
+
+    fn in_directory(dir: PathBuf, vars: &[(&str, &str)], local: bool) -> Self {
         let vars =
             vars.iter().map(|(name, value)| (format!("NIX_STORED_{name}"), (*value).to_owned()));
         let config = Config::from_vars(vars).expect("the test's configuration is right");
-        let scratch = Scratch::new();
-        let store = FsStore::open(&scratch.join("cache"), config.min_free_space)
-            .expect("the store can be opened");
+        let store = FsStore::open(&dir, config.min_free_space).expect("the store can be opened");
         let cache = Cache::new(Arc::new(store), config.cache_info, config.admission);
         let cache = Arc::new(cache);
         let app = app(Arc::clone(&cache), config.users.access(local));
-        Self { app, cache, dir: scratch.join("cache"), _scratch: Some(scratch) }
+        Self { app, cache, dir, _scratch: None }
     }
 
     /// A cache over a directory of the caller's, where what was used within `grace` is safe.
