@@ -53,7 +53,8 @@ impl Cache {
         let taken = if ours.is_some() { Taken::Again } else { Taken::New };
         match ours {
             Some(ours) if ours.fingerprint() == info.fingerprint() => {
-                if self.merge(&path, ours, &info).await?.is_some() {
+                let merged = self.merge(&path, ours, &info).await?;
+                if merged {
                     return Ok(self.accepted(taken, size, &info, signed_by));
                 }
             }
@@ -80,8 +81,8 @@ impl Cache {
         ingest::in_the_pool(move || Ok(NarInfo::parse(&text, &store_dir)?)).await
     }
 
-    /// Takes over the signatures of `theirs`, a narinfo with the same fingerprint as `ours`, and says
-    /// whether there were new ones. None if `ours` is not true, and so must be replaced.
+    /// Takes over the signatures of `theirs`, a narinfo with the same fingerprint as `ours`. False if
+    /// `ours` is not true, and so must be replaced.
     ///
     /// Everything else stays as it was: Nix signs again from its memory of up to 30 days ago, which
     /// may name another NAR (Nix's `src/libstore/nar-info-disk-cache.cc`).
@@ -90,22 +91,21 @@ impl Cache {
         path: &CachePath,
         mut ours: NarInfo,
         theirs: &NarInfo,
-    ) -> Result<Option<bool>, PutError> {
+    ) -> Result<bool, PutError> {
         if !self.is_still_true(path, &ours, theirs).await? {
-            return Ok(None);
+            return Ok(false);
         }
         let before = ours.clone();
         // Where the path was mirrored from, it is here from now on because it was uploaded here.
         ours.set_upstream(theirs.upstream());
         self.select_signatures(&mut ours, &theirs.signatures);
-        let changed = ours != before;
-        if changed {
+        if ours != before {
             // Listing a directory may miss the name whose file is replaced just then, and with it
             // why its references are kept.
             self.rely_on_references(&ours, false).await?;
             self.publish(ours.store_path.hash(), &ours).await?;
         }
-        Ok(Some(changed))
+        Ok(true)
     }
 
     fn accepted(
@@ -160,7 +160,7 @@ impl Cache {
                 if info.upstream().is_some() {
                     info.set_upstream(ours.upstream());
                 }
-                if self.merge(&path, ours, &info).await?.is_some() {
+                if self.merge(&path, ours, &info).await? {
                     return Ok(Adopted::Known);
                 }
             }

@@ -169,7 +169,8 @@ mod tests {
         let false_one = signature("a", &secret, "another path");
         let foreign = junk("b", 1);
         let ours = [vec![false_one.clone()], foreign.clone()].concat();
-        let (selected, dropped) = select(&[public], FINGERPRINT, &ours, &[right.clone()]);
+        let (selected, dropped) =
+            select(&[public], FINGERPRINT, &ours, std::slice::from_ref(&right));
         assert_eq!(selected, [right, foreign[0].clone()]);
         assert_eq!(dropped, 1);
         // Without keys nothing is false.

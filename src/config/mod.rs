@@ -128,7 +128,11 @@ impl std::str::FromStr for Verify {
     }
 }
 
-/// The variables as text; an empty one counts as unset.
+/// Variables whose empty value would weaken security if it counted as unset: a command substitution
+/// that fails leaves one.
+const NEVER_EMPTY: [&str; 1] = ["NIX_STORED_TRUSTED_PUBLIC_KEYS"];
+
+/// The variables as text; an empty one counts as unset, but for [`NEVER_EMPTY`].
 #[cfg_attr(
     not(all(feature = "s3", feature = "tls", feature = "upstream")),
     expect(dead_code, reason = "told as not in this build")
@@ -172,7 +176,10 @@ impl Raw {
     fn read(vars: impl IntoIterator<Item = (String, String)>) -> (Self, Parser) {
         let vars: Vec<(String, String)> = vars
             .into_iter()
-            .filter(|(name, value)| name.starts_with(PREFIX) && !value.is_empty())
+            .filter(|(name, value)| {
+                let set = !value.is_empty() || NEVER_EMPTY.contains(&name.as_str());
+                name.starts_with(PREFIX) && set
+            })
             .collect();
         let mut parser = Parser::default();
         for (name, _) in &vars {
@@ -308,6 +315,20 @@ mod tests {
         let config = read(&[("PATH", ""), ("PRIORITY", ""), ("USER_READ", "")]).unwrap();
         assert_eq!(config.location.to_string(), "/var/lib/nixStored");
         assert_eq!(config.cache_info.priority, 30);
+    }
+
+    #[test]
+    fn an_empty_list_of_trusted_keys_does_not_mean_everybody() {
+        for empty in ["", " ", "\n"] {
+            let told = problems(&[("TRUSTED_PUBLIC_KEYS", empty)]);
+            assert!(told.contains("would trust everybody"), "{told}");
+        }
+        #[cfg(feature = "upstream")]
+        for empty in ["", "%20", ","] {
+            let upstream = format!("https://cache.example.org?trusted-public-keys={empty}");
+            let told = problems(&[("UPSTREAMS", &upstream)]);
+            assert!(told.contains("would trust everybody"), "{told}");
+        }
     }
 
     #[test]

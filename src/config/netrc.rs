@@ -1,12 +1,14 @@
-//! A netrc file, as curl and Nix read it: words, in which `machine`, `default`, `login` and
-//! `password` mean something (`netrc(5)` of inetutils).
+//! A netrc file, as curl and Nix read it (curl's `lib/netrc.c`): words, in which `machine`, `default`,
+//! `login`, `password` and `macdef` mean something. A word in double quotes may hold white space, and
+//! `\"`, `\\`, `\n`, `\r` and `\t`.
 
 use super::upstream::Login;
 
 /// The entries of a netrc file.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct Netrc(Vec<Entry>);
 
+#[derive(Default)]
 struct Entry {
     /// None: any.
     machine: Option<String>,
@@ -14,50 +16,180 @@ struct Entry {
     password: Option<String>,
 }
 
+impl std::fmt::Debug for Entry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Entry").field("machine", &self.machine).finish_non_exhaustive()
+    }
+}
+
+/// What a netrc file has for a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Found {
+    /// Credentials.
+    Login(Login),
+    /// An entry without a password: nothing can be sent.
+    NoPassword,
+    /// No entry.
+    Nothing,
+}
+
 impl Netrc {
-    /// Reads the words of `text`; those that mean nothing are passed over.
+    /// Reads `text`; words that mean nothing are passed over.
     pub(super) fn parse(text: &str) -> Self {
         let mut entries: Vec<Entry> = Vec::new();
-        let lines = text.lines().filter(|line| !line.trim_start().starts_with('#'));
-        let mut words = lines.flat_map(str::split_whitespace);
+        let mut words = Words(text);
         while let Some(word) = words.next() {
-            let mut value = || words.next().map(str::to_owned);
-            match (word, entries.last_mut()) {
-                ("machine", _) => {
-                    entries.push(Entry { machine: value(), login: None, password: None });
-                }
-                ("default", _) => {
-                    entries.push(Entry { machine: None, login: None, password: None });
-                }
-                ("login", Some(entry)) => entry.login = value(),
-                ("password", Some(entry)) => entry.password = value(),
+            match (word.as_str(), entries.last_mut()) {
+                ("machine", _) => entries.push(Entry { machine: words.next(), ..Entry::default() }),
+                ("default", _) => entries.push(Entry::default()),
+                // A macro ends with an empty line, and its words mean nothing.
+                ("macdef", _) => words.skip_macro(),
+                ("login", Some(entry)) => entry.login = words.next(),
+                ("password", Some(entry)) => entry.password = words.next(),
                 _ => {}
             }
         }
         Self(entries)
     }
 
-    /// The login of the first entry for `host`.
-    pub(super) fn login(&self, host: &str) -> Option<Login> {
-        let entry =
-            self.0.iter().find(|entry| entry.machine.as_deref().is_none_or(|it| it == host))?;
-        Some(Login { user: entry.login.clone()?, password: entry.password.clone()? })
+    /// The first entry for `host` with a password. One without a login is for the empty user, as curl
+    /// sends it: attic and cachix give tokens of that kind.
+    pub(super) fn find(&self, host: &str) -> Found {
+        let is_for = |entry: &&Entry| {
+            entry.machine.as_deref().is_none_or(|machine| machine.eq_ignore_ascii_case(host))
+        };
+        let mut entries = self.0.iter().filter(is_for).peekable();
+        if entries.peek().is_none() {
+            return Found::Nothing;
+        }
+        let login = entries.find_map(|entry| {
+            let user = entry.login.clone().unwrap_or_default();
+            Some(Login { user, password: entry.password.clone()? })
+        });
+        login.map_or(Found::NoPassword, Found::Login)
+    }
+}
+
+/// The words of a text.
+struct Words<'a>(&'a str);
+
+impl Words<'_> {
+    /// Passes over everything up to an empty line.
+    fn skip_macro(&mut self) {
+        let end = self.0.find("\n\n").or_else(|| self.0.find("\n\r\n"));
+        self.0 = end.map_or("", |end| &self.0[end..]);
+    }
+}
+
+impl Iterator for Words<'_> {
+    type Item = String;
+
+    fn next(&mut self) -> Option<String> {
+        loop {
+            self.0 = self.0.trim_start();
+            if !self.0.starts_with('#') {
+                break;
+            }
+            self.0 = self.0.split_once('\n').map_or("", |(_, rest)| rest);
+        }
+        if let Some(quoted) = self.0.strip_prefix('"') {
+            let mut word = String::new();
+            let mut characters = quoted.char_indices();
+            while let Some((at, character)) = characters.next() {
+                match character {
+                    '"' => {
+                        self.0 = &quoted[at + 1..];
+                        return Some(word);
+                    }
+                    '\\' => match characters.next() {
+                        Some((_, 'n')) => word.push('\n'),
+                        Some((_, 'r')) => word.push('\r'),
+                        Some((_, 't')) => word.push('\t'),
+                        Some((_, other)) => word.push(other),
+                        None => break,
+                    },
+                    other => word.push(other),
+                }
+            }
+            // A quote that is never closed.
+            self.0 = "";
+            return Some(word);
+        }
+        let end = self.0.find(char::is_whitespace).unwrap_or(self.0.len());
+        let (word, rest) = self.0.split_at(end);
+        self.0 = rest;
+        (!word.is_empty()).then(|| word.to_owned())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    fn login(text: &str, host: &str) -> Option<(String, String)> {
+        match Netrc::parse(text).find(host) {
+            Found::Login(Login { user, password }) => Some((user, password)),
+            Found::NoPassword | Found::Nothing => None,
+        }
+    }
+
+    fn both(user: &str, password: &str) -> Option<(String, String)> {
+        Some((user.to_owned(), password.to_owned()))
+    }
 
     #[test]
     fn the_first_entry_for_a_machine_counts() {
-        let netrc = Netrc::parse(
-            "# machine a login no password no\nmachine a login me\n  password x\nmachine a login you \
-             password y\nmachine b account z\ndefault login any password one",
-        );
-        let login = |host| netrc.login(host).map(|login| (login.user, login.password));
-        assert_eq!(login("a"), Some(("me".into(), "x".into())));
-        assert_eq!(login("b"), None);
-        assert_eq!(login("c"), Some(("any".into(), "one".into())));
+        let text = "# machine a login no password no\nmachine a login me\n  password x\nmachine a \
+                    login you password y\nmachine b account z\ndefault login any password one";
+        assert_eq!(login(text, "a"), both("me", "x"));
+        assert_eq!(login(text, "A"), both("me", "x"));
+        assert_eq!(login(text, "b"), both("any", "one"));
+        assert_eq!(login(text, "c"), both("any", "one"));
+    }
+
+    #[test]
+    fn a_password_without_a_login_is_sent_for_the_empty_user() {
+        assert_eq!(login("machine a password token\n", "a"), both("", "token"));
+        assert_eq!(Netrc::parse("machine a login me\n").find("a"), Found::NoPassword);
+        assert_eq!(Netrc::parse("machine a login me\n").find("b"), Found::Nothing);
+    }
+
+    #[test]
+    fn quoted_words_are_taken_without_their_quotes() {
+        let text = "machine a login \"m e\" password \"x\\\"\\\\y\\t#\" machine b password \"open";
+        assert_eq!(login(text, "a"), both("m e", "x\"\\y\t#"));
+        assert_eq!(login(text, "b"), both("", "open"));
+        assert_eq!(login("machine a password in\"side", "a"), both("", "in\"side"));
+    }
+
+    #[test]
+    fn macros_mean_nothing() {
+        let text = "machine a password x\nmacdef init\ncd password y\nmachine b password z\n\n\
+                    machine c password w\n";
+        assert_eq!(login(text, "a"), both("", "x"));
+        assert_eq!(login(text, "b"), None);
+        assert_eq!(login(text, "c"), both("", "w"));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_quoted_is_read_back(password in "[^\0]{1,20}") {
+            let mut quoted = String::new();
+            for character in password.chars() {
+                if matches!(character, '"' | '\\') {
+                    quoted.push('\\');
+                }
+                quoted.push(character);
+            }
+            let text = format!("machine a password \"{quoted}\" login me");
+            prop_assert_eq!(login(&text, "a"), both("me", &password));
+        }
+
+        #[test]
+        fn every_text_can_be_read(text: String) {
+            let _ = Netrc::parse(&text).find("a");
+        }
     }
 }

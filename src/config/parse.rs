@@ -149,6 +149,13 @@ impl Parser {
     /// Public keys, separated by spaces.
     pub(super) fn public_keys(&mut self, value: Option<String>) -> Vec<PublicKey> {
         let mut keys = Vec::new();
+        if value.as_deref().is_some_and(|text| text.trim().is_empty()) {
+            self.unusable(
+                "TRUSTED_PUBLIC_KEYS",
+                "",
+                "has no key in it and would trust everybody; unset it if that is meant",
+            );
+        }
         for text in value.as_deref().unwrap_or_default().split_whitespace() {
             match text.parse() {
                 Ok(key) => keys.push(key),

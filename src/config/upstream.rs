@@ -8,7 +8,7 @@ use std::time::Duration;
 use percent_encoding::percent_decode_str;
 use reqwest::{Proxy, Url};
 
-use super::netrc::Netrc;
+use super::netrc::{Found, Netrc};
 use super::parse::parse_duration;
 use crate::nix::PublicKey;
 
@@ -30,6 +30,8 @@ pub struct Upstream {
     pub url: Url,
     /// How to log in.
     pub login: Option<Login>,
+    /// Whether the netrc file has an entry for it that cannot be used, because it has no password.
+    pub lacks_password: bool,
     /// The proxy on the way to it: an `http`, `https`, `socks5` or `socks5h` URL.
     pub proxy: Option<Url>,
     /// Where there are any, every narinfo from there needs a valid signature by one of them.
@@ -83,7 +85,16 @@ impl Upstream {
         if url.fragment().is_some() {
             return Err("has a fragment (#…), which no cache has".to_owned());
         }
-        let login = take_login(&mut url)?.or_else(|| netrc.login(url.host_str()?));
+        let found = match (take_login(&mut url)?, url.host_str()) {
+            (Some(login), _) => Found::Login(login),
+            (None, Some(host)) => netrc.find(host),
+            (None, None) => Found::Nothing,
+        };
+        let lacks_password = found == Found::NoPassword;
+        let login = match found {
+            Found::Login(login) => Some(login),
+            Found::NoPassword | Found::Nothing => None,
+        };
         let options = url.query().unwrap_or_default().to_owned();
         url.set_query(None);
         if !url.path().ends_with('/') {
@@ -93,6 +104,7 @@ impl Upstream {
         let mut upstream = Self {
             url,
             login,
+            lacks_password,
             proxy: None,
             trusted_public_keys: Vec::new(),
             timeout: TIMEOUT,
@@ -122,6 +134,11 @@ impl Upstream {
                     let key =
                         key.parse().map_err(|_| format!("has the key “{key}”, which is none"))?;
                     self.trusted_public_keys.push(key);
+                }
+                if self.trusted_public_keys.is_empty() {
+                    return Err("has a trusted-public-keys with no key in it, which would trust \
+                                everybody; leave it out if that is meant"
+                        .to_owned());
                 }
             }
             "timeout" => {

@@ -111,6 +111,7 @@ impl HttpError {
                 Trouble::TimedOut(_) => StatusCode::GATEWAY_TIMEOUT,
                 Trouble::Connection(_)
                 | Trouble::Status(_)
+                | Trouble::Unauthorized(_)
                 | Trouble::LeftAlone(_)
                 | Trouble::Nonsense(_) => StatusCode::BAD_GATEWAY,
             },

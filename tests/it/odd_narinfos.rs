@@ -175,7 +175,7 @@ fn nothing_is_removed_while_a_narinfo_cannot_be_read() {
         fs::remove_file(&name).unwrap();
         std::os::unix::fs::symlink(name.file_name().unwrap(), &name).unwrap();
     } else {
-        fs::set_permissions(&name, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&name, fs::Permissions::from_mode(0o000)).unwrap();
     }
     refuses("unreadable");
 }

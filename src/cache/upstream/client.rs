@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -60,7 +61,7 @@ pub(super) struct Client {
 }
 
 enum Place {
-    Http { client: reqwest::Client, base: Url, login: ArcSwapOption<Login> },
+    Http { client: reqwest::Client, base: Url, login: ArcSwapOption<Login>, hint: Hint },
     Directory(PathBuf),
 }
 
@@ -76,6 +77,9 @@ pub enum Trouble {
     /// An answer that says neither that it has it nor that it has not.
     #[error("answered {0}")]
     Status(u16),
+    /// 401: the credentials are missing or wrong.
+    #[error("answered 401; {0}")]
+    Unauthorized(&'static str),
     /// It was in trouble a moment ago, and is left alone for a while.
     #[error("was in trouble a moment ago and is asked again in {0:?}")]
     LeftAlone(Duration),
@@ -94,6 +98,26 @@ pub(super) struct Answer {
     pub body: BoxStream<'static, io::Result<Bytes>>,
 }
 
+/// What to do about a 401, as it follows from the configuration.
+#[derive(Default)]
+struct Hint(AtomicBool);
+
+impl Hint {
+    fn set(&self, upstream: &Upstream) {
+        self.0.store(upstream.lacks_password, Ordering::Relaxed);
+    }
+
+    fn text(&self, logs_in: bool) -> &'static str {
+        if logs_in {
+            "its credentials in NIX_STORED_UPSTREAMS or NIX_STORED_UPSTREAM_NETRC are not accepted"
+        } else if self.0.load(Ordering::Relaxed) {
+            "the entry for it in NIX_STORED_UPSTREAM_NETRC has no password and is not used"
+        } else {
+            "there are no credentials for it; add an entry to the file NIX_STORED_UPSTREAM_NETRC"
+        }
+    }
+}
+
 impl Client {
     pub(super) fn new(
         upstream: &Upstream,
@@ -102,6 +126,11 @@ impl Client {
         let place = match upstream.directory() {
             Some(directory) => Place::Directory(directory),
             None => Place::Http {
+                hint: {
+                    let hint = Hint::default();
+                    hint.set(upstream);
+                    hint
+                },
                 client: http_client(upstream)?,
                 base: upstream.url.clone(),
                 login: ArcSwapOption::from(upstream.login.clone().map(Arc::new)),
@@ -122,9 +151,19 @@ impl Client {
     }
 
     /// Logs in like this from now on.
-    pub(super) fn log_in(&self, new: Option<Login>) {
-        if let Place::Http { login, .. } = &self.place {
-            login.store(new.map(Arc::new));
+    pub(super) fn log_in(&self, upstream: &Upstream) {
+        if let Place::Http { login, hint, .. } = &self.place {
+            login.store(upstream.login.clone().map(Arc::new));
+            hint.set(upstream);
+        }
+    }
+
+    fn unauthorized(&self) -> Trouble {
+        match &self.place {
+            Place::Http { login, hint, .. } => {
+                Trouble::Unauthorized(hint.text(login.load().is_some()))
+            }
+            Place::Directory(_) => Trouble::Status(401),
         }
     }
 
@@ -277,6 +316,7 @@ impl Client {
             // As Nix takes them (`FileTransferError::NotFound` in `src/libstore/filetransfer.cc`).
             StatusCode::NOT_FOUND | StatusCode::GONE => Ok(None),
             StatusCode::FORBIDDEN if self.forbids_the_absent().await => Ok(None),
+            StatusCode::UNAUTHORIZED => Err(self.unauthorized()),
             _ => {
                 *asked = retry_after(response.headers());
                 Err(Trouble::Status(status.as_u16()))
@@ -285,7 +325,7 @@ impl Client {
     }
 
     async fn send(&self, path: &str, from: u64) -> Result<reqwest::Response, Trouble> {
-        let Place::Http { client, base, login } = &self.place else {
+        let Place::Http { client, base, login, .. } = &self.place else {
             return Err(Trouble::Nonsense("a directory has no HTTP".to_owned()));
         };
         let url = base.join(path).map_err(|error| Trouble::Nonsense(error.to_string()))?;

@@ -96,7 +96,7 @@ impl Upstreams {
     /// Logs in as `config` says from now on, which has the same upstreams.
     pub fn log_in(&self, config: &config::Upstreams) {
         for (client, upstream) in self.clients.iter().zip(&config.list) {
-            client.log_in(upstream.login.clone());
+            client.log_in(upstream);
         }
     }
 
