@@ -28,6 +28,8 @@ pub use authorities::{AuthoritiesError, authorities};
 #[cfg(feature = "s3")]
 pub use location::Bucket;
 pub use location::Location;
+#[cfg(feature = "upstream")]
+pub use netrc::{Found, Netrc};
 pub use parse::{Listen, parse_duration, parse_size};
 pub use problem::{Problem, Problems};
 #[cfg(feature = "tls")]

@@ -6,7 +6,7 @@ use super::upstream::Login;
 
 /// The entries of a netrc file.
 #[derive(Debug, Default)]
-pub(super) struct Netrc(Vec<Entry>);
+pub struct Netrc(Vec<Entry>);
 
 #[derive(Default)]
 struct Entry {
@@ -24,7 +24,7 @@ impl std::fmt::Debug for Entry {
 
 /// What a netrc file has for a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Found {
+pub enum Found {
     /// Credentials.
     Login(Login),
     /// An entry without a password: nothing can be sent.
@@ -35,7 +35,7 @@ pub(super) enum Found {
 
 impl Netrc {
     /// Reads `text`; words that mean nothing are passed over.
-    pub(super) fn parse(text: &str) -> Self {
+    pub fn parse(text: &str) -> Self {
         let mut entries: Vec<Entry> = Vec::new();
         let mut words = Words(text);
         while let Some(word) = words.next() {
@@ -54,7 +54,7 @@ impl Netrc {
 
     /// The first entry for `host` with a password. One without a login is for the empty user, as curl
     /// sends it: attic and cachix give tokens of that kind.
-    pub(super) fn find(&self, host: &str) -> Found {
+    pub fn find(&self, host: &str) -> Found {
         let is_for = |entry: &&Entry| {
             entry.machine.as_deref().is_none_or(|machine| machine.eq_ignore_ascii_case(host))
         };

@@ -8,6 +8,8 @@ mod config;
 mod crowd;
 /// Every kind of trouble that an upstream can make.
 mod faults;
+/// What it remembers.
+mod memory;
 /// A real, unmodified Nix on one side and real caches on the other.
 mod nix;
 /// Proxies on the way to an upstream.

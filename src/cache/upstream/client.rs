@@ -12,12 +12,13 @@ use bytes::{Bytes, BytesMut};
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt};
 use reqwest::header::{self, HeaderMap};
-use reqwest::{Certificate, Proxy, StatusCode, Url, redirect};
+use reqwest::{Certificate, Method, Proxy, StatusCode, Url};
 use thiserror::Error;
 use tokio::sync::{OnceCell, Semaphore, SemaphorePermit};
 use tracing::{info, warn};
 
 use super::breaker::{Breaker, Change};
+use super::redirects::Redirects;
 use crate::config::{Login, Upstream, authorities};
 use crate::metrics::{Metrics, UpstreamCounters};
 use crate::nix::cache_path::NarName;
@@ -27,9 +28,6 @@ use crate::store::fs::read::read_chunk;
 /// The time to connect, at most.
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// How many redirects are followed.
-const REDIRECTS: usize = 5;
-
 /// How many connections may turn out to be closed before one that is not.
 const STALE: usize = 2;
 
@@ -38,6 +36,9 @@ const QUESTIONS: usize = 64;
 
 /// How many false NARs of one upstream are remembered.
 const FALSE_NARS: usize = 1024;
+
+/// Answers up to this length are collected by any number of questions at a time.
+const SMALL_ANSWER: usize = 1024 * 1024;
 
 /// How much of a file of a `file://` upstream is read at a time.
 const CHUNK: u64 = 256 * 1024;
@@ -53,6 +54,8 @@ pub(super) struct Client {
     timeout: Duration,
     breaker: Mutex<Breaker>,
     questions: Semaphore,
+    /// Limits the answers above [`SMALL_ANSWER`] that are collected at a time.
+    large: Arc<Semaphore>,
     /// NARs that were not what was said of them, and until when they are not asked for again.
     false_nars: quick_cache::sync::Cache<NarName, Instant>,
     /// Whether a 403 means that something is absent, as S3 says it to who may not list a bucket.
@@ -122,6 +125,7 @@ impl Client {
     pub(super) fn new(
         upstream: &Upstream,
         metrics: &Metrics,
+        large: Arc<Semaphore>,
     ) -> Result<Self, Box<dyn Error + Send + Sync>> {
         let place = match upstream.directory() {
             Some(directory) => Place::Directory(directory),
@@ -144,6 +148,7 @@ impl Client {
             timeout: upstream.timeout,
             breaker: Mutex::default(),
             questions: Semaphore::new(QUESTIONS),
+            large,
             false_nars: quick_cache::sync::Cache::new(FALSE_NARS),
             forbids_the_absent: OnceCell::new(),
             counters: metrics.upstream(&upstream.to_string()),
@@ -205,7 +210,7 @@ impl Client {
         let mut asked = None;
         let whole = match self.ask_and_count(&self.usual(path), 0, &mut asked).await {
             Ok(Some(answer)) => {
-                let whole = tokio::time::timeout(self.timeout, collect(answer, limit)).await;
+                let whole = tokio::time::timeout(self.timeout, self.collect(answer, limit)).await;
                 whole.unwrap_or(Err(Trouble::TimedOut(self.timeout))).map(Some)
             }
             Ok(None) => Ok(None),
@@ -213,6 +218,70 @@ impl Client {
         };
         self.learn(&whole, asked);
         whole
+    }
+
+    /// The whole of an answer, if it is not larger than `limit`. To be called with a time limit, because
+    /// a place among the large ones may be held meanwhile.
+    async fn collect(
+        &self,
+        mut answer: Answer,
+        limit: usize,
+    ) -> Result<(Bytes, Option<String>), Trouble> {
+        let too_large = || Trouble::Nonsense(format!("more than the {limit} bytes allowed here"));
+        if answer.length.is_some_and(|length| length > limit as u64) {
+            return Err(too_large());
+        }
+        let mut whole = BytesMut::new();
+        let mut place = None;
+        while let Some(chunk) = answer.body.next().await {
+            let chunk = chunk.map_err(|error| Trouble::Connection(error.to_string()))?;
+            if whole.len() + chunk.len() > limit {
+                return Err(too_large());
+            }
+            if place.is_none() && whole.len() + chunk.len() > SMALL_ANSWER {
+                // The semaphore is never closed.
+                place = self.large.acquire().await.ok();
+            }
+            whole.extend_from_slice(&chunk);
+        }
+        Ok((whole.freeze(), answer.encoding))
+    }
+
+    /// What is known of the object at `path` without its bytes; none if it is absent.
+    pub(super) async fn head(&self, path: &str) -> Result<Option<Answer>, Trouble> {
+        if let Place::Directory(_) = &self.place {
+            return self.get(path, 0).await;
+        }
+        let _turn = self.turn().await?;
+        let mut asked = None;
+        let answer = match self.send(Method::HEAD, path, 0).await {
+            Ok(response) => self.head_answer(path, response, &mut asked).await,
+            Err(trouble) => Err(trouble),
+        };
+        self.learn(&answer, asked);
+        answer
+    }
+
+    async fn head_answer(
+        &self,
+        path: &str,
+        response: reqwest::Response,
+        asked: &mut Option<Duration>,
+    ) -> Result<Option<Answer>, Trouble> {
+        let length = response.headers().get(header::CONTENT_LENGTH);
+        let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
+        match response.status() {
+            StatusCode::OK if length.is_some() => {
+                let encoding = encoding(response.headers());
+                let body = futures_util::stream::empty().boxed();
+                Ok(Some(Answer { length, encoding, body }))
+            }
+            // It knows no HEAD, or no length: then the head of a GET has to do.
+            StatusCode::OK | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => {
+                self.ask_and_count(path, 0, asked).await
+            }
+            _ => self.no_answer(response, asked).await,
+        }
     }
 
     /// For how long it is left alone; none if it can be asked.
@@ -308,28 +377,43 @@ impl Client {
         if let Place::Directory(directory) = &self.place {
             return read(directory.join(path), from).await;
         }
-        let response = self.send(path, from).await?;
-        let status = response.status();
-        match status {
+        let response = self.send(Method::GET, path, from).await?;
+        match response.status() {
             StatusCode::OK => whole(response, from).map(Some),
             StatusCode::PARTIAL_CONTENT if from > 0 => part(response, from).map(Some),
+            _ => self.no_answer(response, asked).await,
+        }
+    }
+
+    /// What a status means that is not success.
+    async fn no_answer(
+        &self,
+        response: reqwest::Response,
+        asked: &mut Option<Duration>,
+    ) -> Result<Option<Answer>, Trouble> {
+        match response.status() {
             // As Nix takes them (`FileTransferError::NotFound` in `src/libstore/filetransfer.cc`).
             StatusCode::NOT_FOUND | StatusCode::GONE => Ok(None),
             StatusCode::FORBIDDEN if self.forbids_the_absent().await => Ok(None),
             StatusCode::UNAUTHORIZED => Err(self.unauthorized()),
-            _ => {
+            status => {
                 *asked = retry_after(response.headers());
                 Err(Trouble::Status(status.as_u16()))
             }
         }
     }
 
-    async fn send(&self, path: &str, from: u64) -> Result<reqwest::Response, Trouble> {
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        from: u64,
+    ) -> Result<reqwest::Response, Trouble> {
         let Place::Http { client, base, login, .. } = &self.place else {
             return Err(Trouble::Nonsense("a directory has no HTTP".to_owned()));
         };
         let url = base.join(path).map_err(|error| Trouble::Nonsense(error.to_string()))?;
-        let mut request = client.get(url);
+        let mut request = client.request(method, url);
         if let Some(login) = &*login.load() {
             request = request.basic_auth(&login.user, Some(&login.password));
         }
@@ -340,6 +424,7 @@ impl Client {
         match tokio::time::timeout(self.timeout, persistently(client, request)).await {
             Err(_) => Err(Trouble::TimedOut(self.timeout)),
             Ok(Err(error)) if error.is_timeout() => Err(Trouble::TimedOut(self.timeout)),
+            Ok(Err(error)) if error.is_redirect() => Err(Trouble::Nonsense(root_cause(error))),
             Ok(Err(error)) => Err(Trouble::Connection(root_cause(error.without_url()))),
             Ok(Ok(response)) => Ok(response),
         }
@@ -349,7 +434,7 @@ impl Client {
     /// who asks a bucket for what it does not have. Nix takes both for absent; here the first is
     /// trouble.
     async fn forbids_the_absent(&self) -> bool {
-        let ask = async || match self.send("nix-cache-info", 0).await {
+        let ask = async || match self.send(Method::GET, "nix-cache-info", 0).await {
             Ok(response) => Ok(response.status().is_success()),
             Err(trouble) => Err(trouble),
         };
@@ -360,11 +445,15 @@ impl Client {
 fn http_client(upstream: &Upstream) -> Result<reqwest::Client, Box<dyn Error + Send + Sync>> {
     // Another part of the program may have set it already, to the same.
     let _ = rustls::crypto::ring::default_provider().install_default();
+    let redirects = Redirects::of(&upstream.url);
     let mut builder = reqwest::Client::builder()
         .user_agent(concat!("nix-stored/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(CONNECT.min(upstream.timeout))
         .read_timeout(upstream.timeout)
-        .redirect(redirect::Policy::limited(REDIRECTS))
+        .redirect(redirects.policy())
+        .dns_resolver(Arc::new(redirects))
+        // It would carry the query of a signed URL to another server.
+        .referer(false)
         .no_proxy();
     if let Some(proxy) = &upstream.proxy {
         builder = builder.proxy(Proxy::all(proxy.clone())?);
@@ -460,23 +549,6 @@ fn skip(
         chunk.split_off(skipped as usize)
     })
     .boxed()
-}
-
-/// The whole of it, if it is not larger than `limit`.
-async fn collect(mut answer: Answer, limit: usize) -> Result<(Bytes, Option<String>), Trouble> {
-    let too_large = || Trouble::Nonsense(format!("more than the {limit} bytes that this may have"));
-    if answer.length.is_some_and(|length| length > limit as u64) {
-        return Err(too_large());
-    }
-    let mut whole = BytesMut::new();
-    while let Some(chunk) = answer.body.next().await {
-        let chunk = chunk.map_err(|error| Trouble::Connection(error.to_string()))?;
-        if whole.len() + chunk.len() > limit {
-            return Err(too_large());
-        }
-        whole.extend_from_slice(&chunk);
-    }
-    Ok((whole.freeze(), answer.encoding))
 }
 
 /// Reads a file of a directory.

@@ -59,7 +59,7 @@ impl Upstreams {
         name: NarName,
         remote: Option<&Remote>,
     ) -> Result<Option<Begun>, UpstreamError> {
-        let stated = remote.and_then(|remote| remote.info.file_size);
+        let stated = remote.and_then(|remote| remote.file_size);
         let mut sources = self.sources(name, remote);
         let mut failed = None;
         while let Some(source) = sources.pop_front() {
@@ -71,6 +71,36 @@ impl Upstreams {
                 Ok(None) => continue,
                 Ok(Some(answer)) => match size(&answer, stated) {
                     Ok(size) => return Ok(Some(Begun { source, others: sources, answer, size })),
+                    Err(trouble) => trouble,
+                },
+                Err(trouble) => trouble,
+            };
+            let upstream = source.client.name.clone();
+            failed.get_or_insert(UpstreamError { upstream, trouble });
+        }
+        failed.map_or(Ok(None), Err)
+    }
+}
+
+impl Upstreams {
+    /// Asks one source after the other for the length of a NAR, without its bytes. Returns also whether
+    /// what comes from that upstream is kept.
+    async fn head(
+        &self,
+        name: NarName,
+        remote: Option<&Remote>,
+    ) -> Result<Option<(bool, u64)>, UpstreamError> {
+        let stated = remote.and_then(|remote| remote.file_size);
+        let mut failed = None;
+        for source in self.sources(name, remote) {
+            let answer = match source.client.check_trust(name) {
+                Ok(()) => source.client.head(&source.url).await,
+                Err(trouble) => Err(trouble),
+            };
+            let trouble = match answer {
+                Ok(None) => continue,
+                Ok(Some(answer)) => match size(&answer, stated) {
+                    Ok(size) => return Ok(Some((source.client.store, size))),
                     Err(trouble) => trouble,
                 },
                 Err(trouble) => trouble,
@@ -149,14 +179,17 @@ impl Cache {
         let Some(upstreams) = &self.upstreams else {
             return Ok(None);
         };
+        let running = upstreams.fetches().get(&name).map(|growing| growing.metadata());
+        if let Some(metadata) = running {
+            return Ok(Some(metadata));
+        }
         let remote = upstreams.nars.get(&name);
-        let Some(begun) = upstreams.begin(name, remote.as_deref()).await? else {
+        let Some((kept, size)) = upstreams.head(name, remote.as_deref()).await? else {
             return Ok(None);
         };
-        // Who asks for the head of a NAR is about to upload, or not to. What is not kept is no
-        // reason not to.
-        let kept = begun.source.client.store;
-        Ok(kept.then(|| growing::metadata(name, begun.size, SystemTime::now())))
+        // A client asks for the head of a NAR when it is about to upload it. What is not kept here is
+        // no reason not to.
+        Ok(kept.then(|| growing::metadata(name, size, SystemTime::now())))
     }
 
     async fn fetch(
@@ -198,7 +231,7 @@ impl Cache {
         let (size, kept) = (begun.size, begun.source.client.store);
         let upload = Box::new(Told { inner: upload, growing: Arc::clone(growing) });
         let body = Box::pin(resuming(begun, Arc::clone(growing), kept));
-        let info = remote.map(|remote| remote.info.clone());
+        let info = remote.map(|remote| remote.info(&self.info.store_dir));
         let agreed = move |facts| {
             if let (Some(info), Some(facts)) = (&info, facts) {
                 check_against_nar(info, name, facts)?;
@@ -213,7 +246,10 @@ impl Cache {
             self.facts.insert(name, facts);
         }
         match remote {
-            Some(remote) => self.mirror_narinfo(remote.info.clone(), &remote.client.name).await,
+            Some(remote) => {
+                let info = remote.info(&self.info.store_dir);
+                self.mirror_narinfo(info, &remote.client.name).await
+            }
             None => Ok(()),
         }
     }
@@ -230,9 +266,10 @@ impl Cache {
         }
         let (cache, remote) = (self.clone(), Arc::clone(remote));
         tokio::spawn(async move {
-            let kept = cache.mirror_narinfo(remote.info.clone(), &remote.client.name).await;
+            let info = remote.info(&cache.info.store_dir);
+            let kept = cache.mirror_narinfo(info, &remote.client.name).await;
             if let Err(error) = kept {
-                warn!("{} of {} is not taken: {error}", remote.info.store_path, remote.client.name);
+                warn!("{} of {} is not taken: {error}", remote.store_path, remote.client.name);
                 if let (Some(upstreams), false) =
                     (&cache.upstreams, matches!(error, PutError::Store(_)))
                 {

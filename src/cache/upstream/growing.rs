@@ -71,9 +71,14 @@ impl Growing {
         ended.is_ok_and(|state| *state == State::Right)
     }
 
+    /// What is known of it.
+    pub(super) fn metadata(&self) -> Metadata {
+        metadata(self.name, self.size, self.begun)
+    }
+
     /// It, as an object of a store.
     pub(super) fn object(&self) -> Object {
-        let metadata = metadata(self.name, self.size, self.begun);
+        let metadata = self.metadata();
         let reader =
             Reader { file: Arc::clone(&self.file), size: self.size, state: self.state.subscribe() };
         Object { metadata, content: Content::Stream(Box::new(reader)) }

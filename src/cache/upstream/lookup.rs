@@ -12,7 +12,7 @@ use super::client::{Client, Trouble};
 use super::{UpstreamError, Upstreams};
 use crate::cache::{ingest, metadata_of};
 use crate::nix::cache_path::NarName;
-use crate::nix::{CachePath, Compression, NarInfo, StoreDir, StorePathHash, narinfo};
+use crate::nix::{CachePath, Compression, NarInfo, StoreDir, StorePath, StorePathHash, narinfo};
 use crate::store::{Content, Metadata, Object};
 
 /// For how long trouble is remembered: who asks at the same time need not wait for the same.
@@ -25,11 +25,24 @@ pub(super) struct Remembered {
     until: Instant,
 }
 
+impl Remembered {
+    /// The length of the narinfo that is remembered, if there is one.
+    pub(super) fn length(&self) -> u64 {
+        match &self.answer {
+            Ok(Some(remote)) => remote.object.1.len() as u64,
+            _ => 0,
+        }
+    }
+}
+
 /// A path that an upstream has.
 pub struct Remote {
-    /// Its narinfo, with the URL that the NAR has here.
-    pub info: NarInfo,
-    /// The same as it is served.
+    /// Its name.
+    pub store_path: StorePath,
+    /// The length of the NAR's file, if the upstream states it.
+    pub file_size: Option<u64>,
+    /// Its narinfo as it is served, with the URL that the NAR has here. It is kept as text, which takes
+    /// a third of the memory.
     pub object: (Metadata, Bytes),
     /// The NAR's name here.
     pub nar: NarName,
@@ -40,6 +53,11 @@ pub struct Remote {
 }
 
 impl Remote {
+    /// Its narinfo, whose paths lie in `store_dir`.
+    pub fn info(&self, store_dir: &StoreDir) -> NarInfo {
+        NarInfo::parse(&self.object.1, store_dir).expect("it was written from a parsed one")
+    }
+
     /// The narinfo as an object of a store.
     pub fn object(&self) -> Object {
         let (metadata, text) = self.object.clone();
@@ -90,7 +108,7 @@ impl Upstreams {
     /// What was said about a NAR is asked again.
     pub(super) fn forget(&self, name: NarName) {
         if let Some((_, remote)) = self.nars.remove(&name) {
-            self.paths.remove(&remote.info.store_path.hash());
+            self.paths.remove(&remote.store_path.hash());
         }
     }
 
@@ -182,8 +200,10 @@ async fn read_narinfo(
     client.check_trust(nar)?;
     info.url = CachePath::Nar(nar).key();
     let text = Bytes::from(info.to_string());
+    let (store_path, file_size) = (info.store_path, info.file_size);
     let client = Arc::clone(client);
-    Ok(Some(Arc::new(Remote { info, object: (metadata_of(&text), text), nar, client, url })))
+    let object = (metadata_of(&text), text);
+    Ok(Some(Arc::new(Remote { store_path, file_size, object, nar, client, url })))
 }
 
 /// Whether a URL stays below the cache that it is relative to.

@@ -10,13 +10,16 @@ mod client;
 mod fetch;
 mod growing;
 mod lookup;
+mod redirects;
 mod resuming;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use quick_cache::Weighter;
 use thiserror::Error;
+use tokio::sync::Semaphore;
 
 pub use client::Trouble;
 
@@ -29,8 +32,16 @@ use client::Client;
 use growing::Growing;
 use lookup::{Remembered, Remote};
 
-/// How many paths are remembered. A closure of a desktop system has some 10,000.
+/// How many absent side files are remembered, and about how many paths: see [`PATHS_BYTES`]. A closure
+/// of a desktop system has some 10,000 paths.
 const PATHS: usize = 64 * 1024;
+
+/// How many bytes of narinfos are remembered, by path and by NAR.
+const PATHS_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Narinfos of more than a megabyte that are received at a time, from all upstreams together. Each can
+/// have 16 MiB.
+const LARGE_ANSWERS: usize = 2;
 
 /// How many NARs are fetched at a time; more wait.
 const FETCHES: usize = 64;
@@ -42,16 +53,16 @@ pub struct Upstreams {
     clients: Vec<Arc<Client>>,
     absent_ttl: Duration,
     present_ttl: Duration,
-    paths: quick_cache::sync::Cache<StorePathHash, Remembered>,
+    paths: quick_cache::sync::Cache<StorePathHash, Remembered, ByLength>,
     /// Where NARs are that were heard of in narinfos.
-    nars: quick_cache::sync::Cache<NarName, Arc<Remote>>,
+    nars: quick_cache::sync::Cache<NarName, Arc<Remote>, ByLength>,
     /// NARs on their way.
     fetches: Mutex<Fetches>,
     /// Side files that none of them has.
     absent: quick_cache::sync::Cache<CachePath, Instant>,
     /// Who may begin to fetch the NAR with such a name.
     beginnings: Turns,
-    permits: Arc<tokio::sync::Semaphore>,
+    permits: Arc<Semaphore>,
 }
 
 /// No upstream that works has an object, and this one might.
@@ -72,11 +83,31 @@ pub struct SetUpError {
     source: Box<dyn std::error::Error + Send + Sync>,
 }
 
+/// Weighs what is remembered by the memory that it takes.
+#[derive(Clone)]
+struct ByLength;
+
+/// What an entry takes besides the text of its narinfo.
+const OVERHEAD: u64 = 512;
+
+impl Weighter<StorePathHash, Remembered> for ByLength {
+    fn weight(&self, _: &StorePathHash, remembered: &Remembered) -> u64 {
+        OVERHEAD + remembered.length()
+    }
+}
+
+impl Weighter<NarName, Arc<Remote>> for ByLength {
+    fn weight(&self, _: &NarName, remote: &Arc<Remote>) -> u64 {
+        OVERHEAD + remote.object.1.len() as u64
+    }
+}
+
 impl Upstreams {
     /// Prepares to ask the configured upstreams; none is asked yet.
     pub fn new(config: &config::Upstreams, metrics: &Metrics) -> Result<Self, SetUpError> {
+        let large = Arc::new(Semaphore::new(LARGE_ANSWERS));
         let clients = config.list.iter().map(|upstream| {
-            let client = Client::new(upstream, metrics)
+            let client = Client::new(upstream, metrics, Arc::clone(&large))
                 .map_err(|source| SetUpError { upstream: upstream.to_string(), source })?;
             Ok(Arc::new(client))
         });
@@ -84,12 +115,12 @@ impl Upstreams {
             clients: clients.collect::<Result<_, SetUpError>>()?,
             absent_ttl: config.absent_ttl,
             present_ttl: config.present_ttl,
-            paths: quick_cache::sync::Cache::new(PATHS),
-            nars: quick_cache::sync::Cache::new(PATHS),
+            paths: quick_cache::sync::Cache::with_weighter(PATHS, PATHS_BYTES, ByLength),
+            nars: quick_cache::sync::Cache::with_weighter(PATHS, PATHS_BYTES, ByLength),
             fetches: Mutex::default(),
             absent: quick_cache::sync::Cache::new(PATHS),
             beginnings: Turns::default(),
-            permits: Arc::new(tokio::sync::Semaphore::new(FETCHES)),
+            permits: Arc::new(Semaphore::new(FETCHES)),
         })
     }
 

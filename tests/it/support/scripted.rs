@@ -51,6 +51,11 @@ impl Asked {
         lines.find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value)
     }
 
+    /// Whether it asks for no body.
+    pub fn is_head(&self) -> bool {
+        self.head.starts_with("HEAD ")
+    }
+
     /// The first byte that is wanted.
     pub fn from(&self) -> usize {
         let range = self.header("range").and_then(|range| range.strip_prefix("bytes="));
@@ -232,7 +237,9 @@ impl Exchange {
     pub fn send(&mut self, bytes: &[u8]) {
         let from = self.asked.from().min(bytes.len());
         self.head(from, bytes.len());
-        self.raw(&bytes[from..]);
+        if !self.asked.is_head() {
+            self.raw(&bytes[from..]);
+        }
     }
 
     /// The head of an answer with bytes from `from` to `end`.

@@ -7,6 +7,8 @@ mod answers;
 mod narinfos;
 /// What it sends.
 mod nars;
+/// Where it sends us.
+mod redirects;
 /// What it does not.
 mod stalls;
 

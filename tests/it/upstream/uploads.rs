@@ -3,7 +3,7 @@
 use super::mirror_of;
 use crate::support::audit::assert_nothing_is_false;
 use crate::support::objects::{Sample, sample};
-use crate::support::scripted::Scripted;
+use crate::support::scripted::{Gate, Scripted};
 use crate::support::wire::Wire;
 
 /// The same path, which refers to another.
@@ -52,4 +52,63 @@ fn what_is_mirrored_need_not_come_with_its_references() {
     assert_eq!(mirror.get(&sample.narinfo_path).0, 200);
     assert_eq!(mirror.get(&sample.nar_path), (200, sample.nar.clone()));
     assert_eq!(assert_nothing_is_false(mirror.dir()), 1);
+}
+
+#[test]
+fn a_head_of_a_nar_asks_the_upstream_for_its_head_only() {
+    let sample = sample(1, &[7; 100_000]);
+    let upstream = Scripted::start();
+    upstream.has(&sample.nar_path, &sample.nar);
+    let mirror = mirror_of(&[&upstream.url()]).start();
+    let head = Wire::to(&mirror).request("HEAD", &sample.nar_path, b"");
+    assert_eq!(
+        (head.status, head.header("content-length")),
+        (200, sample.nar.len().to_string().as_str())
+    );
+    let asked = upstream.asked();
+    assert!(asked.iter().all(|asked| asked.is_head()), "{asked:?}");
+}
+
+#[test]
+fn an_upstream_that_knows_no_head_is_asked_for_the_nar() {
+    let sample = sample(1, &[7; 100_000]);
+    let upstream = Scripted::start();
+    let nar = sample.nar.clone();
+    upstream.on(&sample.nar_path, move |exchange| match exchange.asked.is_head() {
+        true => exchange.status(405, ""),
+        false => exchange.send(&nar),
+    });
+    let mirror = mirror_of(&[&upstream.url()]).start();
+    let head = Wire::to(&mirror).request("HEAD", &sample.nar_path, b"");
+    assert_eq!(
+        (head.status, head.header("content-length")),
+        (200, sample.nar.len().to_string().as_str())
+    );
+}
+
+#[test]
+fn a_head_of_a_nar_that_is_being_fetched_is_answered_from_what_is_known() {
+    let sample = sample(1, &[7; 100_000]);
+    let upstream = Scripted::start();
+    let (gate, held) = (Gate::default(), Gate::default());
+    let (opened, nar) = (gate.clone(), sample.nar.clone());
+    let waiting = held.clone();
+    upstream.on(&sample.nar_path, move |exchange| {
+        exchange.head(0, nar.len());
+        exchange.raw(&nar[..1000]);
+        waiting.open();
+        opened.wait(1);
+        exchange.raw(&nar[1000..]);
+    });
+    let mirror = mirror_of(&[&upstream.url()]).start();
+    let url = sample.nar_path.clone();
+    std::thread::scope(|scope| {
+        let fetch = scope.spawn(|| mirror.get(&url));
+        held.wait(1);
+        let head = Wire::to(&mirror).request("HEAD", &sample.nar_path, b"");
+        assert_eq!(head.header("content-length"), sample.nar.len().to_string());
+        assert_eq!(upstream.count(&sample.nar_path), 1, "{:?}", upstream.asked());
+        gate.open();
+        assert_eq!(fetch.join().expect("no panic"), (200, sample.nar.clone()));
+    });
 }
