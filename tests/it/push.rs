@@ -427,3 +427,66 @@ fn wrong_settings_are_status_64() {
     let (code, said) = site.push("http://127.0.0.1:1", &["NIX_PUSH_KEY=/nowhere"]);
     assert!(code == Some(64) && said.contains("/nowhere cannot be read"), "{said}");
 }
+
+/// A content-addressed derivation that needs another one.
+const ADDRESSED: &str = r#"let
+  addressed = name: script: derivation {
+    inherit name;
+    system = builtins.currentSystem;
+    builder = "/bin/sh";
+    PATH = "/usr/bin:/bin";
+    args = [ "-c" script ];
+    __contentAddressed = true;
+    outputHashMode = "recursive";
+    outputHashAlgo = "sha256";
+  };
+in addressed "top" "echo ${addressed "dependency" "echo it > $out"} > $out""#;
+
+#[test]
+fn outputs_of_content_addressed_derivations_come_with_their_realisations() {
+    let site = Site::new();
+    let daemon = Daemon::start();
+    let file = site.nix.file("addressed.nix");
+    fs::write(&file, ADDRESSED).expect("writable");
+    let top = site.nix.ok(&["nix-build", "--no-out-link", utf8(&file)]);
+    let (code, said) = site.push(daemon.url(), &[]);
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!((site.names("queue"), site.failed()), (Vec::new(), String::new()));
+
+    // Another machine, which cannot build, knows only the expression.
+    let consumer = Nix::new().substituting_from(daemon.url(), &site.key.public);
+    let file = consumer.file("addressed.nix");
+    fs::write(&file, ADDRESSED).expect("writable");
+    assert_eq!(consumer.ok(&["nix-build", "--no-out-link", utf8(&file)]), top);
+    consumer.assert_has_the_same(&site.nix, &[top]);
+}
+
+#[test]
+fn a_long_queue_with_some_vanished_paths_drains_in_one_pass() {
+    const ENTRIES: usize = 1000;
+    let site = Site::new();
+    let daemon = Daemon::start();
+    let paths = site.nix.add_tiny_files("queued", ENTRIES);
+    fs::create_dir_all(site.dir.join("queue")).expect("made");
+    let (mut gone, mut kept) = (Vec::new(), Vec::new());
+    for (number, path) in paths.into_iter().enumerate() {
+        let text = format!("drv \nout {path}\n");
+        fs::write(site.dir.join("queue").join(format!("{number:06}-1")), text).expect("written");
+        if number % 100 == 50 { gone.push(path) } else { kept.push(path) }
+    }
+    site.nix.ok(&crate::support::nix::with_paths(&["nix-store", "--delete"], &gone));
+    let (code, said) = site.push(daemon.url(), &[]);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(!said.contains("waiting") && !said.contains("tried again"), "{said}");
+    let failed = site.failed();
+    for path in &gone {
+        assert!(
+            failed.contains(&format!("out {path}\nwhy it is no longer in the store")),
+            "{path}"
+        );
+    }
+    assert_eq!((site.names("queue").len(), site.names("failed").len()), (0, gone.len()));
+    // The others of a batch went together.
+    assert_eq!(said.matches("uploaded 99 paths").count(), ENTRIES / 100, "{said}");
+    assert!(kept.iter().all(|path| narinfo(&daemon, path) == 200));
+}
