@@ -10,7 +10,7 @@ use super::reload::Reload;
 use super::signals::{hangups, stop_on_signals};
 use crate::cache::Cache;
 use crate::config::{Config, Location, Requirement};
-use crate::net::{Inherited, Listener, systemd};
+use crate::net::{Bound, Inherited, Listener, systemd};
 use crate::{http, logging, net};
 
 /// Serves the cache until SIGTERM or SIGINT.
@@ -18,14 +18,19 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     logging::init(config.log_level, config.log_format);
     // While there is one thread only.
     let inherited = Inherited::take().context("cannot listen on the sockets that were passed")?;
+    let bound = if inherited.is_empty() {
+        Bound::bind(&config.listen).with_context(|| format!("cannot listen on {}", config.listen))?
+    } else {
+        Bound::from(inherited)
+    };
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("cannot start the async runtime")?
-        .block_on(serve(config, inherited))
+        .block_on(serve(config, bound))
 }
 
-async fn serve(config: Config, inherited: Vec<Inherited>) -> anyhow::Result<()> {
+async fn serve(config: Config, bound: Bound) -> anyhow::Result<()> {
     let stop = stop_on_signals(|name| {
         systemd::stopping();
         info!(
@@ -35,13 +40,7 @@ async fn serve(config: Config, inherited: Vec<Inherited>) -> anyhow::Result<()> 
     })?;
     let hangups = hangups()?;
     let store = open(&config).await?;
-    let listener = if inherited.is_empty() {
-        Listener::bind(&config.listen)
-            .await
-            .with_context(|| format!("cannot listen on {}", config.listen))?
-    } else {
-        Listener::inherit(inherited).context("cannot listen on the sockets that were passed")?
-    };
+    let listener = Listener::on(bound).context("cannot accept connections")?;
     let local = listener.is_local();
     let access = config.users.access(local);
     #[cfg(feature = "tls")]

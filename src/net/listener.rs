@@ -7,10 +7,10 @@ use std::task::{Context, Poll, ready};
 
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
-use super::inherited::Inherited;
+use super::bound::{self, Bound};
 #[cfg(feature = "tls")]
 use super::tls::Secure;
-use super::unix::{self, SocketFile};
+use super::unix::SocketFile;
 use crate::config::Listen;
 use crate::http::Peer;
 
@@ -54,32 +54,23 @@ pub enum Stream {
 impl Listener {
     /// Binds the socket that the configuration names.
     pub async fn bind(listen: &Listen) -> io::Result<Self> {
-        let socket = match listen {
-            Listen::Tcp(address) => Socket::Tcp(TcpListener::bind(address.as_str()).await?),
-            Listen::Unix { path, mode } => {
-                let (listener, file) = unix::bind(path, *mode).await?;
-                Socket::Unix(listener, Some(file))
+        Self::on(Bound::bind(listen)?)
+    }
+
+    /// Accepts connections on sockets that are bound. To be called within a runtime.
+    pub fn on(bound: Bound) -> io::Result<Self> {
+        let sockets = bound.0.into_iter().map(|socket| match socket {
+            bound::Socket::Tcp(listener) => Ok(Socket::Tcp(TcpListener::from_std(listener)?)),
+            bound::Socket::Unix(listener, file) => {
+                Ok(Socket::Unix(UnixListener::from_std(listener)?, file))
             }
-        };
-        Ok(Self::on(vec![socket]))
-    }
-
-    /// Listens on sockets that others have bound.
-    pub fn inherit(inherited: Vec<Inherited>) -> io::Result<Self> {
-        let sockets = inherited.into_iter().map(|socket| match socket {
-            Inherited::Tcp(listener) => Ok(Socket::Tcp(TcpListener::from_std(listener)?)),
-            Inherited::Unix(listener) => Ok(Socket::Unix(UnixListener::from_std(listener)?, None)),
         });
-        Ok(Self::on(sockets.collect::<io::Result<_>>()?))
-    }
-
-    fn on(sockets: Vec<Socket>) -> Self {
-        Self {
-            sockets,
+        Ok(Self {
+            sockets: sockets.collect::<io::Result<_>>()?,
             first: 0,
             #[cfg(feature = "tls")]
             secure: None,
-        }
+        })
     }
 
     /// Encrypts every connection.

@@ -1,6 +1,7 @@
 //! Sockets: where connections come from, how long they may take, and how they end.
 
 mod activity;
+mod bound;
 mod connection;
 #[cfg(feature = "tls")]
 mod http2;
@@ -19,6 +20,7 @@ pub mod systemd;
 mod tls;
 mod unix;
 
+pub use bound::Bound;
 pub use inherited::Inherited;
 pub use listener::Listener;
 pub use server::{Drained, GRACE, serve};

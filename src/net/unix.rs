@@ -3,15 +3,15 @@
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixListener as StdListener;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, fchmod};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use tokio::net::{UnixListener, UnixStream};
 
-/// How many connections may wait to be accepted; tokio's number for TCP.
-const BACKLOG: i32 = 1024;
+use super::bound::BACKLOG;
 
 /// The file of a socket, removed on drop if it is still that of this socket.
 #[derive(Debug)]
@@ -46,10 +46,9 @@ impl Drop for SocketFile {
 }
 
 /// Listens at `path`, with a file that has the permissions `mode`, or those that the umask leaves.
-pub async fn bind(path: &Path, mode: Option<u32>) -> io::Result<(UnixListener, SocketFile)> {
-    make_room(path).await?;
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+pub fn bind(path: &Path, mode: Option<u32>) -> io::Result<(UnixListener, SocketFile)> {
+    make_room(path)?;
+    let socket = socket()?;
     if let Some(mode) = mode {
         // Linux makes the file with the permissions of its socket, less the umask. So nobody comes
         // in before it has those that it shall have.
@@ -61,18 +60,26 @@ pub async fn bind(path: &Path, mode: Option<u32>) -> io::Result<(UnixListener, S
         fs::set_permissions(path, Permissions::from_mode(mode))?;
     }
     rustix::net::listen(&socket, BACKLOG)?;
-    Ok((UnixListener::from_std(StdListener::from(socket))?, file))
+    Ok((UnixListener::from(socket), file))
+}
+
+/// A socket with which nobody waits.
+fn socket() -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?)
 }
 
 /// Removes the socket that a killed process left there: it would make binding fail for ever.
-async fn make_room(path: &Path) -> io::Result<()> {
+fn make_room(path: &Path) -> io::Result<()> {
     let in_use = |why| Err(io::Error::new(io::ErrorKind::AddrInUse, why));
     match fs::symlink_metadata(path) {
-        Ok(found) if found.file_type().is_socket() => match UnixStream::connect(path).await {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path),
-            // One that may not be asked, or has no time to answer, is not dead.
-            _ => in_use("another process answers there"),
-        },
+        Ok(found) if found.file_type().is_socket() => {
+            match rustix::net::connect(socket()?, &SocketAddrUnix::new(path)?) {
+                Err(Errno::CONNREFUSED) => fs::remove_file(path),
+                // One that may not be asked, or has no time to answer, is not dead.
+                _ => in_use("another process answers there"),
+            }
+        }
         Ok(_) => in_use("what is there is no socket; move it away"),
         Err(_) => Ok(()),
     }
