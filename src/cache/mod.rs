@@ -233,18 +233,9 @@ impl Cache {
     }
 
     /// Writes `nix-cache-info` where it is missing or says something else, so that Nix can read the
-    /// store without us. In a directory Nix does without, or makes it.
-    #[cfg(feature = "s3")]
-    pub async fn keep_info(&self) -> Result<(), StoreError> {
-        let text = &self.info_object.1;
-        let there = match self.store.get(&CachePath::CacheInfo).await?.map(|found| found.content) {
-            Some(Content::Bytes(there)) => there == text,
-            _ => false,
-        };
-        if !there {
-            self.store.put(&CachePath::CacheInfo, text.clone()).await?;
-        }
-        Ok(())
+    /// store without us, over whatever else serves it. None if it was right.
+    pub async fn keep_info(&self) -> Result<Option<Stored>, StoreError> {
+        self.store.keep(&CachePath::CacheInfo, self.info_object.1.clone()).await
     }
 
     /// An object; none if it is absent.

@@ -19,7 +19,8 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     // While there is one thread only.
     let inherited = Inherited::take().context("cannot listen on the sockets that were passed")?;
     let bound = if inherited.is_empty() {
-        Bound::bind(&config.listen).with_context(|| format!("cannot listen on {}", config.listen))?
+        Bound::bind(&config.listen)
+            .with_context(|| format!("cannot listen on {}", config.listen))?
     } else {
         Bound::from(inherited)
     };

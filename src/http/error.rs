@@ -93,12 +93,18 @@ impl HttpError {
             Self::Get(GetError::Store(StoreError::NoSpace { .. } | StoreError::Reserve { .. })) => {
                 StatusCode::INSUFFICIENT_STORAGE
             }
+            Self::Get(GetError::Store(StoreError::Obstructed { .. })) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
             Self::Get(GetError::Store(error)) | Self::Put(PutError::Store(error)) => match error {
                 // 507 would be the word for it, but Nix up to 2.33 then waits for ever.
                 StoreError::NoSpace { .. } | StoreError::Reserve { .. } => {
                     StatusCode::PAYLOAD_TOO_LARGE
                 }
-                StoreError::Busy { .. } => StatusCode::SERVICE_UNAVAILABLE,
+                StoreError::Busy { .. } | StoreError::Unusable(_) => {
+                    StatusCode::SERVICE_UNAVAILABLE
+                }
+                StoreError::Obstructed { .. } => StatusCode::CONFLICT,
                 StoreError::Io { .. } => StatusCode::INTERNAL_SERVER_ERROR,
                 StoreError::Remote { trouble, .. } => match trouble {
                     RemoteTrouble::TimedOut => StatusCode::GATEWAY_TIMEOUT,
@@ -176,8 +182,9 @@ impl HttpError {
                 // What follows on this connection is not a request.
                 set(header::CONNECTION, "close");
             }
-            Self::Get(GetError::Store(StoreError::Busy { .. } | StoreError::Remote { .. }))
-            | Self::Put(PutError::Store(StoreError::Busy { .. } | StoreError::Remote { .. })) => {
+            Self::Get(GetError::Store(error)) | Self::Put(PutError::Store(error))
+                if error.may_pass() =>
+            {
                 set(header::RETRY_AFTER, "1");
             }
             Self::Range { size } => {
@@ -211,6 +218,10 @@ mod tests {
             HttpError::Encoding(String::new()),
             HttpError::Panicked,
             HttpError::Unhealthy(String::new()),
+            HttpError::Put(PutError::Store(StoreError::Obstructed {
+                key: String::new(),
+                obstacle: "",
+            })),
             HttpError::Get(GetError::Store(StoreError::Reserve { free: 0, needed: 0, reserve: 0 })),
             HttpError::Put(PutError::TooLarge { limit: 0 }),
             HttpError::Put(PutError::NarMissing(String::new())),

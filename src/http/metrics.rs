@@ -64,7 +64,12 @@ pub(super) fn reason(error: &HttpError) -> &'static str {
             PutError::Reference(_) => "reference",
             PutError::Store(StoreError::NoSpace { .. } | StoreError::Reserve { .. }) => "no-space",
             PutError::Store(StoreError::Busy { .. }) => "busy",
-            PutError::Store(StoreError::Io { .. } | StoreError::Remote { .. }) => "store",
+            PutError::Store(
+                StoreError::Io { .. }
+                | StoreError::Remote { .. }
+                | StoreError::Unusable(_)
+                | StoreError::Obstructed { .. },
+            ) => "store",
         },
         HttpError::Panicked => "bug",
         // None of these comes of an upload.

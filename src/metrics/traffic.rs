@@ -28,9 +28,9 @@ const METHODS: [&str; 4] = ["GET", "HEAD", "PUT", "other"];
 const KINDS: usize = Kind::ALL.len() + 1;
 
 /// The statuses that are counted by their numbers. All others are `other`.
-pub const STATUSES: [u16; 25] = [
-    200, 201, 206, 303, 304, 307, 308, 400, 401, 403, 404, 405, 408, 411, 413, 415, 416, 417, 422,
-    431, 500, 502, 503, 504, 507,
+pub const STATUSES: [u16; 26] = [
+    200, 201, 206, 303, 304, 307, 308, 400, 401, 403, 404, 405, 408, 409, 411, 413, 415, 416, 417,
+    422, 431, 500, 502, 503, 504, 507,
 ];
 
 const OTHER_STATUS: usize = STATUSES.len();

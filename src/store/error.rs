@@ -56,6 +56,17 @@ pub enum StoreError {
         /// What came of the request.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The directory is not where it was: what is asked for may be in the one that belongs there.
+    #[error(transparent)]
+    Unusable(#[from] UnusableDirectory),
+    /// Something else has the object's name, or that of its folder.
+    #[error("{key} cannot be stored: {obstacle}; move it away")]
+    Obstructed {
+        /// The object's key.
+        key: String,
+        /// What is there.
+        obstacle: &'static str,
+    },
     /// Any other trouble with the disk.
     #[error("{doing} {key}")]
     Io {
@@ -67,6 +78,11 @@ pub enum StoreError {
         source: io::Error,
     },
 }
+
+/// A directory that cannot be used, and why.
+#[derive(Debug, Clone, Error)]
+#[error("the cache's directory cannot be used: {0}")]
+pub struct UnusableDirectory(pub(super) String);
 
 /// What can be the matter with an object store, after it was asked several times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,6 +119,9 @@ impl StoreError {
     /// Sorts an error of the system that came while `doing` something with `key`.
     pub(super) fn new(doing: &'static str, key: &str, source: impl Into<io::Error>) -> Self {
         let (key, source) = (key.to_owned(), source.into());
+        if let Some(unusable) = source.get_ref().and_then(|inner| inner.downcast_ref()) {
+            return Self::Unusable(UnusableDirectory::clone(unusable));
+        }
         let full = [Errno::NOSPC, Errno::DQUOT, Errno::FBIG];
         let busy = [Errno::MFILE, Errno::NFILE, Errno::NOMEM];
         match Errno::from_io_error(&source) {
@@ -110,5 +129,20 @@ impl StoreError {
             Some(errno) if busy.contains(&errno) => Self::Busy { doing, key, source },
             _ => Self::Io { doing, key, source },
         }
+    }
+
+    /// Whether it may be over in a moment without anybody's doing.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Busy { .. } | Self::Remote { .. } | Self::Unusable(_))
+    }
+
+    /// Sorts an error of the system that came while an upload got its name.
+    pub(super) fn of_upload(doing: &'static str, key: &str, source: io::Error) -> Self {
+        let obstacle = match Errno::from_io_error(&source) {
+            Some(Errno::ISDIR) => "a directory has its name",
+            Some(Errno::NOTDIR) => "a file has the name of its folder",
+            _ => return Self::new(doing, key, source),
+        };
+        Self::Obstructed { key: key.to_owned(), obstacle }
     }
 }

@@ -20,8 +20,8 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 
-pub use error::{RemoteTrouble, StoreError};
-pub use fs::FsStore;
+pub use error::{RemoteTrouble, StoreError, UnusableDirectory};
+pub use fs::{FsStore, MinimumRate};
 #[cfg(feature = "s3")]
 pub use s3::S3Store;
 pub use turns::Turns;
@@ -58,6 +58,14 @@ pub trait Store: Send + Sync + 'static {
         path: &'a CachePath,
         etag: &'a Bytes,
     ) -> BoxFuture<'a, Result<bool, StoreError>>;
+
+    /// Stores a text of lines if it is missing, or if the one that is there lacks one of its lines;
+    /// now, and in whatever takes the place of what the store is in. None if it was there.
+    fn keep<'a>(
+        &'a self,
+        path: &'a CachePath,
+        text: Bytes,
+    ) -> BoxFuture<'a, Result<Option<Stored>, StoreError>>;
 
     /// Says of an object that it was used now; that is recorded some time soon, and nobody waits.
     fn note_used(&self, path: &CachePath);
@@ -114,6 +122,26 @@ pub trait Store: Send + Sync + 'static {
 
     /// Stages an object that is not. `size` reserves space where it is known beforehand. Blocks.
     fn begin(&self, path: &CachePath, size: Option<u64>) -> Result<Box<dyn Upload>, StoreError>;
+}
+
+/// Stores a text of lines where it is missing, or lacks one of them.
+async fn keep(
+    store: &dyn Store,
+    path: &CachePath,
+    text: Bytes,
+) -> Result<Option<Stored>, StoreError> {
+    match store.get(path).await?.map(|found| found.content) {
+        Some(Content::Bytes(there)) if has_lines(&there, &text) => Ok(None),
+        _ => store.put(path, text).await.map(Some),
+    }
+}
+
+/// Whether all lines of `wanted` are in `text`.
+fn has_lines(text: &[u8], wanted: &[u8]) -> bool {
+    fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+        text.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii)
+    }
+    lines(wanted).all(|line| line.is_empty() || lines(text).any(|there| there == line))
 }
 
 /// What can be done with a store.
@@ -196,6 +224,9 @@ pub enum Listed {
     Object(ListedObject),
     /// An object that could not be read.
     Unreadable(CachePath, StoreError),
+    /// Something else than a file that has the name of an object, such as a directory, with its
+    /// entity tag. It cannot be served, and nothing can be stored in its place.
+    NoFile(CachePath, Bytes),
     /// What no object is named like, and none of ours.
     Foreign(String),
 }
@@ -243,5 +274,19 @@ pub trait Ranged: Send + Sync {
 impl std::fmt::Debug for dyn Ranged {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Ranged")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::has_lines;
+
+    #[test]
+    fn a_text_with_more_lines_has_those_that_are_wanted() {
+        let ours = b"StoreDir: /nix/store\nPriority: 30\n";
+        assert!(has_lines(ours, ours));
+        assert!(has_lines(b"# mine\nPriority: 30\r\nStoreDir: /nix/store", ours));
+        assert!(!has_lines(b"StoreDir: /nix/store\nPriority: 3\n", ours));
+        assert!(!has_lines(b"", ours));
     }
 }

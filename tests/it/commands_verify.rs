@@ -433,6 +433,42 @@ fn notes_are_no_damage_and_are_left_alone() {
     cache.verify(&["--deep"]).exits(0).says("note: README: ").says("note: 1 path that");
 }
 
+#[test]
+fn a_directory_in_the_place_of_an_object_is_damage_and_is_put_aside_as_it_is() {
+    let (good, one, two) = (large(1), large(2), large(3));
+    let cache = Cache::with(&[&good, &one, &two]);
+    for path in [&one.narinfo_path, &two.nar_path] {
+        fs::remove_file(cache.file(path)).expect("it is there");
+        cache.write(&format!("{path}/mine"), b"kept");
+    }
+    let expected = BTreeMap::from([
+        (key(&one.narinfo_path), "no-file".to_owned()),
+        (key(&two.nar_path), "no-file".to_owned()),
+        (key(&two.narinfo_path), "nar-missing".to_owned()),
+    ]);
+    assert_eq!(cache.verify(&["--json"]).exits(2).damage(), expected);
+    cache.verify(&[]).exits(2).says("is no file, so nothing can be stored under its name");
+    assert!(cache.aside().is_empty());
+    // A collection is not held up by it.
+    let gc = command(env!("CARGO_BIN_EXE_nix-stored"), &["gc", "--max-age", "30d"])
+        .env("NIX_STORED_PATH", &cache.dir)
+        .output()
+        .expect("the binary starts");
+    assert!(gc.status.success(), "{}", String::from_utf8_lossy(&gc.stderr));
+
+    assert_eq!(cache.verify(&["--json", "--repair"]).exits(2).damage(), expected);
+    let mut aside: Vec<String> = cache.aside();
+    aside.sort();
+    let mut moved = vec![
+        format!("{}/mine", key(&one.narinfo_path)),
+        format!("{}/mine", key(&two.nar_path)),
+        key(&two.narinfo_path),
+    ];
+    moved.sort();
+    assert_eq!(aside, moved);
+    cache.verify(&["--json"]).exits(0);
+}
+
 /// The objects of a cache with a folder that cannot be read.
 fn objects_without(dir: &Path, folder: &str) -> Vec<String> {
     let folder = dir.join(folder);

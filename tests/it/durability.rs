@@ -3,6 +3,8 @@
 
 /// Killed in the middle of a collection.
 mod collect_kill;
+/// A directory cannot be synced.
+mod failed_sync;
 /// The disk is full.
 mod full_disk;
 /// Killed in the middle of uploads.
@@ -15,3 +17,5 @@ mod order;
 mod power_cut;
 /// The disk takes nothing any more.
 mod read_only;
+/// System calls that not every kernel, sandbox or file system has.
+mod system_calls;

@@ -44,6 +44,8 @@ mod lifecycle;
 mod metrics;
 /// Whether the store can be used.
 mod health;
+/// The directory is removed, replaced or somewhere else.
+mod replaced;
 /// Who has uploaded and removed what.
 mod audit;
 /// A week of traffic.

@@ -218,3 +218,32 @@ impl<B: http_body::Body + Unpin> http_body::Body for Announced<B> {
         http_body::SizeHint::with_exact(self.length)
     }
 }
+
+#[tokio::test]
+async fn a_directory_in_the_place_of_an_object_is_absent_and_uploads_name_it() {
+    let cache = TestCache::new();
+    let sample = sample(1, &[1; 100_000]);
+    let obstacles = [&sample.narinfo_path, &sample.nar_path, ONE_OF_EACH[2], ONE_OF_EACH[5]];
+    for path in obstacles {
+        std::fs::create_dir_all(cache.dir().join(&path[1..]).join("kept")).expect("made");
+        cache.get(path).await.is(404);
+        cache.head(path).await.is(404);
+    }
+    let in_the_way = "cannot be stored: a directory has its name; move it away";
+    cache.put(&sample.nar_path, sample.nar.clone()).await.is(409).says(in_the_way);
+    for path in [ONE_OF_EACH[2], ONE_OF_EACH[5]] {
+        cache.put(path, "{}").await.is(409).says(in_the_way).says(&path[1..]);
+    }
+    std::fs::remove_dir_all(cache.dir().join(&sample.nar_path[1..])).expect("it is there");
+    cache.put(&sample.nar_path, sample.nar.clone()).await.is(201);
+    cache.put(&sample.narinfo_path, sample.narinfo.clone()).await.is(409).says(in_the_way);
+    std::fs::remove_dir_all(cache.dir().join(&sample.narinfo_path[1..])).expect("it is there");
+    cache.put(&sample.narinfo_path, sample.narinfo.clone()).await.is(201);
+    // The other way around: a file in the place of a folder.
+    let log = cache.dir().join("log");
+    std::fs::remove_dir_all(&log).expect("it is there");
+    std::fs::write(&log, "").expect("written");
+    cache.get(ONE_OF_EACH[5]).await.is(404);
+    cache.put(ONE_OF_EACH[5], "{}").await.is(409).says("a file has the name of its folder");
+    assert_eq!(cache.staged(), 0);
+}

@@ -210,6 +210,10 @@ async fn read(
                 warn!(error = &error as &dyn std::error::Error, "cannot read {path}; it is kept");
             }
             Listed::Foreign(_) => continue,
+            Listed::NoFile(path, _) => {
+                warn!("{path} is no file; see nix-stored verify");
+                continue;
+            }
         }
         count += 1;
         if count % TELL_EVERY == 0 && counted.send(count).is_err() {

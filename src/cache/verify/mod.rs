@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 pub use report::{Checked, Damage, DamageKind, Note, NoteKind, Report};
@@ -95,6 +96,9 @@ impl Cache {
             return Err(VerifyError::StoreDir(error));
         }
         let mut report = Report { checked: survey.checked, ..Report::default() };
+        for (path, etag) in survey.take_obstacles() {
+            self.report_obstacle(path, &etag, options.repair, &mut report).await;
+        }
         let of = survey.bytes;
         let (subjects, notes) = survey.finish(&self.info.store_dir);
         report.notes = notes;
@@ -109,6 +113,27 @@ impl Cache {
             cache.second_look(suspicious, options, report).await
         });
         Ok(settled.await??)
+    }
+
+    /// Reports what has the name of an object and is no file, and puts it aside if that is wanted.
+    async fn report_obstacle(
+        &self,
+        path: CachePath,
+        etag: &Bytes,
+        repair: bool,
+        report: &mut Report,
+    ) {
+        let mut damage = Damage::no_file(path);
+        if repair && report.not_put_aside.is_none() {
+            match self.store.quarantine(&damage.object, etag).await {
+                Ok(moved) => damage.repaired = moved,
+                Err(error) => report.not_put_aside = Some(error),
+            }
+        }
+        if damage.repaired {
+            self.agent.has_put_aside(&damage.object, None);
+        }
+        report.damage.push(damage);
     }
 
     /// Runs `work` on a thread of its own, where it may wait for the disk and hash.

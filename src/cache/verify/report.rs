@@ -77,6 +77,8 @@ pub enum DamageKind {
     Unpack,
     /// A side file that is not JSON.
     Json,
+    /// A directory, or something else that is no file.
+    NoFile,
     /// What cannot be read: nobody knows whether it is false.
     Unreadable,
 }
@@ -137,6 +139,18 @@ impl Damage {
         Self { kind, object, store_path, expected, actual, repaired: false }
     }
 
+    /// Something that has the name of an object and is no file.
+    pub(super) fn no_file(object: CachePath) -> Self {
+        Self {
+            kind: DamageKind::NoFile,
+            object,
+            store_path: None,
+            expected: "a file".to_owned(),
+            actual: "a directory, or something else".to_owned(),
+            repaired: false,
+        }
+    }
+
     /// An object that cannot be read.
     pub(in crate::cache) fn unreadable(object: CachePath, error: &dyn std::error::Error) -> Self {
         // The first level says what was being done to which object, and that is told anyway.
@@ -169,6 +183,7 @@ impl fmt::Display for DamageKind {
             Self::Nar => "is not what its name says",
             Self::Unpack => "does not unpack to a NAR",
             Self::Json => "is not JSON",
+            Self::NoFile => "is no file, so nothing can be stored under its name",
             Self::Unreadable => "cannot be read",
         })
     }

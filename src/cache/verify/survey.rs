@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use bytes::Bytes;
 use futures_util::StreamExt;
 
 use super::examine::Subject;
@@ -27,6 +28,8 @@ pub(super) struct Survey {
     /// Store paths that are referred to: how often, and by which path first.
     references: HashMap<StorePath, (usize, StorePathHash)>,
     notes: Vec<Note>,
+    /// What has the name of an object and is no file.
+    obstacles: Vec<(CachePath, Bytes)>,
     /// How many narinfos could be parsed.
     parsed: usize,
     /// A path in another store dir.
@@ -48,6 +51,10 @@ impl Cache {
                 Listed::Unreadable(path, _) => {
                     survey.count(&path);
                     survey.add(path);
+                }
+                Listed::NoFile(path, etag) => {
+                    survey.count(&path);
+                    survey.obstacles.push((path, etag));
                 }
                 Listed::Foreign(name) => survey.notes.push(Note {
                     kind: NoteKind::Foreign,
@@ -100,6 +107,11 @@ impl Survey {
     /// that are wrong.
     pub(super) fn take_other_store_dir(&mut self) -> Option<ParseStorePathError> {
         self.elsewhere.take().filter(|_| self.parsed == 0)
+    }
+
+    /// What has the name of an object and is no file, with its entity tags.
+    pub(super) fn take_obstacles(&mut self) -> Vec<(CachePath, Bytes)> {
+        std::mem::take(&mut self.obstacles)
     }
 
     fn count(&mut self, path: &CachePath) {

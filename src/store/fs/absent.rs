@@ -32,22 +32,37 @@ pub(super) struct Absent {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stamp(SystemTime);
 
+/// What the directory says of itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Seen {
+    /// None where nothing follows from it.
+    pub stamp: Option<Stamp>,
+    /// Whether no name leads to it any more.
+    pub is_removed: bool,
+}
+
 impl Absent {
     pub(super) fn new() -> Self {
         Self { names: Cache::new(NAMES) }
     }
 
-    /// The directory as it is now, to be taken before `path` is looked for in it; none where
-    /// nothing follows from it.
-    pub(super) fn stamp(root: &OwnedFd, path: &CachePath) -> Option<Stamp> {
+    /// The directory as it is now, to be taken before `path` is looked for in it.
+    pub(super) fn look_at(root: &OwnedFd, path: &CachePath) -> Seen {
         let CachePath::NarInfo(_) = path else {
-            return None;
+            return Seen::default();
         };
         // The descriptor is open, so nothing is read for it, and nobody waits.
         let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-        let changed = rustix::fs::statx(root, "", flags, StatxFlags::MTIME).ok()?.stx_mtime;
-        let seconds = u64::try_from(changed.tv_sec).ok()?;
-        Some(Stamp(SystemTime::UNIX_EPOCH + Duration::new(seconds, changed.tv_nsec)))
+        let wanted = StatxFlags::MTIME | StatxFlags::NLINK;
+        let Ok(found) = rustix::fs::statx(root, "", flags, wanted) else {
+            return Seen::default();
+        };
+        if found.stx_nlink == 0 {
+            return Seen { stamp: None, is_removed: true };
+        }
+        let changed = found.stx_mtime;
+        let since = u64::try_from(changed.tv_sec).ok().map(|s| Duration::new(s, changed.tv_nsec));
+        Seen { stamp: since.map(|since| Stamp(SystemTime::UNIX_EPOCH + since)), is_removed: false }
     }
 
     /// Whether `path` was absent when the directory was as it is now.
@@ -87,7 +102,7 @@ mod tests {
 
     fn look(absent: &Absent, dir: &Path) -> bool {
         let root = OwnedFd::from(File::open(dir).unwrap());
-        let stamp = Absent::stamp(&root, &narinfo());
+        let stamp = Absent::look_at(&root, &narinfo()).stamp;
         let known = absent.knows(&narinfo(), stamp);
         absent.remember(&narinfo(), stamp);
         known
@@ -116,5 +131,14 @@ mod tests {
         changed(dir.path(), SETTLED / 4);
         assert!(!look(&absent, dir.path()));
         assert!(!look(&absent, dir.path()));
+    }
+
+    #[test]
+    fn a_directory_that_was_removed_is_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = OwnedFd::from(File::open(dir.path()).unwrap());
+        assert!(!Absent::look_at(&root, &narinfo()).is_removed);
+        fs::remove_dir(dir.path()).unwrap();
+        assert!(Absent::look_at(&root, &narinfo()).is_removed);
     }
 }

@@ -9,19 +9,21 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use tokio::sync::oneshot;
 
-use super::staging::Staging;
-use super::{rename_new, sync_directory};
+use super::folder::split;
+use super::reservation::Reservations;
+use super::root::{OpenRoot, Root};
+use super::staging::Staged;
 use crate::store::Stored;
+use crate::store::error::UnusableDirectory;
 
 /// More than this many objects are not committed at once: the first would wait for the last.
 const BATCH: usize = 256;
@@ -42,10 +44,8 @@ const SYNC_ALL_PAUSE: Duration = Duration::from_secs(30);
 pub(super) enum Object {
     /// Not written yet.
     InMemory(Bytes),
-    /// Written to the staging folder under this name, and not synced.
-    Staged(File, String),
-    /// Written and synced.
-    Synced(String),
+    /// Written to the staging folder of this directory, and not synced if there is a file.
+    Staged(Arc<OpenRoot>, Option<File>, Staged),
 }
 
 struct Job {
@@ -61,9 +61,9 @@ pub(super) struct Committer {
 }
 
 impl Committer {
-    pub(super) fn start(staging: Arc<Staging>, root: Arc<OwnedFd>) -> Self {
+    pub(super) fn start(root: Arc<Root>, reservations: Arc<Reservations>) -> Self {
         let (jobs, queue) = channel();
-        let worker = Worker { staging, root, sync_each_until: None };
+        let worker = Worker { root, reservations, sync_each_until: None };
         // It ends when the last sender is gone.
         std::thread::Builder::new()
             .name("commit".to_owned())
@@ -86,8 +86,8 @@ impl Committer {
 }
 
 struct Worker {
-    staging: Arc<Staging>,
-    root: Arc<OwnedFd>,
+    root: Arc<Root>,
+    reservations: Arc<Reservations>,
     sync_each_until: Option<Instant>,
 }
 
@@ -95,27 +95,42 @@ struct Worker {
 struct Ready {
     /// None where it is synced already.
     file: Option<File>,
-    staged: String,
+    staged: Staged,
     key: String,
     done: oneshot::Sender<io::Result<Stored>>,
+}
+
+/// Who does not wait any more does not want to know.
+fn answer(done: oneshot::Sender<io::Result<Stored>>, result: io::Result<Stored>) {
+    let _ = done.send(result);
 }
 
 impl Worker {
     fn run(mut self, queue: &Receiver<Job>) {
         let mut expected = 1;
         while let Ok(first) = queue.recv() {
-            let batch = self.gather(first, queue, expected);
+            // What is stored from here on is in the directory that the path leads to now.
+            let root = self.root.look_and_wait();
+            let batch = self.gather(&root, first, queue, expected);
             expected = batch.len();
-            self.commit(batch);
+            if let Ok(root) = root {
+                self.commit(&root, batch);
+            }
         }
     }
 
     /// Stages everything that has come, and what is likely to come at once: who was answered
     /// together asks again together, and the first of them alone would keep all others waiting for
     /// its own syncs.
-    fn gather(&self, first: Job, queue: &Receiver<Job>, expected: usize) -> Vec<Ready> {
+    fn gather(
+        &self,
+        root: &Result<Arc<OpenRoot>, UnusableDirectory>,
+        first: Job,
+        queue: &Receiver<Job>,
+        expected: usize,
+    ) -> Vec<Ready> {
         let mut batch = Vec::with_capacity(expected);
-        batch.extend(self.stage(first));
+        batch.extend(self.stage(root, first));
         let until = Instant::now() + GATHER;
         while batch.len() < BATCH {
             let next = if batch.len() < expected {
@@ -124,64 +139,80 @@ impl Worker {
                 queue.try_recv().ok()
             };
             match next {
-                Some(job) => batch.extend(self.stage(job)),
+                Some(job) => batch.extend(self.stage(root, job)),
                 None => break,
             }
         }
         batch
     }
 
-    fn commit(&mut self, ready: Vec<Ready>) {
-        let synced = self.sync(ready);
-        let mut folders = Folders::new(&self.root);
+    fn commit(&mut self, root: &OpenRoot, ready: Vec<Ready>) {
+        let synced = self.sync(root, ready);
+        let mut folders = Folders::new(root);
         let renamed: Vec<(Ready, Stored)> =
-            synced.into_iter().filter_map(|job| self.rename(job, &mut folders)).collect();
+            synced.into_iter().filter_map(|job| rename(job, &mut folders)).collect();
         let failed = folders.sync();
+        // Whoever heard of it would look for it in the directory that is there.
+        let there = match renamed.is_empty() {
+            true => Ok(()),
+            false => self.root.still_leads_to(root),
+        };
         for (mut job, stored) in renamed {
             // Who is told may want the disk for himself, and that must not be open for writing then.
             job.file = None;
-            let failed = failed.iter().find(|(folder, _)| folder == split(&job.key).0);
-            let result = failed.map_or(Ok(stored), |(_, error)| Err(copy_of(error)));
-            // Who does not wait any more does not want to know.
-            let _ = job.done.send(result);
+            let result = match failed.iter().find(|(folder, _)| needs(&job.key, folder)) {
+                Some((folder, error)) => {
+                    root.unsynced.doubt(folder, &job.key);
+                    Err(copy_of(error))
+                }
+                None => there.clone().map(|()| stored).map_err(io::Error::other),
+            };
+            answer(job.done, result);
         }
     }
 
     /// Writes what is only in memory. A job that fails is answered and dropped, here and below.
-    fn stage(&self, job: Job) -> Option<Ready> {
+    fn stage(&self, root: &Result<Arc<OpenRoot>, UnusableDirectory>, job: Job) -> Option<Ready> {
         let Job { object, key, done } = job;
-        let staged = match object {
-            Object::Synced(name) => Ok((None, name)),
-            Object::Staged(file, name) => Ok((Some(file), name)),
-            Object::InMemory(bytes) => self.write(&bytes),
+        let staged = match (root, object) {
+            (Err(unusable), _) => Err(io::Error::other(unusable.clone())),
+            (Ok(root), Object::InMemory(bytes)) => self.write(root, &bytes),
+            (Ok(root), Object::Staged(staged_in, ..))
+                if staged_in.generation != root.generation =>
+            {
+                let why = "it was replaced during the upload; try again";
+                Err(io::Error::other(UnusableDirectory(why.to_owned())))
+            }
+            (Ok(_), Object::Staged(_, file, staged)) => Ok((file, staged)),
         };
         match staged {
             Ok((file, staged)) => Some(Ready { file, staged, key, done }),
             Err(error) => {
-                let _ = done.send(Err(error));
+                answer(done, Err(error));
                 None
             }
         }
     }
 
-    fn write(&self, bytes: &[u8]) -> io::Result<(Option<File>, String)> {
-        let (file, name) = self.staging.create()?;
-        let mut file = File::from(file);
-        match file.write_all(bytes) {
-            Ok(()) => Ok((Some(file), name)),
-            Err(error) => {
-                self.discard(&name);
-                Err(error)
-            }
+    fn write(&self, root: &OpenRoot, bytes: &[u8]) -> io::Result<(Option<File>, Staged)> {
+        let write = || {
+            let (mut file, staged) = root.stage()?;
+            file.write_all(bytes)?;
+            Ok((Some(file), staged))
+        };
+        let is_full = |error: &io::Error| error.raw_os_error() == Some(Errno::NOSPC.raw_os_error());
+        match write() {
+            Err(error) if is_full(&error) && self.reservations.release_slow() => write(),
+            written => written,
         }
     }
 
-    fn sync(&mut self, jobs: Vec<Ready>) -> Vec<Ready> {
+    fn sync(&mut self, root: &OpenRoot, jobs: Vec<Ready>) -> Vec<Ready> {
         let unsynced = jobs.iter().filter(|job| job.file.is_some()).count();
         let patient = self.sync_each_until.is_none_or(|until| until < Instant::now());
-        if unsynced >= SYNC_ALL_FROM && patient {
+        if unsynced >= SYNC_ALL_FROM && patient && root.syncs_as_a_whole {
             let begun = Instant::now();
-            let synced = rustix::fs::syncfs(&self.root);
+            let synced = rustix::fs::syncfs(root);
             if begun.elapsed() > SYNC_ALL_SLOW {
                 self.sync_each_until = Some(Instant::now() + SYNC_ALL_PAUSE);
             }
@@ -190,64 +221,69 @@ impl Worker {
             }
             // Which file it failed for, syncing each one will show.
         }
-        jobs.into_iter().filter_map(|job| self.sync_one(job)).collect()
-    }
-
-    fn sync_one(&self, job: Ready) -> Option<Ready> {
-        let synced = job.file.as_ref().map_or(Ok(()), File::sync_all);
-        Some(self.or_discard(job, synced)?.0)
-    }
-
-    fn rename(&self, job: Ready, folders: &mut Folders<'_>) -> Option<(Ready, Stored)> {
-        let (folder, base) = split(&job.key);
-        let renamed = folders
-            .open(folder)
-            .and_then(|folder| Ok(publish(self.staging.folder()?, &job.staged, folder, base)?));
-        self.or_discard(job, renamed)
-    }
-
-    fn or_discard<T>(&self, job: Ready, step: io::Result<T>) -> Option<(Ready, T)> {
-        match step {
-            Ok(done) => Some((job, done)),
-            Err(error) => {
-                self.discard(&job.staged);
-                let _ = job.done.send(Err(error));
-                None
-            }
-        }
-    }
-
-    fn discard(&self, staged: &str) {
-        // The sweep at the next start removes what cannot be removed now.
-        let _ = self.staging.remove(staged);
+        jobs.into_iter().filter_map(sync_one).collect()
     }
 }
 
-/// Gives a staged file its name. Whether there was one with that name, the rename itself finds
-/// out: to look before would walk to a name that is not in the dentry cache, on another thread.
-fn publish(from: impl AsFd, staged: &str, to: impl AsFd, base: &str) -> Result<Stored, Errno> {
-    match rename_new(&from, staged, &to, base) {
-        Ok(()) => Ok(Stored::New),
-        // There is one, or the file system cannot say: then what was stored comes in its place.
-        Err(_) => rustix::fs::renameat(from, staged, to, base).map(|()| Stored::Again),
+fn sync_one(job: Ready) -> Option<Ready> {
+    let synced = job.file.as_ref().map_or(Ok(()), File::sync_all);
+    Some(or_answer(job, synced)?.0)
+}
+
+fn rename(mut job: Ready, folders: &mut Folders<'_>) -> Option<(Ready, Stored)> {
+    let (folder, base) = split(&job.key);
+    let renamed =
+        folders.open(&job.key, folder).and_then(|folder| Ok(job.staged.publish(folder, base)?));
+    or_answer(job, renamed)
+}
+
+/// A job that fails takes what it has staged with it.
+fn or_answer<T>(job: Ready, step: io::Result<T>) -> Option<(Ready, T)> {
+    match step {
+        Ok(done) => Some((job, done)),
+        Err(error) => {
+            let Ready { staged, done, .. } = job;
+            drop(staged);
+            answer(done, Err(error));
+            None
+        }
     }
+}
+
+/// Whether an object is on the disk for good only if the directory `folder` is: its own, one above
+/// it, or that of the NAR that it names.
+fn needs(key: &str, folder: &str) -> bool {
+    let mut above = key;
+    while above != "." {
+        above = split(above).0;
+        if above == folder {
+            return true;
+        }
+    }
+    folder == "nar" && key.ends_with(".narinfo")
 }
 
 /// The directories that a batch publishes into, each opened once.
 struct Folders<'a> {
-    root: &'a OwnedFd,
+    root: &'a OpenRoot,
+    /// Those that could not be synced before.
+    unsynced: Vec<(String, io::Error)>,
     open: BTreeMap<String, OwnedFd>,
 }
 
 impl<'a> Folders<'a> {
-    fn new(root: &'a OwnedFd) -> Self {
-        Self { root, open: BTreeMap::new() }
+    /// What failed before is tried again before there is more that needs it.
+    fn new(root: &'a OpenRoot) -> Self {
+        Self { root, unsynced: root.sync_what_failed(), open: BTreeMap::new() }
     }
 
-    /// The directory `folder` below the root.
-    fn open(&mut self, folder: &str) -> io::Result<&OwnedFd> {
+    /// The directory `folder` below the root, for the object `key`.
+    fn open(&mut self, key: &str, folder: &str) -> io::Result<&OwnedFd> {
+        if let Some((_, error)) = self.unsynced.iter().find(|(folder, _)| needs(key, folder)) {
+            return Err(copy_of(error));
+        }
         if !self.open.contains_key(folder) {
-            let fd = open_or_make(self.root, folder)?;
+            let fd = self.root.make_folder(folder)?;
             self.open.insert(folder.to_owned(), fd);
         }
         Ok(&self.open[folder])
@@ -255,33 +291,10 @@ impl<'a> Folders<'a> {
 
     /// Syncs them, and returns those for which that failed.
     fn sync(self) -> Vec<(String, io::Error)> {
-        let synced = self.open.into_iter().map(|(folder, fd)| (folder, sync_directory(&fd)));
-        synced.filter_map(|(folder, synced)| Some((folder, synced.err()?))).collect()
+        let root = self.root;
+        let synced = self.open.into_iter().map(|(folder, fd)| (root.sync(&folder, fd), folder));
+        synced.filter_map(|(synced, folder)| Some((folder, synced.err()?))).collect()
     }
-}
-
-/// Opens the directory `folder` below `root`. One that is missing is made, and synced into its
-/// parent, or a power cut could take it with everything in it.
-fn open_or_make(root: &OwnedFd, folder: &str) -> io::Result<OwnedFd> {
-    let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let open = || rustix::fs::openat(root, folder, flags, Mode::empty());
-    match open() {
-        Err(Errno::NOENT) => {
-            let (parent, base) = split(folder);
-            let parent = open_or_make(root, parent)?;
-            match rustix::fs::mkdirat(&parent, base, Mode::from_raw_mode(0o755)) {
-                Ok(()) | Err(Errno::EXIST) => sync_directory(&parent)?,
-                Err(error) => return Err(error.into()),
-            }
-            Ok(open()?)
-        }
-        opened => Ok(opened?),
-    }
-}
-
-/// The folder and the name in it.
-fn split(key: &str) -> (&str, &str) {
-    key.rsplit_once('/').unwrap_or((".", key))
 }
 
 /// An error for each of several who wait for the same sync.
@@ -289,5 +302,27 @@ fn copy_of(error: &io::Error) -> io::Error {
     match error.raw_os_error() {
         Some(number) => io::Error::from_raw_os_error(number),
         None => io::Error::new(error.kind(), error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_narinfo_needs_its_own_folder_and_that_of_its_nar() {
+        for (key, needed, not) in [
+            ("x.narinfo", &[".", "nar"][..], &["log", ".nix-stored"][..]),
+            ("nar/x.nar", &["nar", "."], &["log"]),
+            (
+                "build-trace-v2/x.drv/out.doi",
+                &["build-trace-v2/x.drv", "build-trace-v2", "."],
+                &["nar"],
+            ),
+            ("x.ls", &["."], &["nar"]),
+        ] {
+            assert!(needed.iter().all(|folder| needs(key, folder)), "{key}");
+            assert!(!not.iter().any(|folder| needs(key, folder)), "{key}");
+        }
     }
 }

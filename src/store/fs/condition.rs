@@ -1,50 +1,37 @@
 //! What can be done with the directory, seen without writing to it.
 
-use std::io;
-use std::path::Path;
-
-use rustix::fs::{Access, AtFlags, accessat, fstat, fstatvfs, stat};
+use rustix::fs::{Access, AtFlags, accessat, fstatvfs};
 use rustix::io::Errno;
 
-use super::OWN_FOLDER;
+use super::folder::OWN_FOLDER;
+use super::root::{OpenRoot, Root};
 use super::space::Space;
 use crate::store::{Condition, StoreError};
 
 /// What errors call the directory.
 pub(super) const KEY: &str = "the cache's directory";
 
-/// The directory at `path` has been opened for `space`.
-pub(super) fn of(space: &Space, path: &Path) -> Condition {
-    if let Err(error) = is_there(space, path) {
-        return Condition::Unusable(StoreError::new("looking at", KEY, error));
-    }
-    match can_be_written(space).and_then(|()| space.check_at_once(KEY, 1)) {
+pub(super) fn of(root: &Root, space: &Space) -> Condition {
+    let open = match root.look() {
+        Ok(open) => open,
+        Err(unusable) => return Condition::Unusable(unusable.into()),
+    };
+    match can_be_written(&open).and_then(|()| space.check_at_once(KEY, 1)) {
         Ok(()) => Condition::Good,
         Err(error) => Condition::ReadOnly(error),
     }
 }
 
-/// The directory that is open may have been removed, or another one mounted over it.
-fn is_there(space: &Space, path: &Path) -> io::Result<()> {
-    let (open, named) = (fstat(space.root())?, stat(path)?);
-    if (open.st_dev, open.st_ino) == (named.st_dev, named.st_ino) {
-        return Ok(());
-    }
-    Err(io::Error::other("there is another one in its place; restart the daemon"))
-}
-
-fn can_be_written(space: &Space) -> Result<(), StoreError> {
+fn can_be_written(root: &OpenRoot) -> Result<(), StoreError> {
     let failed = |error: Errno| StoreError::new("writing to", KEY, error);
     for folder in [".", OWN_FOLDER, "nar"] {
-        // As who the daemon is now, and not as who has started it.
-        let access = Access::WRITE_OK | Access::EXEC_OK;
-        match accessat(space.root(), folder, access, AtFlags::EACCESS) {
+        match may_write(root, folder) {
             // It is made when something is stored in it.
             Err(Errno::NOENT) => {}
             checked => checked.map_err(failed)?,
         }
     }
-    let disk = fstatvfs(space.root()).map_err(failed)?;
+    let disk = fstatvfs(root).map_err(failed)?;
     // A file system that counts its files, and can have no more.
     if disk.f_files > 0 && disk.f_favail == 0 {
         return Err(failed(Errno::NOSPC));
@@ -52,16 +39,30 @@ fn can_be_written(space: &Space) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// Asks as who the daemon is now, and not as who has started it; where the kernel or a sandbox
+/// knows only the latter, that is the same but for a program that changes its user half-way.
+fn may_write(root: &OpenRoot, folder: &str) -> Result<(), Errno> {
+    let access = Access::WRITE_OK | Access::EXEC_OK;
+    match accessat(root, folder, access, AtFlags::EACCESS) {
+        Err(Errno::NOSYS | Errno::INVAL | Errno::PERM) => {
+            accessat(root, folder, access, AtFlags::empty())
+        }
+        checked => checked,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::fd::OwnedFd;
+    use std::path::Path;
     use std::sync::Arc;
 
     use super::*;
+    use crate::store::fs::root::Role;
 
-    fn space(path: &Path, reserve: u64) -> Space {
-        Space::new(Arc::new(OwnedFd::from(fs::File::open(path).unwrap())), reserve)
+    fn look(path: &Path, reserve: u64) -> Condition {
+        let root = Arc::new(Root::open(path, Role::Command).unwrap());
+        of(&root, &Space::new(Arc::clone(&root), reserve))
     }
 
     #[test]
@@ -69,21 +70,19 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("cache");
         fs::create_dir(&path).unwrap();
-        let space = space(&path, 0);
-        assert!(matches!(of(&space, &path), Condition::Good));
+        let root = Arc::new(Root::open(&path, Role::Command).unwrap());
+        let space = Space::new(Arc::clone(&root), 0);
+        assert!(matches!(of(&root, &space), Condition::Good));
         fs::rename(&path, dir.path().join("moved")).unwrap();
-        assert!(matches!(of(&space, &path), Condition::Unusable(StoreError::Io { .. })));
+        assert!(matches!(of(&root, &space), Condition::Unusable(StoreError::Unusable(_))));
         fs::create_dir(&path).unwrap();
-        let Condition::Unusable(StoreError::Io { source, .. }) = of(&space, &path) else {
-            panic!("another directory is another cache");
-        };
-        assert!(source.to_string().contains("another one in its place"), "{source}");
+        assert!(matches!(of(&root, &space), Condition::Unusable(StoreError::Unusable(_))));
     }
 
     #[test]
     fn a_disk_without_room_above_its_reserve_can_be_read() {
         let dir = tempfile::tempdir().unwrap();
-        let reserved = of(&space(dir.path(), u64::MAX), dir.path());
+        let reserved = look(dir.path(), u64::MAX);
         assert!(matches!(reserved, Condition::ReadOnly(StoreError::Reserve { .. })));
     }
 }

@@ -1,16 +1,19 @@
 //! Going through everything, without being in anybody's way.
 
-use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
+use rustix::fs::{AtFlags, FileType, StatVfsMountFlags};
+use rustix::process::{Uid, geteuid};
 use tokio::sync::mpsc;
+use tracing::warn;
 
-use super::OWN_FOLDER;
-use super::read::Reader;
+use super::folder::{self, OWN_FOLDER};
+use super::read::{Inspected, inspect};
+use super::root::{OpenRoot, Role, Root};
 use crate::nix::CachePath;
 use crate::store::{Listed, ListedObject, StoreError, background};
 
@@ -26,14 +29,28 @@ type Batch = Vec<Result<Listed, StoreError>>;
 
 /// Everything below `root`.
 pub(super) fn list(
-    reader: Reader,
-    root: PathBuf,
+    root: Arc<Root>,
     wanted: fn(&CachePath) -> bool,
 ) -> BoxStream<'static, Result<Listed, StoreError>> {
     let (sender, receiver) = mpsc::channel(BATCHES);
     let walk = move || {
-        let mut walker = Walker { reader, wanted, batch: Vec::new(), bytes: 0, sender };
-        let walked = walker.walk(&root, "");
+        let open = match root.look() {
+            Ok(open) => open,
+            Err(unusable) => {
+                // Who does not wait any more does not want to know.
+                let _ = sender.blocking_send(vec![Err(unusable.into())]);
+                return;
+            }
+        };
+        let others = Others::new(&root, &open);
+        let mut walker =
+            Walker { root: &open, wanted, batch: Vec::new(), bytes: 0, sender, others };
+        let walked = walker.walk(".", "");
+        walker.others.tell(&root);
+        // What was found in a directory that is not the cache any more is not what the cache has.
+        let walked = walked.and_then(|()| {
+            root.still_leads_to(&open).map_err(|unusable| Stop::Error(unusable.into()))
+        });
         if let Err(Stop::Error(error)) = walked {
             walker.batch.push(Err(error));
         }
@@ -59,34 +76,57 @@ enum Stop {
     Error(StoreError),
 }
 
-struct Walker {
-    reader: Reader,
+struct Walker<'a> {
+    root: &'a OpenRoot,
     wanted: fn(&CachePath) -> bool,
     batch: Batch,
     /// The bytes of content in the batch.
     bytes: usize,
     sender: mpsc::Sender<Batch>,
+    others: Others,
 }
 
-impl Walker {
-    /// Goes through a folder; `below` is its key, with a slash behind it.
-    fn walk(&mut self, folder: &Path, below: &str) -> Result<(), Stop> {
+impl Walker<'_> {
+    /// Goes through the folder with the key `folder`; `below` is that with a slash behind it.
+    fn walk(&mut self, folder: &str, below: &str) -> Result<(), Stop> {
         let failed = |error| Stop::Error(StoreError::new("listing", below, error));
-        for entry in fs::read_dir(folder).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            let key = format!("{below}{}", entry.file_name().to_string_lossy());
-            match key.parse::<CachePath>() {
-                // What has another key is not found under this name.
-                Ok(path) if path.key() == key => self.found(path, &key)?,
-                _ if key == OWN_FOLDER => {}
-                // No others: `lost+found` cannot be read by everyone.
-                _ if CachePath::is_folder(&key) && entry.path().is_dir() => {
-                    self.walk(&entry.path(), &format!("{key}/"))?;
-                }
-                _ => self.push(Listed::Foreign(key))?,
-            }
+        let fd = self.root.folder(folder).map_err(failed)?;
+        let mut stop = None;
+        let walked = folder::each(fd, |name, kind| {
+            let key = format!("{below}{}", name.to_string_lossy());
+            // The end of the walk goes around what passes errors of the system only.
+            let seen = self.see(&key, kind);
+            seen.map_err(|why| {
+                stop = Some(why);
+                io::Error::other("stopped")
+            })
+        });
+        match stop {
+            Some(stop) => Err(stop),
+            None => walked.map_err(failed),
         }
-        Ok(())
+    }
+
+    fn see(&mut self, key: &str, kind: FileType) -> Result<(), Stop> {
+        match key.parse::<CachePath>() {
+            // What has another key is not found under this name.
+            Ok(path) if path.key() == key => self.found(path, key),
+            _ if key == OWN_FOLDER => Ok(()),
+            // No others: `lost+found` cannot be read by everyone.
+            _ if CachePath::is_folder(key) && self.is_folder(key, kind) => {
+                self.walk(key, &format!("{key}/"))
+            }
+            _ => self.push(Listed::Foreign(key.to_owned())),
+        }
+    }
+
+    fn is_folder(&self, key: &str, kind: FileType) -> bool {
+        let target = || rustix::fs::statat(self.root, key, AtFlags::empty());
+        match kind {
+            FileType::Symlink => target()
+                .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory),
+            kind => kind == FileType::Directory,
+        }
     }
 
     fn found(&mut self, path: CachePath, key: &str) -> Result<(), Stop> {
@@ -94,17 +134,23 @@ impl Walker {
             return Ok(());
         }
         let wanted = (self.wanted)(&path);
-        match self.reader.inspect(key, wanted) {
-            Ok(Some((metadata, None))) if matches!(path, CachePath::NarInfo(_)) && wanted => {
+        match inspect(self.root, key, wanted) {
+            Ok(Inspected::Object { metadata, content: None, .. })
+                if matches!(path, CachePath::NarInfo(_)) && wanted =>
+            {
                 let error = StoreError::narinfo_too_large(key, metadata.size);
                 self.push(Listed::Unreadable(path, error))
             }
-            Ok(Some((metadata, content))) => {
+            Ok(Inspected::Object { metadata, content, owner }) => {
+                if wanted {
+                    self.others.note(owner, key);
+                }
                 self.bytes += content.as_ref().map_or(0, Bytes::len);
                 self.push(Listed::Object(ListedObject { path, metadata, content }))
             }
+            Ok(Inspected::NoFile(metadata)) => self.push(Listed::NoFile(path, metadata.etag)),
             // It has gone in the meantime.
-            Ok(None) => Ok(()),
+            Ok(Inspected::Absent) => Ok(()),
             Err(error) => self.push(Listed::Unreadable(path, error)),
         }
     }
@@ -122,11 +168,59 @@ impl Walker {
     }
 }
 
+/// Objects that are other users' and whose reading changes the access time, which is where uses are
+/// recorded: the system lets only the owner of a file read it without a trace.
+struct Others {
+    /// Whom a file must belong to, where that matters.
+    user: Option<Uid>,
+    count: u64,
+    first: Option<(Uid, String)>,
+}
+
+impl Others {
+    fn new(root: &Root, open: &OpenRoot) -> Self {
+        let unrecorded = StatVfsMountFlags::NOATIME | StatVfsMountFlags::RDONLY;
+        let records = |disk: rustix::fs::StatVfs| !disk.f_flag.intersects(unrecorded);
+        let user = geteuid();
+        // Who runs a command on another user's directory has been told by the command.
+        let is_own = || rustix::fs::fstat(open).is_ok_and(|stat| stat.st_uid == user.as_raw());
+        // Root may do it with all files.
+        let matters = !user.is_root()
+            && rustix::fs::fstatvfs(open).is_ok_and(records)
+            && (root.role() == Role::Daemon || is_own());
+        Self { user: matters.then_some(user), count: 0, first: None }
+    }
+
+    fn note(&mut self, owner: Uid, key: &str) {
+        if self.user.is_some_and(|user| user != owner) {
+            self.count += 1;
+            self.first.get_or_insert_with(|| (owner, key.to_owned()));
+        }
+    }
+
+    /// Says so once for each directory, because a collection every hour would say it every hour.
+    fn tell(&self, root: &Root) {
+        if let (Some(user), Some((owner, key))) = (self.user, &self.first)
+            && root.current().is_first_warning()
+        {
+            let (user, owner, count) = (user.as_raw(), owner.as_raw(), self.count);
+            // A command may have entered it.
+            let path = root.path().to_str().filter(|path| path.starts_with('/'));
+            let path = path.unwrap_or("on the cache's directory");
+            warn!(
+                count, example = %key, owner,
+                "objects belong to another user, so garbage collection takes its own reading of \
+                 them for use and never removes them; as root, run: chown -R {user} {path}"
+            );
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::os::fd::OwnedFd;
-    use std::sync::Arc;
+    use std::fs;
+    use std::path::Path;
 
     use super::*;
 
@@ -143,8 +237,7 @@ mod tests {
     }
 
     fn listed(dir: &Path) -> BoxStream<'static, Result<Listed, StoreError>> {
-        let fd = Arc::new(OwnedFd::from(fs::File::open(dir).unwrap()));
-        list(Reader::new(fd), dir.to_owned(), narinfos)
+        list(Arc::new(Root::open(dir, Role::Command).unwrap()), narinfos)
     }
 
     #[tokio::test]
@@ -161,10 +254,11 @@ mod tests {
         for key in objects.iter().map(String::as_str).chain(foreign).chain(own) {
             put(dir.path(), key);
         }
-        fs::create_dir(dir.path().join(format!("{}.narinfo", HASH.replace('8', "9")))).unwrap();
+        let obstacle = format!("{}.narinfo", HASH.replace('8', "9"));
+        fs::create_dir(dir.path().join(&obstacle)).unwrap();
 
         let mut found = BTreeMap::new();
-        let mut strangers = Vec::new();
+        let (mut strangers, mut obstacles) = (Vec::new(), Vec::new());
         let mut all = listed(dir.path());
         while let Some(one) = all.next().await {
             match one.unwrap() {
@@ -174,12 +268,14 @@ mod tests {
                     found.insert(key, object.content);
                 }
                 Listed::Foreign(name) => strangers.push(name),
+                Listed::NoFile(path, _) => obstacles.push(path.key()),
                 Listed::Unreadable(path, error) => panic!("{path}: {error}"),
             }
         }
         objects.sort();
         strangers.sort();
         assert!(found.keys().eq(&objects));
+        assert_eq!(obstacles, [obstacle]);
         assert_eq!(strangers, ["README", "lost+found", "nar/README", "nar/x.nar"]);
         for (key, content) in found {
             let wanted = key.ends_with(".narinfo").then(|| key.clone().into_bytes());
@@ -203,13 +299,13 @@ mod tests {
         for number in 0..BATCH * (BATCHES + 4) {
             put(dir.path(), &format!("nar/{number:0>52}.nar"));
         }
-        let fd = Arc::new(OwnedFd::from(fs::File::open(dir.path()).unwrap()));
-        let mut all = list(Reader::new(Arc::clone(&fd)), dir.path().to_owned(), narinfos);
+        let root = Arc::new(Root::open(dir.path(), Role::Command).unwrap());
+        let mut all = list(Arc::clone(&root), narinfos);
         assert!(all.next().await.is_some());
-        assert!(Arc::strong_count(&fd) > 1);
+        assert!(Arc::strong_count(&root) > 1);
         drop(all);
         // The thread has it until it ends.
-        while Arc::strong_count(&fd) > 1 {
+        while Arc::strong_count(&root) > 1 {
             std::thread::yield_now();
         }
     }

@@ -12,24 +12,29 @@
 //! .nix-stored/pins/<name>          store paths that stay
 //! .nix-stored/lock                 held by who collects garbage
 //! ```
+//!
+//! [`root`] knows which directory that is at the moment; everything else is reached from there.
 
 mod absent;
 mod commit;
 mod condition;
+mod folder;
 mod list;
 mod notes;
 mod quarantine;
 pub mod read;
 mod remove;
+mod reservation;
+mod root;
 mod space;
 mod staging;
+mod unsynced;
 mod upload;
 mod uses;
+mod whole_sync;
 
-use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -37,44 +42,33 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
-use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
-use rustix::io::Errno;
-use thiserror::Error;
 
 use super::{
-    Condition, Listed, Lock, Metadata, Object, Removed, Store, StoreError, Stored, Upload,
+    Condition, Listed, Lock, Metadata, Object, Removed, Store, StoreError, Stored, Upload, keep,
 };
 use crate::nix::CachePath;
 use commit::{Committer, Object as NewObject};
+pub use folder::OWN_FOLDER;
 use read::Reader;
 use remove::Trash;
+pub use reservation::MinimumRate;
+use reservation::Reservations;
+pub use root::OpenError;
+use root::{OpenRoot, Role, Root};
 use space::Space;
-use staging::Staging;
 use upload::FsUpload;
 use uses::Uses;
-
-/// The folder in the cache's directory that is the daemon's own.
-pub const OWN_FOLDER: &str = ".nix-stored";
 
 /// A store in a directory.
 #[derive(Debug)]
 pub struct FsStore {
+    root: Arc<Root>,
     reader: Reader,
-    staging: Arc<Staging>,
     committer: Arc<Committer>,
+    reservations: Arc<Reservations>,
     uses: Uses,
     trash: Arc<Trash>,
     space: Space,
-    path: PathBuf,
-}
-
-/// Why a directory cannot be a store.
-#[derive(Debug, Error)]
-#[error("{doing} {path}")]
-pub struct OpenError {
-    doing: &'static str,
-    path: String,
-    source: io::Error,
 }
 
 impl FsStore {
@@ -82,45 +76,65 @@ impl FsStore {
     /// in the staging folders of processes that are gone.
     /// `reserve` bytes of the disk stay free.
     pub fn open(root: &Path, reserve: u64) -> Result<Self, OpenError> {
-        let nar = root.join("nar");
-        make_durably(&nar).map_err(failed("cannot make the directory", nar))?;
-        let folder = staging_folder(root);
-        let staging = Staging::open(&folder).map_err(failed("cannot prepare", folder))?;
-        Self::new(root, reserve, staging)
+        Self::with_minimum_rate(root, reserve, MinimumRate::default())
+    }
+
+    /// The same, where uploads keep the space that they announce as long as they are this fast.
+    pub fn with_minimum_rate(
+        root: &Path,
+        reserve: u64,
+        rate: MinimumRate,
+    ) -> Result<Self, OpenError> {
+        Ok(Self::new(Root::open(root, Role::Daemon)?, reserve, rate))
     }
 
     /// Opens a store that is there, and changes nothing by that. It may be one that cannot be
     /// written to.
     pub fn open_existing(root: &Path, reserve: u64) -> Result<Self, OpenError> {
-        Self::new(root, reserve, Staging::later(&staging_folder(root)))
+        Ok(Self::new(Root::open(root, Role::Command)?, reserve, MinimumRate::default()))
     }
 
-    fn new(path: &Path, reserve: u64, staging: Staging) -> Result<Self, OpenError> {
-        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = rustix::fs::open(path, flags, Mode::empty())
-            .map_err(io::Error::from)
-            .map_err(failed("cannot open the directory", path.to_owned()))?;
-        let root = Arc::new(fd);
-        let trash = Trash::new(Arc::clone(&root), path.join(OWN_FOLDER).join("trash"));
-        let staging = Arc::new(staging);
-        Ok(Self {
+    fn new(root: Root, reserve: u64, rate: MinimumRate) -> Self {
+        let (root, reservations) = (Arc::new(root), Arc::new(Reservations::new(rate)));
+        Self {
             reader: Reader::new(Arc::clone(&root)),
-            committer: Arc::new(Committer::start(Arc::clone(&staging), Arc::clone(&root))),
+            committer: Arc::new(Committer::start(Arc::clone(&root), Arc::clone(&reservations))),
+            reservations,
             uses: Uses::start(Arc::clone(&root)),
-            trash: Arc::new(trash),
-            space: Space::new(root, reserve),
-            staging,
-            path: path.to_owned(),
-        })
+            trash: Arc::default(),
+            space: Space::new(Arc::clone(&root), reserve),
+            root,
+        }
     }
-}
 
-fn staging_folder(root: &Path) -> PathBuf {
-    root.join(OWN_FOLDER).join("staging")
-}
+    /// Does `work` in the directory that the path leads to, where it may wait for the disk.
+    async fn in_the_root<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        key: String,
+        work: impl FnOnce(&OpenRoot) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let root = Arc::clone(&self.root);
+        let work = move || work(&*root.look().map_err(io::Error::other)?);
+        in_the_pool(doing, key, work).await
+    }
 
-fn failed(doing: &'static str, path: PathBuf) -> impl FnOnce(io::Error) -> OpenError {
-    move |source| OpenError { doing, path: path.display().to_string(), source }
+    /// The same for a change, which must be in the directory that the path leads to afterwards.
+    async fn change_the_root<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        key: String,
+        work: impl FnOnce(&OpenRoot) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let root = Arc::clone(&self.root);
+        let work = move || {
+            let open = root.look_and_wait().map_err(io::Error::other)?;
+            let done = work(&open)?;
+            root.still_leads_to(&open).map_err(io::Error::other)?;
+            Ok(done)
+        };
+        in_the_pool(doing, key, work).await
+    }
 }
 
 impl Store for FsStore {
@@ -139,8 +153,7 @@ impl Store for FsStore {
         &'a self,
         key: &'a str,
     ) -> BoxFuture<'a, Result<Option<Object>, StoreError>> {
-        let (reader, name) = (self.reader.clone(), key.to_owned());
-        in_the_pool("reading", key.to_owned(), move || reader.open_file(&name)).boxed()
+        self.reader.get_foreign(key).boxed()
     }
 
     fn put<'a>(
@@ -155,9 +168,18 @@ impl Store for FsStore {
             done.await
                 .map_err(|_| io::Error::other("the committing thread is gone"))
                 .and_then(|done| done)
-                .map_err(|error| StoreError::new("storing", &key, error))
+                .map_err(|error| StoreError::of_upload("storing", &key, error))
         }
         .boxed()
+    }
+
+    fn keep<'a>(
+        &'a self,
+        path: &'a CachePath,
+        text: Bytes,
+    ) -> BoxFuture<'a, Result<Option<Stored>, StoreError>> {
+        self.root.keep(path.key(), text.clone());
+        keep(self, path, text).boxed()
     }
 
     fn quarantine<'a>(
@@ -165,13 +187,12 @@ impl Store for FsStore {
         path: &'a CachePath,
         etag: &'a Bytes,
     ) -> BoxFuture<'a, Result<bool, StoreError>> {
-        let (root, key, etag) = (self.path.clone(), path.key(), etag.clone());
-        let folder = root.join(OWN_FOLDER).join("quarantine");
+        let (key, etag) = (path.key(), etag.clone());
         let put_aside = {
             let key = key.clone();
-            move || quarantine::put_aside(&root, &folder, &key, &etag)
+            move |root: &OpenRoot| quarantine::put_aside(root, &key, &etag)
         };
-        in_the_pool("putting aside", key, put_aside).boxed()
+        self.change_the_root("putting aside", key, put_aside).boxed()
     }
 
     fn note_used(&self, path: &CachePath) {
@@ -179,7 +200,19 @@ impl Store for FsStore {
     }
 
     fn mark_used<'a>(&'a self, path: &'a CachePath) -> BoxFuture<'a, Result<bool, StoreError>> {
-        self.uses.mark(path).boxed()
+        async move {
+            loop {
+                let generation = self.root.current().generation;
+                // What is missing may be in another directory by now.
+                if self.uses.mark(path).await? {
+                    return Ok(true);
+                }
+                if self.root.confirm().await? == generation {
+                    return Ok(false);
+                }
+            }
+        }
+        .boxed()
     }
 
     fn remove<'a>(
@@ -187,30 +220,34 @@ impl Store for FsStore {
         path: &'a CachePath,
         unused_since: SystemTime,
     ) -> BoxFuture<'a, Result<Removed, StoreError>> {
-        let (trash, key) = (Arc::clone(&self.trash), path.key());
-        in_the_pool("removing", key.clone(), move || trash.remove(&key, unused_since)).boxed()
+        let (trash, key, root) = (Arc::clone(&self.trash), path.key(), Arc::clone(&self.root));
+        let remove = {
+            let key = key.clone();
+            move || trash.remove(&root.current(), &key, unused_since)
+        };
+        in_the_pool("removing", key, remove).boxed()
     }
 
     fn sync_removals(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         let trash = Arc::clone(&self.trash);
-        in_the_pool("syncing", ".".to_owned(), move || trash.sync()).boxed()
+        self.change_the_root("syncing", ".".to_owned(), move |root| trash.sync(root)).boxed()
     }
 
     fn list(
         &self,
         wanted: fn(&CachePath) -> bool,
     ) -> BoxStream<'static, Result<Listed, StoreError>> {
-        list::list(self.reader.clone(), self.path.clone(), wanted)
+        list::list(Arc::clone(&self.root), wanted)
     }
 
     fn notes<'a>(&'a self, folder: &'a str) -> BoxFuture<'a, Result<Vec<String>, StoreError>> {
-        let path = self.path.join(OWN_FOLDER).join(folder);
-        in_the_pool("listing", folder.to_owned(), move || notes::names(&path)).boxed()
+        let folder = folder.to_owned();
+        self.in_the_root("listing", folder.clone(), move |root| notes::names(root, &folder)).boxed()
     }
 
     fn note<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Bytes>, StoreError>> {
-        let path = self.path.join(OWN_FOLDER).join(name);
-        in_the_pool("reading", name.to_owned(), move || notes::read(&path)).boxed()
+        let name = name.to_owned();
+        self.in_the_root("reading", name.clone(), move |root| notes::read(root, &name)).boxed()
     }
 
     fn set_note<'a>(
@@ -218,17 +255,21 @@ impl Store for FsStore {
         name: &'a str,
         text: Option<Bytes>,
     ) -> BoxFuture<'a, Result<bool, StoreError>> {
-        let path = self.path.join(OWN_FOLDER).join(name);
-        in_the_pool("writing", name.to_owned(), move || notes::set(&path, text.as_deref())).boxed()
+        let name = name.to_owned();
+        let set = {
+            let name = name.clone();
+            move |root: &OpenRoot| notes::set(root, &name, text.as_deref())
+        };
+        self.change_the_root("writing", name, set).boxed()
     }
 
     fn lock(&self) -> BoxFuture<'_, Result<Option<Lock>, StoreError>> {
-        let (path, trash) = (self.path.join(OWN_FOLDER).join("lock"), Arc::clone(&self.trash));
-        let lock = move || match notes::lock(&path)? {
-            Some(lock) => trash.put_everything_back().map(|()| Some(lock)),
+        let trash = Arc::clone(&self.trash);
+        let lock = move |root: &OpenRoot| match notes::lock(root)? {
+            Some(lock) => trash.begin(root).map(|()| Some(lock)),
             None => Ok(None),
         };
-        in_the_pool("locking", "lock".to_owned(), lock).boxed()
+        self.in_the_root("locking", "lock".to_owned(), lock).boxed()
     }
 
     fn free_space(&self) -> Option<u64> {
@@ -236,15 +277,16 @@ impl Store for FsStore {
     }
 
     fn condition(&self) -> BoxFuture<'_, Condition> {
-        let (space, path) = (self.space.clone(), self.path.clone());
-        let look = move || Ok(condition::of(&space, &path));
+        let (root, space) = (Arc::clone(&self.root), self.space.clone());
+        let look = move || Ok(condition::of(&root, &space));
         let looked = in_the_pool("looking at", condition::KEY.to_owned(), look);
         async move { looked.await.unwrap_or_else(Condition::Unusable) }.boxed()
     }
 
     fn begin(&self, path: &CachePath, size: Option<u64>) -> Result<Box<dyn Upload>, StoreError> {
+        let root = self.root.look_and_wait()?;
         let (space, committer) = (self.space.clone(), Arc::clone(&self.committer));
-        let upload = FsUpload::begin(&self.staging, committer, space, path.key(), size)?;
+        let upload = FsUpload::begin(root, committer, &self.reservations, space, path.key(), size)?;
         Ok(Box::new(upload))
     }
 }
@@ -257,42 +299,4 @@ async fn in_the_pool<T: Send + 'static>(
 ) -> Result<T, StoreError> {
     let done = tokio::task::spawn_blocking(work).await.map_err(io::Error::other);
     done.and_then(|done| done).map_err(|error| StoreError::new(doing, &key, error))
-}
-
-/// Like `create_dir_all`, and each directory that is made is synced into its parent.
-fn make_durably(folder: &Path) -> io::Result<()> {
-    if folder.is_dir() {
-        return Ok(());
-    }
-    let parent = match folder.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    make_durably(parent)?;
-    match std::fs::create_dir(folder) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        _ => File::open(parent)?.sync_all(),
-    }
-}
-
-/// Renames a file to a name that there is not yet: `EEXIST` if there is.
-fn rename_new(
-    from: impl AsFd,
-    name: impl rustix::path::Arg + Copy,
-    to: impl AsFd,
-    new_name: impl rustix::path::Arg + Copy,
-) -> Result<(), Errno> {
-    match rustix::fs::renameat_with(&from, name, &to, new_name, RenameFlags::NOREPLACE) {
-        // A file system that cannot say so (NFS, for one) has links.
-        Err(Errno::INVAL | Errno::NOSYS) => {
-            rustix::fs::linkat(&from, name, &to, new_name, AtFlags::empty())?;
-            rustix::fs::unlinkat(&from, name, AtFlags::empty())
-        }
-        renamed => renamed,
-    }
-}
-
-/// Syncs the directory that `fd` is.
-fn sync_directory(fd: impl AsFd) -> io::Result<()> {
-    rustix::fs::fsync(fd).map_err(io::Error::from)
 }

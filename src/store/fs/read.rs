@@ -3,7 +3,8 @@
 //! Linux can be asked not to wait: `openat2` with `RESOLVE_CACHED` opens a name, or says that it is
 //! absent, only from the dentry cache, and `preadv2` with `RWF_NOWAIT` reads only what is in the
 //! page cache. `EAGAIN` from either sends the work to the blocking pool, where the same steps wait.
-//! So a hot object costs no thread hop, and a cold one no stalled worker.
+//! So a hot object costs no thread hop, and a cold one no stalled worker. Where the kernel or a
+//! sandbox knows neither, all work goes to the pool, which asks with calls as old as Linux.
 
 use std::fs::File;
 use std::io;
@@ -14,9 +15,11 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::{Errno, IoSliceMut, ReadWriteFlags};
+use rustix::process::Uid;
 
 use super::super::{Content, Metadata, Object, StoreError};
 use super::absent::Absent;
+use super::root::{OpenRoot, Root};
 use crate::nix::CachePath;
 use crate::nix::narinfo;
 
@@ -27,8 +30,31 @@ const SMALL: u64 = 32 * 1024;
 /// Reads objects below a directory.
 #[derive(Debug, Clone)]
 pub(super) struct Reader {
-    root: Arc<OwnedFd>,
-    absent: Arc<Absent>,
+    root: Arc<Root>,
+}
+
+/// What is under a name, seen by going through everything.
+pub(super) enum Inspected {
+    /// An object, with its content if that was wanted.
+    Object {
+        metadata: Metadata,
+        content: Option<Bytes>,
+        /// The user whose file it is.
+        owner: Uid,
+    },
+    /// A directory, or something else that is no file.
+    NoFile(Metadata),
+    /// Nothing.
+    Absent,
+}
+
+/// What came of looking for an object without waiting.
+enum Tried<T> {
+    Found(T),
+    /// It is not in the directory with this generation.
+    Absent(u64),
+    /// Finding out may take a while.
+    Unknown(Arc<OpenRoot>),
 }
 
 /// Whether a step may wait for the disk.
@@ -39,43 +65,27 @@ enum Wait {
 }
 
 impl Reader {
-    pub(super) fn new(root: Arc<OwnedFd>) -> Self {
-        Self { root, absent: Arc::new(Absent::new()) }
+    pub(super) fn new(root: Arc<Root>) -> Self {
+        Self { root }
     }
 
-    /// What the object at `key` is, and, if it is `wanted` and no larger than a narinfo, its
-    /// content. Waits for the disk, and leaves no trace of having read.
-    pub(super) fn inspect(
-        &self,
-        key: &str,
-        wanted: bool,
-    ) -> Result<Option<(Metadata, Option<Bytes>)>, StoreError> {
-        let wait = Wait::AsLongAsItTakes;
-        let inspected = if wanted {
-            open(&self.root, key, wait).and_then(|opened| {
-                let Some((file, stat)) = opened else {
-                    return Ok(None);
-                };
-                let metadata = metadata(&stat);
-                // No memory for what is none of the texts that are wanted.
-                let content = (metadata.size <= narinfo::MAX_SIZE)
-                    .then(|| read_whole(&file, metadata.size as usize, wait))
-                    .transpose()?;
-                Ok(Some((metadata, content)))
-            })
-        } else {
-            stat(&self.root, key).map(|stat| stat.map(|stat| (metadata(&stat), None)))
-        };
-        inspected.map_err(|error| StoreError::new("reading", key, error))
-    }
-
-    /// Opens the file at `key`. Waits for the disk.
-    pub(super) fn open_file(&self, key: &str) -> io::Result<Option<Object>> {
-        let opened = open(&self.root, key, Wait::AsLongAsItTakes)?;
-        Ok(opened.map(|(file, stat)| Object {
-            metadata: metadata(&stat),
-            content: Content::File(File::from(file)),
-        }))
+    /// The object in the file at `key`, whatever its name.
+    pub(super) async fn get_foreign(&self, key: &str) -> Result<Option<Object>, StoreError> {
+        loop {
+            let root = Arc::clone(&self.root.current());
+            let generation = root.generation;
+            let found = in_the_pool(root, key.to_owned(), |root, key, wait| {
+                Ok(open(root, key, wait)?.map(|(file, stat)| Object {
+                    metadata: metadata(&stat),
+                    content: Content::File(File::from(file)),
+                }))
+            });
+            match found.await? {
+                None if self.root.confirm().await? == generation => return Ok(None),
+                None => {}
+                found => return Ok(found),
+            }
+        }
     }
 
     pub(super) async fn head(&self, path: &CachePath) -> Result<Option<Metadata>, StoreError> {
@@ -109,32 +119,111 @@ impl Reader {
     async fn now_or_in_the_pool<T: Send + 'static>(
         &self,
         path: &CachePath,
-        step: impl Fn(&OwnedFd, &str, Wait) -> Result<Option<T>, Errno> + Send + 'static,
+        step: impl Fn(&OwnedFd, &str, Wait) -> Result<Option<T>, Errno> + Clone + Send + 'static,
     ) -> Result<Option<T>, StoreError> {
-        let stamp = Absent::stamp(&self.root, path);
-        if self.absent.knows(path, stamp) {
-            return Ok(None);
+        loop {
+            let generation = match self.try_now(path, &step)? {
+                Tried::Found(found) => {
+                    self.root.keep_watch();
+                    return Ok(Some(found));
+                }
+                Tried::Absent(generation) => generation,
+                Tried::Unknown(root) => {
+                    let generation = root.generation;
+                    match in_the_pool(root, path.key(), step.clone()).await? {
+                        None => generation,
+                        found => {
+                            self.root.keep_watch();
+                            return Ok(found);
+                        }
+                    }
+                }
+            };
+            // It may be in another directory, which is where it should be looked for.
+            if self.root.confirm().await? == generation {
+                return Ok(None);
+            }
+        }
+    }
+
+    fn try_now<T>(
+        &self,
+        path: &CachePath,
+        step: impl Fn(&OwnedFd, &str, Wait) -> Result<Option<T>, Errno>,
+    ) -> Result<Tried<T>, StoreError> {
+        let root = self.root.current();
+        let seen = Absent::look_at(root.fd(), path);
+        if seen.is_removed && root.counts_links {
+            self.root.suspect();
+        }
+        if root.absent.knows(path, seen.stamp) {
+            return Ok(Tried::Absent(root.generation));
         }
         let key = path.key();
-        match step(&self.root, &key, Wait::Never) {
-            Ok(found) => {
-                if found.is_none() {
-                    self.absent.remember(path, stamp);
-                }
-                Ok(found)
+        match step(root.fd(), &key, Wait::Never) {
+            Ok(Some(_)) if root.unsynced.in_doubt(&key).is_some() => {
+                Ok(Tried::Unknown(Arc::clone(&root)))
+            }
+            Ok(Some(found)) => Ok(Tried::Found(found)),
+            Ok(None) => {
+                root.absent.remember(path, seen.stamp);
+                Ok(Tried::Absent(root.generation))
             }
             Err(would_wait) if is_reason_to_wait(would_wait) => {
-                let root = Arc::clone(&self.root);
-                tokio::task::spawn_blocking(move || {
-                    step(&root, &key, Wait::AsLongAsItTakes)
-                        .map_err(|error| StoreError::new("reading", &key, error))
-                })
-                .await
-                .expect("reading a file does not panic, and the pool outlives its tasks")
+                Ok(Tried::Unknown(Arc::clone(&root)))
             }
             Err(error) => Err(StoreError::new("reading", &key, error)),
         }
     }
+}
+
+/// Takes a step where it may wait for the disk.
+async fn in_the_pool<T: Send + 'static>(
+    root: Arc<OpenRoot>,
+    key: String,
+    step: impl Fn(&OwnedFd, &str, Wait) -> Result<Option<T>, Errno> + Send + 'static,
+) -> Result<Option<T>, StoreError> {
+    tokio::task::spawn_blocking(move || {
+        let found = step(root.fd(), &key, Wait::AsLongAsItTakes);
+        let found = found.map_err(|error| StoreError::new("reading", &key, error))?;
+        if found.is_some() {
+            root.settle(&key).map_err(|error| StoreError::new("syncing", &key, error))?;
+        }
+        Ok(found)
+    })
+    .await
+    .expect("reading a file does not panic, and the pool outlives its tasks")
+}
+
+/// What the object at `key` is, and, if it is `wanted` and no larger than a narinfo, its content.
+/// Waits for the disk, and leaves no trace of having read.
+pub(super) fn inspect(root: &OpenRoot, key: &str, wanted: bool) -> Result<Inspected, StoreError> {
+    let wait = Wait::AsLongAsItTakes;
+    let inspect = || {
+        let (file, stat) = if wanted {
+            match open_any(root.fd(), key, wait)? {
+                Some((file, stat)) => (Some(file), stat),
+                None => return Ok(Inspected::Absent),
+            }
+        } else {
+            match rustix::fs::statat(root.fd(), key, AtFlags::empty()) {
+                Ok(stat) => (None, stat),
+                Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Inspected::Absent),
+                Err(error) => return Err(error),
+            }
+        };
+        if !is_regular(&stat) {
+            return Ok(Inspected::NoFile(metadata(&stat)));
+        }
+        let (metadata, owner) = (metadata(&stat), Uid::from_raw(stat.st_uid));
+        // No memory for what is none of the small texts that are wanted.
+        let content = file
+            .filter(|_| metadata.size <= narinfo::MAX_SIZE)
+            .map(|file| read_whole(&file, metadata.size as usize, wait))
+            .transpose()?;
+        Ok(Inspected::Object { metadata, content, owner })
+    };
+    inspect().map_err(|error| StoreError::new("reading", key, error))
 }
 
 /// `EAGAIN` where it would wait; the others where the kernel, a sandbox or the file system cannot
@@ -145,15 +234,20 @@ fn is_reason_to_wait(error: Errno) -> bool {
 
 /// Opens the regular file at `key`; none if there is none.
 fn open(root: &OwnedFd, key: &str, wait: Wait) -> Result<Option<(OwnedFd, Stat)>, Errno> {
+    Ok(open_any(root, key, wait)?.filter(|(_, stat)| is_regular(stat)))
+}
+
+/// Opens whatever is at `key`.
+fn open_any(root: &OwnedFd, key: &str, wait: Wait) -> Result<Option<(OwnedFd, Stat)>, Errno> {
     let open = |flags| match wait {
         Wait::Never => rustix::fs::openat2(root, key, flags, Mode::empty(), ResolveFlags::CACHED),
         Wait::AsLongAsItTakes => rustix::fs::openat(root, key, flags, Mode::empty()),
     };
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
     // Without a trace in the access time, where uses are recorded. The system allows that to the
-    // owner of a file only.
+    // owner of a file only, and not every file system knows the flag.
     let opened = match open(flags | OFlags::NOATIME) {
-        Err(Errno::PERM) => open(flags),
+        Err(Errno::PERM | Errno::INVAL | Errno::OPNOTSUPP) => open(flags),
         opened => opened,
     };
     let file = match opened {
@@ -162,16 +256,7 @@ fn open(root: &OwnedFd, key: &str, wait: Wait) -> Result<Option<(OwnedFd, Stat)>
         Err(error) => return Err(error),
     };
     let stat = rustix::fs::fstat(&file)?;
-    Ok(is_regular(&stat).then_some((file, stat)))
-}
-
-/// What is known about the regular file at `key`; none if there is none.
-fn stat(root: &OwnedFd, key: &str) -> Result<Option<Stat>, Errno> {
-    match rustix::fs::statat(root, key, AtFlags::empty()) {
-        Ok(stat) => Ok(is_regular(&stat).then_some(stat)),
-        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
-        Err(error) => Err(error),
-    }
+    Ok(Some((file, stat)))
 }
 
 fn is_regular(stat: &Stat) -> bool {
@@ -201,15 +286,18 @@ pub(super) fn metadata(stat: &Stat) -> Metadata {
 }
 
 fn read_whole(file: impl AsFd, size: usize, wait: Wait) -> Result<Bytes, Errno> {
-    let flags = match wait {
-        Wait::Never => ReadWriteFlags::NOWAIT,
-        Wait::AsLongAsItTakes => ReadWriteFlags::empty(),
-    };
     let mut bytes = vec![0; size];
     let mut filled = 0;
     while filled < size {
-        let mut rest = [IoSliceMut::new(&mut bytes[filled..])];
-        match rustix::io::preadv2(&file, &mut rest, filled as u64, flags) {
+        let (rest, offset) = (&mut bytes[filled..], filled as u64);
+        let read = match wait {
+            Wait::Never => {
+                let mut rest = [IoSliceMut::new(rest)];
+                rustix::io::preadv2(&file, &mut rest, offset, ReadWriteFlags::NOWAIT)
+            }
+            Wait::AsLongAsItTakes => rustix::io::pread(&file, rest, offset),
+        };
+        match read {
             // Shorter than it was a moment ago: somebody truncated it in place.
             Ok(0) => return Err(Errno::IO),
             Ok(count) => filled += count,

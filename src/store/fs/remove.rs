@@ -5,132 +5,187 @@
 //! of it by its name, and its time, looked at once more, says for good whether somebody did before.
 //! If so it is put back.
 
-use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, Stat};
+use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 
+use super::folder::{OWN_FOLDER, each, open_here, rename_new, split, stat, unlink};
 use super::read::last_use;
-use super::{make_durably, rename_new, sync_directory};
+use super::root::OpenRoot;
 use crate::store::Removed;
 
 /// Where objects go on their way out.
-#[derive(Debug)]
-pub(super) struct Trash {
-    root: Arc<OwnedFd>,
-    folder: PathBuf,
-    /// Directories that lost something since they were synced.
-    unsynced: Mutex<Vec<String>>,
+#[derive(Debug, Default)]
+pub(super) struct Trash(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// The directory from which is removed: what was planned for one is not done to another.
+    generation: u64,
+    /// Directories that may have lost something since they were synced.
+    unsynced: Vec<String>,
+    /// The directory of the trash that was used last, by the key of the one that it stands for.
+    folder: Option<(String, Arc<OwnedFd>)>,
+}
+
+/// The directory of the trash for what was in `folder`.
+fn trash_of(folder: &str) -> String {
+    match folder {
+        "." => format!("{OWN_FOLDER}/trash"),
+        folder => format!("{OWN_FOLDER}/trash/{folder}"),
+    }
 }
 
 impl Trash {
-    pub(super) fn new(root: Arc<OwnedFd>, folder: PathBuf) -> Self {
-        Self { root, folder, unsynced: Mutex::default() }
-    }
-
-    /// Puts back what a crash has left. To be called by who has the right to collect garbage.
-    pub(super) fn put_everything_back(&self) -> io::Result<()> {
-        match self.put_back(Path::new("")) {
+    /// Puts back what a crash has left, and removes from this directory from now on. To be called by
+    /// who has the right to collect garbage.
+    pub(super) fn begin(&self, root: &OpenRoot) -> io::Result<()> {
+        // Who was killed may have removed narinfos, of which nobody knows whether they were synced;
+        // no NAR may go before that is certain.
+        let unsynced = vec![".".to_owned()];
+        *self.state() = State { generation: root.generation, unsynced, folder: None };
+        match root.folder(&trash_of(".")) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            done => done,
+            trash => put_back(root, trash?, ""),
         }
     }
 
-    /// Moves everything below `sub` back to where it was.
-    fn put_back(&self, sub: &Path) -> io::Result<()> {
-        for entry in fs::read_dir(self.folder.join(sub))? {
-            let entry = entry?;
-            let name = sub.join(entry.file_name());
-            if entry.file_type()?.is_dir() {
-                self.put_back(&name)?;
-            } else {
-                self.restore(&entry.path(), &name)?;
-            }
-        }
-        Ok(())
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn restore(&self, trashed: &Path, key: &Path) -> io::Result<()> {
-        match rename_new(CWD, trashed, &self.root, key) {
-            Ok(()) => Ok(()),
-            // It was uploaded again in the meantime.
-            Err(Errno::EXIST) => fs::remove_file(trashed),
-            Err(error) => Err(error.into()),
+    pub(super) fn remove(
+        &self,
+        root: &OpenRoot,
+        key: &str,
+        unused_since: SystemTime,
+    ) -> io::Result<Removed> {
+        if self.state().generation != root.generation {
+            let why = "the cache's directory was replaced since it was decided what is removed";
+            return Err(io::Error::other(why));
         }
-    }
-
-    pub(super) fn remove(&self, key: &str, unused_since: SystemTime) -> io::Result<Removed> {
         let in_use = |stat: &Stat| last_use(stat) > unused_since;
-        match stat(self.root.as_fd(), Path::new(key))? {
+        match stat(root, key)? {
             None => return Ok(Removed::Absent),
             Some(stat) if in_use(&stat) => return Ok(Removed::InUse),
             Some(_) => {}
         }
-        let trashed = self.folder.join(key);
-        let moved = || rustix::fs::renameat(&self.root, key, CWD, &trashed);
-        match moved() {
+        let (folder, base) = split(key);
+        let mut trash = self.trash(root, folder)?;
+        match rustix::fs::renameat(root, key, &trash, base) {
             Err(Errno::NOENT) => {
-                // Its folder in the trash is missing, or somebody else was faster.
-                if let Some(folder) = trashed.parent() {
-                    make_durably(folder)?;
-                }
-                match moved() {
+                // The trash was removed, or somebody else was faster.
+                self.state().folder = None;
+                trash = self.trash(root, folder)?;
+                match rustix::fs::renameat(root, key, &trash, base) {
                     Err(Errno::NOENT) => return Ok(Removed::Absent),
                     moved => moved?,
                 }
             }
             moved => moved?,
         }
-        if stat(CWD, &trashed)?.as_ref().is_some_and(in_use) {
-            self.restore(&trashed, Path::new(key))?;
+        if stat(&trash, base)?.as_ref().is_some_and(in_use) {
+            restore(&trash, base, root, key)?;
             return Ok(Removed::InUse);
         }
-        fs::remove_file(&trashed)?;
-        let folder = key.rsplit_once('/').map_or(".", |(folder, _)| folder);
-        let mut unsynced = self.unsynced.lock().unwrap_or_else(PoisonError::into_inner);
-        if !unsynced.iter().any(|known| known == folder) {
-            unsynced.push(folder.to_owned());
+        unlink(&trash, base)?;
+        let mut state = self.state();
+        if !state.unsynced.iter().any(|known| known == folder) {
+            state.unsynced.push(folder.to_owned());
         }
         Ok(Removed::Gone)
     }
 
-    /// Makes the removals so far outlive a power cut.
-    pub(super) fn sync(&self) -> io::Result<()> {
-        let unsynced =
-            std::mem::take(&mut *self.unsynced.lock().unwrap_or_else(PoisonError::into_inner));
-        for folder in unsynced {
-            // The trash as well, or what has gone could be found there and put back.
-            fs::File::open(self.folder.join(&folder))?.sync_all()?;
-            let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
-            sync_directory(rustix::fs::openat(&self.root, &folder, flags, Mode::empty())?)?;
+    fn trash(&self, root: &OpenRoot, folder: &str) -> io::Result<Arc<OwnedFd>> {
+        if let Some((of, trash)) = &self.state().folder
+            && of == folder
+        {
+            return Ok(Arc::clone(trash));
+        }
+        let trash = Arc::new(root.make_folder(&trash_of(folder))?);
+        self.state().folder = Some((folder.to_owned(), Arc::clone(&trash)));
+        Ok(trash)
+    }
+
+    /// Makes the removals so far outlive a power cut. What could not be synced is tried again the
+    /// next time.
+    pub(super) fn sync(&self, root: &OpenRoot) -> io::Result<()> {
+        let unsynced = std::mem::take(&mut self.state().unsynced);
+        for (at, folder) in unsynced.iter().enumerate() {
+            if let Err(error) = sync_removals(root, folder) {
+                self.state().unsynced.extend_from_slice(&unsynced[at..]);
+                return Err(error);
+            }
         }
         Ok(())
     }
 }
 
-fn stat(folder: BorrowedFd<'_>, name: &Path) -> io::Result<Option<Stat>> {
-    match rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(stat) => Ok(Some(stat)),
-        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+fn sync_removals(root: &OpenRoot, folder: &str) -> io::Result<()> {
+    // The trash as well, or what has gone could be found there and put back.
+    for key in [trash_of(folder), folder.to_owned()] {
+        match root.folder(&key) {
+            // What was in it is gone with it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            opened => root.sync(&key, opened?)?,
+        }
+    }
+    Ok(())
+}
+
+/// Moves everything in `trash` back to where it was, which is below `folder`.
+fn put_back(root: &OpenRoot, trash: OwnedFd, folder: &str) -> io::Result<()> {
+    each(&trash, |name, kind| {
+        let Ok(text) = name.to_str() else {
+            return Ok(());
+        };
+        let key = format!("{folder}{text}");
+        match kind {
+            FileType::Directory => put_back(root, open_here(&trash, name)?, &format!("{key}/")),
+            FileType::RegularFile => restore(&trash, name, root, &key),
+            // It is none of ours.
+            _ => Ok(()),
+        }
+    })
+}
+
+fn restore(
+    trash: impl AsFd,
+    name: impl rustix::path::Arg + Copy,
+    root: &OpenRoot,
+    key: &str,
+) -> io::Result<()> {
+    let restored = match rename_new(&trash, name, root, key) {
+        // Its folder was removed in the meantime.
+        Err(Errno::NOENT) => {
+            root.make_folder(split(key).0)?;
+            rename_new(&trash, name, root, key)
+        }
+        restored => restored,
+    };
+    match restored {
+        Ok(()) => Ok(()),
+        // It was uploaded again in the meantime.
+        Err(Errno::EXIST) => Ok(unlink(trash, name)?),
         Err(error) => Err(error.into()),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
+    use std::fs::{self, File};
+    use std::path::{Path, PathBuf};
     use std::time::Duration;
 
     use super::*;
+    use crate::store::fs::root::{Role, Root};
 
-    fn trash(dir: &Path) -> Trash {
-        let root = Arc::new(OwnedFd::from(File::open(dir).unwrap()));
-        Trash::new(root, dir.join(".nix-stored/trash"))
+    fn open(dir: &Path) -> Arc<OpenRoot> {
+        Root::open(dir, Role::Command).unwrap().look().unwrap()
     }
 
     fn object(dir: &Path, name: &str, used: SystemTime) -> PathBuf {
@@ -145,48 +200,91 @@ mod tests {
     #[test]
     fn only_what_was_not_used_goes() {
         let dir = tempfile::tempdir().unwrap();
-        let trash = trash(dir.path());
+        let (trash, root) = (Trash::default(), open(dir.path()));
         let now = SystemTime::now();
         let day = Duration::from_secs(86_400);
         let old = object(dir.path(), "nar/old", now - 2 * day);
         let new = object(dir.path(), "nar/new", now);
-        assert_eq!(trash.remove("nar/old", now - day).unwrap(), Removed::Gone);
-        assert_eq!(trash.remove("nar/old", now - day).unwrap(), Removed::Absent);
-        assert_eq!(trash.remove("nar/new", now - day).unwrap(), Removed::InUse);
-        assert_eq!(trash.remove("log/none", now - day).unwrap(), Removed::Absent);
-        trash.sync().unwrap();
+        assert_eq!(trash.remove(&root, "nar/old", now - day).unwrap(), Removed::Gone);
+        assert_eq!(trash.remove(&root, "nar/old", now - day).unwrap(), Removed::Absent);
+        assert_eq!(trash.remove(&root, "nar/new", now - day).unwrap(), Removed::InUse);
+        assert_eq!(trash.remove(&root, "log/none", now - day).unwrap(), Removed::Absent);
+        trash.sync(&root).unwrap();
         assert!(!old.exists() && new.exists());
     }
 
     #[test]
     fn what_a_crash_left_in_the_trash_comes_back() {
         let dir = tempfile::tempdir().unwrap();
-        trash(dir.path()).put_everything_back().unwrap();
+        let (trash, root) = (Trash::default(), open(dir.path()));
+        trash.begin(&root).unwrap();
         let now = SystemTime::now();
         object(dir.path(), ".nix-stored/trash/nar/lost", now);
         object(dir.path(), ".nix-stored/trash/again", now);
         object(dir.path(), "nar/x", now);
         let again = object(dir.path(), "again", now);
         fs::write(&again, "newer").unwrap();
-        trash(dir.path()).put_everything_back().unwrap();
+        trash.begin(&root).unwrap();
         assert_eq!(fs::read(dir.path().join("nar/lost")).unwrap(), b".nix-stored/trash/nar/lost");
         assert_eq!(fs::read(again).unwrap(), b"newer");
         assert!(!dir.path().join(".nix-stored/trash/again").exists());
     }
+
     #[test]
     fn what_is_uploaded_at_the_same_time_is_there_afterwards() {
         let dir = tempfile::tempdir().unwrap();
-        let (trash, now) = (trash(dir.path()), SystemTime::now());
+        let (trash, root, now) = (Trash::default(), open(dir.path()), SystemTime::now());
         let day = Duration::from_secs(86_400);
         for _ in 0..50 {
             object(dir.path(), "nar/x", now - 2 * day);
             let newer = object(dir.path(), "newer", now);
             std::thread::scope(|scope| {
-                scope.spawn(|| trash.remove("nar/x", now - day).unwrap());
+                scope.spawn(|| trash.remove(&root, "nar/x", now - day).unwrap());
                 scope.spawn(|| fs::rename(&newer, dir.path().join("nar/x")).unwrap());
             });
             assert_eq!(fs::read(dir.path().join("nar/x")).unwrap(), b"newer");
         }
         assert_eq!(fs::read_dir(dir.path().join(".nix-stored/trash/nar")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn the_trash_may_go_at_any_time_and_a_link_in_its_place_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (trash, root, now) = (Trash::default(), open(dir.path()), SystemTime::now());
+        let old = now - Duration::from_secs(86_400);
+        for key in ["nar/a", "nar/b", "nar/c"] {
+            object(dir.path(), key, old);
+        }
+        assert_eq!(trash.remove(&root, "nar/a", now).unwrap(), Removed::Gone);
+        fs::remove_dir_all(dir.path().join(".nix-stored")).unwrap();
+        assert_eq!(trash.remove(&root, "nar/b", now).unwrap(), Removed::Gone);
+        trash.sync(&root).unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
+        fs::remove_dir_all(dir.path().join(".nix-stored/trash")).unwrap();
+        std::os::unix::fs::symlink(elsewhere.path(), dir.path().join(".nix-stored/trash")).unwrap();
+        fs::write(elsewhere.path().join("secret"), "").unwrap();
+        let error = trash.begin(&root).unwrap_err();
+        assert!(error.to_string().contains("symbolic link"), "{error}");
+        assert!(trash.remove(&root, "nar/c", now).is_err());
+        assert!(dir.path().join("nar/c").exists() && elsewhere.path().join("secret").exists());
+    }
+
+    #[test]
+    fn what_was_planned_for_one_directory_is_not_done_to_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("cache");
+        let root = Root::open(&path, Role::Daemon).unwrap();
+        let trash = Trash::default();
+        let now = SystemTime::now();
+        object(&path, "nar/x", now - Duration::from_secs(86_400));
+        trash.begin(&root.look().unwrap()).unwrap();
+        fs::rename(&path, dir.path().join("before")).unwrap();
+        fs::create_dir(&path).unwrap();
+        object(&path, "nar/x", now - Duration::from_secs(86_400));
+        let second = root.look().unwrap();
+        let error = trash.remove(&second, "nar/x", now).unwrap_err();
+        assert!(error.to_string().contains("replaced"), "{error}");
+        trash.begin(&second).unwrap();
+        assert_eq!(trash.remove(&second, "nar/x", now).unwrap(), Removed::Gone);
     }
 }

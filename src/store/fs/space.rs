@@ -1,32 +1,27 @@
 //! How much of the disk uploads may take.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use super::root::Root;
 use crate::store::StoreError;
 
 /// The space of the disk that the store is on.
 #[derive(Debug, Clone)]
 pub(super) struct Space {
-    root: Arc<OwnedFd>,
+    root: Arc<Root>,
     /// So many bytes stay free.
     reserve: u64,
 }
 
 impl Space {
-    pub(super) fn new(root: Arc<OwnedFd>, reserve: u64) -> Self {
+    pub(super) fn new(root: Arc<Root>, reserve: u64) -> Self {
         Self { root, reserve }
-    }
-
-    /// The directory that the store is.
-    pub(super) fn root(&self) -> &OwnedFd {
-        &self.root
     }
 
     /// How many bytes are free.
     pub(super) fn free(&self) -> io::Result<u64> {
-        let disk = rustix::fs::fstatvfs(&self.root)?;
+        let disk = rustix::fs::fstatvfs(self.root.current().fd())?;
         Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
     }
 

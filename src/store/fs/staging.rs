@@ -2,158 +2,283 @@
 //!
 //! A process holds a lock on its folder for as long as it lives; the kernel drops it with the
 //! process, however that ends. So a folder that can be locked belongs to nobody and is swept away,
-//! and a daemon that starts while another still drains leaves that one's uploads alone.
+//! and a daemon that starts while another still drains leaves that one's uploads alone. The sweep
+//! removes only what a daemon makes there: folders `<process>-<number>` with files in them.
 
+use std::ffi::CStr;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode};
+use rustix::io::Errno;
+
+use super::folder::{create, each, knows_no_locks, open_here, rename_new, unlink};
+use crate::store::Stored;
 
 /// This process's staging folder.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Staging {
-    parent: PathBuf,
-    folder: OnceLock<Folder>,
+    folder: Mutex<Option<Arc<Folder>>>,
     next: AtomicU64,
 }
 
+/// A folder of one process.
 #[derive(Debug)]
 struct Folder {
     fd: OwnedFd,
-    path: PathBuf,
+    parent: OwnedFd,
+    name: String,
+}
+
+/// A file in the staging folder. Dropping it removes it.
+#[derive(Debug)]
+pub(super) struct Staged {
+    folder: Arc<Folder>,
+    /// None when it has another name.
+    name: Option<String>,
 }
 
 impl Staging {
-    /// Sweeps `parent` and makes this process's folder in it.
-    pub(super) fn open(parent: &Path) -> io::Result<Self> {
-        let staging = Self::later(parent);
-        staging.folder()?;
-        Ok(staging)
+    /// Sweeps the folder that `parent` opens, and makes this process's in it; unless that is done.
+    pub(super) fn prepare(&self, parent: impl FnOnce() -> io::Result<OwnedFd>) -> io::Result<()> {
+        self.folder(parent).map(drop)
     }
 
-    /// Does the same when something is staged for the first time.
-    pub(super) fn later(parent: &Path) -> Self {
-        Self { parent: parent.to_owned(), folder: OnceLock::new(), next: AtomicU64::new(0) }
-    }
-
-    /// The folder.
-    pub(super) fn folder(&self) -> io::Result<impl AsFd + '_> {
-        if let Some(folder) = self.folder.get() {
-            return Ok(&folder.fd);
+    fn folder(&self, parent: impl FnOnce() -> io::Result<OwnedFd>) -> io::Result<Arc<Folder>> {
+        let mut folder = self.folder.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(folder) = &*folder {
+            return Ok(Arc::clone(folder));
         }
-        let folder = Folder::make(&self.parent)?;
-        // Where two threads came at the same time, one of two folders goes again.
-        Ok(&self.folder.get_or_init(|| folder).fd)
+        let made = Arc::new(Folder::make(parent()?)?);
+        *folder = Some(Arc::clone(&made));
+        Ok(made)
     }
 
-    /// A new, empty file and its name in the folder.
-    pub(super) fn create(&self) -> io::Result<(OwnedFd, String)> {
+    /// A new, empty file.
+    pub(super) fn create(
+        &self,
+        parent: impl Fn() -> io::Result<OwnedFd>,
+    ) -> io::Result<(File, Staged)> {
         let name = self.next.fetch_add(1, Ordering::Relaxed).to_string();
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(self.folder()?, &name, flags, Mode::from_raw_mode(0o644))?;
-        Ok((file, name))
+        let folder = self.folder(&parent)?;
+        match create(&folder.fd, &name) {
+            // Somebody has removed the folder.
+            Err(Errno::NOENT) => self.forget(&folder),
+            created => return Ok((created?.into(), Staged { folder, name: Some(name) })),
+        }
+        let folder = self.folder(&parent)?;
+        let file = create(&folder.fd, &name)?;
+        Ok((file.into(), Staged { folder, name: Some(name) }))
     }
 
-    /// Removes the file `name`.
-    pub(super) fn remove(&self, name: &str) -> io::Result<()> {
-        Ok(rustix::fs::unlinkat(self.folder()?, name, AtFlags::empty())?)
+    fn forget(&self, removed: &Arc<Folder>) {
+        let mut folder = self.folder.lock().unwrap_or_else(PoisonError::into_inner);
+        if folder.as_ref().is_some_and(|folder| Arc::ptr_eq(folder, removed)) {
+            *folder = None;
+        }
+    }
+}
+
+impl Staged {
+    /// Gives the file its name, in place of another. Whether there was one with that name, the
+    /// rename itself finds out: to look before would walk to a name that is not in the dentry
+    /// cache, on another thread.
+    pub(super) fn publish(&mut self, to: impl AsFd, base: &str) -> Result<Stored, Errno> {
+        let name = self.name.as_deref().expect("a file is published once");
+        let stored = match rename_new(&self.folder.fd, name, &to, base) {
+            Ok(()) => Stored::New,
+            // There is one, or the file system cannot say: then this comes in its place.
+            Err(_) => {
+                rustix::fs::renameat(&self.folder.fd, name, to, base)?;
+                Stored::Again
+            }
+        };
+        self.name = None;
+        Ok(stored)
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        if let Some(name) = &self.name {
+            // The sweep at the next start removes what cannot be removed now.
+            let _ = unlink(&self.folder.fd, name);
+        }
     }
 }
 
 impl Folder {
-    fn make(parent: &Path) -> io::Result<Self> {
-        std::fs::create_dir_all(parent)?;
-        let directory = OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let parent_fd = rustix::fs::open(parent, directory, Mode::empty())?;
+    fn make(parent: OwnedFd) -> io::Result<Self> {
         // Held until the new folder is locked too, or another process that starts right now would
         // take it for one that was left behind.
-        rustix::fs::flock(&parent_fd, FlockOperation::LockExclusive)?;
-        sweep(parent)?;
-        let name = unused_name(parent);
-        rustix::fs::mkdirat(&parent_fd, &name, Mode::RWXU)?;
-        let fd = rustix::fs::openat(&parent_fd, &name, directory, Mode::empty())?;
-        rustix::fs::flock(&fd, FlockOperation::LockExclusive)?;
-        Ok(Self { fd, path: parent.join(name) })
+        match rustix::fs::flock(&parent, FlockOperation::LockExclusive) {
+            Ok(()) => sweep(&parent)?,
+            // Then nobody knows which of them are in use, and all stay.
+            Err(error) if knows_no_locks(error) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let (fd, name) = make_unused(&parent)?;
+        match rustix::fs::flock(&fd, FlockOperation::LockExclusive) {
+            Err(error) if !knows_no_locks(error) => return Err(error.into()),
+            _ => {}
+        }
+        rustix::fs::flock(&parent, FlockOperation::Unlock).ok();
+        Ok(Self { fd, parent, name })
     }
 }
 
 impl Drop for Folder {
     fn drop(&mut self) {
         // Where something is left in it, the sweep at the next start removes it.
-        let _ = std::fs::remove_dir(&self.path);
+        let _ = rustix::fs::unlinkat(&self.parent, &self.name, AtFlags::REMOVEDIR);
     }
 }
 
-/// Removes the folders in `parent` that no living process holds.
-fn sweep(parent: &Path) -> io::Result<()> {
-    for entry in std::fs::read_dir(parent)? {
-        let path = entry?.path();
-        let opened = rustix::fs::open(&path, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-        let folder = match opened {
-            Ok(folder) => folder,
-            // Another user's, who has to sweep it.
-            Err(rustix::io::Errno::ACCESS) => continue,
-            // It has just been swept by its owner.
-            Err(rustix::io::Errno::NOENT) => continue,
-            Err(_) => {
-                std::fs::remove_file(&path)?;
-                continue;
-            }
-        };
-        match rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => std::fs::remove_dir_all(&path)?,
-            Err(rustix::io::Errno::WOULDBLOCK) => {}
+/// Makes a folder named after the process, with a counter where a container's daemon has the number
+/// of one in another.
+fn make_unused(parent: impl AsFd) -> io::Result<(OwnedFd, String)> {
+    let process = std::process::id();
+    let names = (0u32..).map(|count| format!("{process}-{count}"));
+    for name in names {
+        match rustix::fs::mkdirat(&parent, &name, Mode::RWXU) {
+            Ok(()) => return Ok((open_here(&parent, &name)?, name)),
+            Err(Errno::EXIST) => {}
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(())
+    unreachable!("a folder does not hold every number")
 }
 
-/// The process's number, or that with a counter where a container's daemon has the number of one
-/// in another.
-fn unused_name(parent: &Path) -> String {
-    let process = std::process::id();
-    (0u32..)
-        .map(|count| format!("{process}-{count}"))
-        .find(|name| !parent.join(name).exists())
-        .expect("a folder does not hold every number")
+/// Removes the folders of processes that are gone. What is not named like one, or is a link, is
+/// none of ours.
+fn sweep(parent: impl AsFd) -> io::Result<()> {
+    each(&parent, |name, kind| {
+        if kind != FileType::Directory || !is_a_process(name) {
+            return Ok(());
+        }
+        let folder = match open_here(&parent, name) {
+            Ok(folder) => folder,
+            // Another user's, who has to sweep it; or it has just been swept by its owner.
+            Err(Errno::ACCESS | Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        match rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => remove(&parent, name, &folder),
+            Err(Errno::WOULDBLOCK) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    })
+}
+
+/// Whether this is `<process>-<number>`.
+fn is_a_process(name: &CStr) -> bool {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let parts = name.to_str().ok().and_then(|name| name.split_once('-'));
+    parts.is_some_and(|(process, number)| is_number(process) && is_number(number))
+}
+
+/// Removes a folder and the files in it. Where there are folders in it, which no daemon makes, they
+/// and it stay.
+fn remove(parent: impl AsFd, name: &CStr, folder: &OwnedFd) -> io::Result<()> {
+    each(folder, |file, kind| {
+        if kind != FileType::Directory {
+            unlink(folder, file)?;
+        }
+        Ok(())
+    })?;
+    match rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOENT) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+    use std::path::Path;
+
     use super::*;
+
+    fn parent(dir: &Path) -> impl Fn() -> io::Result<OwnedFd> + '_ {
+        move || Ok(File::open(dir)?.into())
+    }
+
+    fn open(dir: &Path) -> Staging {
+        let staging = Staging::default();
+        staging.prepare(parent(dir)).unwrap();
+        staging
+    }
+
+    fn count(dir: &Path) -> usize {
+        fs::read_dir(dir).unwrap().count()
+    }
 
     #[test]
     fn what_the_dead_left_is_swept_and_the_living_are_left_alone() {
-        let parent = tempfile::tempdir().unwrap();
-        std::fs::create_dir(parent.path().join("4711-0")).unwrap();
-        std::fs::write(parent.path().join("4711-0/3"), "torn").unwrap();
-        let living = Staging::open(parent.path()).unwrap();
-        let (_, name) = living.create().unwrap();
-        let second = Staging::open(parent.path()).unwrap();
-        living.remove(&name).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        fs::create_dir(dir.join("4711-0")).unwrap();
+        fs::write(dir.join("4711-0/3"), "torn").unwrap();
+        let living = open(dir);
+        let (_, staged) = living.create(parent(dir)).unwrap();
+        let second = open(dir);
+        assert_eq!(count(dir), 2);
+        drop(staged);
         // It takes its own folder with it.
         drop(second);
-        assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 1);
-        living.create().unwrap();
-        drop(living);
-        assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 1);
-        let third = Staging::open(parent.path()).unwrap();
-        drop(third);
-        assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 0);
+        assert_eq!(count(dir), 1);
+        let (_, staged) = living.create(parent(dir)).unwrap();
+        drop((living, staged));
+        assert_eq!(count(dir), 0);
     }
 
     #[test]
     fn a_folder_that_is_made_later_is_made_once() {
-        let parent = tempfile::tempdir().unwrap();
-        let staging = Staging::later(&parent.path().join("staging"));
-        assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 0);
-        let names = [staging.create().unwrap().1, staging.create().unwrap().1];
-        assert_ne!(names[0], names[1]);
-        let folders = std::fs::read_dir(parent.path().join("staging")).unwrap().count();
-        assert_eq!(folders, 1);
+        let dir = tempfile::tempdir().unwrap();
+        let staging = Staging::default();
+        assert_eq!(count(dir.path()), 0);
+        let staged = [(); 2].map(|()| staging.create(parent(dir.path())).unwrap().1);
+        assert_ne!(staged[0].name, staged[1].name);
+        assert_eq!(count(dir.path()), 1);
+    }
+
+    #[test]
+    fn a_folder_that_was_removed_is_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let staging = open(dir.path());
+        let lost = staging.create(parent(dir.path())).unwrap();
+        for entry in fs::read_dir(dir.path()).unwrap() {
+            fs::remove_dir_all(entry.unwrap().path()).unwrap();
+        }
+        let (_, mut staged) = staging.create(parent(dir.path())).unwrap();
+        let to = File::open(dir.path()).unwrap();
+        assert_eq!(staged.publish(&to, "object").unwrap(), Stored::New);
+        drop((lost, staged, staging));
+        assert_eq!(count(dir.path()), 1);
+    }
+
+    #[test]
+    fn the_sweep_removes_no_link_and_nothing_that_is_not_named_like_a_process() {
+        let (dir, precious) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::write(precious.path().join("file"), "data").unwrap();
+        fs::create_dir_all(dir.path().join("4711-0/folder")).unwrap();
+        fs::write(dir.path().join("4711-0/folder/file"), "data").unwrap();
+        fs::create_dir(dir.path().join("4712-0")).unwrap();
+        symlink(precious.path(), dir.path().join("4712-0/3")).unwrap();
+        symlink(precious.path(), dir.path().join("4713-0")).unwrap();
+        fs::create_dir(dir.path().join("backup-2024")).unwrap();
+        fs::create_dir(dir.path().join("4714")).unwrap();
+        fs::write(dir.path().join("4715-0"), "a file").unwrap();
+        drop(open(dir.path()));
+        assert_eq!(fs::read(precious.path().join("file")).unwrap(), b"data");
+        assert_eq!(fs::read(dir.path().join("4711-0/folder/file")).unwrap(), b"data");
+        assert!(!dir.path().join("4712-0").exists());
+        for name in ["4713-0", "backup-2024", "4714", "4715-0"] {
+            assert!(dir.path().join(name).symlink_metadata().is_ok(), "{name}");
+        }
     }
 }

@@ -2,14 +2,15 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
 use super::commit::{Committer, Object};
+use super::reservation::{Body, Reservations, lock};
+use super::root::OpenRoot;
 use super::space::Space;
-use super::staging::Staging;
+use super::staging::Staged;
 use crate::store::{StoreError, Stored, Upload};
 
 /// Written bytes are sent to the disk in steps of this size, so that the sync at the end has
@@ -18,68 +19,69 @@ const WRITE_BEHIND: u64 = 8 * 1024 * 1024;
 
 /// A staged file that has no name in the cache yet.
 pub(super) struct FsUpload {
-    staging: Arc<Staging>,
+    root: Arc<OpenRoot>,
     committer: Arc<Committer>,
+    reservations: Arc<Reservations>,
     space: Space,
     key: String,
-    file: File,
-    /// Its name in the staging folder, until the committer has it.
-    staged: Option<String>,
-    /// How long it will be, if that is known.
-    size: Option<u64>,
-    written: u64,
+    body: Arc<Mutex<Body>>,
+    staged: Staged,
     /// How much of it has been sent to the disk.
     sent: u64,
 }
 
 impl FsUpload {
+    /// Begins an upload of `size` bytes, if that is known.
     pub(super) fn begin(
-        staging: &Arc<Staging>,
+        root: Arc<OpenRoot>,
         committer: Arc<Committer>,
+        reservations: &Arc<Reservations>,
         space: Space,
         key: String,
         size: Option<u64>,
     ) -> Result<Self, StoreError> {
-        space.check(&key, size.unwrap_or_default())?;
-        let staged = staging.create();
-        let (file, name) = staged.map_err(|error| StoreError::new("staging", &key, error))?;
-        let upload = Self {
-            staging: Arc::clone(staging),
-            committer,
-            space,
-            key,
-            file: File::from(file),
-            staged: Some(name),
-            size,
-            written: 0,
-            sent: 0,
-        };
-        reserve(&upload.file, size.unwrap_or_default())
-            .map_err(|error| StoreError::new("reserving space for", &upload.key, error))?;
-        Ok(upload)
-    }
-
-    /// Makes the kernel begin to write what is behind, and does not wait for it.
-    fn write_behind(&mut self) -> Result<(), StoreError> {
-        if self.size.is_none() {
-            self.space.check(&self.key, WRITE_BEHIND)?;
+        let size = size.unwrap_or_default();
+        match space.check(&key, size) {
+            Err(StoreError::Reserve { .. }) if reservations.release_slow() => {
+                space.check(&key, size)?;
+            }
+            checked => checked?,
         }
-        start_writing(&self.file, self.sent, self.written - self.sent);
-        self.sent = self.written;
-        Ok(())
+        let (file, staged) =
+            root.stage().map_err(|error| StoreError::of_upload("staging", &key, error))?;
+        let body = reservations
+            .reserve(file, size)
+            .map_err(|error| StoreError::new("reserving space for", &key, error))?;
+        if lock(&body).has_space() {
+            // Others may have been looking at the same space at the same time.
+            space.check(&key, 0)?;
+        }
+        let reservations = Arc::clone(reservations);
+        Ok(Self { root, committer, reservations, space, key, body, staged, sent: 0 })
     }
 }
 
-/// Takes the space now, so that a full disk is known before the body is sent. A file system that
-/// cannot is asked again by the writes.
-fn reserve(file: &File, size: u64) -> io::Result<()> {
-    if size == 0 {
-        return Ok(());
+/// Writes all of it; where the disk is full, once more when others have given space back.
+fn write(body: &mut Body, mut bytes: &[u8], reservations: &Reservations) -> io::Result<()> {
+    let mut may_ask = true;
+    while !bytes.is_empty() {
+        let file = body.file.as_mut().ok_or(io::ErrorKind::BrokenPipe)?;
+        match file.write(bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => {
+                body.written += count as u64;
+                bytes = &bytes[count..];
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                let is_full = Errno::from_io_error(&error) == Some(Errno::NOSPC);
+                if !(is_full && std::mem::take(&mut may_ask) && reservations.release_slow()) {
+                    return Err(error);
+                }
+            }
+        }
     }
-    match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, 0, size) {
-        Err(error) if [Errno::OPNOTSUPP, Errno::NOSYS].contains(&error) => Ok(()),
-        reserved => Ok(reserved?),
-    }
+    Ok(())
 }
 
 /// Makes the kernel start to write the range, and does not wait for it. Linux has no safe way to
@@ -94,48 +96,47 @@ fn start_writing(file: &File, offset: u64, len: u64) {
 
 impl Upload for FsUpload {
     fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        let written = self.file.write_all(bytes);
-        written.map_err(|error| StoreError::new("writing", &self.key, error))?;
-        self.written += bytes.len() as u64;
-        if self.written - self.sent >= WRITE_BEHIND {
-            self.write_behind()?;
+        let mut body = lock(&self.body);
+        write(&mut body, bytes, &self.reservations)
+            .map_err(|error| StoreError::new("writing", &self.key, error))?;
+        if body.written - self.sent >= WRITE_BEHIND {
+            if !body.has_space() {
+                self.space.check(&self.key, WRITE_BEHIND)?;
+            }
+            if let Some(file) = &body.file {
+                start_writing(file, self.sent, body.written - self.sent);
+            }
+            self.sent = body.written;
         }
         Ok(())
     }
 
     fn reader(&mut self) -> Result<File, StoreError> {
-        self.file.try_clone().map_err(|error| StoreError::new("reading", &self.key, error))
+        let body = lock(&self.body);
+        let file = body.file.as_ref().ok_or_else(|| io::ErrorKind::BrokenPipe.into());
+        file.and_then(File::try_clone).map_err(|error| StoreError::new("reading", &self.key, error))
     }
 
-    fn commit(mut self: Box<Self>) -> Result<Stored, StoreError> {
-        let key = self.key.clone();
-        let failed = |error| StoreError::new("publishing", &key, error);
-        // A large file is synced here: the committer's other customers need not wait for it.
-        let unsynced = if self.written < WRITE_BEHIND {
-            Some(self.file.try_clone().map_err(failed)?)
-        } else {
-            self.file.sync_all().map_err(failed)?;
-            None
+    fn commit(self: Box<Self>) -> Result<Stored, StoreError> {
+        let Self { root, committer, key, body, staged, .. } = *self;
+        let failed = |error| StoreError::of_upload("publishing", &key, error);
+        let (file, written) = {
+            let mut body = lock(&body);
+            (body.finish(), body.written)
         };
-        let name = self.staged.take().expect("an upload is committed once");
-        let object = match unsynced {
-            Some(file) => Object::Staged(file, name),
-            None => Object::Synced(name),
+        let unsynced = match file {
+            // A large file is synced here: the committer's other customers need not wait for it.
+            Some(file) if written >= WRITE_BEHIND => {
+                file.sync_all().map_err(failed)?;
+                None
+            }
+            file => file,
         };
-        self.committer
-            .commit(object, self.key.clone())
+        committer
+            .commit(Object::Staged(root, unsynced, staged), key.clone())
             .blocking_recv()
             .map_err(|_| io::Error::other("the committing thread is gone"))
             .and_then(|done| done)
             .map_err(failed)
-    }
-}
-
-impl Drop for FsUpload {
-    fn drop(&mut self) {
-        if let Some(name) = self.staged.take() {
-            // Nobody is left to tell; the sweep at the next start removes what stays.
-            let _ = self.staging.remove(&name);
-        }
     }
 }

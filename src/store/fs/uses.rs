@@ -5,7 +5,7 @@
 //! set, by a thread of its own, because changing an inode may wait for the journal.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 
+use super::root::Root;
 use crate::nix::CachePath;
 use crate::store::StoreError;
 
@@ -32,7 +33,7 @@ struct Use {
 }
 
 impl Uses {
-    pub(super) fn start(root: Arc<OwnedFd>) -> Self {
+    pub(super) fn start(root: Arc<Root>) -> Self {
         let (queue, uses) = mpsc::channel(QUEUE);
         // It ends when the last sender is gone.
         std::thread::Builder::new()
@@ -69,9 +70,9 @@ fn gone(key: &str) -> StoreError {
     StoreError::new("recording the use of", key, error)
 }
 
-fn record(root: &OwnedFd, mut uses: mpsc::Receiver<Use>) {
+fn record(root: &Root, mut uses: mpsc::Receiver<Use>) {
     while let Some(Use { key, done }) = uses.blocking_recv() {
-        match (mark(root, &key), done) {
+        match (mark(root.current().fd(), &key), done) {
             // Who does not wait any more does not want to know.
             (marked, Some(done)) => drop(done.send(marked)),
             (Err(error), None) => warn!(%error, "the use of {key} was not recorded"),
@@ -80,15 +81,28 @@ fn record(root: &OwnedFd, mut uses: mpsc::Receiver<Use>) {
     }
 }
 
-fn mark(root: &OwnedFd, key: &str) -> Result<bool, Errno> {
+fn mark(root: impl AsFd, key: &str) -> Result<bool, Errno> {
     let special = |nanos| Timespec { tv_sec: 0, tv_nsec: nanos };
     let now =
         Timestamps { last_access: special(UTIME_NOW), last_modification: special(UTIME_OMIT) };
-    match rustix::fs::utimensat(root, key, &now, AtFlags::empty()) {
-        // Nothing can be recorded on a read-only disk or on another owner's file.
-        Ok(()) | Err(Errno::ROFS | Errno::PERM | Errno::ACCESS) => Ok(true),
+    match rustix::fs::utimensat(&root, key, &now, AtFlags::empty()) {
+        // Nothing can be recorded on a read-only or full disk, on another owner's file, or where
+        // the kernel or a sandbox knows no such call. What is there is served all the same.
+        Err(
+            Errno::ROFS
+            | Errno::PERM
+            | Errno::ACCESS
+            | Errno::NOSPC
+            | Errno::DQUOT
+            | Errno::NOSYS
+            | Errno::INVAL
+            | Errno::OPNOTSUPP,
+        ) => match rustix::fs::statat(&root, key, AtFlags::empty()) {
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
+            found => found.map(|_| true),
+        },
         Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
-        Err(error) => Err(error),
+        marked => marked.map(|()| true),
     }
 }
 
@@ -98,11 +112,12 @@ mod tests {
     use std::time::{Duration, SystemTime};
 
     use super::*;
+    use crate::store::fs::root::Role;
 
     #[tokio::test]
     async fn a_use_changes_the_access_time_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
-        let uses = Uses::start(Arc::new(File::open(dir.path()).unwrap().into()));
+        let uses = Uses::start(Arc::new(Root::open(dir.path(), Role::Command).unwrap()));
         let path: CachePath = "8ha1dhmx807czjczmwy078s4r9s254il.narinfo".parse().unwrap();
         assert!(!uses.mark(&path).await.unwrap());
         assert!(!uses.mark(&format!("nar/{:0>52}.nar", 1).parse().unwrap()).await.unwrap());

@@ -256,6 +256,14 @@ impl Store for S3Store {
         .boxed()
     }
 
+    fn keep<'a>(
+        &'a self,
+        path: &'a CachePath,
+        text: Bytes,
+    ) -> BoxFuture<'a, Result<Option<Stored>, StoreError>> {
+        super::keep(self, path, text).boxed()
+    }
+
     fn quarantine<'a>(
         &'a self,
         path: &'a CachePath,

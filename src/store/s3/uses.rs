@@ -112,7 +112,7 @@ impl Uses {
             there.into_iter().filter(|name| !known.batches.contains(name)).collect()
         };
         let mut read = stream::iter(unknown)
-            .map(async |name| Ok((self.bucket.read(&name).await?, name)))
+            .map(async |name| Ok::<_, StoreError>((self.bucket.read(&name).await?, name)))
             .buffer_unordered(READERS);
         while let Some((text, name)) = read.try_next().await? {
             // It was merged into another one since; that is unknown, too, and comes next time.

@@ -40,6 +40,7 @@ async fn everything(
                 let why = error.source().expect("an error of the disk").to_string();
                 others.push(format!("{path}: {why}"));
             }
+            Listed::NoFile(path, _) => panic!("{path} is no file"),
         }
     }
     others.sort();

@@ -1,7 +1,11 @@
 //! A disk that fills up: uploads are refused with the reason, everything else goes on, and so do
 //! uploads when there is space again.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use nix_stored::nix::CachePath;
+use nix_stored::store::{FsStore, MinimumRate, Store, StoreError, Upload};
 
 use crate::support::audit::{assert_nothing_is_false, assert_nothing_is_staged};
 use crate::support::daemon::Daemon;
@@ -135,6 +139,87 @@ fn what_will_not_fit_is_refused_before_its_body() {
     daemon.wait_until("what it had is free again", || disk.free() >= free);
     assert_eq!(put(&daemon, &sample.nar_path, &sample.nar).status, 201);
     assert_nothing_is_staged(daemon.dir());
+}
+
+/// An upload that announces `length` bytes and sends none.
+fn begin(
+    store: &Arc<dyn Store>,
+    sample: &Sample,
+    length: usize,
+) -> Result<Box<dyn Upload>, StoreError> {
+    let path: CachePath = sample.nar_path[1..].parse().expect("the name of a NAR");
+    store.begin(&path, Some(length as u64))
+}
+
+#[test]
+fn an_upload_that_trickles_does_not_keep_the_disk_from_others() {
+    let disk = Disk::new("size=8m");
+    let rate = MinimumRate { bytes: 64 * 1024, over: Duration::from_millis(300) };
+    let dir = disk.path().join("cache");
+    let store = FsStore::with_minimum_rate(&dir, 0, rate).expect("it can be opened");
+    let store: Arc<dyn Store> = Arc::new(store);
+    let (slow, other) = (noisy(1, 3 * MIB), noisy(2, 3 * MIB));
+    let free = disk.free();
+    let mut trickling = begin(&store, &slow, 6 * MIB).expect("there is space");
+    trickling.write(&slow.nar[..1]).expect("there is space");
+    assert!(matches!(begin(&store, &other, other.nar.len()), Err(StoreError::NoSpace { .. })));
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut upload = loop {
+        match begin(&store, &other, other.nar.len()) {
+            Ok(upload) => break upload,
+            Err(error) => assert!(Instant::now() < deadline, "{error} for ever"),
+        }
+    };
+    for chunk in other.nar.chunks(64 * 1024) {
+        upload.write(chunk).expect("it has its space");
+    }
+    upload.commit().expect("it is stored");
+
+    // It goes on without, as far as there is space.
+    trickling.write(&slow.nar[1..]).expect("there is space for that");
+    trickling.commit().expect("it is stored");
+    for sample in [&slow, &other] {
+        assert!(std::fs::read(dir.join(&sample.nar_path[1..])).expect("it is there") == sample.nar);
+    }
+    // Nobody has to ask for it to be given back.
+    std::fs::remove_file(dir.join(&slow.nar_path[1..])).expect("it is there");
+    std::fs::remove_file(dir.join(&other.nar_path[1..])).expect("it is there");
+    let begun = begin(&store, &slow, 6 * MIB).expect("there is space");
+    while disk.free() + (MIB as u64) < free {
+        assert!(Instant::now() < deadline, "it is never given back");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    drop(begun);
+}
+
+#[test]
+fn space_that_shall_stay_free_is_not_taken_by_uploads_that_begin_together_or_lose_their_space() {
+    let disk = Disk::new("size=24m");
+    let rate = MinimumRate { bytes: 64 * 1024, over: Duration::from_millis(300) };
+    let reserve = 4 * MIB as u64;
+    let store = FsStore::with_minimum_rate(&disk.path().join("cache"), reserve, rate);
+    let store: Arc<dyn Store> = Arc::new(store.expect("it can be opened"));
+    let samples: Vec<Sample> = (1..=8).map(|number| noisy(number, 10)).collect();
+    let begun: Vec<_> = std::thread::scope(|scope| {
+        let store = &store;
+        let begin = |sample| scope.spawn(move || begin(store, sample, 6 * MIB).ok());
+        let begun: Vec<_> = samples.iter().map(begin).collect();
+        begun.into_iter().filter_map(|begun| begun.join().expect("no panic")).collect()
+    });
+    assert!(disk.free() >= reserve, "{} uploads left {} bytes", begun.len(), disk.free());
+    drop(begun);
+    // One that has lost its space must leave what shall stay free, too.
+    let mut slow = begin(&store, &samples[0], 12 * MIB).expect("there is space");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while disk.free() < 20 * MIB as u64 {
+        assert!(Instant::now() < deadline, "it keeps its space");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    std::fs::write(disk.path().join("ballast"), vec![1; 10 * MIB]).expect("there is room");
+    let chunk = vec![1; MIB];
+    let refused = (0..12).find_map(|_| slow.write(&chunk).err());
+    assert!(matches!(refused, Some(StoreError::Reserve { .. })), "{refused:?}");
+    assert!(disk.free() + 2 * MIB as u64 >= reserve, "{} bytes are free", disk.free());
 }
 
 #[test]

@@ -1,8 +1,12 @@
 //! A power cut in the middle of a collection must not bring a narinfo back whose NAR is gone. What
 //! is on the disk for good is what a trace of system calls says was synced.
 
+use std::process::{Command, Stdio};
+
+use crate::commands::given::Given;
+use crate::support::nix::utf8;
 use crate::support::scratch::Scratch;
-use crate::support::trace::{Call, Traced};
+use crate::support::trace::{Call, Traced, parse};
 
 use super::dir::{self, DAY};
 
@@ -83,6 +87,51 @@ fn narinfos_are_gone_for_good_before_their_nars_go() {
     let root = root.canonicalize().expect("it is there");
     let broken = broken(&trace, root.to_str().expect("UTF-8"), &pairs);
     assert!(broken.is_empty(), "{broken:#?}");
+}
+
+#[test]
+fn a_collection_syncs_what_one_before_it_removed_and_could_not_sync() {
+    let cache = Given::new();
+    cache.add(1, &[], 90);
+    cache.add(2, &[], 90);
+    // From an earlier collection: making it would fail before anything is removed.
+    std::fs::create_dir_all(cache.dir().join(TRASH).join("nar")).expect("it can be made");
+    let (dir, trace) = (cache.dir().canonicalize().expect("it is there"), Scratch::new());
+    let traced = |options: &[&str]| {
+        let file = trace.join("trace");
+        let status = Command::new("strace")
+            .args(["-f", "-y", "-qq", "-e", "signal=none", "-o", utf8(&file)])
+            .args(["-e", "trace=fsync,renameat,renameat2,unlinkat"])
+            .args(options)
+            .args([env!("CARGO_BIN_EXE_nix-stored"), "gc", "--max-age", "30d"])
+            .env("NIX_STORED_PATH", &dir)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
+        let text = std::fs::read_to_string(file).expect("it is written");
+        (status.expect("strace starts").code(), parse(&text).expect("a trace"))
+    };
+    let broken = ["-P", utf8(&dir), "-e", "inject=fsync:error=EIO"];
+    let (code, _) = traced(&broken);
+    assert_eq!(code, Some(1));
+    let left = cache.objects();
+    assert!(left.iter().all(|key| key.starts_with("nar/")) && left.len() == 2, "{left:?}");
+    // The next one finds no narinfo, and must know nevertheless that it is gone for good.
+    let (code, calls) = traced(&[]);
+    assert_eq!(code, Some(0));
+    let goes = calls
+        .iter()
+        .find(|call| is_left_by(call, &format!("{}/{}", utf8(&dir), left[0])) && call.worked());
+    let goes = goes.expect("it is removed");
+    let synced = calls.iter().any(|call| {
+        call.name == "fsync"
+            && call.descriptor(0) == Some(utf8(&dir))
+            && call.worked()
+            && call.end < goes.begin
+    });
+    assert!(synced, "{calls:?}");
+    assert!(cache.objects().is_empty());
 }
 
 mod proof {

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use nix_stored::nix::{CachePath, NarInfo, Sha256Hash, StoreDir};
 
-/// The files below `dir` by their keys, without what is the daemon's own.
+/// The files below `dir` by their keys, without what is the daemon's own, to which
+/// `nix-cache-info` belongs.
 pub fn objects(dir: &Path) -> Vec<String> {
     let mut found = Vec::new();
     let mut folders = vec![dir.to_owned()];
@@ -13,7 +14,7 @@ pub fn objects(dir: &Path) -> Vec<String> {
         for entry in fs::read_dir(folder).expect("a folder of the cache can be read") {
             let path = entry.expect("an entry can be read").path();
             let key = path.strip_prefix(dir).expect("it is below").to_str().expect("UTF-8");
-            if key == ".nix-stored" {
+            if [".nix-stored", "nix-cache-info"].contains(&key) {
                 continue;
             }
             if path.is_dir() {

@@ -70,6 +70,7 @@ pub struct Builder {
     file_limit: Option<u64>,
     cpus: Option<String>,
     sockets: Vec<OwnedFd>,
+    failing: Option<(String, String)>,
 }
 
 impl Builder {
@@ -88,6 +89,12 @@ impl Builder {
     /// Lets it run on these processors, in the words of `taskset`.
     pub fn cpus(mut self, list: &str) -> Self {
         self.cpus = Some(list.into());
+        self
+    }
+
+    /// Lets each of these system calls, separated by commas, fail with this error.
+    pub fn failing(mut self, calls: &str, error: &str) -> Self {
+        self.failing = Some((calls.into(), error.into()));
         self
     }
 
@@ -115,7 +122,11 @@ impl Builder {
         std::fs::create_dir_all(&dir).expect("the cache's directory can be made");
         let in_a_bucket = if self.dir.is_none() { in_a_bucket() } else { None };
 
-        let mut child = limited(self.file_limit, self.cpus.as_deref(), self.sockets)
+        let mut command = match &self.failing {
+            Some((calls, error)) => failing(calls, error),
+            None => limited(self.file_limit, self.cpus.as_deref(), self.sockets),
+        };
+        let mut child = command
             .env("NIX_STORED_PATH", &dir)
             .env("NIX_STORED_LISTEN_INTERFACE", "127.0.0.1:0")
             .envs(in_a_bucket.iter().flat_map(Bucket::settings))
@@ -214,6 +225,16 @@ fn limited(files: Option<u64>, cpus: Option<&str>, sockets: Vec<OwnedFd>) -> Com
     if let Some(second) = sockets.next() {
         command.stdout(second);
     }
+    command
+}
+
+/// The binary under `strace`, which makes these system calls fail. `-D` makes the tracer a process
+/// aside, so that the child is the binary.
+fn failing(calls: &str, error: &str) -> Command {
+    let (traced, injected) = (format!("trace={calls}"), format!("inject={calls}:error={error}"));
+    let options = ["-D", "-f", "-qq", "--seccomp-bpf", "-o", "/dev/null", "-e", "signal=none"];
+    let mut command = command("strace", &options);
+    command.args(["-e", &traced, "-e", &injected, BINARY]);
     command
 }
 

@@ -13,6 +13,7 @@ pub mod closures;
 pub mod daemon;
 pub mod disk;
 pub mod fixture;
+pub mod injection;
 pub mod metrics;
 #[cfg(any(feature = "s3", feature = "upstream"))]
 pub mod neighbour;

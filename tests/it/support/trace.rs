@@ -116,7 +116,9 @@ pub fn parse(text: &str) -> Result<Vec<Call>, String> {
         let wrong = |what: &str| format!("line {} of the trace {what}: {line}", number + 1);
         let (thread, event) = line.split_once(' ').ok_or_else(|| wrong("has one word"))?;
         let event = event.trim_start();
-        if event.starts_with("+++") || event.starts_with("---") {
+        // The tracer let go of a thread in the middle of a call that nobody knows the end of.
+        let is_cut_off = event.ends_with("<detached ...>");
+        if event.starts_with("+++") || event.starts_with("---") || is_cut_off {
             continue;
         }
         let (begin, whole) = if let Some(resumed) = event.strip_prefix("<... ") {
@@ -198,6 +200,12 @@ impl Traced {
     /// The same, with these variables in its environment.
     #[track_caller]
     pub fn start_with(dir: &Path, env: &[(&str, &str)]) -> Self {
+        Self::start_by(&[], dir, env)
+    }
+
+    /// The same, started by another program, which is named with its arguments.
+    #[track_caller]
+    pub fn start_by(starter: &[&str], dir: &Path, env: &[(&str, &str)]) -> Self {
         let scratch = Scratch::new();
         // A pipe with a name ends when the last process that could still write to it is gone.
         let pipe = scratch.join("trace");
@@ -211,6 +219,7 @@ impl Traced {
             // the first line of a request or an answer, and the longest name of a file
             .args(["-D", "-f", "-y", "-qq", "-s", "200", "-e", "signal=none"])
             .args(["-e", &format!("trace={calls}"), "-o", utf8(&pipe)])
+            .args(starter)
             .arg(env!("CARGO_BIN_EXE_nix-stored"))
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())

@@ -1,0 +1,177 @@
+//! Directories and files below the cache's directory, always reached from its descriptor.
+//!
+//! What is the daemon's own is opened without following symbolic links: a link there would make a
+//! sweep, or a note, change what it points to. Objects' directories may be links, as an
+//! administrator may have put `nar/` on another disk.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, Stat};
+use rustix::io::Errno;
+
+/// The folder in the cache's directory that is the daemon's own.
+pub const OWN_FOLDER: &str = ".nix-stored";
+
+/// The folder and the name in it.
+pub(super) fn split(key: &str) -> (&str, &str) {
+    key.rsplit_once('/').unwrap_or((".", key))
+}
+
+/// Whether a key is that of something of the daemon's own.
+pub(super) fn is_own(key: &str) -> bool {
+    key.strip_prefix(OWN_FOLDER).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// Opens the directory `key` below `root`.
+pub(super) fn open(root: impl AsFd, key: &str) -> io::Result<OwnedFd> {
+    if !is_own(key) {
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        return Ok(rustix::fs::openat(root, key, flags, Mode::empty())?);
+    }
+    let mut names = key.split('/');
+    let first = names.next().unwrap_or(OWN_FOLDER);
+    let mut folder = open_here(&root, first).map_err(|error| explained(&root, first, error))?;
+    for name in names {
+        folder = open_here(&folder, name).map_err(|error| explained(&folder, name, error))?;
+    }
+    Ok(folder)
+}
+
+/// Opens the directory `name` in `folder`, which must be no link.
+pub(super) fn open_here(folder: impl AsFd, name: impl rustix::path::Arg) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(folder, name, flags, Mode::empty())
+}
+
+/// The system says of a link only that it is no directory.
+fn explained(folder: impl AsFd, name: &str, error: Errno) -> io::Error {
+    let is_link = || {
+        stat(folder, name).is_ok_and(|stat| {
+            stat.is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Symlink)
+        })
+    };
+    if [Errno::NOTDIR, Errno::LOOP].contains(&error) && is_link() {
+        let why = format!("{name} is a symbolic link, which is not followed; make it a directory");
+        return io::Error::other(why);
+    }
+    error.into()
+}
+
+/// What is known of `name` in `folder`, and not of what a link points to; none if it is absent.
+pub(super) fn stat(folder: impl AsFd, name: impl rustix::path::Arg) -> io::Result<Option<Stat>> {
+    match rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Some(stat)),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Removes the file `name` from `folder`.
+pub(super) fn unlink(folder: impl AsFd, name: impl rustix::path::Arg) -> Result<(), Errno> {
+    rustix::fs::unlinkat(folder, name, AtFlags::empty())
+}
+
+/// Calls `found` with everything in a directory and what it is.
+pub(super) fn each(
+    folder: impl AsFd,
+    mut found: impl FnMut(&CStr, FileType) -> io::Result<()>,
+) -> io::Result<()> {
+    for entry in Dir::read_from(&folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name == c"." || name == c".." {
+            continue;
+        }
+        let kind = match entry.file_type() {
+            // Not every file system says so here.
+            FileType::Unknown => match stat(&folder, name)? {
+                Some(stat) => FileType::from_raw_mode(stat.st_mode),
+                // It has gone in the meantime.
+                None => continue,
+            },
+            kind => kind,
+        };
+        found(name, kind)?;
+    }
+    Ok(())
+}
+
+/// Renames a file to a name that there is not yet: `EEXIST` if there is.
+pub(super) fn rename_new(
+    from: impl AsFd,
+    name: impl rustix::path::Arg + Copy,
+    to: impl AsFd,
+    new_name: impl rustix::path::Arg + Copy,
+) -> Result<(), Errno> {
+    match rustix::fs::renameat_with(&from, name, &to, new_name, RenameFlags::NOREPLACE) {
+        // A file system (NFS, for one), a kernel or a sandbox that knows no such call.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::PERM | Errno::OPNOTSUPP) => {}
+        renamed => return renamed,
+    }
+    match rustix::fs::linkat(&from, name, &to, new_name, AtFlags::empty()) {
+        Ok(()) => return unlink(&from, name),
+        // Nor are there links, or it is a directory.
+        Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK) => {}
+        Err(error) => return Err(error),
+    }
+    // Somebody could take the name between the look and the move. It is the best that is left.
+    match rustix::fs::statat(&to, new_name, AtFlags::SYMLINK_NOFOLLOW) {
+        Err(Errno::NOENT) => rustix::fs::renameat(from, name, to, new_name),
+        Ok(_) => Err(Errno::EXIST),
+        Err(error) => Err(error),
+    }
+}
+
+/// Syncs a directory. Where the file system knows no sync of one (SMB, before Linux 5.6), all of it
+/// is synced.
+pub(super) fn sync(folder: impl AsFd) -> io::Result<()> {
+    match rustix::fs::fsync(&folder) {
+        Err(Errno::INVAL) => Ok(rustix::fs::syncfs(folder)?),
+        synced => Ok(synced?),
+    }
+}
+
+/// A new file `name` in `folder`.
+pub(super) fn create(folder: impl AsFd, name: &str) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    rustix::fs::openat(folder, name, flags, Mode::from_raw_mode(0o644))
+}
+
+/// Whether a lock was refused because there are no locks here: an old network file system, a sandbox.
+pub(super) fn knows_no_locks(error: Errno) -> bool {
+    [Errno::NOSYS, Errno::INVAL, Errno::PERM, Errno::OPNOTSUPP, Errno::NOLCK].contains(&error)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn links_are_followed_to_objects_and_not_to_what_is_the_daemons_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
+        let root = File::open(dir.path()).unwrap();
+        symlink(elsewhere.path(), dir.path().join("nar")).unwrap();
+        open(&root, "nar").unwrap();
+        fs::create_dir(dir.path().join(OWN_FOLDER)).unwrap();
+        symlink(elsewhere.path(), dir.path().join(".nix-stored/pins")).unwrap();
+        let error = open(&root, ".nix-stored/pins").unwrap_err();
+        assert!(error.to_string().contains("pins is a symbolic link"), "{error}");
+        fs::create_dir(elsewhere.path().join("trash")).unwrap();
+        assert!(open(&root, ".nix-stored/pins/trash").is_err());
+        fs::remove_file(dir.path().join(".nix-stored/pins")).unwrap();
+        let missing = open(&root, ".nix-stored/pins").unwrap_err();
+        assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn the_daemons_own_folder_is_told_from_its_neighbours() {
+        assert!(is_own(".nix-stored") && is_own(".nix-stored/pins"));
+        assert!(!is_own(".nix-stored-2") && !is_own("nar") && !is_own("."));
+    }
+}

@@ -1,0 +1,260 @@
+//! Space that is taken for uploads before their bytes arrive, so that a full disk is known before
+//! a body is sent.
+//!
+//! An upload that announces much and sends little would keep everyone else out. So the space is an
+//! upload's own only while it arrives at a minimum rate; a slower one goes on without, and takes
+//! its space as it writes. They are looked at every few seconds, and when another upload would be
+//! refused.
+
+use std::fs::File;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
+use std::time::{Duration, Instant};
+
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+
+/// What an upload must send to keep its space.
+#[derive(Debug, Clone, Copy)]
+pub struct MinimumRate {
+    /// Bytes a second.
+    pub bytes: u64,
+    /// The time over which they are counted.
+    pub over: Duration,
+}
+
+impl Default for MinimumRate {
+    /// Half a megabit a second, over half the time after which a body that stands still is ended.
+    fn default() -> Self {
+        Self { bytes: 64 * 1024, over: Duration::from_secs(30) }
+    }
+}
+
+/// The uploads that have space reserved.
+#[derive(Debug)]
+pub(super) struct Reservations {
+    rate: MinimumRate,
+    live: Mutex<Live>,
+}
+
+#[derive(Debug, Default)]
+struct Live {
+    bodies: Vec<Weak<Mutex<Body>>>,
+    /// Whether a thread looks at them every few seconds.
+    is_watched: bool,
+}
+
+/// The file of an upload that is being written.
+#[derive(Debug)]
+pub(super) struct Body {
+    /// None when the upload has ended.
+    pub file: Option<File>,
+    /// How many bytes it has.
+    pub written: u64,
+    /// Where space is reserved for it: how far it had come when it was looked at last.
+    reserved: Option<Mark>,
+}
+
+#[derive(Debug)]
+struct Mark {
+    at: Instant,
+    written: u64,
+}
+
+impl Reservations {
+    pub(super) fn new(rate: MinimumRate) -> Self {
+        Self { rate, live: Mutex::default() }
+    }
+
+    /// Reserves `size` bytes for a new file. A file system that cannot is asked again by the writes.
+    pub(super) fn reserve(self: &Arc<Self>, file: File, size: u64) -> io::Result<Arc<Mutex<Body>>> {
+        let is_reserved = match allocate(&file, size) {
+            Err(Errno::NOSPC) if self.release_slow() => allocate(&file, size)?,
+            reserved => reserved?,
+        };
+        let reserved = is_reserved.then(|| Mark { at: Instant::now(), written: 0 });
+        let body = Arc::new(Mutex::new(Body { file: Some(file), written: 0, reserved }));
+        if is_reserved {
+            self.watch(&body);
+        }
+        Ok(body)
+    }
+
+    fn watch(self: &Arc<Self>, body: &Arc<Mutex<Body>>) {
+        let mut live = lock(&self.live);
+        live.bodies.push(Arc::downgrade(body));
+        if live.is_watched {
+            return;
+        }
+        let (reservations, period) = (Arc::downgrade(self), self.rate.over / 6);
+        let watch = move || {
+            loop {
+                std::thread::sleep(period);
+                match reservations.upgrade() {
+                    Some(reservations) if reservations.look() => {}
+                    _ => return,
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("reservations".to_owned()).spawn(watch);
+        // Without it they are looked at when another upload would be refused.
+        live.is_watched = thread.is_ok();
+    }
+
+    /// Looks at all of them. False if there are none any more.
+    fn look(&self) -> bool {
+        self.release_slow_at(Instant::now());
+        let mut live = lock(&self.live);
+        live.is_watched = !live.bodies.is_empty();
+        live.is_watched
+    }
+
+    /// Gives back what is reserved for uploads that are too slow. True if there were any.
+    pub(super) fn release_slow(&self) -> bool {
+        self.release_slow_at(Instant::now())
+    }
+
+    fn release_slow_at(&self, now: Instant) -> bool {
+        let mut is_any = false;
+        lock(&self.live).bodies.retain(|body| {
+            let Some(body) = body.upgrade() else {
+                return false;
+            };
+            let mut body = match body.try_lock() {
+                Ok(body) => body,
+                Err(TryLockError::Poisoned(body)) => body.into_inner(),
+                // It is being written.
+                Err(TryLockError::WouldBlock) => return true,
+            };
+            is_any |= body.release_if_slow(now, self.rate);
+            body.reserved.is_some()
+        });
+        is_any
+    }
+}
+
+impl Body {
+    /// Whether the disk has space for what is still to be written.
+    pub(super) fn has_space(&self) -> bool {
+        self.reserved.is_some()
+    }
+
+    /// The file, when everything is written.
+    pub(super) fn finish(&mut self) -> Option<File> {
+        self.reserved = None;
+        self.file.take()
+    }
+
+    fn release_if_slow(&mut self, now: Instant, rate: MinimumRate) -> bool {
+        let (Some(file), Some(mark)) = (&self.file, &self.reserved) else {
+            return false;
+        };
+        let passed = now.saturating_duration_since(mark.at);
+        if passed < rate.over {
+            return false;
+        }
+        let least = u128::from(rate.bytes) * passed.as_millis() / 1000;
+        if u128::from(self.written - mark.written) >= least {
+            self.reserved = Some(Mark { at: now, written: self.written });
+            return false;
+        }
+        // What is reserved is behind the end of the file, and goes when the file gets the length
+        // that it has. Nobody writes meanwhile: this is behind a lock.
+        let released = file.set_len(self.written);
+        self.reserved = None;
+        released.is_ok()
+    }
+}
+
+/// The lock of something that no panic leaves half done.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes the space behind the file's end; false where the file system, the kernel or a sandbox
+/// does not know how.
+fn allocate(file: &File, size: u64) -> Result<bool, Errno> {
+    if size == 0 {
+        return Ok(false);
+    }
+    loop {
+        match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, 0, size) {
+            Ok(()) => return Ok(true),
+            Err(Errno::INTR) => {}
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::PERM) => return Ok(false),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    const RATE: MinimumRate = MinimumRate { bytes: 1000, over: Duration::from_secs(30) };
+    const SIZE: u64 = 1024 * 1024;
+
+    struct Upload(Arc<Mutex<Body>>);
+
+    impl Upload {
+        fn new(reservations: &Arc<Reservations>) -> Self {
+            Self(reservations.reserve(tempfile::tempfile().unwrap(), SIZE).unwrap())
+        }
+
+        fn write(&self, count: usize) {
+            let mut body = lock(&self.0);
+            body.file.as_mut().unwrap().write_all(&vec![1; count]).unwrap();
+            body.written += count as u64;
+        }
+
+        /// How many bytes of the disk it has.
+        fn takes(&self) -> u64 {
+            lock(&self.0).file.as_ref().unwrap().metadata().unwrap().blocks() * 512
+        }
+
+        fn length(&self) -> u64 {
+            lock(&self.0).file.as_ref().unwrap().metadata().unwrap().len()
+        }
+    }
+
+    #[test]
+    fn only_an_upload_that_arrives_fast_enough_keeps_its_space() {
+        let reservations = Arc::new(Reservations::new(RATE));
+        let (slow, fast) = (Upload::new(&reservations), Upload::new(&reservations));
+        let begun = Instant::now();
+        let after = |seconds| reservations.release_slow_at(begun + Duration::from_secs(seconds));
+        assert!(slow.takes() >= SIZE && fast.takes() >= SIZE);
+        slow.write(20_000);
+        fast.write(40_000);
+        assert!(!after(29));
+        assert!(slow.takes() >= SIZE);
+        // A second of the machine may have passed before the first look.
+        assert!(after(32));
+        assert!(slow.takes() < 100_000 && fast.takes() >= SIZE);
+        assert_eq!((slow.length(), fast.length()), (20_000, 40_000));
+        // It goes on without.
+        slow.write(30_000);
+        assert_eq!(slow.length(), 50_000);
+        // What was fast and stands still is slow.
+        assert!(!after(60));
+        assert!(after(70));
+        assert!(fast.takes() < 100_000);
+        assert!(!after(1000));
+        assert!(lock(&reservations.live).bodies.is_empty());
+    }
+
+    #[test]
+    fn an_upload_that_is_being_written_or_has_ended_is_left_alone() {
+        let reservations = Arc::new(Reservations::new(RATE));
+        let (writing, ended) = (Upload::new(&reservations), Upload::new(&reservations));
+        let later = Instant::now() + 2 * RATE.over;
+        let held = lock(&writing.0);
+        lock(&ended.0).finish();
+        assert!(!reservations.release_slow_at(later));
+        drop(held);
+        assert!(reservations.release_slow_at(later));
+    }
+}

@@ -1,0 +1,606 @@
+//! The directory that the store is in, whichever one that is at the moment.
+//!
+//! Everything is reached from a descriptor, and a descriptor stays with its directory when that is
+//! removed, renamed or mounted over. People do all of this to a running daemon: `rm -rf`, a backup
+//! that is moved to its place, a disk that is mounted late. So now and then the path is looked at
+//! again, at most once in [`FRESH`], whether it still leads to what is open:
+//!
+//! - before an absence is reported: what is missing may be in the directory that belongs there;
+//! - before and after each batch of uploads: what is acknowledged must be where readers will look;
+//! - beside reads that find something, which do not wait for it.
+//!
+//! Another directory on the same disk is opened in place of the one before, and one that is gone is
+//! made again, as at the start. What is on another disk is not: it may be the root disk under an
+//! empty mount point, which nobody wants to be filled. Then the store is unusable until the right
+//! disk is back, or the daemon restarts.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::{ArcSwap, ArcSwapOption, Guard};
+use bytes::Bytes;
+use rustix::fs::{FileType, Mode, OFlags, Stat};
+use rustix::io::Errno;
+use tracing::{error, warn};
+
+use super::absent::Absent;
+use super::folder::{self, OWN_FOLDER, is_own, split};
+use super::staging::{Staged, Staging};
+use super::unsynced::Unsynced;
+use super::whole_sync;
+use crate::logging::with_causes;
+use crate::store::error::UnusableDirectory;
+use crate::store::has_lines;
+
+/// No more is read of a text to see whether it is the right one.
+const LARGEST_TEXT: u64 = 64 * 1024;
+
+/// For how long the path is not looked at again on behalf of readers.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// A directory that has been missing for so long is made again. Whoever moves one away and another
+/// to its place needs a moment between the two.
+const MAKE_AGAIN_AFTER: Duration = Duration::from_secs(2);
+
+/// A directory that is open, and what is known of it.
+#[derive(Debug)]
+pub(super) struct OpenRoot {
+    fd: OwnedFd,
+    device: u64,
+    inode: u64,
+    /// Its place among those that were opened one after the other.
+    pub generation: u64,
+    /// Whether it says how many names lead to it. Some file systems in user space say 0.
+    pub counts_links: bool,
+    /// What is not in it.
+    pub absent: Absent,
+    /// Directories in it whose sync failed.
+    pub unsynced: Unsynced,
+    /// Whether `syncfs` stands for syncs of each file in it.
+    pub syncs_as_a_whole: bool,
+    staging: Staging,
+    has_warned: AtomicBool,
+}
+
+/// What happens when the directory is not there any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Another one is opened.
+    Daemon,
+    /// It is an error: what was begun in one directory must not go on in another.
+    Command,
+}
+
+/// The directory of a store.
+#[derive(Debug)]
+pub(super) struct Root {
+    path: PathBuf,
+    role: Role,
+    current: ArcSwap<OpenRoot>,
+    epoch: Instant,
+    /// When the path was looked at, in milliseconds since the epoch; 0 where that does not count.
+    looked: AtomicU64,
+    /// What was found then, if not the directory.
+    trouble: ArcSwapOption<UnusableDirectory>,
+    /// Looks one at a time: a disk that hangs must not get a thread for each reader.
+    turn: tokio::sync::Mutex<()>,
+    is_looking: AtomicBool,
+    watch: Mutex<Watch>,
+    /// Texts that every directory shall have.
+    kept: Mutex<BTreeMap<String, Bytes>>,
+}
+
+#[derive(Debug, Default)]
+struct Watch {
+    missing_since: Option<Instant>,
+}
+
+/// A step of opening a directory that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{doing} {path}")]
+pub struct OpenError {
+    doing: &'static str,
+    path: String,
+    source: io::Error,
+}
+
+fn failed(doing: &'static str, path: PathBuf) -> impl FnOnce(io::Error) -> OpenError {
+    move |source| OpenError { doing, path: path.display().to_string(), source }
+}
+
+impl OpenRoot {
+    fn open(path: &Path, generation: u64) -> io::Result<Self> {
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(path, flags, Mode::empty())?;
+        let stat = rustix::fs::fstat(&fd)?;
+        Ok(Self {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            generation,
+            counts_links: stat.st_nlink > 0,
+            absent: Absent::new(),
+            unsynced: Unsynced::default(),
+            syncs_as_a_whole: whole_sync::is_reliable(&fd),
+            staging: Staging::default(),
+            has_warned: AtomicBool::new(false),
+            fd,
+        })
+    }
+
+    pub(super) fn fd(&self) -> &OwnedFd {
+        &self.fd
+    }
+
+    /// True the first time: so what is wrong with the whole directory is said once.
+    pub(super) fn is_first_warning(&self) -> bool {
+        !self.has_warned.swap(true, Ordering::Relaxed)
+    }
+
+    fn is(&self, stat: &Stat) -> bool {
+        (self.device, self.inode) == (stat.st_dev, stat.st_ino)
+    }
+
+    /// Opens the directory `key`.
+    pub(super) fn folder(&self, key: &str) -> io::Result<OwnedFd> {
+        folder::open(&self.fd, key)
+    }
+
+    /// Opens the directory `key`. One that is missing is made, and synced into its parent, or a
+    /// power cut could take it with everything in it.
+    pub(super) fn make_folder(&self, key: &str) -> io::Result<OwnedFd> {
+        match self.folder(key) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            opened => {
+                self.settle_above(key)?;
+                return opened;
+            }
+        }
+        let (above, base) = split(key);
+        let parent = self.make_folder(above)?;
+        match rustix::fs::mkdirat(&parent, base, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => self.sync(above, &parent)?,
+            Err(error) => return Err(error.into()),
+        }
+        self.folder(key)
+    }
+
+    /// A directory may be there that was made when its parent could not be synced.
+    fn settle_above(&self, mut key: &str) -> io::Result<()> {
+        while key != "." {
+            key = split(key).0;
+            if self.unsynced.has(key) {
+                self.sync_again(key)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Syncs the directory `key`, which `fd` is, and remembers where that failed.
+    pub(super) fn sync(&self, key: &str, fd: impl AsFd) -> io::Result<()> {
+        let begun = self.unsynced.begin();
+        let synced = folder::sync(fd);
+        self.unsynced.end(key, begun, synced.is_ok());
+        synced
+    }
+
+    fn sync_again(&self, key: &str) -> io::Result<()> {
+        match self.folder(key) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.unsynced.forget(key);
+                Ok(())
+            }
+            opened => self.sync(key, opened?),
+        }
+    }
+
+    /// Syncs the directories of objects again whose last sync failed; those for which it fails
+    /// again.
+    pub(super) fn sync_what_failed(&self) -> Vec<(String, io::Error)> {
+        let folders = self.unsynced.folders().into_iter().filter(|folder| !is_own(folder));
+        let synced = folders.map(|folder| (self.sync_again(&folder), folder));
+        synced.filter_map(|(synced, folder)| Some((folder, synced.err()?))).collect()
+    }
+
+    /// Makes an object certain whose upload was refused because a directory could not be synced.
+    pub(super) fn settle(&self, key: &str) -> Result<(), Errno> {
+        while let Some((folder, is_due)) = self.unsynced.in_doubt(key) {
+            if !is_due {
+                return Err(Errno::IO);
+            }
+            self.sync_again(&folder).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+        }
+        Ok(())
+    }
+
+    /// A new file in this process's staging folder.
+    pub(super) fn stage(&self) -> io::Result<(File, Staged)> {
+        self.staging.create(|| self.staging_folder())
+    }
+
+    fn staging_folder(&self) -> io::Result<OwnedFd> {
+        self.make_folder(&format!("{OWN_FOLDER}/staging"))
+    }
+
+    /// Stores a text of lines durably, unless one that has them is there.
+    fn keep(&self, key: &str, text: &[u8]) -> io::Result<()> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        if let Ok(there) = rustix::fs::openat(&self.fd, key, flags, Mode::empty()) {
+            let mut lines = Vec::new();
+            let limit = LARGEST_TEXT + text.len() as u64;
+            if File::from(there).take(limit).read_to_end(&mut lines).is_ok()
+                && has_lines(&lines, text)
+            {
+                return Ok(());
+            }
+        }
+        let (mut file, mut staged) = self.stage()?;
+        file.write_all(text)?;
+        file.sync_all()?;
+        let (folder, base) = split(key);
+        let fd = self.make_folder(folder)?;
+        staged.publish(&fd, base)?;
+        self.sync(folder, &fd)
+    }
+}
+
+impl AsFd for OpenRoot {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Root {
+    /// Opens the directory at `path`. For a daemon it is made where it is missing, with what is
+    /// missing of it.
+    pub(super) fn open(path: &Path, role: Role) -> Result<Self, OpenError> {
+        if role == Role::Daemon {
+            make_durably(path).map_err(failed("cannot make the directory", path.to_owned()))?;
+        }
+        let open = OpenRoot::open(path, 0)
+            .map_err(failed("cannot open the directory", path.to_owned()))?;
+        let root = Self {
+            path: path.to_owned(),
+            role,
+            current: ArcSwap::from_pointee(open),
+            epoch: Instant::now(),
+            looked: AtomicU64::new(0),
+            trouble: ArcSwapOption::empty(),
+            turn: tokio::sync::Mutex::default(),
+            is_looking: AtomicBool::new(false),
+            watch: Mutex::default(),
+            kept: Mutex::default(),
+        };
+        if role == Role::Daemon {
+            root.prepare(&root.current())?;
+        }
+        Ok(root)
+    }
+
+    /// Makes what a daemon needs in a directory.
+    fn prepare(&self, open: &OpenRoot) -> Result<(), OpenError> {
+        let is_new = open.folder("nar").is_err();
+        let nar = open.make_folder("nar");
+        let nar = nar.map_err(failed("cannot make the directory", self.path.join("nar")))?;
+        let staging = format!("{OWN_FOLDER}/staging");
+        let prepared = open.staging.prepare(|| open.staging_folder());
+        prepared.map_err(failed("cannot prepare", self.path.join(staging)))?;
+        if is_new {
+            // An attempt before this one may have made it and failed to sync it into its parent.
+            sync_parent(&self.path).map_err(failed("cannot sync", self.path.clone()))?;
+        }
+        // A daemon that was killed between giving names and syncing them has left them, and a client
+        // that finds an object does not upload it again.
+        for (key, fd) in [("nar", nar.as_fd()), (".", open.as_fd())] {
+            if let Err(error) = open.sync(key, fd) {
+                warn!(%error, "cannot sync {}", self.path.join(key).display());
+            }
+        }
+        for (key, text) in lock(&self.kept).iter() {
+            if let Err(error) = open.keep(key, text) {
+                warn!(%error, "cannot write {}", self.path.join(key).display());
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn role(&self) -> Role {
+        self.role
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Every directory that is opened from now on gets this text, which the one that is open has.
+    pub(super) fn keep(&self, key: String, text: Bytes) {
+        lock(&self.kept).insert(key, text);
+    }
+
+    /// The directory that is open, whether its path leads to it or not.
+    pub(super) fn current(&self) -> Guard<Arc<OpenRoot>> {
+        self.current.load()
+    }
+
+    fn now(&self) -> u64 {
+        // One more, because 0 has another meaning.
+        u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1
+    }
+
+    /// Whether the path was looked at a moment ago.
+    fn is_fresh(&self) -> bool {
+        let looked = self.looked.load(Ordering::SeqCst);
+        let age = self.now().saturating_sub(looked);
+        looked != 0 && Duration::from_millis(age) < FRESH
+    }
+
+    /// What was found then: the generation of the directory to which it leads.
+    fn known(&self) -> Result<u64, UnusableDirectory> {
+        match &*self.trouble.load() {
+            Some(trouble) => Err(UnusableDirectory::clone(trouble)),
+            None => Ok(self.current().generation),
+        }
+    }
+
+    /// There is a sign that the directory was removed: what was found a moment ago does not count.
+    pub(super) fn suspect(&self) {
+        if self.trouble.load().is_none() {
+            self.looked.store(0, Ordering::SeqCst);
+        }
+    }
+
+    /// The generation of the directory to which the path leads, or led a moment ago.
+    pub(super) async fn confirm(self: &Arc<Self>) -> Result<u64, UnusableDirectory> {
+        if self.is_fresh() {
+            return self.known();
+        }
+        let _turn = self.turn.lock().await;
+        if self.is_fresh() {
+            return self.known();
+        }
+        let root = Arc::clone(self);
+        let looked = tokio::task::spawn_blocking(move || root.look()).await;
+        let looked =
+            looked.expect("looking at a directory does not panic, and the pool outlives its tasks");
+        looked.map(|open| open.generation)
+    }
+
+    /// Looks at the path beside what goes on, if it is time.
+    pub(super) fn keep_watch(self: &Arc<Self>) {
+        if !self.is_fresh() && !self.is_looking.swap(true, Ordering::SeqCst) {
+            let root = Arc::clone(self);
+            tokio::task::spawn_blocking(move || {
+                // What was found is there for who asks next.
+                let _ = root.look();
+                root.is_looking.store(false, Ordering::SeqCst);
+            });
+        }
+    }
+
+    /// The directory to which the path leads now. Waits for the disk.
+    pub(super) fn look(&self) -> Result<Arc<OpenRoot>, UnusableDirectory> {
+        let mut watch = lock(&self.watch);
+        let found = self.find(&mut watch);
+        let before = match &found {
+            Ok(_) => self.trouble.swap(None),
+            Err(trouble) => self.trouble.swap(Some(Arc::new(trouble.clone()))),
+        };
+        match (&found, &before) {
+            (Err(trouble), Some(before)) if before.0 == trouble.0 => {}
+            (Err(trouble), _) => error!("{trouble}"),
+            (Ok(_), Some(_)) => warn!("the cache's directory can be used again"),
+            (Ok(_), None) => {}
+        }
+        self.looked.store(self.now(), Ordering::SeqCst);
+        found
+    }
+
+    /// The same for an upload: where a directory that is gone will be made again, it waits for that.
+    pub(super) fn look_and_wait(&self) -> Result<Arc<OpenRoot>, UnusableDirectory> {
+        let found = self.look();
+        let since = lock(&self.watch).missing_since;
+        match since {
+            Some(since) if found.is_err() && self.role == Role::Daemon => {
+                std::thread::sleep(MAKE_AGAIN_AFTER.saturating_sub(since.elapsed()));
+                self.look()
+            }
+            _ => found,
+        }
+    }
+
+    /// Whether the path still leads to `open`.
+    pub(super) fn still_leads_to(&self, open: &OpenRoot) -> Result<(), UnusableDirectory> {
+        if self.look()?.generation == open.generation {
+            return Ok(());
+        }
+        Err(self.unusable("was replaced meanwhile; try again"))
+    }
+
+    fn unusable(&self, why: &str) -> UnusableDirectory {
+        UnusableDirectory(format!("{} {why}", self.path.display()))
+    }
+
+    fn find(&self, watch: &mut Watch) -> Result<Arc<OpenRoot>, UnusableDirectory> {
+        let open = self.current.load_full();
+        let named = match rustix::fs::stat(&self.path) {
+            Ok(stat) => Some(stat),
+            Err(Errno::NOENT) => None,
+            Err(error) => return Err(self.unusable(&format!("cannot be looked at: {error}"))),
+        };
+        if let Some(named) = named {
+            watch.missing_since = None;
+            // The working directory has the name “.” even when it was removed.
+            if open.is(&named) && (named.st_nlink > 0 || self.path.is_absolute()) {
+                return Ok(open);
+            }
+        }
+        if self.role == Role::Command {
+            return Err(self.unusable("was removed or replaced meanwhile"));
+        }
+        match named {
+            Some(named) if FileType::from_raw_mode(named.st_mode) != FileType::Directory => {
+                Err(self.unusable("is no directory any more"))
+            }
+            Some(named) if named.st_dev != open.device => Err(self.unusable(
+                "is on another disk than when the daemon started; mount the right one, or restart \
+                 the daemon if this is the right one",
+            )),
+            Some(_) => self.open_again(&open),
+            None => {
+                let since = *watch.missing_since.get_or_insert_with(Instant::now);
+                if since.elapsed() < MAKE_AGAIN_AFTER {
+                    return Err(self.unusable("is gone"));
+                }
+                // Where a disk is not mounted, its mount point is on another.
+                if device_above(&self.path) != Some(open.device) {
+                    return Err(self.unusable(
+                        "is gone, and so is the disk that it was on; mount that, or restart the \
+                         daemon to begin with an empty cache",
+                    ));
+                }
+                make_durably(&self.path).map_err(|error| {
+                    self.unusable(&format!("is gone and cannot be made: {error}"))
+                })?;
+                watch.missing_since = None;
+                self.open_again(&open)
+            }
+        }
+    }
+
+    fn open_again(&self, before: &OpenRoot) -> Result<Arc<OpenRoot>, UnusableDirectory> {
+        let failed = |error: io::Error| self.unusable(&format!("cannot be opened: {error}"));
+        let open = OpenRoot::open(&self.path, before.generation + 1).map_err(failed)?;
+        if open.device != before.device {
+            return Err(self.unusable("was replaced just now"));
+        }
+        self.prepare(&open).map_err(|error| UnusableDirectory(with_causes(&error)))?;
+        warn!("{} was replaced; from now on the cache is what is there now", self.path.display());
+        let open = Arc::new(open);
+        self.current.store(Arc::clone(&open));
+        Ok(open)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn parent_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// The device of the closest directory above `path` that is there.
+fn device_above(path: &Path) -> Option<u64> {
+    let mut above = parent_of(path);
+    loop {
+        match rustix::fs::stat(above) {
+            Ok(stat) => return Some(stat.st_dev),
+            Err(Errno::NOENT) if parent_of(above) != above => above = parent_of(above),
+            Err(_) => return None,
+        }
+    }
+}
+
+/// Like `create_dir_all`, and each directory that is made is synced into its parent.
+fn make_durably(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    make_durably(parent_of(path))?;
+    match std::fs::create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => folder::sync(File::open(parent_of(path))?),
+    }
+}
+
+/// Syncs the directory above `path`, if it can be read. If not, it is another user's, who has made
+/// `path`.
+fn sync_parent(path: &Path) -> io::Result<()> {
+    match File::open(parent_of(path)) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        opened => folder::sync(opened?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn another_directory_in_its_place_is_opened_and_gets_what_belongs_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("cache");
+        let root = Root::open(&path, Role::Daemon).unwrap();
+        root.keep("nix-cache-info".to_owned(), "text".into());
+        let first = root.look().unwrap();
+        root.still_leads_to(&first).unwrap();
+        fs::rename(&path, dir.path().join("before")).unwrap();
+        assert!(root.look().unwrap_err().to_string().contains("is gone"));
+        fs::create_dir(&path).unwrap();
+        assert!(root.still_leads_to(&first).is_err());
+        let second = root.look().unwrap();
+        assert_eq!(second.generation, 1);
+        assert!(path.join("nar").is_dir() && path.join(".nix-stored/staging").is_dir());
+        assert_eq!(fs::read(path.join("nix-cache-info")).unwrap(), b"text");
+        drop(first);
+        assert_eq!(fs::read_dir(dir.path().join("before/.nix-stored/staging")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_directory_that_is_gone_is_made_again_after_a_moment() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/cache");
+        let root = Root::open(&path, Role::Daemon).unwrap();
+        fs::remove_dir_all(dir.path().join("a")).unwrap();
+        assert!(root.look().is_err() && !path.exists());
+        assert_eq!(root.look_and_wait().unwrap().generation, 1);
+        assert!(path.join("nar").is_dir());
+    }
+
+    #[test]
+    fn what_a_command_has_begun_does_not_go_on_elsewhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("cache");
+        fs::create_dir(&path).unwrap();
+        let root = Root::open(&path, Role::Command).unwrap();
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 0);
+        root.look().unwrap();
+        fs::rename(&path, dir.path().join("before")).unwrap();
+        assert!(root.look_and_wait().is_err());
+        fs::create_dir(&path).unwrap();
+        assert!(root.look().is_err());
+        fs::remove_dir(&path).unwrap();
+        fs::rename(dir.path().join("before"), &path).unwrap();
+        root.look().unwrap();
+    }
+
+    #[test]
+    fn what_is_no_directory_or_on_another_disk_is_not_opened() {
+        let (dir, other) =
+            (tempfile::tempdir().unwrap(), tempfile::tempdir_in("/dev/shm").unwrap());
+        let link = dir.path().join("cache");
+        fs::create_dir(dir.path().join("here")).unwrap();
+        std::os::unix::fs::symlink(dir.path().join("here"), &link).unwrap();
+        let root = Root::open(&link, Role::Daemon).unwrap();
+        fs::remove_file(&link).unwrap();
+        fs::write(&link, "").unwrap();
+        assert!(root.look().unwrap_err().to_string().contains("no directory"));
+        fs::remove_file(&link).unwrap();
+        std::os::unix::fs::symlink(other.path(), &link).unwrap();
+        assert!(root.look().unwrap_err().to_string().contains("another disk"));
+        assert_eq!(fs::read_dir(other.path()).unwrap().count(), 0);
+        fs::remove_file(&link).unwrap();
+        std::os::unix::fs::symlink(dir.path().join("here"), &link).unwrap();
+        assert_eq!(root.look().unwrap().generation, 0);
+    }
+}

@@ -1,0 +1,161 @@
+//! What a failed sync has left in doubt.
+//!
+//! A directory whose sync failed may lose the names that it got since the sync before, and the
+//! kernel reports a failed sync once. So it is remembered here until a later sync succeeds: nothing
+//! that needs the directory is acknowledged until then, and the objects whose uploads were refused
+//! because of it are not served as if they were stored.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::folder::split;
+
+/// More objects than this are not remembered by name: then all of their directory are in doubt.
+const OBJECTS: usize = 4096;
+
+/// A disk whose syncs fail is not asked more often on behalf of readers.
+const RETRY_EVERY: Duration = Duration::from_secs(1);
+
+/// Directories whose last sync failed, and objects in them whose uploads were refused for it.
+#[derive(Debug, Default)]
+pub(super) struct Unsynced {
+    /// Whether there are any, for readers, who ask for every object.
+    any: AtomicBool,
+    folders: Mutex<Folders>,
+}
+
+#[derive(Debug, Default)]
+struct Folders {
+    by_key: BTreeMap<String, Doubt>,
+    /// Counts failures, so that a sync that began before one of them does not end its doubt.
+    failures: u64,
+}
+
+#[derive(Debug)]
+struct Doubt {
+    failure: u64,
+    failed: Instant,
+    objects: BTreeSet<String>,
+    /// Whether there were more objects than are remembered.
+    all: bool,
+}
+
+/// The moment before a sync.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Begun(u64);
+
+impl Unsynced {
+    /// To be taken before a directory is synced.
+    pub(super) fn begin(&self) -> Begun {
+        if !self.any.load(Ordering::SeqCst) {
+            return Begun(0);
+        }
+        Begun(self.lock().failures)
+    }
+
+    /// Notes how a sync of the directory `folder` ended.
+    pub(super) fn end(&self, folder: &str, begun: Begun, synced: bool) {
+        if synced && !self.any.load(Ordering::SeqCst) {
+            return;
+        }
+        let mut folders = self.lock();
+        if synced {
+            if folders.by_key.get(folder).is_some_and(|doubt| doubt.failure <= begun.0) {
+                folders.by_key.remove(folder);
+            }
+        } else {
+            folders.failures += 1;
+            let (failure, failed) = (folders.failures, Instant::now());
+            let objects = BTreeSet::new();
+            let new = Doubt { failure, failed, objects, all: false };
+            let doubt = folders.by_key.entry(folder.to_owned()).or_insert(new);
+            (doubt.failure, doubt.failed) = (failure, failed);
+        }
+        self.any.store(!folders.by_key.is_empty(), Ordering::SeqCst);
+    }
+
+    /// The directory `folder` is gone, and with it what could be lost.
+    pub(super) fn forget(&self, folder: &str) {
+        let mut folders = self.lock();
+        folders.by_key.remove(folder);
+        self.any.store(!folders.by_key.is_empty(), Ordering::SeqCst);
+    }
+
+    /// The upload of `key` was refused because of `folder`.
+    pub(super) fn doubt(&self, folder: &str, key: &str) {
+        if let Some(doubt) = self.lock().by_key.get_mut(folder) {
+            if doubt.objects.len() < OBJECTS {
+                doubt.objects.insert(key.to_owned());
+            } else {
+                doubt.all = true;
+            }
+        }
+    }
+
+    /// Whether the last sync of the directory `folder` failed.
+    pub(super) fn has(&self, folder: &str) -> bool {
+        self.any.load(Ordering::SeqCst) && self.lock().by_key.contains_key(folder)
+    }
+
+    /// All of them.
+    pub(super) fn folders(&self) -> Vec<String> {
+        if !self.any.load(Ordering::SeqCst) {
+            return Vec::new();
+        }
+        self.lock().by_key.keys().cloned().collect()
+    }
+
+    /// The directory because of which the upload of `key` was refused, and whether it is time to
+    /// sync it again.
+    pub(super) fn in_doubt(&self, key: &str) -> Option<(String, bool)> {
+        if !self.any.load(Ordering::SeqCst) {
+            return None;
+        }
+        let folders = self.lock();
+        let own = split(key).0;
+        let refused = |folder: &str, doubt: &Doubt| {
+            doubt.objects.contains(key) || (doubt.all && folder == own)
+        };
+        let (folder, doubt) =
+            folders.by_key.iter().find(|(folder, doubt)| refused(folder, doubt))?;
+        Some((folder.clone(), doubt.failed.elapsed() >= RETRY_EVERY))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Folders> {
+        self.folders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_in_doubt_until_a_sync_that_began_after_its_failure_succeeds() {
+        let unsynced = Unsynced::default();
+        let early = unsynced.begin();
+        let begun = unsynced.begin();
+        unsynced.end("nar", begun, false);
+        unsynced.doubt("nar", "nar/x");
+        unsynced.doubt("log", "log/x");
+        unsynced.end("log", unsynced.begin(), true);
+        unsynced.end("nar", early, true);
+        assert!(unsynced.has("nar") && !unsynced.has("log"));
+        assert_eq!(unsynced.in_doubt("nar/x"), Some(("nar".to_owned(), false)));
+        assert_eq!(unsynced.in_doubt("nar/y"), None);
+        unsynced.end("nar", unsynced.begin(), true);
+        assert_eq!((unsynced.folders(), unsynced.in_doubt("nar/x")), (Vec::new(), None));
+    }
+
+    #[test]
+    fn more_objects_than_are_remembered_are_all_in_doubt() {
+        let unsynced = Unsynced::default();
+        unsynced.end("nar", unsynced.begin(), false);
+        (0..=OBJECTS).for_each(|number| unsynced.doubt("nar", &format!("nar/{number}")));
+        assert!(unsynced.in_doubt("nar/another").is_some());
+        unsynced.forget("nar");
+        assert_eq!(unsynced.in_doubt("nar/1"), None);
+    }
+}

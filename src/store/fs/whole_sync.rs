@@ -1,0 +1,65 @@
+//! Where one sync of a file system stands for one of each file in it.
+//!
+//! `syncfs` has to write everything and has to say when something could not be written. Linux says
+//! so from 5.8 on (syncfs(2)), and only of errors that the file system itself was told of. A file
+//! system on top of another (overlayfs) is not told, and one in user space (FUSE) or on a server
+//! (NFS, SMB) is asked for its files, but not always for the whole. So these are the file systems
+//! of which both are known; all others have each file synced.
+
+use std::os::fd::AsFd;
+use std::sync::OnceLock;
+
+/// The oldest kernel of which `syncfs` says what it could not write.
+const KERNEL: (u32, u32) = (5, 8);
+
+/// `f_type` of statfs(2): ext4 (and its predecessors), XFS, Btrfs, F2FS, bcachefs, tmpfs.
+const FILE_SYSTEMS: [u64; 6] =
+    [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010, 0xca45_1a4e, 0x0102_1994];
+
+/// Whether `syncfs` can be relied on where `directory` is.
+pub(super) fn is_reliable(directory: impl AsFd) -> bool {
+    static RUNNING: OnceLock<Option<(u32, u32)>> = OnceLock::new();
+    let release = || version(&rustix::system::uname().release().to_string_lossy());
+    let kernel = *RUNNING.get_or_init(release);
+    rustix::fs::fstatfs(directory).is_ok_and(|disk| reports_errors(kernel, disk.f_type as u64))
+}
+
+fn reports_errors(kernel: Option<(u32, u32)>, file_system: u64) -> bool {
+    // The type is a number of 32 bits, which some machines extend by its sign.
+    kernel.is_some_and(|kernel| kernel >= KERNEL)
+        && FILE_SYSTEMS.contains(&(file_system & 0xffff_ffff))
+}
+
+/// The first two numbers of a release like `6.1.0-18-amd64`.
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_new_kernels_and_local_file_systems_are_synced_as_a_whole() {
+        const EXT4: u64 = 0xef53;
+        for (release, is_new) in [
+            ("5.8.0", true),
+            ("5.7.19", false),
+            ("6.1.0-18-amd64", true),
+            ("10.0", true),
+            ("4.19.0-microsoft-standard", false),
+            ("2.6.60+18", false),
+            ("unknown", false),
+        ] {
+            assert_eq!(reports_errors(version(release), EXT4), is_new, "{release}");
+        }
+        let fuse_nfs_smb_overlay_zfs_9p =
+            [0x6573_5546, 0x6969, 0xff53_4d42, 0xfe53_4d42, 0x794c_7630, 0x2fc1_2fc1, 0x0102_1997];
+        for file_system in fuse_nfs_smb_overlay_zfs_9p {
+            assert!(!reports_errors(Some((6, 1)), file_system), "{file_system:x}");
+        }
+        // Btrfs, as a machine of 32 bits says it.
+        assert!(reports_errors(Some((6, 1)), 0xffff_ffff_9123_683e));
+    }
+}

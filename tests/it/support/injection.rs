@@ -1,0 +1,88 @@
+//! System calls of a running process that fail, or are only written down, for a while.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::nix::utf8;
+use super::scratch::{Leash, Scratch};
+use super::trace::{Call, parse};
+
+/// `strace` at work on a process. It lets go of it on drop.
+pub struct Injection {
+    strace: Child,
+    scratch: Scratch,
+    _leash: Leash,
+}
+
+impl Injection {
+    /// From now on each of these calls, separated by commas, fails with this error if it is about
+    /// one of these files or directories.
+    #[track_caller]
+    pub fn failing(process: Pid, calls: &str, error: &str, paths: &[&Path]) -> Self {
+        let inject = format!("inject={calls}:error={error}");
+        Self::start(process, calls, &["-e", &inject], paths)
+    }
+
+    /// From now on these calls are written down if they are about one of these.
+    #[track_caller]
+    pub fn watching(process: Pid, calls: &str, paths: &[&Path]) -> Self {
+        Self::start(process, calls, &[], paths)
+    }
+
+    fn start(process: Pid, calls: &str, options: &[&str], paths: &[&Path]) -> Self {
+        let scratch = Scratch::new();
+        let mut command = Command::new("strace");
+        command.args(["-f", "-y", "-s", "200", "-e", "signal=none"]).args(options);
+        command.args(["-e", &format!("trace={calls}"), "-o", utf8(&scratch.join("trace"))]);
+        for path in paths {
+            command.args(["-P", utf8(path)]);
+        }
+        let mut strace = command
+            .args(["-p", &process.as_raw_nonzero().to_string()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("strace starts: install it, or run tests/run, which does that");
+        let leash = Leash::new(Pid::from_child(&strace));
+        let mut lines = BufReader::new(strace.stderr.take().expect("it is piped")).lines();
+        let mut said = String::new();
+        loop {
+            let line = lines.next().and_then(Result::ok);
+            let line = line.unwrap_or_else(|| panic!("strace does not attach (may it?): {said}"));
+            if line.contains("attached") {
+                break;
+            }
+            said += &line;
+        }
+        // It may say more, and must not be kept from going on by that.
+        std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
+        Self { strace, scratch, _leash: leash }
+    }
+
+    /// Lets go of the process; the calls that were seen.
+    pub fn stop(mut self) -> Vec<Call> {
+        self.end();
+        let trace = fs::read_to_string(self.scratch.join("trace")).expect("it is written");
+        parse(&trace).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn end(&mut self) {
+        // It ends by itself when the process does; and its number may be another's by then.
+        if matches!(self.strace.try_wait(), Ok(Some(_))) {
+            return;
+        }
+        let _ = kill_process(Pid::from_child(&self.strace), Signal::INT);
+        self.strace.wait().expect("strace is a child of ours");
+    }
+}
+
+impl Drop for Injection {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
