@@ -9,9 +9,9 @@ use serde::Serialize;
 
 use super::EXIT_NO;
 use super::argument::Unusable;
-use super::offline::become_owner;
 use super::opening::{open, open_existing};
 use super::output::{Output, count, size};
+use super::owner::become_owner;
 use super::progress::Progress;
 use super::signals::stop_on_signals;
 use crate::cache::Cache;
@@ -57,8 +57,6 @@ pub(super) fn run(args: Args, mut config: Config) -> anyhow::Result<ExitCode> {
     }
     // What is in a cache has been let in before.
     config.admission.max_upload_size = None;
-    #[cfg(feature = "s3")]
-    let in_a_bucket = !matches!(to, Location::Directory(_));
     let source = Config { location: from, min_free_space: 0, ..config.clone() };
     let target = Config { location: to, ..config };
     tokio::runtime::Builder::new_multi_thread()
@@ -70,10 +68,7 @@ pub(super) fn run(args: Args, mut config: Config) -> anyhow::Result<ExitCode> {
             let from = Cache::new(from, source.cache_info, source.admission);
             let to = open(&target).await?;
             let to = Cache::new(to, target.cache_info, target.admission);
-            #[cfg(feature = "s3")]
-            if in_a_bucket {
-                to.keep_info().await?;
-            }
+            to.keep_info().await?;
             migrate(&from, &to, args.jobs, args.output).await
         })
 }

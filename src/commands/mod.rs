@@ -10,6 +10,7 @@ mod migrate;
 mod offline;
 mod opening;
 mod output;
+mod owner;
 mod pin;
 mod progress;
 mod reload;

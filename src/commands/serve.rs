@@ -6,17 +6,20 @@ use anyhow::Context;
 use tracing::{info, warn};
 
 use super::opening::open;
+use super::owner::serve_as_owner;
 use super::reload::Reload;
 use super::signals::{hangups, stop_on_signals};
 use crate::cache::Cache;
 use crate::config::{Config, Location, Requirement};
 use crate::net::{Bound, Inherited, Listener, systemd};
+use crate::store::Stored;
 use crate::{http, logging, net};
 
 /// Serves the cache until SIGTERM or SIGINT.
 pub fn run(config: Config) -> anyhow::Result<()> {
     logging::init(config.log_level, config.log_format);
-    // While there is one thread only.
+    // While there is one thread only, and while root may still bind what others may not. Files with
+    // passwords and keys have been read.
     let inherited = Inherited::take().context("cannot listen on the sockets that were passed")?;
     let bound = if inherited.is_empty() {
         Bound::bind(&config.listen)
@@ -24,14 +27,19 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     } else {
         Bound::from(inherited)
     };
+    let user = match &config.location {
+        Location::Directory(path) => serve_as_owner(path)?,
+        #[cfg(feature = "s3")]
+        Location::Bucket(_) => None,
+    };
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("cannot start the async runtime")?
-        .block_on(serve(config, bound))
+        .block_on(serve(config, bound, user))
 }
 
-async fn serve(config: Config, bound: Bound) -> anyhow::Result<()> {
+async fn serve(config: Config, bound: Bound, user: Option<u32>) -> anyhow::Result<()> {
     let stop = stop_on_signals(|name| {
         systemd::stopping();
         info!(
@@ -40,7 +48,16 @@ async fn serve(config: Config, bound: Bound) -> anyhow::Result<()> {
         );
     })?;
     let hangups = hangups()?;
-    let store = open(&config).await?;
+    let store = match (open(&config).await, user) {
+        (Err(error), Some(user)) => Err(error).with_context(|| {
+            format!(
+                "user {user} cannot use the cache that is this user's; if root has made files in \
+                 it before, run: chown -R {user} {}",
+                config.location
+            )
+        })?,
+        (opened, _) => opened?,
+    };
     let listener = Listener::on(bound).context("cannot accept connections")?;
     let local = listener.is_local();
     let access = config.users.access(local);
@@ -49,8 +66,6 @@ async fn serve(config: Config, bound: Bound) -> anyhow::Result<()> {
     #[cfg(feature = "tls")]
     let listener = listener.encrypted(secure.clone());
 
-    #[cfg(feature = "s3")]
-    let in_a_bucket = matches!(config.location, Location::Bucket(_));
     info!("nix-stored {} serves {}", env!("CARGO_PKG_VERSION"), whole(config.location.clone()));
     say_who_may_upload(&access.write, local);
     #[cfg(feature = "tls")]
@@ -60,11 +75,7 @@ async fn serve(config: Config, bound: Bound) -> anyhow::Result<()> {
     let cache = Cache::new(store, config.cache_info.clone(), config.admission.clone());
     #[cfg(feature = "s3")]
     let cache = cache.with_redirect(config.s3_redirect);
-    #[cfg(feature = "s3")]
-    if in_a_bucket && let Err(error) = cache.keep_info().await {
-        let error = &error as &dyn std::error::Error;
-        warn!(error, "there is no nix-cache-info for those who read the bucket without the daemon");
-    }
+    keep_info(&cache).await;
     #[cfg(feature = "upstream")]
     let cache = with_upstreams(cache, &config.upstreams)?;
     #[cfg(feature = "pages")]
@@ -93,6 +104,21 @@ async fn serve(config: Config, bound: Bound) -> anyhow::Result<()> {
         count => warn!("stopped; {count} connections were cut off after the time of grace"),
     }
     Ok(())
+}
+
+/// For those who read the directory or the bucket without the daemon.
+async fn keep_info(cache: &Cache) {
+    match cache.keep_info().await {
+        Ok(None) => {}
+        Ok(Some(Stored::New)) => info!("wrote nix-cache-info"),
+        Ok(Some(Stored::Again)) => {
+            warn!("nix-cache-info had other settings; it has those of the configuration now");
+        }
+        Err(error) => {
+            let error = &error as &dyn std::error::Error;
+            warn!(error, "cannot write nix-cache-info, which readers without the daemon need");
+        }
+    }
 }
 
 #[cfg(feature = "upstream")]

@@ -46,6 +46,8 @@ mod metrics;
 mod health;
 /// The directory is removed, replaced or somewhere else.
 mod replaced;
+/// Root serves another user's directory.
+mod owner;
 /// Who has uploaded and removed what.
 mod audit;
 /// A week of traffic.
