@@ -1,6 +1,8 @@
 //! The directory is a `file://` cache of Nix's own: what Nix wrote there is served as it is, and
 //! what the daemon stores can be read without the daemon.
 
+use std::fs;
+
 use crate::support::daemon::Daemon;
 use crate::support::fixture::fixture;
 use crate::support::nix::{Nix, utf8};
@@ -37,6 +39,60 @@ fn what_the_daemon_stores_nix_reads_without_it() {
     copied.copy_from(&file_url, &paths);
     copied.assert_has_the_same(&fixture.nix(), &paths);
     let substituted = Nix::new().substituting_from(&file_url, fixture.public_key());
+    substituted.realise(&paths);
+    substituted.assert_has_the_same(&fixture.nix(), &paths);
+}
+
+#[test]
+fn the_directory_says_of_itself_what_the_daemon_says() {
+    let scratch = Scratch::new();
+    let file = scratch.join("nix-cache-info");
+    let start = |priority: &str| {
+        Daemon::builder().dir(scratch.path()).env("NIX_STORED_PRIORITY", priority).start()
+    };
+    let daemon = start("41");
+    daemon.wait_for_log("wrote nix-cache-info");
+    let text = daemon.get("/nix-cache-info").1;
+    assert!(String::from_utf8_lossy(&text).contains("Priority: 41\n"));
+    assert_eq!(fs::read(&file).expect("it was written"), text);
+    drop(daemon);
+
+    // What Nix writes is less, and what somebody wrote may be more.
+    let theirs = "StoreDir: /nix/store\nWantMassQuery: 1\nPriority: 41\nSomething: else\n";
+    fs::write(&file, theirs).expect("written");
+    let daemon = start("41");
+    daemon.get("/health");
+    drop(daemon);
+    assert_eq!(fs::read_to_string(&file).expect("it is there"), theirs);
+    for other in ["StoreDir: /nix/store\n", "StoreDir: /nix/store\nPriority: 10\n"] {
+        fs::write(&file, other).expect("written");
+        let daemon = start("41");
+        daemon.wait_for_log("nix-cache-info had other settings");
+        assert_eq!(fs::read(&file).expect("it is there"), text);
+    }
+
+    // Where it cannot be written, everything else is served.
+    fs::remove_file(&file).expect("it is there");
+    fs::create_dir(&file).expect("made");
+    let daemon = start("41");
+    daemon.wait_for_log("cannot write nix-cache-info");
+    assert_eq!(daemon.get("/nix-cache-info"), (200, text));
+}
+
+#[cfg(any(feature = "s3", feature = "upstream"))]
+#[test]
+fn a_web_server_serves_what_the_daemon_stored() {
+    let (dir, fixture) = (Scratch::new(), fixture());
+    let paths = fixture.all();
+    let daemon = Daemon::builder().dir(dir.path()).start();
+    fixture.nix().copy_to(daemon.url(), &paths);
+    drop(daemon);
+    let server = crate::support::neighbour::Neighbour::nginx(dir.path());
+    let url = format!("http://{}", server.address());
+    let copied = fixture.reader();
+    copied.copy_from(&url, &paths);
+    copied.assert_has_the_same(&fixture.nix(), &paths);
+    let substituted = Nix::new().substituting_from(&url, fixture.public_key());
     substituted.realise(&paths);
     substituted.assert_has_the_same(&fixture.nix(), &paths);
 }
