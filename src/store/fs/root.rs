@@ -155,7 +155,7 @@ impl OpenRoot {
     /// power cut could take it with everything in it.
     pub(super) fn make_folder(&self, key: &str) -> io::Result<OwnedFd> {
         match self.folder(key) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound && key != "." => {}
             opened => {
                 self.settle_above(key)?;
                 return opened;
