@@ -291,8 +291,9 @@ impl Root {
         let prepared = open.staging.prepare(|| open.staging_folder());
         prepared.map_err(failed("cannot prepare", self.path.join(staging)))?;
         if is_new {
-            // An attempt before this one may have made it and failed to sync it into its parent.
-            sync_parent(&self.path).map_err(failed("cannot sync", self.path.clone()))?;
+            // An attempt before this one may have made what is above and failed to sync it.
+            sync_above(&self.path, open.device)
+                .map_err(failed("cannot sync what is above", self.path.clone()))?;
         }
         // A daemon that was killed between giving names and syncing them has left them, and a client
         // that finds an object does not upload it again.
@@ -521,12 +522,25 @@ fn make_durably(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Syncs the directory above `path`, if it can be read. If not, it is another user's, who has made
-/// `path`.
-fn sync_parent(path: &Path) -> io::Result<()> {
-    match File::open(parent_of(path)) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
-        opened => folder::sync(opened?),
+/// Syncs the directories above `path` on this device, as far as they can be read: those that
+/// cannot are another user's, who has made what is in them.
+fn sync_above(path: &Path, device: u64) -> io::Result<()> {
+    let mut above = parent_of(path);
+    loop {
+        match File::open(above) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
+            opened => {
+                let opened = opened?;
+                if rustix::fs::fstat(&opened)?.st_dev != device {
+                    return Ok(());
+                }
+                folder::sync(opened)?;
+            }
+        }
+        if parent_of(above) == above || above.parent().is_none() {
+            return Ok(());
+        }
+        above = parent_of(above);
     }
 }
 
