@@ -19,8 +19,9 @@ use rustix::io::Errno;
 use tokio::sync::oneshot;
 
 use super::folder::split;
+use super::open_root::OpenRoot;
 use super::reservation::Reservations;
-use super::root::{OpenRoot, Root};
+use super::root::Root;
 use super::staging::Staged;
 use crate::store::Stored;
 use crate::store::error::UnusableDirectory;

@@ -4,7 +4,8 @@ use rustix::fs::{Access, AtFlags, accessat, fstatvfs};
 use rustix::io::Errno;
 
 use super::folder::OWN_FOLDER;
-use super::root::{OpenRoot, Root};
+use super::open_root::OpenRoot;
+use super::root::Root;
 use super::space::Space;
 use crate::store::{Condition, StoreError};
 

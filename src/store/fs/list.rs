@@ -12,8 +12,9 @@ use tokio::sync::mpsc;
 use tracing::warn;
 
 use super::folder::{self, OWN_FOLDER};
+use super::open_root::OpenRoot;
 use super::read::{Inspected, inspect};
-use super::root::{OpenRoot, Role, Root};
+use super::root::{Role, Root};
 use crate::nix::CachePath;
 use crate::store::{Listed, ListedObject, StoreError, background};
 

@@ -13,7 +13,7 @@
 //! .nix-stored/lock                 held by who collects garbage
 //! ```
 //!
-//! [`root`] knows which directory that is at the moment; everything else is reached from there.
+//! `root` knows which directory that is at the moment, `open_root` what is done in it.
 
 mod absent;
 mod commit;
@@ -21,6 +21,7 @@ mod condition;
 mod folder;
 mod list;
 mod notes;
+mod open_root;
 mod quarantine;
 pub mod read;
 mod remove;
@@ -49,12 +50,13 @@ use super::{
 use crate::nix::CachePath;
 use commit::{Committer, Object as NewObject};
 pub use folder::OWN_FOLDER;
+use open_root::OpenRoot;
 use read::Reader;
 use remove::Trash;
 pub use reservation::MinimumRate;
 use reservation::Reservations;
 pub use root::OpenError;
-use root::{OpenRoot, Role, Root};
+use root::{Role, Root};
 use space::Space;
 use upload::FsUpload;
 use uses::Uses;

@@ -9,7 +9,7 @@ use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::folder::{OWN_FOLDER, create, each, knows_no_locks, split, stat, unlink};
-use super::root::OpenRoot;
+use super::open_root::OpenRoot;
 use crate::store::Lock;
 
 fn key_of(name: &str) -> String {

@@ -7,8 +7,8 @@ use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
 use super::folder::{OWN_FOLDER, rename_new, split};
+use super::open_root::OpenRoot;
 use super::read::metadata;
-use super::root::OpenRoot;
 
 /// Moves the object at `key` into the quarantine, if it still has this entity tag. False if it has
 /// not, or is gone.

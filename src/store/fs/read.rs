@@ -19,7 +19,8 @@ use rustix::process::Uid;
 
 use super::super::{Content, Metadata, Object, StoreError};
 use super::absent::Absent;
-use super::root::{OpenRoot, Root};
+use super::open_root::OpenRoot;
+use super::root::Root;
 use crate::nix::CachePath;
 use crate::nix::narinfo;
 

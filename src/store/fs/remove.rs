@@ -14,8 +14,8 @@ use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 
 use super::folder::{OWN_FOLDER, each, open_here, rename_new, split, stat, unlink};
+use super::open_root::OpenRoot;
 use super::read::last_use;
-use super::root::OpenRoot;
 use crate::store::Removed;
 
 /// Where objects go on their way out.

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use rustix::io::Errno;
 
 use super::commit::{Committer, Object};
+use super::open_root::OpenRoot;
 use super::reservation::{Body, Reservations, lock};
-use super::root::OpenRoot;
 use super::space::Space;
 use super::staging::Staged;
 use crate::store::{StoreError, Stored, Upload};

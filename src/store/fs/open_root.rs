@@ -1,0 +1,190 @@
+//! A directory that is open: everything that is made, synced and named in it.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::{Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use super::absent::Absent;
+use super::folder::{self, is_own, split};
+use super::staging::{Staged, Staging};
+use super::unsynced::Unsynced;
+use super::whole_sync;
+use crate::store::has_lines;
+
+/// Where uploads are staged.
+pub(super) const STAGING: &str = ".nix-stored/staging";
+
+/// No more is read of a text to see whether it is the right one.
+const LARGEST_TEXT: u64 = 64 * 1024;
+
+/// A directory that is open, and what is known of it.
+#[derive(Debug)]
+pub(super) struct OpenRoot {
+    fd: OwnedFd,
+    /// The disk that it is on.
+    pub device: u64,
+    inode: u64,
+    /// Its place among those that were opened one after the other.
+    pub generation: u64,
+    /// Whether it says how many names lead to it. Some file systems in user space say 0.
+    pub counts_links: bool,
+    /// What is not in it.
+    pub absent: Absent,
+    /// Directories in it whose sync failed.
+    pub unsynced: Unsynced,
+    /// Whether `syncfs` stands for syncs of each file in it.
+    pub syncs_as_a_whole: bool,
+    staging: Staging,
+    has_warned: AtomicBool,
+}
+
+impl OpenRoot {
+    pub(super) fn open(path: &Path, generation: u64) -> io::Result<Self> {
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(path, flags, Mode::empty())?;
+        let stat = rustix::fs::fstat(&fd)?;
+        Ok(Self {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            generation,
+            counts_links: stat.st_nlink > 0,
+            absent: Absent::new(),
+            unsynced: Unsynced::default(),
+            syncs_as_a_whole: whole_sync::is_reliable(&fd),
+            staging: Staging::default(),
+            has_warned: AtomicBool::new(false),
+            fd,
+        })
+    }
+
+    pub(super) fn fd(&self) -> &OwnedFd {
+        &self.fd
+    }
+
+    /// True the first time: so what is wrong with the whole directory is said once.
+    pub(super) fn is_first_warning(&self) -> bool {
+        !self.has_warned.swap(true, Ordering::Relaxed)
+    }
+
+    pub(super) fn is(&self, stat: &Stat) -> bool {
+        (self.device, self.inode) == (stat.st_dev, stat.st_ino)
+    }
+
+    /// Opens the directory `key`.
+    pub(super) fn folder(&self, key: &str) -> io::Result<OwnedFd> {
+        folder::open(&self.fd, key)
+    }
+
+    /// Opens the directory `key`. One that is missing is made, and synced into its parent, or a
+    /// power cut could take it with everything in it.
+    pub(super) fn make_folder(&self, key: &str) -> io::Result<OwnedFd> {
+        match self.folder(key) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && key != "." => {}
+            opened => {
+                self.settle_above(key)?;
+                return opened;
+            }
+        }
+        let (above, base) = split(key);
+        let parent = self.make_folder(above)?;
+        match rustix::fs::mkdirat(&parent, base, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => self.sync(above, &parent)?,
+            Err(error) => return Err(error.into()),
+        }
+        self.folder(key)
+    }
+
+    /// A directory may be there that was made when its parent could not be synced.
+    fn settle_above(&self, mut key: &str) -> io::Result<()> {
+        while key != "." {
+            key = split(key).0;
+            if self.unsynced.has(key) {
+                self.sync_again(key)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Syncs the directory `key`, which `fd` is, and remembers where that failed.
+    pub(super) fn sync(&self, key: &str, fd: impl AsFd) -> io::Result<()> {
+        let begun = self.unsynced.begin();
+        let synced = folder::sync(fd);
+        self.unsynced.end(key, begun, synced.is_ok());
+        synced
+    }
+
+    fn sync_again(&self, key: &str) -> io::Result<()> {
+        match self.folder(key) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.unsynced.forget(key);
+                Ok(())
+            }
+            opened => self.sync(key, opened?),
+        }
+    }
+
+    /// Syncs the directories of objects again whose last sync failed; those for which it fails
+    /// again.
+    pub(super) fn sync_what_failed(&self) -> Vec<(String, io::Error)> {
+        let folders = self.unsynced.folders().into_iter().filter(|folder| !is_own(folder));
+        let synced = folders.map(|folder| (self.sync_again(&folder), folder));
+        synced.filter_map(|(synced, folder)| Some((folder, synced.err()?))).collect()
+    }
+
+    /// Makes an object certain whose upload was refused because a directory could not be synced.
+    pub(super) fn settle(&self, key: &str) -> Result<(), Errno> {
+        while let Some((folder, is_due)) = self.unsynced.in_doubt(key) {
+            if !is_due {
+                return Err(Errno::IO);
+            }
+            self.sync_again(&folder).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+        }
+        Ok(())
+    }
+
+    /// A new file in this process's staging folder.
+    pub(super) fn stage(&self) -> io::Result<(File, Staged)> {
+        self.staging.create(|| self.staging_folder())
+    }
+
+    /// Makes this process's staging folder, and sweeps those of processes that are gone.
+    pub(super) fn prepare_staging(&self) -> io::Result<()> {
+        self.staging.prepare(|| self.staging_folder())
+    }
+
+    fn staging_folder(&self) -> io::Result<OwnedFd> {
+        self.make_folder(STAGING)
+    }
+
+    /// Stores a text of lines durably, unless one that has them is there.
+    pub(super) fn keep(&self, key: &str, text: &[u8]) -> io::Result<()> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        if let Ok(there) = rustix::fs::openat(&self.fd, key, flags, Mode::empty()) {
+            let mut lines = Vec::new();
+            let limit = LARGEST_TEXT + text.len() as u64;
+            if File::from(there).take(limit).read_to_end(&mut lines).is_ok()
+                && has_lines(&lines, text)
+            {
+                return Ok(());
+            }
+        }
+        let (mut file, mut staged) = self.stage()?;
+        file.write_all(text)?;
+        file.sync_all()?;
+        let (folder, base) = split(key);
+        let fd = self.make_folder(folder)?;
+        staged.publish(&fd, base)?;
+        self.sync(folder, &fd)
+    }
+}
+
+impl AsFd for OpenRoot {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
