@@ -24,6 +24,7 @@ pub mod upstream;
 mod uses;
 pub mod verify;
 
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -274,6 +275,16 @@ impl Cache {
                     self.get_elsewhere(path).await
                 }
             },
+        }
+    }
+
+    /// The content of an object that was found before, if it is still the same; this is no other
+    /// use of it.
+    pub async fn get_again(&self, path: &CachePath, etag: &Bytes) -> io::Result<Content> {
+        match self.store.get(path).await.map_err(io::Error::other)? {
+            Some(object) if object.metadata.etag == etag => Ok(object.content),
+            Some(_) => Err(io::Error::other("the object was replaced in the middle of its answer")),
+            None => Err(io::Error::other("the object was removed in the middle of its answer")),
         }
     }
 

@@ -1,28 +1,30 @@
 //! Bodies, in and out.
 
 use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt, TryStreamExt, stream};
+use futures_util::{FutureExt, Stream, StreamExt, TryStreamExt, stream};
+use http::Response;
 use http_body_util::{BodyDataStream, BodyExt};
+use tokio::sync::OwnedSemaphorePermit;
 use tower_http::timeout::{TimeoutBody, TimeoutError};
 
-use super::origin::LendFile;
-use crate::cache::BodyError;
-use crate::store::Content;
+use super::budget::{ConnectionBudget, READ_CHUNK};
+use super::origin::Origin;
+use crate::cache::{BodyError, Cache};
+use crate::nix::CachePath;
 use crate::store::fs::read::read_chunk;
+use crate::store::{Content, Ranged};
 
 /// A body that stands still for so long is given up. Never a total time: a NAR can be 10 GB on a
 /// slow line. Nix up to 2.33 retries an upload with headers and no body and waits for ever, so this
 /// is also what frees it.
 pub const BODY_IDLE: Duration = Duration::from_secs(60);
-
-/// How much of a file is read at a time where it is not sent from the file itself.
-const READ_CHUNK: u64 = 256 * 1024;
 
 /// The body of an answer: `range` of an object of `size` bytes. A connection that can sends it
 /// straight from its file.
@@ -30,49 +32,178 @@ pub fn outgoing(
     content: Content,
     size: u64,
     range: Range<u64>,
-    files: Option<&dyn LendFile>,
+    origin: Option<&Origin>,
+    again: Again,
 ) -> Body {
     // Both ends lie within the bytes, whose length is the object's size.
-    let slice = |bytes: Bytes| Body::from(bytes.slice(range.start as usize..range.end as usize));
+    let slice = |bytes: Bytes| bytes.slice(range.start as usize..range.end as usize);
     match content {
-        Content::Bytes(bytes) => slice(bytes),
-        Content::Stream(bytes) => {
-            let length = range.end - range.start;
-            Body::new(BodyExt::boxed_unsync(sized::Sized::new(bytes.read(range), length)))
-        }
+        Content::Bytes(bytes) => Body::from(slice(bytes)),
+        Content::Stream(bytes) => streamed(bytes, range, origin, again),
         Content::File(file) => {
-            let lent = match files {
+            let Some(origin) = origin else {
+                return read(FileReader::open(file, None, None, again), range);
+            };
+            let budget = origin.budget.clone();
+            // Where several answers share a connection, a client may take none of this one for long:
+            // then its file is opened again when the client does.
+            let permit = if origin.multiplexed { None } else { budget.file() };
+            let Some(permit) = permit else {
+                return read(FileReader::closed(budget, again), range);
+            };
+            let lent = match &origin.files {
                 Some(files) => files.lend(file, size),
                 None => Err(file),
             };
-            lent.map_or_else(|file| read(file, range.clone()), slice)
+            match lent {
+                Ok(bytes) => {
+                    let bytes = Permitted { bytes: slice(bytes), _permit: permit };
+                    Body::from(Bytes::from_owner(bytes))
+                }
+                Err(file) => read(FileReader::open(file, Some(permit), Some(budget), again), range),
+            }
         }
     }
 }
 
-/// A body that is read as it is sent.
-fn read(file: File, range: Range<u64>) -> Body {
-    let length = range.end - range.start;
-    Body::new(BodyExt::boxed_unsync(sized::Sized::new(chunks(file, range), length)))
+/// Says of an answer that its body is read when it is asked for, part by part: until then it takes no
+/// memory.
+#[derive(Debug, Clone, Copy)]
+pub struct OnDemand;
+
+impl OnDemand {
+    /// Whether it is said of this answer.
+    pub fn is(response: &Response<Body>) -> bool {
+        response.extensions().get::<Self>().is_some()
+    }
 }
 
-fn chunks(file: File, range: Range<u64>) -> impl Stream<Item = std::io::Result<Bytes>> {
-    let file = Arc::new(file);
-    stream::unfold(range, move |rest| {
-        let file = Arc::clone(&file);
-        async move {
-            if rest.is_empty() {
-                return None;
-            }
-            let len = READ_CHUNK.min(rest.end - rest.start);
-            let chunk = read_chunk(file, rest.start, len as usize).await;
-            let next = match chunk {
-                Ok(_) => rest.start + len..rest.end,
-                Err(_) => rest.end..rest.end,
-            };
-            Some((chunk, next))
+/// An object whose content is not kept while its client takes none of it.
+pub struct Again {
+    pub cache: Arc<Cache>,
+    pub path: CachePath,
+    pub etag: Bytes,
+}
+
+impl Again {
+    async fn content(&self) -> io::Result<Content> {
+        self.cache.get_again(&self.path, &self.etag).await
+    }
+
+    async fn file(&self) -> io::Result<File> {
+        match self.content().await? {
+            Content::File(file) => Ok(file),
+            _ => Err(io::Error::other("the object is no file any more")),
         }
+    }
+}
+
+/// The bytes of a file that is open, for which there is room.
+struct Permitted {
+    bytes: Bytes,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Permitted {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// A file that is read chunk by chunk, and kept open in between if there is room.
+struct FileReader {
+    file: Option<Arc<File>>,
+    permit: Option<OwnedSemaphorePermit>,
+    budget: Option<ConnectionBudget>,
+    again: Again,
+}
+
+impl FileReader {
+    fn open(
+        file: File,
+        permit: Option<OwnedSemaphorePermit>,
+        budget: Option<ConnectionBudget>,
+        again: Again,
+    ) -> Self {
+        Self { file: Some(Arc::new(file)), permit, budget, again }
+    }
+
+    fn closed(budget: ConnectionBudget, again: Again) -> Self {
+        Self { file: None, permit: None, budget: Some(budget), again }
+    }
+
+    async fn chunk(&mut self, offset: u64, len: usize) -> io::Result<Bytes> {
+        if let Some(file) = &self.file {
+            return read_chunk(Arc::clone(file), offset, len).await;
+        }
+        self.permit = self.budget.as_ref().and_then(ConnectionBudget::file);
+        let _moment = match &self.budget {
+            Some(budget) if self.permit.is_none() => Some(budget.reopened_file().await),
+            _ => None,
+        };
+        let file = Arc::new(self.again.file().await?);
+        if self.permit.is_some() {
+            self.file = Some(Arc::clone(&file));
+        }
+        read_chunk(file, offset, len).await
+    }
+}
+
+/// A body that is read as it is sent.
+fn read(reader: FileReader, range: Range<u64>) -> Body {
+    let length = range.end - range.start;
+    let chunks = stream::try_unfold((reader, range), |(mut reader, rest)| async move {
+        if rest.is_empty() {
+            return Ok(None);
+        }
+        let len = READ_CHUNK.min(rest.end - rest.start);
+        let chunk = reader.chunk(rest.start, len as usize).await?;
+        Ok(Some((chunk, (reader, rest.start + len..rest.end))))
+    });
+    sized(chunks, length)
+}
+
+/// A body that comes from elsewhere.
+fn streamed(
+    bytes: Box<dyn Ranged>,
+    range: Range<u64>,
+    origin: Option<&Origin>,
+    again: Again,
+) -> Body {
+    let length = range.end - range.start;
+    let Some(origin) = origin.filter(|_| bytes.is_download()) else {
+        return sized(bytes.read(range), length);
+    };
+    let budget = origin.budget.clone();
+    match budget.download() {
+        Some(permit) => sized(holding(permit, bytes.read(range)), length),
+        None => {
+            let chunks = async move {
+                let permit = budget.wait_for_download().await;
+                match again.content().await? {
+                    Content::Stream(bytes) => Ok(holding(permit, bytes.read(range))),
+                    _ => Err(io::Error::other("the object is another one")),
+                }
+            };
+            sized(chunks.into_stream().try_flatten(), length)
+        }
+    }
+}
+
+/// A stream for which there is room.
+fn holding<S: Stream + Send>(
+    permit: OwnedSemaphorePermit,
+    stream: S,
+) -> impl Stream<Item = S::Item> {
+    stream.map(move |chunk| {
+        let _held = &permit;
+        chunk
     })
+}
+
+/// A body of a known length.
+fn sized(chunks: impl Stream<Item = io::Result<Bytes>> + Send + 'static, length: u64) -> Body {
+    Body::new(BodyExt::boxed_unsync(sized::Sized::new(chunks, length)))
 }
 
 /// The body of an upload as chunks; one that stands still ends in an error.

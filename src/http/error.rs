@@ -59,8 +59,8 @@ pub enum HttpError {
     /// An upload with a `Content-Encoding` that cannot be decoded.
     #[error("the upload's Content-Encoding is “{0}”, which this cache cannot decode")]
     Encoding(String),
-    /// The store cannot do what it is there for.
-    #[error("the store cannot be used: {0}")]
+    /// The daemon cannot do what it is there for.
+    #[error("the cache cannot be used: {0}")]
     Unhealthy(String),
     /// A bug; the panic's message is on standard error.
     #[error("the cache has a bug: answering this request panicked")]

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use axum::body::Body;
 use http::header::{self, HeaderValue};
 use http::{Method, Request, Response};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use serde::Serialize;
 
 use super::error::HttpError;
@@ -36,6 +38,18 @@ pub(super) fn is_asked<B>(request: &Request<B>) -> bool {
     matches!(*request.method(), Method::GET | Method::HEAD) && request.uri().path() == PATH
 }
 
+/// Why no more files can be opened, if so: then nothing can be read that is not in memory.
+fn too_many_files() -> Option<String> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    match rustix::fs::open("/", flags, Mode::empty()) {
+        Err(error @ (Errno::MFILE | Errno::NFILE)) => Some(format!(
+            "no more files can be opened: {}; raise LimitNOFILE",
+            std::io::Error::from(error)
+        )),
+        _ => None,
+    }
+}
+
 pub(super) async fn answer(site: &Site) -> Response<Body> {
     let health = site.cache.health().await;
     let uploads = !matches!(site.gate.access().write, Requirement::Nobody);
@@ -45,6 +59,7 @@ pub(super) async fn answer(site: &Site) -> Response<Body> {
         Condition::ReadOnly(error) if uploads || site.cache.mirrors() => Some(with_causes(error)),
         Condition::Good | Condition::ReadOnly(_) => None,
     };
+    let reason = reason.or_else(too_many_files);
     let report = Report {
         status: if reason.is_none() { "ok" } else { "unavailable" },
         version: env!("CARGO_PKG_VERSION"),

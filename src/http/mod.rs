@@ -2,6 +2,7 @@
 
 mod authorize;
 mod body;
+mod budget;
 pub mod conditional;
 mod error;
 mod health;
@@ -14,6 +15,8 @@ mod pages;
 mod router;
 
 pub use authorize::{AuthorizeLayer, Gate};
+pub use body::OnDemand;
+pub use budget::{AnswerBudget, ConnectionBudget};
 pub use observe::ObserveLayer;
 pub use origin::{LendFile, Origin, Peer};
 pub use router::{App, app};

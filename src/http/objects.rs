@@ -8,6 +8,7 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode};
 
+use super::body::{Again, OnDemand};
 use super::conditional::{self, Selection};
 use super::error::HttpError;
 use super::origin::Origin;
@@ -17,7 +18,7 @@ use super::router::Site;
 use super::{body, health, metrics};
 use crate::cache::{Cache, Taken};
 use crate::nix::{CachePath, Compression};
-use crate::store::{Metadata, Object};
+use crate::store::{Content, Metadata, Object};
 
 type Answer = Result<Response<Body>, HttpError>;
 
@@ -48,8 +49,13 @@ async fn get(site: &Site, request: &Parts) -> Answer {
     let Object { metadata, content } = site.cache.get(&path).await?.ok_or(HttpError::Absent)?;
     let (mut response, range) = head_of_answer(&path, &metadata, &request.headers)?;
     if response.status() != StatusCode::NOT_MODIFIED {
-        let files = request.extensions.get().and_then(|origin: &Origin| origin.files.as_deref());
-        *response.body_mut() = body::outgoing(content, metadata.size, range, files);
+        let (size, etag) = (metadata.size, metadata.etag);
+        let again = Again { cache: Arc::clone(&site.cache), path, etag };
+        let origin = request.extensions.get::<Origin>();
+        if !matches!(content, Content::Bytes(_)) {
+            response.extensions_mut().insert(OnDemand);
+        }
+        *response.body_mut() = body::outgoing(content, size, range, origin, again);
     }
     Ok(response)
 }

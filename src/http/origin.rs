@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::budget::ConnectionBudget;
+
 /// The connection of a request, put into its extensions by who accepted it.
 #[derive(Clone)]
 pub struct Origin {
@@ -16,6 +18,10 @@ pub struct Origin {
     pub files: Option<Arc<dyn LendFile>>,
     /// Whether it is encrypted.
     pub encrypted: bool,
+    /// Whether it carries several answers at a time, which their client takes when it likes.
+    pub multiplexed: bool,
+    /// What its answers may hold.
+    pub budget: ConnectionBudget,
     /// Whose client certificate it began with, if it did with one that counts.
     pub certificate: Option<Arc<str>>,
 }

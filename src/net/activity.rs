@@ -6,12 +6,15 @@
 //! matter.
 //!
 //! HTTP/2 has no heads that follow each other: between requests, bytes may say that what was sent
-//! has been read, or nothing. So there, once the first request has come, only answers count.
+//! has been read, or nothing. So there, once the first request has come, only answers count. And
+//! bytes may leave although the client takes nothing of an answer, because control frames need no
+//! window: so what counts is the content that has left ([`Waiting`]).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::slots::Crowd;
@@ -23,9 +26,13 @@ pub const HEAD: Duration = Duration::from_secs(30);
 pub const HEAD_IN_A_CROWD: Duration = Duration::from_secs(5);
 
 /// The time without a byte in either direction while no request is being worked on: between two
-/// requests, or while a client does not take its answer. libcurl reuses a connection that was idle
+/// requests, or while an answer waits for an upstream. libcurl reuses a connection that was idle
 /// for up to 118 s, and a close that races an upload ends a copy (PROTOCOL: Nix before 2.28.4).
 pub const IDLE: Duration = Duration::from_secs(180);
+
+/// The time for which an answer may wait without the client taking any of it. An answer that waits
+/// holds memory and perhaps a file.
+pub const UNREAD: Duration = Duration::from_secs(60);
 
 /// What a connection is doing.
 #[derive(Debug)]
@@ -38,14 +45,27 @@ pub struct Activity {
     head_since: AtomicU64,
     last_read: AtomicU64,
     last_write: AtomicU64,
-    /// Whether what was to be written last has to wait until the client reads.
-    held_up: AtomicBool,
+    /// Since when bytes wait until the client's system reads some, or [`NEVER`].
+    held_up_since: AtomicU64,
+    /// Whether the next write is tried although the socket has not been found writable, and the
+    /// value of `held_up_since` for which that was done.
+    retry_write: AtomicBool,
+    retried_for: AtomicU64,
     /// Whether several requests may be under way at a time, as in HTTP/2.
     many: AtomicBool,
-    /// Answers of which something is still to be sent, where there can be many.
+    /// Answers of which something is still to be sent.
     sending: AtomicU32,
+    /// Contents of answers that wait for the client's window, where it has one.
+    waiting: AtomicU32,
+    /// When the first of those began to wait, or when content left for the last time.
+    last_taken: AtomicU64,
+    /// Whether a request was answered before all of its body had been read.
+    unread: AtomicBool,
     /// Whether the next answer shall be the last.
     ends: AtomicBool,
+    /// Whether the connection was asked to close if it is idle, and what wakes it for that.
+    asked_to_close: AtomicBool,
+    wake_to_close: Notify,
 }
 
 const NEVER: u64 = u64::MAX;
@@ -65,10 +85,17 @@ impl Activity {
             head_since: AtomicU64::new(0),
             last_read: AtomicU64::new(0),
             last_write: AtomicU64::new(0),
-            held_up: AtomicBool::new(false),
+            held_up_since: AtomicU64::new(NEVER),
+            retry_write: AtomicBool::new(false),
+            retried_for: AtomicU64::new(NEVER),
             many: AtomicBool::new(false),
             sending: AtomicU32::new(0),
+            waiting: AtomicU32::new(0),
+            last_taken: AtomicU64::new(0),
+            unread: AtomicBool::new(false),
             ends: AtomicBool::new(false),
+            asked_to_close: AtomicBool::new(false),
+            wake_to_close: Notify::new(),
         })
     }
 
@@ -91,12 +118,20 @@ impl Activity {
     /// Bytes left.
     pub fn wrote(&self) {
         self.last_write.store(self.now(), ORDER);
-        self.held_up.store(false, ORDER);
+        self.held_up_since.store(NEVER, ORDER);
     }
 
     /// Bytes have to wait until the client reads.
     pub fn is_held_up(&self) {
-        self.held_up.store(true, ORDER);
+        if self.held_up_since.load(ORDER) == NEVER {
+            self.held_up_since.store(self.now(), ORDER);
+        }
+    }
+
+    /// Whether the next write shall be tried although the socket has not been found writable. Says
+    /// so once.
+    pub fn retries_write(&self) -> bool {
+        self.retry_write.load(ORDER) && self.retry_write.swap(false, ORDER)
     }
 
     /// Several requests may be under way at a time from now on.
@@ -106,10 +141,28 @@ impl Activity {
     }
 
     /// An answer is to be sent until the guard is dropped.
-    #[cfg(feature = "tls")]
     pub fn send(self: &Arc<Self>) -> Sending {
         self.sending.fetch_add(1, ORDER);
         Sending(Arc::clone(self))
+    }
+
+    /// Content waits for the client's window until the guard is dropped.
+    #[cfg(feature = "tls")]
+    pub fn wait(self: &Arc<Self>) -> Waiting {
+        if self.waiting.fetch_add(1, ORDER) == 0 {
+            self.last_taken.store(self.now(), ORDER);
+        }
+        Waiting(Arc::clone(self))
+    }
+
+    /// The body of a request was given up before its end.
+    pub fn leaves_unread(&self) {
+        self.unread.store(true, ORDER);
+    }
+
+    /// Whether the client may still send the body of a request that was answered.
+    pub fn has_unread(&self) -> bool {
+        self.unread.load(ORDER)
     }
 
     /// The next answer shall be the last.
@@ -120,24 +173,42 @@ impl Activity {
     /// A request has arrived, and the service works on it until the guard is dropped.
     pub fn work(self: &Arc<Self>) -> Working {
         self.head_since.store(NEVER, ORDER);
+        // Had there been anything to read before it, it would not have been read itself.
+        self.unread.store(false, ORDER);
         self.working.fetch_add(1, ORDER);
         Working(Arc::clone(self))
     }
 
+    fn at(&self, millis: u64) -> Instant {
+        self.opened + Duration::from_millis(millis)
+    }
+
+    /// When the client will have left an answer unread for too long, if one waits.
+    fn unread_deadline(&self) -> Option<Instant> {
+        let held_up = self.held_up_since.load(ORDER);
+        let waiting = match self.waiting.load(ORDER) {
+            0 => NEVER,
+            _ => self.last_taken.load(ORDER),
+        };
+        let since = held_up.min(waiting);
+        (since != NEVER).then(|| self.at(since) + UNREAD)
+    }
+
     /// When the connection will have taken too long if nothing happens; none while the service
-    /// works, which has timeouts of its own.
+    /// works, which has timeouts of its own, and no answer waits for the client.
     pub fn deadline(&self) -> Option<Instant> {
+        let unread = self.unread_deadline();
         if self.working.load(Ordering::Acquire) > 0 {
-            return None;
+            return unread;
         }
         let last_write = self.last_write.load(ORDER);
         let after = match self.head_since.load(ORDER) {
-            NEVER if self.many.load(ORDER) => Duration::from_millis(last_write) + IDLE,
-            NEVER => Duration::from_millis(last_write.max(self.last_read.load(ORDER))) + IDLE,
+            NEVER if self.many.load(ORDER) => self.at(last_write) + IDLE,
+            NEVER => self.at(last_write.max(self.last_read.load(ORDER))) + IDLE,
             // A pipelined request may wait for as long as the answer before it takes.
-            since => Duration::from_millis(since.max(last_write)) + self.time_for_a_head(),
+            since => self.at(since.max(last_write)) + self.time_for_a_head(),
         };
-        Some(self.opened + after)
+        Some(unread.map_or(after, |unread| unread.min(after)))
     }
 
     fn time_for_a_head(&self) -> Duration {
@@ -156,9 +227,54 @@ impl Activity {
                 Some(deadline) if self.head_since.load(ORDER) != NEVER => {
                     deadline.min(now + HEAD_IN_A_CROWD)
                 }
-                Some(deadline) => deadline,
+                // An answer may begin to wait at any time.
+                Some(deadline) => deadline.min(now + UNREAD),
                 None => now + HEAD,
             };
+        }
+    }
+
+    /// Whether a connection that has taken too long gets one more try to write. A socket is found
+    /// writable when a third of its buffer is free, which takes a slow client long; so before a
+    /// client is said to take nothing, it is tried whether the socket takes anything.
+    pub fn tries_once_more(&self) -> bool {
+        let since = self.held_up_since.load(ORDER);
+        let tries = self.retried_for.swap(since, ORDER) != since;
+        self.retry_write.store(tries, ORDER);
+        tries
+    }
+
+    /// Since when the connection is between two requests, with nothing to send or to read.
+    pub fn idle_since(&self) -> Option<Instant> {
+        let busy = self.working.load(Ordering::Acquire) > 0
+            || self.sending.load(ORDER) > 0
+            || self.head_since.load(ORDER) != NEVER
+            || self.held_up_since.load(ORDER) != NEVER;
+        // What a client of HTTP/2 sends between requests is no use of the connection.
+        let last_read = if self.many.load(ORDER) { 0 } else { self.last_read.load(ORDER) };
+        (!busy).then(|| self.at(last_read.max(self.last_write.load(ORDER))))
+    }
+
+    /// Asks the connection to close if it is idle.
+    pub fn ask_to_close(&self) {
+        self.asked_to_close.store(true, ORDER);
+        self.wake_to_close.notify_one();
+    }
+
+    /// Whether it was asked to close, and may still do so.
+    pub fn is_asked_to_close(&self) -> bool {
+        self.asked_to_close.load(ORDER)
+    }
+
+    /// Returns when the connection is asked to close, and is idle.
+    pub async fn closes_idle(&self) {
+        loop {
+            self.wake_to_close.notified().await;
+            if self.idle_since().is_some() {
+                return;
+            }
+            // A request has come in between, and it may be asked again.
+            self.asked_to_close.store(false, ORDER);
         }
     }
 
@@ -167,10 +283,10 @@ impl Activity {
         loop {
             let busy = self.working.load(Ordering::Acquire) > 0
                 || self.sending.load(ORDER) > 0
-                || self.held_up.load(ORDER);
+                || self.held_up_since.load(ORDER) != NEVER;
             let last = self.last_read.load(ORDER).max(self.last_write.load(ORDER));
             let now = Instant::now();
-            let next = match self.opened + Duration::from_millis(last) + quiet {
+            let next = match self.at(last) + quiet {
                 _ if busy => now + quiet,
                 at if at <= now => return,
                 at => at,
@@ -194,20 +310,38 @@ impl Working {
 impl Drop for Working {
     fn drop(&mut self) {
         // The answer is about to be written.
-        self.0.wrote();
+        self.0.last_write.store(self.0.now(), ORDER);
         self.0.working.fetch_sub(1, Ordering::Release);
     }
 }
 
 /// An answer of which something is still to be sent.
-#[cfg(feature = "tls")]
 #[derive(Debug)]
 pub struct Sending(Arc<Activity>);
 
-#[cfg(feature = "tls")]
 impl Drop for Sending {
     fn drop(&mut self) {
         self.0.sending.fetch_sub(1, ORDER);
+    }
+}
+
+/// Content that waits for the client's window.
+#[cfg(feature = "tls")]
+#[derive(Debug)]
+pub struct Waiting(Arc<Activity>);
+
+#[cfg(feature = "tls")]
+impl Waiting {
+    /// Some of it has left.
+    pub fn taken(&self) {
+        self.0.last_taken.store(self.0.now(), ORDER);
+    }
+}
+
+#[cfg(feature = "tls")]
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, ORDER);
     }
 }
 
@@ -297,6 +431,74 @@ mod tests {
         assert!(settles(hour).await);
         activity.read();
         assert!(!settles(Duration::from_secs(1)).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn bytes_that_the_client_does_not_take_expire_whatever_else_happens() {
+        let activity = Activity::new(Crowd::default());
+        let _working = activity.work();
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        activity.is_held_up();
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        activity.is_held_up();
+        assert_eq!(expires_after(&activity).await, UNREAD - Duration::from_secs(10));
+        // One more try, and no second one for the same bytes.
+        assert!(activity.tries_once_more() && activity.retries_write());
+        assert!(!activity.retries_write() && !activity.tries_once_more());
+        activity.wrote();
+        activity.is_held_up();
+        assert_eq!(expires_after(&activity).await, UNREAD);
+        assert!(activity.tries_once_more());
+    }
+
+    #[cfg(feature = "tls")]
+    #[tokio::test(start_paused = true)]
+    async fn what_waits_for_a_window_expires_unless_some_of_it_is_taken() {
+        let activity = Activity::new(Crowd::default());
+        activity.carries_many();
+        drop(activity.work());
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        let (first, second) = (activity.wait(), activity.wait());
+        for _ in 0..10 {
+            tokio::time::sleep(Duration::from_secs(50)).await;
+            assert!(activity.deadline().is_some_and(|deadline| deadline > Instant::now()));
+            first.taken();
+            activity.wrote();
+        }
+        // Other bytes do not count.
+        tokio::time::sleep(Duration::from_secs(50)).await;
+        activity.wrote();
+        activity.read();
+        assert_eq!(activity.deadline(), Some(Instant::now() + Duration::from_secs(10)));
+        drop((first, second));
+        assert_eq!(activity.deadline(), Some(Instant::now() + IDLE));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_a_connection_between_requests_is_idle() {
+        let activity = Activity::new(Crowd::default());
+        // Its first request has not come yet.
+        assert_eq!(activity.idle_since(), None);
+        let working = activity.work();
+        assert_eq!(activity.idle_since(), None);
+        let sending = activity.send();
+        drop(working);
+        assert_eq!(activity.idle_since(), None);
+        drop(sending);
+        let since = Instant::now();
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert_eq!(activity.idle_since(), Some(since));
+        activity.read();
+        assert_eq!(activity.idle_since(), None);
+        // Who is asked to close and is not idle any more can be asked again.
+        activity.ask_to_close();
+        assert!(activity.is_asked_to_close());
+        let second = Duration::from_secs(1);
+        assert!(tokio::time::timeout(second, activity.closes_idle()).await.is_err());
+        assert!(!activity.is_asked_to_close());
+        drop(activity.work());
+        activity.ask_to_close();
+        assert!(tokio::time::timeout(second, activity.closes_idle()).await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]

@@ -10,6 +10,7 @@ use std::time::Duration;
 use axum::body::Body;
 use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response};
+use http_body::Body as HttpBody;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::Service;
@@ -20,18 +21,19 @@ use tower_service::Service as _;
 use tracing::{debug, info};
 
 use super::activity::{Activity, Working};
+use super::bodies::{Outgoing, Upload};
 use super::io::Watched;
 use super::listener::Accepted;
 use super::sendfile::Lent;
 use super::slots::Slot;
-use crate::http::{App, Origin, Peer};
+use crate::http::{App, ConnectionBudget, Origin, Peer};
 
 /// The head of a request must fit in here, and no chunk of a body is larger.
 pub const BUFFER: usize = 64 * 1024;
 
 /// How long a client that has a connection may take to send its next request, once the daemon is
 /// told to stop: who sends them one after the other gets each of them answered.
-const QUIET: Duration = Duration::from_secs(1);
+pub const QUIET: Duration = Duration::from_secs(1);
 
 /// How long what a client still sends is thrown away after the last answer, and how much of it.
 /// Closing a socket with unread bytes resets it, and the reset can overtake the answer: then the
@@ -41,20 +43,36 @@ pub const LINGER_BYTES: usize = 16 * 1024 * 1024;
 
 /// Serves one connection until it ends, takes too long, or `draining` is cancelled and the requests
 /// that it is in have been answered. It holds its `slot` for as long.
-pub async fn serve(accepted: Accepted, app: App, draining: CancellationToken, slot: Slot) {
+pub async fn serve(
+    accepted: Accepted,
+    app: App,
+    budget: ConnectionBudget,
+    draining: CancellationToken,
+    slot: Slot,
+) {
     let peer = accepted.peer;
     let activity = Activity::new(slot.crowd.clone());
+    slot.register(&activity);
     let lent = Arc::new(Lent::default());
     let metrics = Arc::clone(app.metrics());
     let _open = metrics.open();
     let io = Watched::new(accepted.stream, Arc::clone(&activity), Arc::clone(&lent), metrics);
+    let mut origin = Origin {
+        peer,
+        files: Some(Arc::new(lent)),
+        encrypted: false,
+        multiplexed: false,
+        budget,
+        certificate: None,
+    };
     #[cfg(feature = "tls")]
     if let Some(secure) = &accepted.secure {
+        // Files have to pass through the program to be encrypted.
+        origin.files = None;
         // On the heap, because plain connections must not carry it along.
-        let served = super::tls::serve(secure, io, peer, app, activity, draining);
+        let served = super::tls::serve(secure, io, origin, app, activity, draining);
         return Box::pin(served).await;
     }
-    let origin = Origin { peer, files: Some(Arc::new(lent)), encrypted: false, certificate: None };
     serve_http1(io, Requests::new(app, origin, activity), draining).await;
 }
 
@@ -73,28 +91,39 @@ where
             activity.ends();
             activity.settled(QUIET).await;
         });
-        let mut draining = false;
+        let mut leaving = false;
         loop {
             tokio::select! {
                 biased;
                 // First, so that the next answer is known to be the last.
-                () = &mut drain, if !draining => {
-                    draining = true;
+                () = &mut drain, if !leaving => {
+                    leaving = true;
                     Pin::new(&mut connection).graceful_shutdown();
                 }
                 ended = poll_fn(|cx| connection.poll_without_shutdown(cx)) => break ended,
+                // After the connection was polled, so that a request that has come is seen.
+                () = activity.closes_idle(), if !leaving => {
+                    leaving = true;
+                    Pin::new(&mut connection).graceful_shutdown();
+                }
                 () = &mut expired => {
+                    if activity.tries_once_more() {
+                        expired.set(activity.expired());
+                        continue;
+                    }
                     debug!(client = %peer, "closed a connection that stood still");
                     return;
                 }
             }
         }
     };
-    if let Err(error) = ended {
+    if let Err(error) = &ended {
         info!(client = %peer, reason = %error, "lost a connection, or what came is not HTTP");
     }
+    let parts = connection.into_parts();
+    let unread = ended.is_err() || activity.has_unread() || !parts.read_buf.is_empty();
     // Boxed, because it is as large as it is rare.
-    Box::pin(linger(connection.into_parts().io.into_inner())).await;
+    Box::pin(close(parts.io.into_inner(), unread)).await;
 }
 
 /// The requests of one connection.
@@ -120,6 +149,12 @@ impl Requests {
         self.origin.peer
     }
 
+    /// What answers may hold.
+    #[cfg(feature = "tls")]
+    pub fn budget(&self) -> &ConnectionBudget {
+        &self.origin.budget
+    }
+
     /// The answer to one of them.
     pub fn answer(&self, mut request: Request<Body>) -> Answer {
         let working = self.activity.work();
@@ -131,10 +166,14 @@ impl Requests {
 impl Service<Request<Incoming>> for Requests {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Answer;
+    type Future = Http1Answer;
 
-    fn call(&self, request: Request<Incoming>) -> Answer {
-        self.answer(request.map(Body::new))
+    fn call(&self, request: Request<Incoming>) -> Http1Answer {
+        let answer = self.answer(request.map(|body| match body.is_end_stream() {
+            true => Body::empty(),
+            false => Body::new(Upload::new(body, &self.activity)),
+        }));
+        Http1Answer { answer, activity: Arc::clone(&self.activity) }
     }
 }
 
@@ -156,10 +195,28 @@ impl Future for Answer {
     }
 }
 
-/// Says that no more will come, and reads on for a while.
-pub async fn linger(mut io: impl AsyncRead + AsyncWrite + Unpin) {
+/// The answer to a request of a connection that has one at a time.
+pub struct Http1Answer {
+    answer: Answer,
+    activity: Arc<Activity>,
+}
+
+impl Future for Http1Answer {
+    type Output = Result<Response<Body>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let answer = ready!(Pin::new(&mut self.answer).poll(cx))?;
+        Poll::Ready(Ok(answer.map(|body| Outgoing::of(body, &self.activity))))
+    }
+}
+
+/// Says that no more will come. What the client has sent and nobody has read is thrown away first.
+pub async fn close(mut io: impl AsyncRead + AsyncWrite + Unpin, unread: bool) {
     let drain = async {
         io.shutdown().await?;
+        if !unread {
+            return Ok(());
+        }
         // On the heap, because a connection that idles must not carry it along.
         let mut scratch = vec![0; 8 * 1024];
         let mut rest = LINGER_BYTES;

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use rustix::fd::AsFd;
+use rustix::fd::{AsFd, BorrowedFd};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::task::JoinHandle;
 
@@ -50,7 +50,10 @@ impl Watched {
         if let Some(mut piece) = self.lent.find(&bufs[0]) {
             ready!(self.poll_cached(cx, &mut piece, bufs[0].as_ptr().addr()));
             self.cork(true);
-            let sent = ready!(self.stream.poll_send_piece(cx, &piece))?;
+            let sent =
+                ready!(self.poll_socket(|stream, at_once| {
+                    stream.poll_send_piece(cx, &piece, at_once)
+                }))?;
             if sent == bufs[0].len() {
                 self.cork(false);
             }
@@ -62,7 +65,23 @@ impl Watched {
         }
         // The head of another answer, whose file may be lent at the addresses of the last one.
         self.cached = 0..0;
-        self.stream.poll_write_vectored(cx, &bufs[..plain])
+        self.poll_socket(|stream, at_once| stream.poll_write_vectored(cx, &bufs[..plain], at_once))
+    }
+
+    /// Writes to the socket, and notes whether the client's system takes it.
+    fn poll_socket(
+        &mut self,
+        write: impl FnOnce(&mut Stream, bool) -> Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        let wrote = write(&mut self.stream, self.activity.retries_write());
+        match &wrote {
+            Poll::Ready(wrote) => {
+                self.activity.wrote();
+                self.metrics.traffic.sent(*wrote.as_ref().unwrap_or(&0));
+            }
+            Poll::Pending => self.activity.is_held_up(),
+        }
+        wrote
     }
 
     /// Waits until `piece`, which is lent at `address`, can be sent without waiting for a disk, and
@@ -98,19 +117,41 @@ impl Watched {
     }
 }
 
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Unix(stream) => stream.as_fd(),
+        }
+    }
+}
+
+/// With `at_once`, something is tried even where the socket has not been found writable.
 impl Stream {
     fn poll_write_vectored(
         &mut self,
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
+        at_once: bool,
     ) -> Poll<io::Result<usize>> {
+        if at_once && let Ok(count) = rustix::io::writev(self.as_fd(), bufs) {
+            return Poll::Ready(Ok(count));
+        }
         match self {
             Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
     }
 
-    fn poll_send_piece(&self, cx: &mut Context<'_>, piece: &Piece) -> Poll<io::Result<usize>> {
+    fn poll_send_piece(
+        &self,
+        cx: &mut Context<'_>,
+        piece: &Piece,
+        at_once: bool,
+    ) -> Poll<io::Result<usize>> {
+        if at_once && let Ok(count) = piece.send(self.as_fd()) {
+            return Poll::Ready(Ok(count));
+        }
         loop {
             // A part that was sent does not mean that the socket is full, it may be a file that has
             // become shorter, or a signal: only `EAGAIN` means that waiting will end.
@@ -166,18 +207,11 @@ impl AsyncWrite for Watched {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let wrote = if self.lent.is_empty() {
-            self.stream.poll_write_vectored(cx, bufs)
+        if self.lent.is_empty() {
+            self.poll_socket(|stream, at_once| stream.poll_write_vectored(cx, bufs, at_once))
         } else {
             self.poll_send(cx, bufs)
-        };
-        if let Poll::Ready(wrote) = &wrote {
-            self.activity.wrote();
-            self.metrics.traffic.sent(*wrote.as_ref().unwrap_or(&0));
-        } else {
-            self.activity.is_held_up();
         }
-        wrote
     }
 
     fn is_write_vectored(&self) -> bool {

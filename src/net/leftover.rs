@@ -12,27 +12,27 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 
 use super::connection::{LINGER, LINGER_BYTES};
+use super::http2::Upload;
 
 /// A body that comes back when nobody wants to read on.
 pub struct Returning {
-    body: Option<Incoming>,
+    body: Option<Upload>,
     left: Leftover,
 }
 
 /// Where a body comes back to.
 #[derive(Debug, Clone, Default)]
-pub struct Leftover(Arc<Mutex<Option<Incoming>>>);
+pub struct Leftover(Arc<Mutex<Option<Upload>>>);
 
 impl Leftover {
     /// `body`, which comes back to here.
-    pub fn of(&self, body: Incoming) -> Returning {
+    pub fn of(&self, body: Upload) -> Returning {
         Returning { body: Some(body), left: self.clone() }
     }
 
-    fn place(&self) -> std::sync::MutexGuard<'_, Option<Incoming>> {
+    fn place(&self) -> std::sync::MutexGuard<'_, Option<Upload>> {
         // There is one or none after every step.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -57,12 +57,12 @@ impl Leftover {
 
 impl Body for Returning {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = h2::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
         match &mut self.body {
             Some(body) => Pin::new(body).poll_frame(cx),
             None => Poll::Ready(None),

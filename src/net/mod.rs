@@ -2,6 +2,7 @@
 
 mod activity;
 mod bound;
+mod bodies;
 mod connection;
 #[cfg(feature = "tls")]
 mod http2;

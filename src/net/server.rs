@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use super::slots::Slots;
 use super::{Listener, connection};
-use crate::http::App;
+use crate::http::{AnswerBudget, App};
 
 /// How long transfers may go on after the daemon was told to stop.
 pub const GRACE: Duration = Duration::from_secs(30);
@@ -27,28 +27,30 @@ pub struct Drained {
 /// Serves `app` on `listener` until `stop` is cancelled; then lets what is under way finish.
 pub async fn serve(mut listener: Listener, app: App, stop: CancellationToken) -> Drained {
     let slots = Slots::new();
+    let budget = AnswerBudget::new(slots.answer_files());
     let connections = TaskTracker::new();
     let mut trouble = Trouble::default();
     loop {
-        // More than can be served wait in the kernel's queue until somebody leaves.
-        let accepted = async {
-            let slot = slots.take().await;
-            (slot, listener.accept().await)
-        };
-        tokio::select! {
-            (slot, accepted) = accepted => match accepted {
-                Ok(accepted) => {
-                    trouble.is_over();
-                    let (app, stop) = (app.clone(), stop.clone());
-                    connections.spawn(connection::serve(accepted, app, stop, slot));
-                }
-                Err(error) => {
-                    trouble.is(&error);
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            },
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
             () = stop.cancelled() => break,
-        }
+        };
+        let accepted = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                trouble.is(&error);
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        trouble.is_over();
+        // One waits here, which makes idle connections close, and more in the kernel's queue.
+        let slot = tokio::select! {
+            slot = slots.take() => slot,
+            () = stop.cancelled() => slots.last(),
+        };
+        let (app, budget, stop) = (app.clone(), budget.connection(), stop.clone());
+        connections.spawn(connection::serve(accepted, app, budget, stop, slot));
     }
     // New clients are told at once that nobody is here, instead of waiting to be accepted.
     drop(listener);

@@ -14,7 +14,7 @@ use super::connection::{self, Requests};
 use super::io::Watched;
 use super::{http2, subject};
 use crate::config::Tls;
-use crate::http::{App, Origin, Peer};
+use crate::http::{App, Origin};
 
 /// How connections are encrypted, which can be changed for those to come. A clone is the same.
 #[derive(Debug, Clone)]
@@ -37,11 +37,12 @@ impl Secure {
 pub async fn serve(
     secure: &Secure,
     io: Watched,
-    peer: Peer,
+    mut origin: Origin,
     app: App,
     activity: Arc<Activity>,
     draining: CancellationToken,
 ) {
+    let peer = origin.peer;
     let handshake = TlsAcceptor::from(secure.0.load_full()).accept(io);
     let agreed = tokio::select! {
         agreed = handshake.into_fallible() => agreed,
@@ -61,13 +62,13 @@ pub async fn serve(
                 _ => info!(client = %peer, reason = %error, "a TLS handshake failed"),
             }
             // What the client sent in the meantime must not keep it from reading why.
-            connection::linger(io).await;
+            connection::close(io, true).await;
             return;
         }
     };
     let (_, session) = stream.get_ref();
-    // Files have to pass through the program to be encrypted.
-    let origin = Origin { peer, files: None, encrypted: true, certificate: holder(session) };
+    origin.encrypted = true;
+    origin.certificate = holder(session);
     let http2 = session.alpn_protocol() == Some(b"h2");
     debug!(
         client = %peer,
@@ -75,6 +76,7 @@ pub async fn serve(
         certificate = origin.certificate.as_deref(),
         "an encrypted connection begins"
     );
+    origin.multiplexed = http2;
     let requests = Requests::new(app, origin, activity);
     if http2 {
         http2::serve(stream, requests, draining).await;

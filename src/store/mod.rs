@@ -267,6 +267,9 @@ pub enum Content {
 
 /// The bytes of an object that have to be fetched.
 pub trait Ranged: Send + Sync {
+    /// Whether they come over a connection of their own, which is held until they have been read.
+    fn is_download(&self) -> bool;
+
     /// A part of them.
     fn read(self: Box<Self>, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>>;
 }

@@ -141,6 +141,74 @@ async fn an_idle_connection_is_kept_longer_than_any_client_keeps_it() {
     assert!((179..=181).contains(&waited.as_secs()), "{waited:?}");
 }
 
+/// The size of an object that is larger than what sockets hold.
+const LARGE: u64 = 64 << 20;
+
+/// A request for a large object, of whose answer nothing has been read.
+async fn asks_for_a_large_nar(address: std::net::SocketAddr, scratch: &Scratch) -> TcpStream {
+    // A clock that is paused jumps to its next timer while bytes are on their way: so there is
+    // always one that is near.
+    tokio::spawn(async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    let path = sample(1, b"x").nar_path;
+    let file = std::fs::File::create(scratch.join("cache").join(&path[1..])).expect("writable");
+    file.set_len(LARGE).expect("a file with nothing in it");
+    let mut stream = TcpStream::connect(address).await.expect("it accepts");
+    let head = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.expect("it reads");
+    stream
+}
+
+/// How many bytes still come.
+async fn rest(mut stream: TcpStream) -> u64 {
+    let mut scratch = vec![0; 1 << 20];
+    let mut count = 0;
+    while let Ok(more @ 1..) = stream.read(&mut scratch).await {
+        count += more as u64;
+    }
+    count
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_of_which_nothing_is_read_for_a_minute_is_broken_off() {
+    let (address, _stop, _served, scratch) = in_process().await;
+    let patient = asks_for_a_large_nar(address, &scratch).await;
+    tokio::time::sleep(Duration::from_secs(55)).await;
+    assert!(rest(patient).await > LARGE);
+    let stuck = asks_for_a_large_nar(address, &scratch).await;
+    tokio::time::sleep(Duration::from_secs(65)).await;
+    assert!(rest(stuck).await < LARGE);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_read_slowly_goes_on_for_as_long_as_it_takes() {
+    let (address, _stop, _served, scratch) = in_process().await;
+    let mut slow = asks_for_a_large_nar(address, &scratch).await;
+    // Less than what makes a socket writable whose buffer has grown.
+    let mut some = vec![0; 512 << 10];
+    for _ in 0..40 {
+        tokio::time::sleep(Duration::from_secs(55)).await;
+        slow.read_exact(&mut some).await.expect("it goes on");
+    }
+    assert!(rest(slow).await + 40 * some.len() as u64 > LARGE);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_connection_ends_within_the_second_that_late_requests_have() {
+    let (address, stop, served, _scratch) = in_process().await;
+    let mut stream = TcpStream::connect(address).await.expect("it accepts");
+    stream.write_all(b"GET /nix-cache-info HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("it reads");
+    let mut answer = [0; 12];
+    stream.read_exact(&mut answer).await.expect("it answers");
+    let begun = tokio::time::Instant::now();
+    stop.cancel();
+    assert_eq!(served.await.expect("it ends"), Drained { cut_off: 0 });
+    assert!(begun.elapsed() <= Duration::from_millis(1100), "{:?}", begun.elapsed());
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_transfer_that_does_not_end_is_cut_off_after_the_time_of_grace() {
     let (address, stop, served, _scratch) = in_process().await;

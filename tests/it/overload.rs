@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 use crate::support::daemon::Daemon;
+use crate::support::noise::Noise;
 use crate::support::objects::sample;
 use crate::support::wire::Wire;
 
@@ -26,7 +27,12 @@ fn cpu(pid: Pid) -> u64 {
 fn without_free_descriptors_it_waits_without_spinning_and_recovers() {
     let daemon = Daemon::start();
     let mut kept = Wire::to(&daemon);
-    assert_eq!(kept.request("GET", "/nix-cache-info", b"").status, 200);
+    // What it does by itself at its start is over.
+    let seen = "\nnix_stored_store_seen_timestamp_seconds 1";
+    while !kept.request("GET", "/metrics", b"").text().contains(seen) {
+        std::thread::yield_now();
+    }
+    assert_eq!(kept.request("GET", "/health", b"").status, 200);
     // Not one more can be opened, or just one that fills a gap in their numbers.
     limit_files(&daemon, daemon.open_files() as u64);
     let mut waiting = Wire::to(&daemon);
@@ -39,6 +45,9 @@ fn without_free_descriptors_it_waits_without_spinning_and_recovers() {
         let busy = kept.request("GET", &sample.nar_path, b"");
         assert_eq!((busy.status, busy.header("retry-after")), (503, "1"), "{}", busy.text());
     }
+    let health = kept.request("GET", "/health", b"");
+    assert_eq!(health.status, 503);
+    assert!(health.text().contains("no more files can be opened"), "{}", health.text());
     let (before, begun) = (cpu(daemon.pid()), Instant::now());
     while begun.elapsed() < Duration::from_secs(2) {
         std::thread::park_timeout(Duration::from_millis(100));
@@ -49,6 +58,7 @@ fn without_free_descriptors_it_waits_without_spinning_and_recovers() {
     limit_files(&daemon, 1024);
     assert_eq!(waiting.answer().status, 200);
     assert_eq!(Wire::to(&daemon).request("GET", "/nix-cache-info", b"").status, 200);
+    assert_eq!(kept.request("GET", "/health", b"").status, 200);
     daemon.wait_for_log("connections are accepted again");
     assert_eq!(kept.request("PUT", &sample.nar_path, &sample.nar).status, 201);
     let log = daemon.stop().1;
@@ -56,21 +66,84 @@ fn without_free_descriptors_it_waits_without_spinning_and_recovers() {
 }
 
 #[test]
+fn more_slow_downloads_than_may_hold_a_file_open_all_go_on() {
+    // Room for 768 connections, and for 128 files of answers.
+    let daemon = Daemon::builder().file_limit(1024).start();
+    let large = sample(1, &Noise::new(1).bytes(5 << 20));
+    assert_eq!(Wire::to(&daemon).request("PUT", &large.nar_path, &large.nar).status, 201);
+    let before = daemon.open_files();
+    let request =
+        format!("GET {} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", large.nar_path);
+    let mut slow: Vec<Wire> = (0..160).map(|_| Wire::to(&daemon)).collect();
+    for wire in &mut slow {
+        wire.send(&request);
+        assert_eq!(wire.head().status, 200);
+    }
+    assert!(Wire::to(&daemon).request("GET", &large.nar_path, b"").body == large.nar);
+    let more = daemon.open_files() - before;
+    assert!(more < 160 + 128 + 16, "{more} more are open");
+    for wire in slow {
+        assert!(wire.rest() == large.nar);
+    }
+}
+
+#[test]
 fn more_connections_than_it_serves_wait_for_their_turn() {
     // Room for 272 descriptors is room for 16 connections, the least that it serves at a time.
     let daemon = Daemon::builder().file_limit(272).start();
+    // Each is in the middle of an upload: idle ones would make room.
     let mut served: Vec<Wire> = (0..16).map(|_| Wire::to(&daemon)).collect();
+    let sample = sample(1, b"x");
     for wire in &mut served {
-        assert_eq!(wire.request("GET", "/nix-cache-info", b"").status, 200);
+        wire.send(&format!(
+            "PUT {} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {}\r\n\r\n",
+            sample.nar_path,
+            sample.nar.len()
+        ));
+        assert_eq!(wire.head().status, 100);
     }
     let mut waiting = Wire::to(&daemon);
     waiting.send("GET /nix-cache-info HTTP/1.1\r\nHost: x\r\n\r\n");
     daemon.wait_for_log("as many connections are open as can be served; more wait");
-    for wire in &mut served {
-        assert_eq!(wire.request("GET", "/nix-cache-info", b"").status, 200);
-    }
+    assert!(!waiting.has_answer(), "it did not wait");
     served.pop();
     assert_eq!(waiting.answer().status, 200);
+    for mut wire in served {
+        wire.send_bytes(&sample.nar);
+        assert!([200, 201].contains(&wire.answer().status));
+    }
+}
+
+#[test]
+fn in_a_crowd_the_connection_that_has_been_idle_longest_makes_room() {
+    let daemon = Daemon::builder().file_limit(272).start();
+    let sample = sample(1, &[1; 200_000]);
+    let mut upload = Wire::to(&daemon);
+    upload.send(&format!(
+        "PUT {} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {}\r\n\r\n",
+        sample.nar_path,
+        sample.nar.len()
+    ));
+    assert_eq!(upload.head().status, 100);
+    let mut idle: Vec<Wire> = (0..15).map(|_| Wire::to(&daemon)).collect();
+    for wire in &mut idle {
+        assert_eq!(wire.request("GET", "/nix-cache-info", b"").status, 200);
+    }
+    // Each for the one that has been idle longest then.
+    let begun = Instant::now();
+    let mut newcomers = Vec::new();
+    for longest in idle.drain(..3) {
+        let mut newcomer = Wire::to(&daemon);
+        assert_eq!(newcomer.request("GET", "/nix-cache-info", b"").status, 200);
+        newcomers.push(newcomer);
+        assert!(longest.rest().is_empty());
+    }
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    for wire in idle.iter_mut().chain(&mut newcomers) {
+        assert_eq!(wire.request("GET", "/nix-cache-info", b"").status, 200);
+    }
+    upload.send_bytes(&sample.nar);
+    assert_eq!(upload.answer().status, 201);
 }
 
 #[test]

@@ -112,6 +112,11 @@ impl Reader {
 }
 
 impl Ranged for Reader {
+    fn is_download(&self) -> bool {
+        // All readers share the file, and the one that fetches it has the connection.
+        false
+    }
+
     fn read(self: Box<Self>, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>> {
         stream::try_unfold((self, range), |(mut reader, range)| async move {
             if range.is_empty() {

@@ -63,6 +63,8 @@ fn without_port(host: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use crate::http::AnswerBudget;
+
     use http::Request;
 
     use super::*;
@@ -73,7 +75,14 @@ mod tests {
     }
 
     fn over(encrypted: bool, headers: &[(&str, &str)]) -> String {
-        let origin = Origin { peer: Peer::Unix, files: None, encrypted, certificate: None };
+        let origin = Origin {
+            peer: Peer::Unix,
+            files: None,
+            encrypted,
+            multiplexed: false,
+            budget: AnswerBudget::new(0).connection(),
+            certificate: None,
+        };
         let mut request = Request::builder().uri("/").extension(origin);
         for (name, value) in headers {
             request = request.header(*name, *value);

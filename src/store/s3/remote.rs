@@ -22,6 +22,10 @@ pub(super) struct Remote {
 }
 
 impl Ranged for Remote {
+    fn is_download(&self) -> bool {
+        true
+    }
+
     fn read(self: Box<Self>, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>> {
         let Self { bucket, key, size, whole } = *self;
         if range == (0..size) {

@@ -14,6 +14,8 @@ pub mod daemon;
 pub mod disk;
 pub mod fixture;
 pub mod injection;
+#[cfg(feature = "tls")]
+pub mod http2;
 pub mod metrics;
 #[cfg(any(feature = "s3", feature = "upstream"))]
 pub mod neighbour;

@@ -14,6 +14,8 @@ mod reload;
 mod serving;
 /// Clients that take their time.
 mod slow;
+/// Clients that take nothing of their answers, or next to nothing.
+mod untaken;
 
 use std::process::{Command, Stdio};
 

@@ -10,18 +10,15 @@ use nix_stored::cache::Cache;
 use nix_stored::config::{Config, Listen};
 use nix_stored::net::{self, Drained, Listener, Secure};
 use nix_stored::store::FsStore;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::certificates::Authority;
+use crate::support::http2;
 use crate::support::nix::utf8;
 use crate::support::scratch::Scratch;
 
@@ -90,21 +87,7 @@ impl Served {
 
     /// A connection after its handshake, in which this protocol was agreed on.
     async fn encrypted(&self, protocol: &[u8]) -> TlsStream<TcpStream> {
-        let mut roots = RootCertStore::empty();
-        let authority = CertificateDer::from_pem_file(self.authority.file()).expect("it is one");
-        roots.add(authority).expect("it is one");
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("they are supported")
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        config.alpn_protocols = vec![protocol.to_vec()];
-        let name = ServerName::try_from("127.0.0.1").expect("an address");
-        let connector = TlsConnector::from(Arc::new(config));
-        let stream = connector.connect(name, self.connect().await).await.expect("a handshake");
-        assert_eq!(stream.get_ref().1.alpn_protocol(), Some(protocol));
-        stream
+        http2::encrypted(&self.address.to_string(), &self.authority, protocol).await
     }
 }
 
@@ -183,13 +166,73 @@ async fn after_a_request_the_next_one_is_waited_for_three_minutes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_has_put_its_connection_aside_does_not_hold_up_the_end() {
+async fn an_idle_connection_ends_within_the_second_that_late_requests_have() {
+    for protocol in [b"h2".to_vec(), b"http/1.1".to_vec()] {
+        let served = Served::start().await;
+        let mut stream = served.encrypted(&protocol).await;
+        if protocol == b"h2" {
+            ask(&mut stream).await;
+        } else {
+            let request = b"GET /nix-cache-info HTTP/1.1\r\nHost: x\r\n\r\n";
+            stream.write_all(request).await.expect("it reads");
+            stream.read_exact(&mut [0; 12]).await.expect("it answers");
+        }
+        // In HTTP/2 it is told that the connection ends, and does not answer.
+        let begun = Instant::now();
+        served.stop.cancel();
+        assert_eq!(served.served.await.expect("it ends"), Drained { cut_off: 0 });
+        assert!(begun.elapsed() <= Duration::from_millis(1200), "{:?}", begun.elapsed());
+    }
+}
+
+/// A request whose answer waits until a window for it is opened (RFC 9113, section 6.5.2).
+async fn ask_without_a_window(stream: &mut TlsStream<TcpStream>) {
+    let settings = [HTTP_2.split_at(24).0, &[0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0]].concat();
+    stream.write_all(&settings).await.expect("it reads");
+    stream.write_all(&http_2_request()).await.expect("it reads");
+}
+
+/// Sends a frame every so often until the connection ends, or so many were sent. How long that
+/// took, and what came.
+async fn sending(
+    stream: &mut TlsStream<TcpStream>,
+    frame: &[u8],
+    every: Duration,
+    times: usize,
+) -> (Duration, Vec<u8>) {
+    let (begun, mut came) = (Instant::now(), Vec::new());
+    for _ in 0..times {
+        let ended = tokio::time::timeout(every, async {
+            while stream.read_buf(&mut came).await.is_ok_and(|count| count > 0) {}
+        });
+        let ended = ended.await.is_ok();
+        if ended || stream.write_all(frame).await.is_err() || stream.flush().await.is_err() {
+            break;
+        }
+    }
+    (begun.elapsed(), came)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_takes_nothing_for_a_minute_is_cut_off_whatever_it_sends() {
     let served = Served::start().await;
     let mut stream = served.encrypted(b"h2").await;
-    ask(&mut stream).await;
-    // It is told that the connection ends, and does not answer.
-    let begun = Instant::now();
-    served.stop.cancel();
-    assert_eq!(served.served.await.expect("it ends"), Drained { cut_off: 0 });
-    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    ask_without_a_window(&mut stream).await;
+    let ping = b"\0\0\x08\x06\0\0\0\0\0pingping";
+    let (took, came) = sending(&mut stream, ping, Duration::from_secs(5), 100).await;
+    assert!((58..=67).contains(&took.as_secs()), "{took:?}");
+    assert!(came.windows(8).any(|window| window == b"pingping"), "it did not read them");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_takes_a_byte_a_minute_goes_on() {
+    let served = Served::start().await;
+    let mut stream = served.encrypted(b"h2").await;
+    ask_without_a_window(&mut stream).await;
+    let one_more = [0, 0, 4, 8, 0, 0, 0, 0, 1, 0, 0, 0, 1];
+    let (took, came) = sending(&mut stream, &one_more, Duration::from_secs(55), 40).await;
+    assert_eq!(took.as_secs(), 40 * 55);
+    // One of 51 bytes each time, in a frame of its own.
+    let frames = came.windows(9).filter(|head| **head == [0, 0, 1, 0, 0, 0, 0, 0, 1]).count();
+    assert!((38..=40).contains(&frames), "{frames}");
 }
