@@ -131,8 +131,9 @@ impl Socket {
         match self {
             Self::Tcp(listener) => {
                 let (stream, address) = ready!(listener.poll_accept(cx))?;
-                // Answers are written whole: waiting for more would only delay them.
-                stream.set_nodelay(true)?;
+                // Answers are written whole: waiting for more would only delay them. It is advice,
+                // and a client is served without it.
+                let _ = stream.set_nodelay(true);
                 Poll::Ready(Ok((Stream::Tcp(stream), Peer::Tcp(address))))
             }
             Self::Unix(listener, _) => {

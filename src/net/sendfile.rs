@@ -130,8 +130,9 @@ impl Piece {
             let mut slices = [IoSliceMut::new(&mut byte)];
             let offset = self.offset + at as u64;
             let read = rustix::io::preadv2(&self.file, &mut slices, offset, ReadWriteFlags::NOWAIT);
-            // Where the file system cannot be asked, waiting is what is left.
-            !matches!(read, Err(Errno::AGAIN))
+            // Where the file system cannot be asked, it is read ahead, as if it were not there. What
+            // else goes wrong goes wrong again when it is sent.
+            !read.is_err_and(|error| error == Errno::AGAIN || is_unsupported(error))
         })
     }
 
@@ -152,10 +153,28 @@ impl Piece {
     /// Sends it to `socket`, as much as that takes.
     pub fn send(&self, socket: impl AsFd) -> io::Result<usize> {
         let mut offset = self.offset;
-        match rustix::fs::sendfile(socket, &self.file, Some(&mut offset), self.len)? {
+        match rustix::fs::sendfile(&socket, &self.file, Some(&mut offset), self.len) {
             // The file has become shorter than the length that was promised.
-            0 => Err(io::ErrorKind::UnexpectedEof.into()),
-            count => Ok(count),
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => Ok(count),
+            Err(error) if is_unsupported(error) => self.copy(socket),
+            Err(error) => Err(error.into()),
         }
     }
+
+    /// Sends a part of it by way of the program.
+    fn copy(&self, socket: impl AsFd) -> io::Result<usize> {
+        use std::os::unix::fs::FileExt;
+        let mut bytes = vec![0; self.len.min(PROBE)];
+        match self.file.read_at(&mut bytes, self.offset)? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            count => Ok(rustix::io::write(socket, &bytes[..count])?),
+        }
+    }
+}
+
+/// Whether an error says that the kernel, a sandbox or the file system does not have a system call
+/// that is only for speed.
+fn is_unsupported(error: Errno) -> bool {
+    [Errno::NOSYS, Errno::INVAL, Errno::PERM, Errno::OPNOTSUPP].contains(&error)
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crate::support::cache::TestCache;
 use crate::support::daemon::Daemon;
 use crate::support::objects::{Sample, sample};
+use crate::support::scratch::Scratch;
 use crate::support::wire::Wire;
 
 fn numbered(number: u8, size: u32) -> Sample {
@@ -67,6 +68,32 @@ fn a_large_nar_leaves_without_passing_through_the_program() {
     let resident = map.lines().find_map(|line| line.strip_prefix("Rss:")).expect("it is counted");
     assert_eq!(resident.trim(), "0 kB");
     assert!(wire.rest() == sample.nar);
+}
+
+#[test]
+fn a_nar_leaves_whole_where_the_system_has_none_of_the_faster_ways() {
+    let scratch = Scratch::new();
+    let sample = numbered(1, 3_000_000);
+    upload(&Daemon::builder().dir(scratch.path()).start(), &sample);
+    for call in ["sendfile", "preadv2", "setsockopt"] {
+        for error in ["ENOSYS", "EINVAL", "EPERM", "EOPNOTSUPP"] {
+            // The options of this socket are set here.
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+            let daemon =
+                Daemon::builder().dir(scratch.path()).socket(listener).failing(call, error).start();
+            let mut wire = Wire::to(&daemon);
+            for _ in 0..2 {
+                let whole = wire.request("GET", &sample.nar_path, b"");
+                assert!(whole.status == 200 && whole.body == sample.nar, "{call} {error}");
+            }
+            wire.send(&format!(
+                "GET {} HTTP/1.1\r\nHost: x\r\nRange: bytes=1000001-\r\n\r\n",
+                sample.nar_path
+            ));
+            let part = wire.answer();
+            assert!(part.status == 206 && part.body == sample.nar[1_000_001..], "{call} {error}");
+        }
+    }
 }
 
 #[test]

@@ -70,7 +70,7 @@ pub struct Builder {
     file_limit: Option<u64>,
     cpus: Option<String>,
     sockets: Vec<OwnedFd>,
-    failing: Option<(String, String)>,
+    failing: Vec<String>,
 }
 
 impl Builder {
@@ -92,9 +92,9 @@ impl Builder {
         self
     }
 
-    /// Lets each of these system calls, separated by commas, fail with this error.
+    /// Lets system calls, separated by commas, fail each time with this error, in the words of strace.
     pub fn failing(mut self, calls: &str, error: &str) -> Self {
-        self.failing = Some((calls.into(), error.into()));
+        self.failing.push(format!("-e trace={calls} -e inject={calls}:error={error}"));
         self
     }
 
@@ -122,11 +122,7 @@ impl Builder {
         std::fs::create_dir_all(&dir).expect("the cache's directory can be made");
         let in_a_bucket = if self.dir.is_none() { in_a_bucket() } else { None };
 
-        let mut command = match &self.failing {
-            Some((calls, error)) => failing(calls, error),
-            None => limited(self.file_limit, self.cpus.as_deref(), self.sockets),
-        };
-        let mut child = command
+        let mut child = limited(self.file_limit, self.cpus.as_deref(), self.sockets, &self.failing)
             .env("NIX_STORED_PATH", &dir)
             .env("NIX_STORED_LISTEN_INTERFACE", "127.0.0.1:0")
             .envs(in_a_bucket.iter().flat_map(Bucket::settings))
@@ -163,7 +159,7 @@ impl Builder {
     #[track_caller]
     pub fn start_fails(self) -> Failed {
         let scratch = Scratch::new();
-        let output = limited(None, None, self.sockets)
+        let output = limited(None, None, self.sockets, &[])
             .env("NIX_STORED_PATH", scratch.join("cache"))
             .env("NIX_STORED_LISTEN_INTERFACE", "127.0.0.1:0")
             .envs(self.env)
@@ -200,12 +196,17 @@ pub fn on_cache(dir: &Path, args: &[&str]) -> Command {
     command
 }
 
-/// The binary, as a process that may have so many open files, runs on these processors, and has
-/// these sockets from descriptor 3 on.
-fn limited(files: Option<u64>, cpus: Option<&str>, sockets: Vec<OwnedFd>) -> Command {
+/// The binary, as a process that may have so many open files, runs on these processors, has these
+/// sockets from descriptor 3 on, and whose system calls fail as strace is told.
+fn limited(
+    files: Option<u64>,
+    cpus: Option<&str>,
+    sockets: Vec<OwnedFd>,
+    failing: &[String],
+) -> Command {
     let files = files.map(|files| format!("ulimit -n {files};")).unwrap_or_default();
     let cpus = cpus.map(|cpus| format!("taskset -c {cpus}")).unwrap_or_default();
-    if files.is_empty() && cpus.is_empty() && sockets.is_empty() {
+    if files.is_empty() && cpus.is_empty() && sockets.is_empty() && failing.is_empty() {
         return command(BINARY, &[]);
     }
     let (announce, pass) = match sockets.len() {
@@ -216,7 +217,16 @@ fn limited(files: Option<u64>, cpus: Option<&str>, sockets: Vec<OwnedFd>) -> Com
             ["3<&0", "3<&0 4<&1"][count - 1],
         ),
     };
-    let script = format!("{files} {announce} exec {cpus} {BINARY} {pass} </dev/null >/dev/null");
+    // Beside the process and not above it, so that it has the number that is known here.
+    let strace = match failing {
+        [] => String::new(),
+        failing => format!(
+            "strace -D -f -qq --seccomp-bpf -o /dev/null -e signal=none {}",
+            failing.join(" ")
+        ),
+    };
+    let script =
+        format!("{files} {announce} exec {cpus} {strace} {BINARY} {pass} </dev/null >/dev/null");
     let mut command = command("/bin/sh", &["-c", &script]);
     let mut sockets = sockets.into_iter();
     if let Some(first) = sockets.next() {
@@ -225,16 +235,6 @@ fn limited(files: Option<u64>, cpus: Option<&str>, sockets: Vec<OwnedFd>) -> Com
     if let Some(second) = sockets.next() {
         command.stdout(second);
     }
-    command
-}
-
-/// The binary under `strace`, which makes these system calls fail. `-D` makes the tracer a process
-/// aside, so that the child is the binary.
-fn failing(calls: &str, error: &str) -> Command {
-    let (traced, injected) = (format!("trace={calls}"), format!("inject={calls}:error={error}"));
-    let options = ["-D", "-f", "-qq", "--seccomp-bpf", "-o", "/dev/null", "-e", "signal=none"];
-    let mut command = command("strace", &options);
-    command.args(["-e", &traced, "-e", &injected, BINARY]);
     command
 }
 
