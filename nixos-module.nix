@@ -209,7 +209,7 @@ let
         default = null;
         description = ''
           Whether everyone may upload while there are no users at all. Unset: only over a
-          loopback address or a unix socket.
+          loopback address or a unix socket, and not through a proxy.
         '';
       };
 

@@ -75,6 +75,9 @@ enum Source {
 #[serde(rename_all = "snake_case")]
 enum Who {
     Anyone,
+    /// Anyone on this machine.
+    #[serde(rename = "anyone")]
+    Local,
     Users(Vec<String>),
     /// Whoever holds a client certificate.
     Certificate,
@@ -229,6 +232,7 @@ impl From<Requirement> for Who {
     fn from(requirement: Requirement) -> Self {
         match requirement {
             Requirement::Anyone => Self::Anyone,
+            Requirement::Local => Self::Local,
             Requirement::User(users) => {
                 Self::Users(users.iter().map(|user| user.user().to_owned()).collect())
             }
@@ -249,7 +253,8 @@ impl fmt::Display for Effective {
             }
         }
         writeln!(f, "# {} may read", self.may_read)?;
-        writeln!(f, "# {} may upload", self.may_upload)?;
+        let from = if self.may_upload == Who::Local { " from this machine" } else { "" };
+        writeln!(f, "# {} may upload{from}", self.may_upload)?;
         if self.certificates_count {
             writeln!(f, "# whoever has a client certificate may do both")?;
         }
@@ -260,7 +265,7 @@ impl fmt::Display for Effective {
 impl fmt::Display for Who {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Anyone => f.write_str("anyone"),
+            Self::Anyone | Self::Local => f.write_str("anyone"),
             Self::Users(users) => write!(f, "the user {}", users.join(" or ")),
             Self::Certificate => f.write_str("whoever has a client certificate"),
             Self::Nobody => f.write_str("nobody"),

@@ -67,7 +67,7 @@ async fn serve(config: Config, bound: Bound, user: Option<u32>) -> anyhow::Resul
     let listener = listener.encrypted(secure.clone());
 
     info!("nix-stored {} serves {}", env!("CARGO_PKG_VERSION"), whole(config.location.clone()));
-    say_who_may_upload(&access.write, local);
+    say_who_may_upload(&access.write);
     #[cfg(feature = "tls")]
     config.tls.iter().for_each(say_if_out_of_date);
     say_what_to_type(&listener.urls());
@@ -144,9 +144,9 @@ fn whole(location: Location) -> Location {
     }
 }
 
-fn say_who_may_upload(write: &Requirement, local: bool) {
+fn say_who_may_upload(write: &Requirement) {
     match write {
-        Requirement::Anyone if local => warn!(
+        Requirement::Local => warn!(
             "anyone on this machine may upload, because no user is configured; set \
              NIX_STORED_USER_WRITE and NIX_STORED_USER_WRITE_PASSFILE before others can reach it"
         ),

@@ -68,8 +68,7 @@ pub struct Users {
 /// Who may upload without credentials when no write user is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Writers {
-    /// Whoever reaches a loopback or unix socket, if no user is configured at all: what a first
-    /// try on one's own machine needs.
+    /// Clients on this machine, if no user is configured at all: what a first try needs.
     LocalOnly,
     /// Whoever reaches the socket.
     Anyone,
@@ -82,6 +81,9 @@ pub enum Writers {
 pub enum Requirement {
     /// Nothing.
     Anyone,
+    /// Nothing of a client on this machine, and what no other client can give. The socket is local;
+    /// whether the request is can only be seen from the request.
+    Local,
     /// To be one of these users, or to hold a client certificate where those count.
     User(Vec<Credentials>),
     /// To hold a client certificate.
@@ -113,7 +115,7 @@ impl Users {
             write: match (&self.write, self.anonymous) {
                 (Some(write), _) => Requirement::User(vec![write.clone()]),
                 (None, Writers::Anyone) => Requirement::Anyone,
-                (None, Writers::LocalOnly) if local && unconfigured => Requirement::Anyone,
+                (None, Writers::LocalOnly) if local && unconfigured => Requirement::Local,
                 (None, _) if self.certificates => Requirement::Certificate,
                 (None, _) => Requirement::Nobody,
             },

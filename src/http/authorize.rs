@@ -2,6 +2,10 @@
 //!
 //! The access a request needs is a function of its method alone. Nothing is read of a body before
 //! this has decided, so a refused upload is refused instead of its `100 Continue`.
+//!
+//! Where no user is configured, clients on this machine may upload. The socket says that the other
+//! end of the connection is here; a reverse proxy and a web page in a browser are here, too, and
+//! their clients and authors are not. Both say so in headers.
 
 use std::future::{Ready, ready};
 use std::sync::Arc;
@@ -12,7 +16,7 @@ use axum::body::Body;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::future::Either;
-use http::header::{AUTHORIZATION, HeaderValue};
+use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response};
 use tower_layer::Layer;
 use tower_service::Service;
@@ -105,6 +109,12 @@ fn decide<B>(access: &Access, request: &Request<B>) -> Result<Option<User>, Http
     let requirement = if reads { &access.read } else { &access.write };
     let allowed = match requirement {
         Requirement::Anyone => return Ok(None),
+        Requirement::Local => {
+            return match header_of_another_machine(request.headers()) {
+                None => Ok(None),
+                Some(header) => Err(HttpError::NotLocal { header: header.to_owned() }),
+            };
+        }
         Requirement::Nobody => Err(HttpError::UploadsOff),
         Requirement::Certificate => Err(HttpError::NoCertificate),
         Requirement::User(allowed) => Ok(allowed),
@@ -126,6 +136,19 @@ fn decide<B>(access: &Access, request: &Request<B>) -> Result<Option<User>, Http
         },
         _ => Err(HttpError::WrongCredentials),
     }
+}
+
+/// A header that only proxies and browsers send, if there is one: where a request came from that was
+/// forwarded, and which page has made it. A proxy that sends none of them cannot be told from a
+/// client.
+fn header_of_another_machine(headers: &HeaderMap) -> Option<&str> {
+    let is_one = |name: &&str| {
+        matches!(*name, "forwarded" | "via" | "x-real-ip" | "origin")
+            || ["x-forwarded-", "sec-fetch-"].iter().any(|start| name.starts_with(start))
+            // Those of networks that stand before a server: `CF-Connecting-IP`, `True-Client-IP`.
+            || ["client-ip", "connecting-ip"].iter().any(|end| name.ends_with(end))
+    };
+    headers.keys().map(HeaderName::as_str).find(is_one)
 }
 
 /// Who holds the certificate that the connection began with: the write user, whatever else is sent.

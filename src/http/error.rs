@@ -44,6 +44,16 @@ pub enum HttpError {
         /// The user.
         user: String,
     },
+    /// An upload without a user that did not begin on this machine.
+    #[error(
+        "without a user only clients on the cache's machine may upload, and this request has the \
+         header {header}, so it came through a proxy or from a web page; set NIX_STORED_USER_WRITE \
+         and NIX_STORED_USER_WRITE_PASSFILE where the cache runs"
+    )]
+    NotLocal {
+        /// The name of the header.
+        header: String,
+    },
     /// Uploads are switched off.
     #[error("uploads are switched off here; set NIX_STORED_USER_WRITE where the cache runs")]
     UploadsOff,
@@ -80,7 +90,9 @@ impl HttpError {
             Self::Absent | Self::NoSuchName(_) => StatusCode::NOT_FOUND,
             Self::BadName(_) => StatusCode::BAD_REQUEST,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
-            Self::NoCredentials | Self::WrongCredentials => StatusCode::UNAUTHORIZED,
+            Self::NoCredentials | Self::WrongCredentials | Self::NotLocal { .. } => {
+                StatusCode::UNAUTHORIZED
+            }
             Self::NotAWriter { .. } | Self::UploadsOff | Self::NoCertificate => {
                 StatusCode::FORBIDDEN
             }
@@ -175,7 +187,7 @@ impl HttpError {
             Self::Method => {
                 set(header::ALLOW, "GET, HEAD, PUT");
             }
-            Self::NoCredentials | Self::WrongCredentials => {
+            Self::NoCredentials | Self::WrongCredentials | Self::NotLocal { .. } => {
                 set(header::WWW_AUTHENTICATE, "Basic realm=\"nix-stored\", charset=\"UTF-8\"");
             }
             Self::Put(PutError::Body(_)) => {

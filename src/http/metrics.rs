@@ -43,9 +43,10 @@ pub(super) fn method(method: &Method) -> metrics::Method {
 pub(super) fn reason(error: &HttpError) -> &'static str {
     match error {
         HttpError::NoCredentials | HttpError::WrongCredentials => "credentials",
-        HttpError::NotAWriter { .. } | HttpError::UploadsOff | HttpError::NoCertificate => {
-            "not-allowed"
-        }
+        HttpError::NotAWriter { .. }
+        | HttpError::NotLocal { .. }
+        | HttpError::UploadsOff
+        | HttpError::NoCertificate => "not-allowed",
         HttpError::BadName(_) => "name",
         HttpError::Encoding(_) => "encoding",
         HttpError::Put(error) => match error {

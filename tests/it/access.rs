@@ -156,3 +156,59 @@ async fn a_refused_upload_is_refused_before_its_body_is_read() {
     ));
     cache.put(ONE_OF_EACH[3], body).await.is(401);
 }
+
+/// Headers that proxies add, and those that browsers do.
+const FROM_ELSEWHERE: &[(&str, &str)] = &[
+    ("X-Forwarded-For", "203.0.113.9"),
+    ("x-forwarded-host", "cache.example.org"),
+    ("X-Forwarded-Proto", "https"),
+    ("X-Forwarded-Prefix", "/cache"),
+    ("Forwarded", "for=203.0.113.9"),
+    ("Via", "1.1 proxy"),
+    ("X-Real-IP", "203.0.113.9"),
+    ("CF-Connecting-IP", "203.0.113.9"),
+    ("True-Client-IP", "203.0.113.9"),
+    ("Origin", "https://example.org"),
+    ("Origin", "null"),
+    ("Sec-Fetch-Site", "cross-site"),
+    ("X-Forwarded-For", ""),
+];
+
+async fn upload(cache: &TestCache, headers: &[(&str, &str)]) -> crate::support::cache::Answer {
+    let mut upload = request(Method::PUT, ONE_OF_EACH[5], Body::from("x"));
+    for (name, value) in headers {
+        let name: http::HeaderName = name.parse().expect("a header's name");
+        upload.headers_mut().insert(name, value.parse().expect("a header's value"));
+    }
+    cache.send(upload).await
+}
+
+#[tokio::test]
+async fn an_upload_through_a_proxy_or_from_a_web_page_is_not_local() {
+    let cache = TestCache::new();
+    for header in FROM_ELSEWHERE {
+        let refused = upload(&cache, &[*header]).await.is(401);
+        assert!(refused.header("www-authenticate").starts_with("Basic realm="), "{header:?}");
+        let refused = refused.says("set NIX_STORED_USER_WRITE").says("through a proxy");
+        refused.says(&header.0.to_ascii_lowercase());
+        // Reading is for everyone.
+        cache.get_with("/nix-cache-info", &[*header]).await.is(200);
+    }
+    // What Nix sends, and what says nothing of where it is from.
+    let nix = [("user-agent", "curl/8.14.1 Nix/2.26.3"), ("accept-encoding", "zstd, br")];
+    upload(&cache, &nix).await.is(201);
+    upload(&cache, &[("x-request-id", "1"), ("referer", "x")]).await.is(200);
+}
+
+#[tokio::test]
+async fn where_anyone_or_a_user_may_upload_a_proxy_changes_nothing() {
+    let anyone = TestCache::configured(ANYONE, true);
+    let users = TestCache::configured(WRITE, true);
+    let writer = basic("writer", "w-secret").expect("credentials");
+    for header in FROM_ELSEWHERE {
+        assert!(upload(&anyone, &[*header]).await.status.is_success());
+        let known = upload(&users, &[*header, ("authorization", &writer)]).await;
+        assert!(known.status.is_success(), "{header:?}");
+        upload(&users, &[*header]).await.is(401).says("needs a user and a password");
+    }
+}

@@ -173,7 +173,7 @@ const CHUNKS: usize = 512;
 
 #[test]
 fn two_gigabytes_go_up_through_nginx_and_stay_nowhere_on_the_way() {
-    let daemon = Daemon::start();
+    let daemon = Daemon::builder().env("NIX_STORED_ANONYMOUS_WRITE", "1").start();
     let proxy = nginx(daemon.url().trim_start_matches("http://"));
     let chunk = Noise::new(7).bytes(CHUNK);
     let empty = nar_of_file(b"");
@@ -226,6 +226,7 @@ fn staged(daemon: &Daemon) -> u64 {
 #[test]
 fn what_the_daemon_says_of_an_upload_comes_through_nginx() {
     let daemon = Daemon::builder()
+        .env("NIX_STORED_ANONYMOUS_WRITE", "1")
         .env("NIX_STORED_MAX_UPLOAD_SIZE", "1K")
         .env("NIX_STORED_LOG_LEVEL", "debug")
         .start();
@@ -245,10 +246,28 @@ fn what_the_daemon_says_of_an_upload_comes_through_nginx() {
 fn nginx_speaks_to_a_unix_socket() {
     let dir = Scratch::new();
     let socket = format!("unix:{}", utf8(&dir.join("http")));
-    let daemon = Daemon::builder().env("NIX_STORED_LISTEN_INTERFACE", &socket).start();
+    let daemon = Daemon::builder()
+        .env("NIX_STORED_LISTEN_INTERFACE", &socket)
+        .env("NIX_STORED_ANONYMOUS_WRITE", "1")
+        .start();
     let proxy = nginx(&socket);
     let mut wire = Wire::to_address(&proxy.address());
     let small = sample(1, b"small");
     assert_eq!(wire.request("PUT", &small.nar_path, &small.nar).status, 201, "{}", daemon.log());
     assert_eq!(wire.request("GET", &small.nar_path, b"").status, 200);
+}
+
+#[test]
+fn without_users_nobody_uploads_through_nginx() {
+    let daemon = Daemon::start();
+    let proxy = nginx(daemon.url().trim_start_matches("http://"));
+    let small = sample(1, b"small");
+    let mut wire = Wire::to_address(&proxy.address());
+    let refused = wire.request("PUT", &small.nar_path, &small.nar);
+    assert_eq!(refused.status, 401, "{}", refused.text());
+    assert!(refused.text().contains("set NIX_STORED_USER_WRITE"), "{}", refused.text());
+    // Past nginx, on the same machine.
+    assert_eq!(Wire::to(&daemon).request("PUT", &small.nar_path, &small.nar).status, 201);
+    let got = Wire::to_address(&proxy.address()).request("GET", &small.nar_path, b"");
+    assert_eq!((got.status, got.body), (200, small.nar));
 }

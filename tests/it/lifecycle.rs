@@ -45,6 +45,16 @@ fn the_body_is_asked_for_only_when_it_will_be_taken() {
     let mut wire = Wire::to(&daemon);
     wire.send("PUT /x HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n");
     assert_eq!(wire.head().status, 400);
+
+    // Nor where it came through a proxy on this machine, as nobody is configured.
+    let mut wire = Wire::to(&daemon);
+    wire.send(&format!(
+        "PUT {} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nX-Forwarded-For: 203.0.113.9\r\n\
+         Content-Length: {length}\r\n\r\n",
+        sample.nar_path
+    ));
+    assert_eq!(wire.head().status, 401);
+    daemon.wait_for_log("so it came through a proxy or from a web page");
 }
 
 #[test]

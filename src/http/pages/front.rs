@@ -98,7 +98,10 @@ fn setup(visit: &Visit, about: About<'_>, behind: &[Behind]) -> Markup {
         own.chain(behind.iter().flat_map(|behind| behind.keys.iter().cloned())).collect();
     let reader = match &visit.access.read {
         Requirement::User(users) => users.first().map(Credentials::user),
-        Requirement::Anyone | Requirement::Certificate | Requirement::Nobody => None,
+        Requirement::Anyone
+        | Requirement::Local
+        | Requirement::Certificate
+        | Requirement::Nobody => None,
     };
     let quoted: Vec<String> = keys.iter().map(|key| nix_string(key)).collect();
     let keys: Vec<String> = keys.into_iter().collect();
@@ -170,6 +173,10 @@ fn upload(visit: &Visit, url: &str) -> Markup {
     html! {
         @match &visit.access.write {
             Requirement::Anyone => { (command) p.soft.small { "Anyone who can reach it may." } }
+            Requirement::Local => {
+                (command)
+                p.soft.small { "Anyone on the cache's machine may, but not through a proxy." }
+            }
             Requirement::User(_) => {
                 (command)
                 p.soft.small { "This needs the user and the password for uploads, in the netrc file." }
@@ -245,6 +252,7 @@ fn rules(visit: &Visit, about: About<'_>) -> Markup {
 fn who(requirement: &Requirement) -> &'static str {
     match requirement {
         Requirement::Anyone => "anyone who can reach it",
+        Requirement::Local => "anyone on the cache's machine",
         Requirement::User(_) => "with a password",
         Requirement::Certificate => "with a client certificate",
         Requirement::Nobody => "nobody",

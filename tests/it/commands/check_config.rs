@@ -37,7 +37,8 @@ fn every_variable_is_shown_in_order_with_its_default() {
     let text = check(&[], &[]).is(0);
     let names = text.out.lines().filter_map(|line| Some(line.split_once('=')?.0));
     assert_eq!(names.collect::<Vec<_>>(), shown);
-    text.says("\nNIX_STORED_GC_INTERVAL=1h  # default\n").says("# anyone may upload");
+    text.says("\nNIX_STORED_GC_INTERVAL=1h  # default\n")
+        .says("# anyone may upload from this machine\n");
 }
 
 #[test]
