@@ -1,5 +1,8 @@
 //! The log: to standard error, as text for people and the journal or as JSON for machines.
 
+mod lines;
+mod printable;
+
 use std::error::Error;
 use std::io::IsTerminal;
 use std::str::FromStr;
@@ -9,6 +12,13 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::time::SystemTime;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+
+pub use printable::{printable, printable_json};
+
+use lines::{JsonLines, TextFields};
+
+/// The most that a line for people has that does not go through a log, in bytes.
+pub const LINE: usize = 8 * 1024;
 
 /// An error with everything that caused it, on one line. Some libraries' errors say what caused them
 /// themselves; then it is not said again.
@@ -102,10 +112,15 @@ pub fn init(level: LogLevel, format: LogFormat) {
     let filter = Targets::new().with_default(theirs).with_target("nix_stored", Level::from(level));
     match format {
         LogFormat::Json => {
-            builder.json().flatten_event(true).with_target(true).finish().with(filter).init();
+            builder.event_format(JsonLines).finish().with(filter).init();
         }
-        LogFormat::Text if in_journal => builder.without_time().finish().with(filter).init(),
-        LogFormat::Text => builder.with_timer(SystemTime).finish().with(filter).init(),
+        LogFormat::Text => {
+            let builder = builder.fmt_fields(TextFields);
+            match in_journal {
+                true => builder.without_time().finish().with(filter).init(),
+                false => builder.with_timer(SystemTime).finish().with(filter).init(),
+            }
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::EXIT_NO;
 use super::argument::Unusable;
 use super::opening::{open, open_existing};
-use super::output::{Output, count, size};
+use super::output::{OneLine, Output, count, size};
 use super::owner::become_owner;
 use super::progress::Progress;
 use super::signals::stop_on_signals;
@@ -118,7 +118,7 @@ impl fmt::Display for Told {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Report { paths, present, objects, bytes, pins, orphans, differing, damage, stopped } =
             &self.0;
-        damage.iter().try_for_each(|damage| writeln!(f, "{damage}"))?;
+        damage.iter().try_for_each(|damage| writeln!(f, "{}", OneLine(damage)))?;
         for path in differing {
             writeln!(f, "{path}: both have it, with other contents; the copy stays as it was")?;
         }

@@ -25,7 +25,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::{Config, Problems};
-use crate::logging::with_causes;
+use crate::logging::{LINE, printable, with_causes};
 use argument::Unusable;
 
 /// A binary cache for Nix: plain `nix copy` in, plain substituters out.
@@ -119,10 +119,16 @@ fn on_config(command: Command, config: Config) -> anyhow::Result<ExitCode> {
 
 /// Says on standard error why nothing came of it, and with what exit status.
 fn tell(error: &anyhow::Error) -> ExitCode {
-    if let Some(problems) = error.downcast_ref::<Problems>() {
-        eprint!("{problems}");
-        return ExitCode::from(EXIT_USAGE);
+    let problems = error.downcast_ref::<Problems>();
+    let text = match problems {
+        Some(problems) => problems.to_string(),
+        None => format!("nix-stored: {}\n", printable(&with_causes(error.as_ref()), LINE)),
+    };
+    // Nothing can be done where nobody listens.
+    let _ = output::write(std::io::stderr().lock(), &text);
+    if problems.is_some() || error.is::<Unusable>() {
+        ExitCode::from(EXIT_USAGE)
+    } else {
+        ExitCode::FAILURE
     }
-    eprintln!("nix-stored: {}", with_causes(error.as_ref()));
-    if error.is::<Unusable>() { ExitCode::from(EXIT_USAGE) } else { ExitCode::FAILURE }
 }

@@ -1,12 +1,14 @@
 //! What commands print: one JSON document, or text for people.
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::io::{self, Write};
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use indicatif::{BinaryBytes, HumanFloatCount};
 use serde::{Serialize, Serializer};
+
+use crate::logging::{LINE, printable, printable_json};
 
 /// Whom a result is for.
 #[derive(Debug, Clone, Copy, clap::Args)]
@@ -19,30 +21,44 @@ pub(super) struct Output {
 impl Output {
     /// Prints a result.
     pub(super) fn print(self, result: &(impl Serialize + Display)) -> anyhow::Result<()> {
-        write(io::stdout().lock(), &self.render(result)?)
+        self.write(io::stdout().lock(), result)
     }
 
     /// Prints why nothing came of it: for people, where they look for errors.
     pub(super) fn refuse(self, reasons: &(impl Serialize + Display)) -> anyhow::Result<()> {
-        let text = self.render(reasons)?;
         if self.json {
-            write(io::stdout().lock(), &text)
+            self.write(io::stdout().lock(), reasons)
         } else {
-            write(io::stderr().lock(), &text)
+            self.write(io::stderr().lock(), reasons)
         }
     }
 
-    fn render(self, result: &(impl Serialize + Display)) -> anyhow::Result<String> {
+    fn write(self, to: impl Write, result: &(impl Serialize + Display)) -> anyhow::Result<()> {
         if !self.json {
-            return Ok(result.to_string());
+            return write(to, &result.to_string());
         }
         let json = serde_json::to_string_pretty(result);
-        Ok(json.context("the result cannot be written as JSON")? + "\n")
+        let json = json.context("the result cannot be written as JSON")?;
+        write_raw(to, &(printable_json(&json) + "\n"))
     }
 }
 
-/// Prints a text.
-pub(super) fn write(mut to: impl Write, text: &str) -> anyhow::Result<()> {
+/// Prints a text for people. In each of its lines may be what came from outside.
+pub(super) fn write(to: impl Write, text: &str) -> anyhow::Result<()> {
+    let lines: Vec<_> = text.split('\n').map(|line| printable(line, LINE)).collect();
+    write_raw(to, &lines.join("\n"))
+}
+
+/// What was found in a cache or answered by a server, on one line.
+pub(super) struct OneLine<T>(pub T);
+
+impl<T: Display> Display for OneLine<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&printable(&self.0.to_string(), LINE))
+    }
+}
+
+fn write_raw(mut to: impl Write, text: &str) -> anyhow::Result<()> {
     match to.write_all(text.as_bytes()).and_then(|()| to.flush()) {
         // Who stops reading, as `head` does, has seen enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),

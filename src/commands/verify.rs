@@ -9,9 +9,9 @@ use serde::Serialize;
 
 use super::EXIT_NO;
 use super::offline::on_cache;
-use super::output::{Output, count, size};
+use super::output::{OneLine, Output, count, size};
 use super::progress::Progress;
-use crate::cache::verify::{DamageKind, NoteKind, Options, Report, Step};
+use crate::cache::verify::{DamageKind, Note, NoteKind, Options, Report, Step};
 use crate::config::{Config, Verify};
 
 #[derive(Debug, Clone, clap::Args)]
@@ -68,10 +68,12 @@ struct Told {
 impl fmt::Display for Told {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Report { checked, damage, notes, .. } = &self.report;
-        damage.iter().try_for_each(|damage| writeln!(f, "{damage}"))?;
+        damage.iter().try_for_each(|damage| writeln!(f, "{}", OneLine(damage)))?;
         let (absent, others): (Vec<_>, Vec<_>) =
             notes.iter().partition(|note| note.kind == NoteKind::Reference);
-        others.iter().try_for_each(|note| writeln!(f, "note: {}: {}", note.object, note.text))?;
+        for Note { object, text, .. } in others {
+            writeln!(f, "note: {}: {}", OneLine(object), OneLine(text))?;
+        }
         // There can be as many of them as there are paths.
         if !absent.is_empty() {
             writeln!(

@@ -14,6 +14,7 @@ use thiserror::Error;
 #[cfg(feature = "upstream")]
 use crate::cache::upstream::Trouble;
 use crate::cache::{BodyError, GetError, PutError};
+use crate::logging::printable;
 use crate::nix::cache_path::ParseCachePathError;
 use crate::store::{RemoteTrouble, StoreError};
 
@@ -82,6 +83,10 @@ pub enum HttpError {
     #[error(transparent)]
     Put(#[from] PutError),
 }
+
+/// How long the line of an answer may be, in bytes. Nix shows its user only what is shorter than 1,024
+/// (`src/libstore/filetransfer.cc`).
+pub(super) const LINE: usize = 1000;
 
 impl HttpError {
     /// The status for each error. There is no wildcard, so a new error needs a decision here.
@@ -158,7 +163,8 @@ impl HttpError {
         }
     }
 
-    /// The line that the client gets: what went wrong inside is for the log only.
+    /// The line that the client gets: what went wrong inside is for the log only. What is quoted in it
+    /// comes from outside, so here it is made one line that is not too long.
     fn line(&self) -> Bytes {
         let status = self.status();
         if matches!(self, Self::Absent) {
@@ -167,7 +173,9 @@ impl HttpError {
             let phrase = status.canonical_reason().unwrap_or("error");
             format!("{phrase}; the cache's log has the reason\n").into()
         } else {
-            format!("{self}\n").into()
+            let mut line = printable(&self.to_string(), LINE - 1).into_owned();
+            line.push('\n');
+            line.into()
         }
     }
 

@@ -9,10 +9,10 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use serde::Serialize;
 
-use super::error::HttpError;
+use super::error::{HttpError, LINE};
 use super::router::Site;
 use crate::config::Requirement;
-use crate::logging::with_causes;
+use crate::logging::{printable, with_causes};
 use crate::store::Condition;
 
 /// Where it is.
@@ -60,6 +60,7 @@ pub(super) async fn answer(site: &Site) -> Response<Body> {
         Condition::Good | Condition::ReadOnly(_) => None,
     };
     let reason = reason.or_else(too_many_files);
+    let reason = reason.map(|reason| printable(&reason, LINE).into_owned());
     let report = Report {
         status: if reason.is_none() { "ok" } else { "unavailable" },
         version: env!("CARGO_PKG_VERSION"),

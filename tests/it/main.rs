@@ -28,6 +28,8 @@ mod admission;
 
 /// What no decent client sends.
 mod bad_input;
+/// Texts from outside, wherever they are shown.
+mod foreign_texts;
 /// What goes, what stays.
 mod retention;
 /// The commands, with the real binary.

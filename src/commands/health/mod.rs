@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use serde::Deserialize;
 
-use super::output::size;
+use super::output::{OneLine, size};
 use crate::config::{Config, Problems};
 use place::Place;
 
@@ -42,7 +42,8 @@ pub(super) fn run(args: &Args, config: Result<Config, Problems>) -> anyhow::Resu
         let line = answer.lines().next().unwrap_or_default();
         bail!("{place} does not answer as a nix-stored does: “{line}”");
     };
-    super::output::write(io::stdout().lock(), &format!("{place} {health}\n"))?;
+    let line = OneLine(format!("{place} {health}"));
+    super::output::write(io::stdout().lock(), &format!("{line}\n"))?;
     Ok(if health.status == "ok" { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -6,6 +6,8 @@ use std::time::{Duration, SystemTime};
 use indicatif::{BinaryBytes, HumanCount};
 use maud::{Markup, Render, html};
 
+use crate::logging::printable;
+
 /// A number of bytes.
 pub(super) fn size(bytes: u64) -> String {
     BinaryBytes(bytes).to_string()
@@ -61,20 +63,16 @@ pub(super) fn day(time: SystemTime) -> String {
     text
 }
 
+/// The most of a text from outside that is shown, in bytes.
+const LONGEST: usize = 8 * 1024;
+
 /// A text that came from outside. Characters that would not be seen, or that turn around what
 /// stands beside them, are spelled out.
 pub(super) struct Foreign<'a>(pub &'a str);
 
 impl fmt::Display for Foreign<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for character in self.0.chars() {
-            if is_unseen(character) {
-                write!(f, "{}", character.escape_unicode())?;
-            } else {
-                write!(f, "{character}")?;
-            }
-        }
-        Ok(())
+        f.write_str(&printable(self.0, LONGEST))
     }
 }
 
@@ -82,16 +80,6 @@ impl Render for Foreign<'_> {
     fn render_to(&self, buffer: &mut String) {
         self.to_string().render_to(buffer);
     }
-}
-
-fn is_unseen(character: char) -> bool {
-    character.is_control()
-        || matches!(
-            character,
-            '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-                | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
-                | '\u{e0000}'..='\u{e007f}'
-        )
 }
 
 /// A text inside the quotes of the Nix language.

@@ -149,7 +149,9 @@ fn in_a_crowd_the_connection_that_has_been_idle_longest_is_told_to_go() {
         let mut newcomer = Http2::connect(world.address(), &world.authority, 1 << 20).await;
         assert_eq!(newcomer.get("/nix-cache-info").await.status(), 200);
         let longest = idle.remove(0);
-        longest.ended.await.expect("no panic").expect("it is told that the connection ends");
+        // Its last word may find nobody who listens.
+        let ended = longest.ended.await.expect("no panic");
+        assert!(ended.err().is_none_or(|error| error.is_io()));
         for client in idle.iter_mut().chain([&mut newcomer]) {
             assert_eq!(client.get("/nix-cache-info").await.status(), 200);
         }
