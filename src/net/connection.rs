@@ -57,7 +57,7 @@ pub async fn serve(
     let metrics = Arc::clone(app.metrics());
     let _open = metrics.open();
     let io = Watched::new(accepted.stream, Arc::clone(&activity), Arc::clone(&lent), metrics);
-    let mut origin = Origin {
+    let origin = Origin {
         peer,
         files: Some(Arc::new(lent)),
         encrypted: false,
@@ -67,8 +67,6 @@ pub async fn serve(
     };
     #[cfg(feature = "tls")]
     if let Some(secure) = &accepted.secure {
-        // Files have to pass through the program to be encrypted.
-        origin.files = None;
         // On the heap, because plain connections must not carry it along.
         let served = super::tls::serve(secure, io, origin, app, activity, draining);
         return Box::pin(served).await;

@@ -67,6 +67,8 @@ pub async fn serve(
         }
     };
     let (_, session) = stream.get_ref();
+    // Files have to pass through the program to be encrypted.
+    origin.files = None;
     origin.encrypted = true;
     origin.certificate = holder(session);
     let http2 = session.alpn_protocol() == Some(b"h2");
