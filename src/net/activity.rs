@@ -278,8 +278,15 @@ impl Activity {
         }
     }
 
+    /// Returns after `quiet`, in which requests may still come, and not before the last of them has
+    /// been answered.
+    pub async fn late_requests(&self, quiet: Duration) {
+        tokio::time::sleep(quiet).await;
+        self.settled(quiet).await;
+    }
+
     /// Returns when nothing has happened for `quiet`, and nothing is under way.
-    pub async fn settled(&self, quiet: Duration) {
+    async fn settled(&self, quiet: Duration) {
         loop {
             let busy = self.working.load(Ordering::Acquire) > 0
                 || self.sending.load(ORDER) > 0

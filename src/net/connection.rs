@@ -87,7 +87,7 @@ where
         let mut drain = pin!(async {
             draining.cancelled().await;
             activity.ends();
-            activity.settled(QUIET).await;
+            activity.late_requests(QUIET).await;
         });
         let mut leaving = false;
         loop {

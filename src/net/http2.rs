@@ -58,7 +58,7 @@ pub async fn serve(
     let mut expired = pin!(activity.expired());
     let mut settled = pin!(async {
         draining.cancelled().await;
-        activity.settled(QUIET).await;
+        activity.late_requests(QUIET).await;
     });
     let handshake = server::Builder::new()
         .max_concurrent_streams(STREAMS)
@@ -85,7 +85,7 @@ pub async fn serve(
     let requests = Arc::new(requests);
     // Once the client is told that the connection ends, it says that it has heard of it. One that
     // has only put the connection aside does not look, and is not waited for.
-    let mut left = pin!(activity.settled(QUIET));
+    let mut left = pin!(activity.late_requests(QUIET));
     let mut leaving = false;
     loop {
         tokio::select! {

@@ -220,6 +220,24 @@ async fn an_idle_connection_ends_within_the_second_that_late_requests_have() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_late_request_is_answered_on_a_connection_that_was_idle_for_long() {
+    let (address, stop, served, _scratch) = in_process().await;
+    let request = b"GET /nix-cache-info HTTP/1.1\r\nHost: x\r\n\r\n";
+    let mut stream = TcpStream::connect(address).await.expect("it accepts");
+    stream.write_all(request).await.expect("it reads");
+    let mut answer = vec![0; 4096];
+    assert_ne!(stream.read(&mut answer).await.expect("it answers"), 0);
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    stop.cancel();
+    tokio::time::sleep(Duration::from_millis(900)).await;
+    stream.write_all(request).await.expect("it reads");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("it answers and closes");
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close"), "{answer}");
+    assert_eq!(served.await.expect("it ends"), Drained { cut_off: 0 });
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_transfer_that_does_not_end_is_cut_off_after_the_time_of_grace() {
     let (address, stop, served, _scratch) = in_process().await;
     let mut stream = TcpStream::connect(address).await.expect("it accepts");
