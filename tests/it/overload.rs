@@ -128,6 +128,8 @@ fn in_a_crowd_the_connection_that_has_been_idle_longest_makes_room() {
     let mut idle: Vec<Wire> = (0..15).map(|_| Wire::to(&daemon)).collect();
     for wire in &mut idle {
         assert_eq!(wire.request("GET", "/nix-cache-info", b"").status, 200);
+        // So that it is clear which one has been idle for longer.
+        std::thread::park_timeout(Duration::from_millis(50));
     }
     // Each for the one that has been idle longest then.
     let begun = Instant::now();

@@ -1,5 +1,7 @@
 //! Clients of HTTP/2 that take nothing of their answers, or next to nothing, many answers at a time.
 
+use std::time::Duration;
+
 use futures_util::future::join_all;
 use h2::RecvStream;
 use h2::client::ResponseFuture;
@@ -145,6 +147,8 @@ fn in_a_crowd_the_connection_that_has_been_idle_longest_is_told_to_go() {
             let mut client = Http2::connect(world.address(), &world.authority, 1 << 20).await;
             assert_eq!(client.get("/nix-cache-info").await.status(), 200);
             idle.push(client);
+            // So that it is clear which one has been idle for longer.
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
         let mut newcomer = Http2::connect(world.address(), &world.authority, 1 << 20).await;
         assert_eq!(newcomer.get("/nix-cache-info").await.status(), 200);
