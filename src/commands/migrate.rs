@@ -29,9 +29,9 @@ use crate::logging;
 )]
 pub(super) struct Args {
     /// The cache to copy; nothing in it is changed
-    from: Location,
+    from: String,
     /// Where to copy it; a directory is made where there is none
-    to: Location,
+    to: String,
     /// How many objects are copied at a time
     #[arg(long, value_name = "COUNT", default_value = "8")]
     jobs: NonZeroU8,
@@ -41,7 +41,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args, mut config: Config) -> anyhow::Result<ExitCode> {
     logging::init(config.log_level, config.log_format);
-    let (from, mut to) = (whole(args.from)?, whole(args.to)?);
+    let (from, mut to) = (place("FROM", &args.from)?, place("TO", &args.to)?);
     if from == to {
         return Err(Unusable(format!("{from} is given twice; name another place")).into());
     }
@@ -71,6 +71,13 @@ pub(super) fn run(args: Args, mut config: Config) -> anyhow::Result<ExitCode> {
             to.keep_info().await?;
             migrate(&from, &to, args.jobs, args.output).await
         })
+}
+
+/// The place that an argument names. It is not quoted where it cannot be used, because it may hold
+/// credentials.
+fn place(argument: &str, text: &str) -> anyhow::Result<Location> {
+    let location = text.parse().map_err(|why| Unusable(format!("{argument} {why}")))?;
+    whole(location)
 }
 
 /// A directory by the name that it has from everywhere.

@@ -36,6 +36,11 @@ pub struct Bucket {
     pub abandoned_after: Duration,
 }
 
+/// Why a URL with an `@` is refused. Such a URL is never quoted.
+#[cfg(feature = "s3")]
+const HAS_CREDENTIALS: &str = "has an “@”, so it may hold credentials; set AWS_ACCESS_KEY_ID and \
+                               AWS_SECRET_ACCESS_KEY, or a profile, and leave them out of the URL";
+
 #[cfg(feature = "s3")]
 impl Bucket {
     /// Longer than any upload takes: 100 GB at 10 Mbit/s.
@@ -48,6 +53,10 @@ impl Bucket {
     }
 
     fn parse(text: &str) -> Result<Self, String> {
+        // Before anything is quoted: whatever else is wrong, this may hold a password.
+        if text.contains('@') || text.contains("%40") {
+            return Err(HAS_CREDENTIALS.to_owned());
+        }
         let (place, options) = text.split_once('?').unwrap_or((text, ""));
         let (name, prefix) = place.split_once('/').unwrap_or((place, ""));
         let fits = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);

@@ -95,6 +95,7 @@ impl Parser {
             .iter()
             .find(|variable| variable.suffix() == suffix)
             .map_or("", |variable| variable.example);
+        let value = without_password(value);
         self.problem(suffix, format!("“{value}” {why}; for example {PREFIX}{suffix}={example}"));
     }
 
@@ -329,6 +330,14 @@ fn without_secrets(text: &str) -> String {
     match rest.split_once('?') {
         Some((rest, _)) => format!("{scheme}{user}{rest}?…"),
         None => format!("{scheme}{user}{rest}"),
+    }
+}
+
+/// A value that is quoted: what stands before an `@` may hold a password.
+fn without_password(value: &str) -> std::borrow::Cow<'_, str> {
+    match value.contains("://") && (value.contains('@') || value.contains("%40")) {
+        true => without_secrets(&value.replace("%40", "@")).into(),
+        false => value.into(),
     }
 }
 

@@ -4,7 +4,7 @@
 use std::error::Error as _;
 use std::io;
 use std::ops::Range;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
@@ -15,11 +15,12 @@ use object_store::client::{HttpError, HttpErrorKind};
 use object_store::path::Path;
 use object_store::signer::{SignedUrlOptions, Signer};
 use object_store::{
-    Attribute, Attributes, Error, GetOptions, GetRange, GetResult, MultipartUpload, ObjectMeta,
-    ObjectStore, ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions,
+    Attribute, Attributes, Error, GetOptions, GetRange, GetResult, MultipartUpload, ObjectStore,
+    ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions,
 };
 
-use super::client::Clients;
+use super::client::{Clients, PATIENCE};
+use super::listing::{Meta, pause};
 use crate::store::{RemoteTrouble, StoreError};
 
 /// A server copies so much in one request (`CopyObject` in Amazon's API reference).
@@ -60,13 +61,25 @@ impl Bucket {
             .expect("keys have neither empty parts nor dots for parts")
     }
 
-    /// The key of what was listed; none for what is not below our prefix.
-    fn key<'a>(&self, path: &'a Path) -> Option<&'a str> {
-        path.as_ref().strip_prefix(&self.prefix)
+    /// What is known of an object; none if it is absent. The answer to a HEAD has no body in which it
+    /// could say what is absent, or that this is a proxy's own answer, so a GET has to agree.
+    pub(super) async fn head(&self, key: &str) -> Result<Option<Meta>, StoreError> {
+        match self.s3.head(&self.path(key)).await {
+            Ok(meta) => Ok(Some(Meta::from(&meta))),
+            Err(Error::NotFound { .. }) => {
+                Ok(self.get(key).await?.map(|found| Meta::from(&found.meta)))
+            }
+            Err(error) => Err(failed("looking at", key)(error)),
+        }
     }
 
-    pub(super) async fn head(&self, key: &str) -> Result<Option<ObjectMeta>, StoreError> {
-        absent_is_none("looking at", key, self.s3.head(&self.path(key)).await)
+    /// Whether an object seems to be there, where nothing depends on it.
+    pub(super) async fn seems_there(&self, key: &str) -> Result<bool, StoreError> {
+        match self.s3.head(&self.path(key)).await {
+            Ok(_) => Ok(true),
+            Err(Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(failed("looking at", key)(error)),
+        }
     }
 
     pub(super) async fn get(&self, key: &str) -> Result<Option<GetResult>, StoreError> {
@@ -81,13 +94,15 @@ impl Bucket {
         }
     }
 
-    /// A part of an object's bytes.
+    /// A part of an object's bytes, if it still has this entity tag.
     pub(super) async fn read_range(
         &self,
         key: &str,
         range: Range<u64>,
+        etag: Option<String>,
     ) -> io::Result<BoxStream<'static, io::Result<Bytes>>> {
-        let options = GetOptions { range: Some(GetRange::Bounded(range)), ..GetOptions::default() };
+        let range = Some(GetRange::Bounded(range));
+        let options = GetOptions { range, if_match: etag, ..GetOptions::default() };
         let found = self.s3.get_opts(&self.path(key), options).await.map_err(io::Error::other)?;
         Ok(found.into_stream().map_err(io::Error::other).boxed())
     }
@@ -174,51 +189,112 @@ impl Bucket {
         absent_is_none("deleting", key, deleted).map(drop)
     }
 
-    /// Everything below a folder, or everything; keys without our prefix.
-    pub(super) fn list(
-        &self,
-        folder: &str,
-    ) -> BoxStream<'_, Result<(String, ObjectMeta), StoreError>> {
-        let below = format!("{}{folder}", self.prefix);
-        let below = (!below.is_empty())
-            .then(|| Path::parse(below.trim_end_matches('/')).expect("it was made of keys"));
-        let listed = self.s3.list(below.as_ref());
-        let listed = listed.map_err(|error| failed("listing", "the bucket")(error));
-        listed
-            .try_filter_map(async |found| {
-                Ok(self.key(&found.location).map(str::to_owned).map(|key| (key, found)))
-            })
-            .boxed()
-    }
-
     /// A URL by which anybody can fetch an object for some time.
     pub(super) async fn link(&self, key: &str, valid: Duration) -> Result<String, StoreError> {
         let signed = self.s3.signed_url(Method::GET, &self.path(key), valid).await;
         signed.map(String::from).map_err(failed("signing a link to", key))
     }
 
-    /// Asks for something about the bucket itself, with these parameters.
+    /// Asks for something about the bucket itself, with these parameters, until it is answered or
+    /// [`PATIENCE`] is over.
     pub(super) async fn ask(
         &self,
+        doing: &'static str,
         parameters: &[(&str, &str)],
-    ) -> Result<reqwest::Result<reqwest::Response>, StoreError> {
+        limit: usize,
+    ) -> Result<Vec<u8>, StoreError> {
+        let begun = Instant::now();
+        for tries in 0.. {
+            match self.ask_once(parameters, limit).await {
+                Ok(text) => return Ok(text),
+                Err(Unanswered { may_pass: true, .. }) if begun.elapsed() < PATIENCE => {
+                    tokio::time::sleep(pause(tries)).await;
+                }
+                Err(Unanswered { trouble, source, .. }) => {
+                    let key = "the bucket".to_owned();
+                    return Err(StoreError::Remote { doing, key, trouble, source });
+                }
+            }
+        }
+        unreachable!("time does not stand still")
+    }
+
+    async fn ask_once(
+        &self,
+        parameters: &[(&str, &str)],
+        limit: usize,
+    ) -> Result<Vec<u8>, Unanswered> {
         const VALID: Duration = Duration::from_secs(60);
         let options = SignedUrlOptions::new().with_query(parameters.iter().copied());
         let root = Path::default();
         let signed = self.s3.signed_url_opts(Method::GET, &root, VALID, &options).await;
-        let url = signed.map_err(failed("signing a request to", "the bucket"))?;
+        let url = signed.map_err(|error| Unanswered {
+            trouble: trouble(&error),
+            may_pass: false,
+            source: Box::new(error),
+        })?;
         // Whoever has the URL may ask the same.
-        Ok(self.signed.get(url).send().await.map_err(reqwest::Error::without_url))
+        let answer = self.signed.get(url).send().await.map_err(reqwest::Error::without_url);
+        let mut answer = answer.map_err(Unanswered::from)?;
+        let status = answer.status();
+        let mut text = Vec::new();
+        while let Some(chunk) = answer.chunk().await.map_err(reqwest::Error::without_url)? {
+            text.extend_from_slice(&chunk);
+            if text.len() > limit {
+                return Err(Unanswered::failed(false, "the list has no end".to_owned()));
+            }
+        }
+        if status.is_success() {
+            return Ok(text);
+        }
+        let text = String::from_utf8_lossy(&text[..text.len().min(1000)]).into_owned();
+        let source = format!("the server answered {status}: {text}");
+        Err(match status.as_u16() {
+            401 | 403 => Unanswered {
+                trouble: RemoteTrouble::Denied,
+                may_pass: false,
+                source: source.into(),
+            },
+            501 => Unanswered::failed(false, NOT_IMPLEMENTED.to_owned()),
+            404 if !text.contains("<Code>") => Unanswered::failed(true, source),
+            429 | 503 => {
+                Unanswered { trouble: RemoteTrouble::Busy, may_pass: true, source: source.into() }
+            }
+            400..=499 => Unanswered::failed(false, source),
+            _ => Unanswered::failed(true, source),
+        })
+    }
+}
+
+/// What is said of a request that the server does not know.
+pub(super) const NOT_IMPLEMENTED: &str = "the server does not know this request";
+
+/// A question that was not answered.
+struct Unanswered {
+    trouble: RemoteTrouble,
+    /// Whether it may be answered in a while.
+    may_pass: bool,
+    source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl Unanswered {
+    fn failed(may_pass: bool, source: String) -> Self {
+        Self { trouble: RemoteTrouble::Failed, may_pass, source: source.into() }
+    }
+}
+
+impl From<reqwest::Error> for Unanswered {
+    fn from(error: reqwest::Error) -> Self {
+        let trouble = match error.is_timeout() {
+            true => RemoteTrouble::TimedOut,
+            false => RemoteTrouble::Failed,
+        };
+        Self { trouble, may_pass: true, source: Box::new(error) }
     }
 }
 
 fn attributes(content_type: &'static str) -> Attributes {
     Attributes::from_iter([(Attribute::ContentType, content_type)])
-}
-
-/// When an object was stored.
-pub(super) fn modified(meta: &ObjectMeta) -> SystemTime {
-    meta.last_modified.into()
 }
 
 fn absent_is_none<T>(
@@ -228,8 +304,10 @@ fn absent_is_none<T>(
 ) -> Result<Option<T>, StoreError> {
     match result {
         Ok(found) => Ok(Some(found)),
-        // That is no absence of an object.
-        Err(Error::NotFound { source, .. }) if !source.to_string().contains("NoSuchBucket") => {
+        // Absence of anything else, the bucket for one, is not absence of an object.
+        Err(Error::NotFound { source, .. })
+            if source.to_string().contains("<Code>NoSuchKey</Code>") =>
+        {
             Ok(None)
         }
         Err(error) => Err(failed(doing, key)(error)),

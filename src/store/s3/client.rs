@@ -5,15 +5,17 @@ use std::time::Duration;
 
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, AwsCredential};
 use object_store::{BackoffConfig, ClientOptions, RetryConfig, StaticCredentialProvider};
+use reqwest::redirect;
 use rustls::pki_types::CertificateDer;
 
 use super::OpenError;
 use super::profile::Profile;
+use super::strict::StrictConnector;
 use crate::config::{Bucket, authorities};
 
 /// How long a request is tried again before it counts as failed. Clients of the cache wait
 /// meanwhile, and Nix asks again on its own.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long a server may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -43,41 +45,37 @@ impl Clients {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let trusted = authorities();
         let trusted = trusted.map_err(|error| OpenError::new(bucket, "cannot be used", error))?;
+        let http = |silence| {
+            let client = http_client(silence, &trusted);
+            client.map_err(|error| OpenError::new(bucket, "cannot be used", error))
+        };
         Ok(Self {
-            requests: connect(bucket, SILENCE, &trusted)?,
-            uploads: connect(bucket, SILENCE_IN_UPLOADS, &trusted)?,
-            signed: plain(&trusted)
-                .map_err(|error| OpenError::new(bucket, "cannot be used", error))?,
+            requests: connect(bucket, http(SILENCE)?)?,
+            uploads: connect(bucket, http(SILENCE_IN_UPLOADS)?)?,
+            signed: http(SILENCE)?,
         })
     }
 }
 
-fn plain(trusted: &[CertificateDer<'_>]) -> reqwest::Result<reqwest::Client> {
+fn http_client(
+    silence: Duration,
+    trusted: &[CertificateDer<'_>],
+) -> reqwest::Result<reqwest::Client> {
     let trusted = trusted.iter().map(|authority| reqwest::Certificate::from_der(authority));
     reqwest::Client::builder()
         .connect_timeout(CONNECT)
-        .read_timeout(SILENCE)
+        .read_timeout(silence)
+        .http1_only()
+        // Their target would see the session token, and signed URLs.
+        .redirect(redirect::Policy::none())
+        .referer(false)
         .tls_certs_merge(trusted.collect::<Result<Vec<_>, _>>()?)
         .build()
 }
 
-fn connect(
-    bucket: &Bucket,
-    silence: Duration,
-    trusted: &[CertificateDer<'_>],
-) -> Result<AmazonS3, OpenError> {
+fn connect(bucket: &Bucket, http: reqwest::Client) -> Result<AmazonS3, OpenError> {
     // An unencrypted server is the configuration's wish; credentials' servers decide themselves.
-    let mut options = ClientOptions::new()
-        .with_allow_http(true)
-        .with_connect_timeout(CONNECT)
-        .with_read_timeout(silence)
-        .with_timeout_disabled();
-    for authority in trusted {
-        let authority = object_store::Certificate::from_der(authority);
-        let authority =
-            authority.map_err(|error| OpenError::new(bucket, "cannot be used", error))?;
-        options = options.with_root_certificate(authority);
-    }
+    let options = ClientOptions::new().with_allow_http(true).with_timeout_disabled();
     let retry = RetryConfig {
         backoff: BackoffConfig {
             init_backoff: Duration::from_millis(100),
@@ -92,6 +90,7 @@ fn connect(
     let mut builder = AmazonS3Builder::from_env()
         .with_bucket_name(&bucket.name)
         .with_client_options(options)
+        .with_http_connector(StrictConnector(http))
         .with_retry(retry)
         .with_virtual_hosted_style_request(bucket.virtual_hosted);
     builder = with_profile(builder, bucket)?;

@@ -9,7 +9,7 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
-use super::bucket::{Bucket, modified};
+use super::bucket::Bucket;
 use super::uses::unique;
 use crate::store::StoreError;
 
@@ -33,7 +33,7 @@ pub(super) struct Lease {
 pub(super) async fn take(bucket: &Arc<Bucket>) -> Result<Option<Lease>, StoreError> {
     let now = SystemTime::now();
     let fresh = |at| now.duration_since(at).unwrap_or_default() < VALID;
-    if bucket.head(KEY).await?.is_some_and(|meta| fresh(modified(&meta))) {
+    if bucket.head(KEY).await?.is_some_and(|meta| fresh(meta.modified)) {
         return Ok(None);
     }
     let me = unique();

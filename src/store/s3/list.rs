@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
-use object_store::ObjectMeta;
 use tokio::sync::Semaphore;
 
 use super::bucket::Bucket;
+use super::listing::Meta;
 use super::uses::Uses;
 use super::{OWN_FOLDER, SMALL, metadata};
 use crate::nix::{CachePath, narinfo};
-use crate::store::{Listed, ListedObject, StoreError};
+use crate::store::{Listed, ListedObject, RemoteTrouble, StoreError};
 
 /// How many objects are read at a time while everything is listed.
 const READERS: usize = 32;
@@ -63,7 +63,7 @@ async fn listed(
     uses: &Uses,
     large: &Semaphore,
     key: String,
-    meta: &ObjectMeta,
+    meta: &Meta,
     wanted: fn(&CachePath) -> bool,
 ) -> Option<Result<Listed, StoreError>> {
     if key.starts_with(OWN_FOLDER) {
@@ -79,9 +79,30 @@ async fn listed(
         // The semaphore is never closed.
         let _turn = if meta.size > SMALL { large.acquire().await.ok() } else { None };
         match bucket.read(&key).await {
-            Ok(Some(content)) => Some(content),
-            // It has gone in the meantime.
-            Ok(None) => return None,
+            Ok(Some(content)) if content.len() as u64 == meta.size => Some(content),
+            // It was replaced since it was listed, or something else answered.
+            Ok(Some(content)) => match bucket.find_listed(&key).await {
+                Ok(Some(again)) if again.size == content.len() as u64 => {
+                    let metadata = metadata(uses, &key, &again);
+                    let content = Some(content);
+                    return Some(Ok(Listed::Object(ListedObject { path, metadata, content })));
+                }
+                Ok(None) => return None,
+                Ok(Some(_)) => {
+                    let why = "its length is not the one that is listed";
+                    return Some(Ok(Listed::Unreadable(path, not_what_it_is(&key, why))));
+                }
+                Err(error) => return Some(Ok(Listed::Unreadable(path, error))),
+            },
+            // It has gone in the meantime, or only seems so.
+            Ok(None) => match bucket.find_listed(&key).await {
+                Ok(None) => return None,
+                Ok(Some(_)) => {
+                    let why = "the server lists it, and does not find it";
+                    return Some(Ok(Listed::Unreadable(path, not_what_it_is(&key, why))));
+                }
+                Err(error) => return Some(Ok(Listed::Unreadable(path, error))),
+            },
             Err(error) => return Some(Ok(Listed::Unreadable(path, error))),
         }
     } else if wanted(&path) && matches!(path, CachePath::NarInfo(_)) {
@@ -92,4 +113,14 @@ async fn listed(
     };
     let metadata = metadata(uses, &key, meta);
     Some(Ok(Listed::Object(ListedObject { path, metadata, content })))
+}
+
+/// An answer that contradicts what is known of an object.
+pub(super) fn not_what_it_is(key: &str, why: &'static str) -> StoreError {
+    StoreError::Remote {
+        doing: "reading",
+        key: key.to_owned(),
+        trouble: RemoteTrouble::Failed,
+        source: why.into(),
+    }
 }

@@ -14,10 +14,12 @@ mod bucket;
 mod client;
 mod lease;
 mod list;
+mod listing;
 mod part;
 mod probe;
 mod profile;
 mod remote;
+mod strict;
 mod sweep;
 mod upload;
 mod uses;
@@ -30,7 +32,6 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
-use object_store::ObjectMeta;
 use thiserror::Error;
 use tokio::runtime::Handle;
 use tracing::{debug, info, warn};
@@ -40,8 +41,9 @@ use super::{
     Stored, Turns, Upload,
 };
 use crate::config;
-use crate::nix::{CachePath, narinfo};
-use bucket::{Bucket, failed, modified};
+use crate::nix::{CachePath, LenientNarInfo, narinfo};
+use bucket::{Bucket, failed};
+use listing::Meta;
 use part::Budget;
 pub use probe::Found;
 use remote::Remote;
@@ -138,8 +140,23 @@ impl S3Store {
         known.map_err(|error| OpenError::new(&self.location, "cannot be read", error))
     }
 
-    fn metadata(&self, key: &str, meta: &ObjectMeta) -> Metadata {
+    fn metadata(&self, key: &str, meta: &Meta) -> Metadata {
         metadata(&self.uses, key, meta)
+    }
+
+    /// A text under the name of a narinfo that names nothing is an answer of something else than the
+    /// object store, unless the store lists an object of that size with the same entity tag.
+    async fn check_narinfo(&self, key: &str, meta: &Meta, text: &[u8]) -> Result<(), StoreError> {
+        if !LenientNarInfo::read(text).is_empty() {
+            return Ok(());
+        }
+        let listed = self.bucket.find_listed(key).await?;
+        // Not every server lists entity tags.
+        let is_it = |it: Meta| it.size == meta.size && (it.etag.is_none() || it.etag == meta.etag);
+        match listed.is_some_and(is_it) {
+            true => Ok(()),
+            false => Err(list::not_what_it_is(key, "the answer is not a narinfo")),
+        }
     }
 
     /// Where what is put aside goes: under its own name, or the first free one like `….1`.
@@ -171,13 +188,16 @@ async fn keep_tidy(bucket: Arc<Bucket>, age: Duration) {
     }
 }
 
-fn metadata(uses: &Uses, key: &str, meta: &ObjectMeta) -> Metadata {
-    let modified = modified(meta);
-    let etag = match &meta.e_tag {
+fn metadata(uses: &Uses, key: &str, meta: &Meta) -> Metadata {
+    let modified = meta.modified;
+    let etag = match &meta.etag {
         Some(etag) if etag.starts_with('"') => etag.clone(),
         Some(etag) => format!("\"{}\"", etag.trim_start_matches("W/").trim_matches('"')),
         // Not every server has them.
-        None => format!("\"{}-{}\"", meta.size, meta.last_modified.timestamp_micros()),
+        None => {
+            let since = modified.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            format!("\"{}-{}\"", meta.size, since.as_micros())
+        }
     };
     Metadata {
         size: meta.size,
@@ -194,11 +214,7 @@ impl Store for S3Store {
     ) -> BoxFuture<'a, Result<Option<Metadata>, StoreError>> {
         async move {
             let key = path.key();
-            let meta = match self.bucket.head(&key).await? {
-                Some(meta) => Some(meta),
-                // The answer has no body in which it could say that it is the bucket that is gone.
-                None => self.bucket.get(&key).await?.map(|found| found.meta),
-            };
+            let meta = self.bucket.head(&key).await?;
             Ok(meta.map(|meta| self.metadata(&key, &meta)))
         }
         .boxed()
@@ -210,14 +226,22 @@ impl Store for S3Store {
             let Some(found) = self.bucket.get(&key).await? else {
                 return Ok(None);
             };
-            let metadata = self.metadata(&key, &found.meta);
+            let metadata = self.metadata(&key, &Meta::from(&found.meta));
             // A narinfo is always read at once, as in a directory.
             let limit = match path {
                 CachePath::NarInfo(_) => narinfo::MAX_SIZE,
                 _ => SMALL,
             };
             let content = if found.meta.size <= limit {
-                Content::Bytes(found.bytes().await.map_err(failed("reading", &key))?)
+                let meta = Meta::from(&found.meta);
+                let bytes = found.bytes().await.map_err(failed("reading", &key))?;
+                if bytes.len() as u64 != meta.size {
+                    return Err(list::not_what_it_is(&key, "the answer has another length"));
+                }
+                if let CachePath::NarInfo(_) = path {
+                    self.check_narinfo(&key, &meta, &bytes).await?;
+                }
+                Content::Bytes(bytes)
             } else {
                 Content::Stream(Box::new(Remote::new(Arc::clone(&self.bucket), key, found)))
             };
@@ -234,7 +258,7 @@ impl Store for S3Store {
             let Some(found) = self.bucket.get(key).await? else {
                 return Ok(None);
             };
-            let metadata = self.metadata(key, &found.meta);
+            let metadata = self.metadata(key, &Meta::from(&found.meta));
             let content = Remote::new(Arc::clone(&self.bucket), key.to_owned(), found);
             Ok(Some(Object { metadata, content: Content::Stream(Box::new(content)) }))
         }
@@ -249,9 +273,9 @@ impl Store for S3Store {
         async move {
             let key = path.key();
             let _turn = self.turns.take(&key).await;
-            let older = self.bucket.head(&key).await?;
+            let older = self.bucket.seems_there(&key).await?;
             self.bucket.put(&key, bytes, path.content_type()).await?;
-            Ok(if older.is_some() { Stored::Again } else { Stored::New })
+            Ok(if older { Stored::Again } else { Stored::New })
         }
         .boxed()
     }

@@ -8,8 +8,11 @@ use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 use serde::Deserialize;
 
-use super::bucket::{Bucket, failed};
+use super::bucket::{Bucket, NOT_IMPLEMENTED, failed};
 use crate::store::{RemoteTrouble, StoreError};
+
+/// What is being done, in errors.
+const DOING: &str = "listing the unfinished uploads of";
 
 /// The longest list that is read of a server. One page has a thousand uploads.
 const PAGE_LIMIT: usize = 4 << 20;
@@ -48,7 +51,7 @@ pub(super) async fn sweep(bucket: &Bucket, age: Duration) -> Result<Option<usize
                 ("upload-id-marker", upload_marker.as_str()),
             ]);
         }
-        let Some(page) = page(bucket.ask(&parameters).await?).await? else {
+        let Some(page) = page(bucket.ask(DOING, &parameters, PAGE_LIMIT).await)? else {
             return Ok(None);
         };
         for upload in &page.upload {
@@ -83,29 +86,22 @@ async fn abort(s3: &AmazonS3, upload: &Unfinished) -> Result<(), StoreError> {
     s3.abort_multipart(&path, &upload.upload_id).await.map_err(failed)
 }
 
-async fn page(answer: reqwest::Result<reqwest::Response>) -> Result<Option<Page>, StoreError> {
-    let trouble = |source: Box<dyn std::error::Error + Send + Sync>| StoreError::Remote {
-        doing: "listing the unfinished uploads of",
+/// The page; none where the server cannot list unfinished uploads.
+fn page(answer: Result<Vec<u8>, StoreError>) -> Result<Option<Page>, StoreError> {
+    let text = match answer {
+        Ok(text) => text,
+        Err(StoreError::Remote { source, .. }) if source.to_string() == NOT_IMPLEMENTED => {
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
+    let page = quick_xml::de::from_reader(text.as_slice());
+    page.map(Some).map_err(|error| StoreError::Remote {
+        doing: DOING,
         key: "the bucket".to_owned(),
         trouble: RemoteTrouble::Failed,
-        source,
-    };
-    let mut answer = answer.map_err(|error| trouble(error.into()))?;
-    // NotImplemented
-    if answer.status().as_u16() == 501 {
-        return Ok(None);
-    }
-    if !answer.status().is_success() {
-        return Err(trouble(format!("the server answered {}", answer.status()).into()));
-    }
-    let mut text = Vec::new();
-    while let Some(chunk) = answer.chunk().await.map_err(|error| trouble(error.into()))? {
-        text.extend_from_slice(&chunk);
-        if text.len() > PAGE_LIMIT {
-            return Err(trouble("the list has no end".into()));
-        }
-    }
-    quick_xml::de::from_reader(text.as_slice()).map(Some).map_err(|error| trouble(error.into()))
+        source: error.into(),
+    })
 }
 
 #[cfg(test)]

@@ -102,7 +102,7 @@ impl S3Upload {
         };
         if self.parts.is_none() {
             // A server that does not answer is known by this sooner than by what may take longer.
-            self.runtime.block_on(self.bucket.head(&self.key))?;
+            self.runtime.block_on(self.bucket.seems_there(&self.key))?;
             let begun = self.bucket.begin(&self.key, self.content_type);
             self.parts = Some(self.runtime.block_on(begun)?);
         }
@@ -179,9 +179,9 @@ impl Upload for S3Upload {
     fn commit(mut self: Box<Self>) -> Result<Stored, StoreError> {
         let turns = Arc::clone(&self.turns);
         let _turn = self.runtime.block_on(turns.take(&self.key));
-        let older = self.runtime.block_on(self.bucket.head(&self.key))?;
+        let older = self.runtime.block_on(self.bucket.seems_there(&self.key))?;
         self.publish()?;
-        Ok(if older.is_some() { Stored::Again } else { Stored::New })
+        Ok(if older { Stored::Again } else { Stored::New })
     }
 }
 

@@ -8,7 +8,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -134,16 +134,36 @@ impl Uses {
 
 /// The names of all batches.
 async fn batches(bucket: &Bucket) -> Result<Vec<String>, StoreError> {
-    bucket.list(FOLDER).map_ok(|(key, _)| key).try_collect().await
+    let below = format!("{FOLDER}/");
+    let is_ours = |name: &str| object_store::path::Path::parse(name).is_ok();
+    let names = bucket.list(&below);
+    names.try_filter_map(async |(name, _)| Ok(is_ours(&name).then_some(name))).try_collect().await
 }
 
+/// The uses in a batch. Lines that are not ours are passed over and reported, once in the life of the
+/// process.
 fn lines(text: &Bytes) -> impl Iterator<Item = (&str, u64)> {
-    // What is no line of ours is nobody's.
-    let lines = text.split(|byte| *byte == b'\n').filter_map(|line| std::str::from_utf8(line).ok());
-    lines.filter_map(|line| {
-        let (second, key) = line.split_once(' ')?;
-        Some((key, second.parse().ok()?))
+    static REPORTED: Once = Once::new();
+    // A clock that was wrong once must not keep an object for ever.
+    let now = now();
+    let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    lines.filter_map(move |line| {
+        let used = parse_line(line).map(|(key, second)| (key, second.min(now)));
+        if used.is_none() {
+            REPORTED.call_once(|| {
+                let line = String::from_utf8_lossy(&line[..line.len().min(100)]).into_owned();
+                warn!(line, "a line among the recorded uses is not a use; it is ignored");
+            });
+        }
+        used
     })
+}
+
+fn parse_line(line: &[u8]) -> Option<(&str, u64)> {
+    let (second, key) = std::str::from_utf8(line).ok()?.split_once(' ')?;
+    let second = second.parse().ok()?;
+    // Every time that a clock of ours can show.
+    (!key.is_empty() && second < 1 << 40).then_some((key, second))
 }
 
 /// Keeps the batches few.
@@ -265,5 +285,23 @@ async fn gather(batch: &mut Vec<Use>, uses: &mut mpsc::Receiver<Use>) {
     }
     while let Ok(used) = uses.try_recv() {
         batch.push(used);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_use_is_ignored_and_the_future_is_now() {
+        let text = Bytes::from_static(
+            b"18446744073709551615 a\n1099511627776 b\n12 c\n\xff d\nx e\n-1 f\n7 \n8\n\
+              99999999999 g\n",
+        );
+        let before = now();
+        let found: HashMap<&str, u64> = lines(&text).collect();
+        assert_eq!(found.len(), 2);
+        assert_eq!(found["c"], 12);
+        assert!((before..=now()).contains(&found["g"]));
     }
 }

@@ -1,0 +1,202 @@
+//! Listing a bucket, page by page (`ListObjectsV2` in Amazon's API reference).
+//!
+//! `object_store` ends a listing with an error at the first key that is no path in its sense (`a//b`,
+//! `nar/.`). In a bucket that others write to, too, such a key would stop every collection. So pages are
+//! read here, and keys are what they are.
+
+use std::time::{Duration, SystemTime};
+
+use futures_util::stream::{self, BoxStream};
+use futures_util::{StreamExt, TryStreamExt};
+use object_store::ObjectMeta;
+use percent_encoding::percent_decode_str;
+use serde::Deserialize;
+
+use super::bucket::Bucket;
+use crate::store::{RemoteTrouble, StoreError};
+
+/// The longest page that is read. A thousand keys of the longest kind have 2 MB.
+const PAGE_LIMIT: usize = 8 << 20;
+
+/// What a bucket says of an object without its bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Meta {
+    pub size: u64,
+    pub modified: SystemTime,
+    /// As the server writes it.
+    pub etag: Option<String>,
+}
+
+impl From<&ObjectMeta> for Meta {
+    fn from(meta: &ObjectMeta) -> Self {
+        Self { size: meta.size, modified: meta.last_modified.into(), etag: meta.e_tag.clone() }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Page {
+    /// Every server repeats this, so that another document is not taken for an empty list.
+    #[expect(dead_code, reason = "it has to be there")]
+    name: String,
+    #[serde(default)]
+    contents: Vec<Entry>,
+    #[serde(default)]
+    is_truncated: bool,
+    next_continuation_token: Option<String>,
+    encoding_type: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Entry {
+    key: String,
+    size: u64,
+    last_modified: String,
+    #[serde(rename = "ETag")]
+    etag: Option<String>,
+}
+
+/// Where a listing is.
+struct Position {
+    token: Option<String>,
+    /// The last key so far. Keys come in order, so one that is not after it has come before.
+    last: String,
+    ended: bool,
+}
+
+impl Bucket {
+    /// Everything whose key begins with `prefix`, by keys without the bucket's own prefix.
+    pub(super) fn list(&self, prefix: &str) -> BoxStream<'_, Result<(String, Meta), StoreError>> {
+        let whole = format!("{}{prefix}", self.prefix());
+        let position = Position { token: None, last: String::new(), ended: false };
+        let pages = stream::try_unfold(position, move |position| {
+            let whole = whole.clone();
+            async move {
+                if position.ended {
+                    return Ok(None);
+                }
+                self.page(&whole, position).await.map(Some)
+            }
+        });
+        pages.map_ok(|entries| stream::iter(entries).map(Ok)).try_flatten().boxed()
+    }
+
+    /// Whether there is an object with this key, as the listing has it.
+    pub(super) async fn find_listed(&self, key: &str) -> Result<Option<Meta>, StoreError> {
+        let mut listed = self.list(key);
+        while let Some((found, meta)) = listed.try_next().await? {
+            if found == key {
+                return Ok(Some(meta));
+            }
+            if found.as_str() > key {
+                break;
+            }
+        }
+        Ok(None)
+    }
+
+    async fn page(
+        &self,
+        prefix: &str,
+        mut position: Position,
+    ) -> Result<(Vec<(String, Meta)>, Position), StoreError> {
+        let mut parameters = vec![("list-type", "2"), ("encoding-type", "url")];
+        if !prefix.is_empty() {
+            parameters.push(("prefix", prefix));
+        }
+        if let Some(token) = &position.token {
+            parameters.push(("continuation-token", token));
+        }
+        let text = self.ask("listing", &parameters, PAGE_LIMIT).await?;
+        let page: Page = quick_xml::de::from_reader(text.as_slice())
+            .map_err(|error| failed(format!("sent a list that cannot be read: {error}")))?;
+        let encoded = page.encoding_type.as_deref() == Some("url");
+        let mut entries = Vec::with_capacity(page.contents.len());
+        for entry in page.contents {
+            let key = if encoded { decoded(&entry.key) } else { entry.key };
+            if key <= position.last {
+                continue;
+            }
+            let modified = humantime::parse_rfc3339_weak(&entry.last_modified);
+            let modified = modified.map_err(|error| {
+                failed(format!("listed “{}” as of {}: {error}", key, entry.last_modified))
+            })?;
+            let meta = Meta { size: entry.size, modified, etag: entry.etag };
+            // What is not below our prefix was not asked for.
+            if let Some(own) = key.strip_prefix(self.prefix()) {
+                entries.push((own.to_owned(), meta));
+            }
+            position.last = key;
+        }
+        position.ended = !page.is_truncated;
+        if !position.ended {
+            let next = page.next_continuation_token.filter(|token| !token.is_empty());
+            let next =
+                next.ok_or_else(|| failed("sent a part of a list and no token".to_owned()))?;
+            if entries.is_empty() || position.token.as_ref() == Some(&next) {
+                return Err(failed("sends the same list again and again".to_owned()));
+            }
+            position.token = Some(next);
+        }
+        Ok((entries, position))
+    }
+}
+
+fn decoded(key: &str) -> String {
+    // Amazon writes a space as a plus and a plus as `%2B`; others leave a plus as it is. No key of a cache
+    // has a space.
+    percent_decode_str(key).decode_utf8_lossy().into_owned()
+}
+
+fn failed(what: String) -> StoreError {
+    StoreError::Remote {
+        doing: "listing",
+        key: "the bucket".to_owned(),
+        trouble: RemoteTrouble::Failed,
+        source: format!("the server {what}").into(),
+    }
+}
+
+/// How long to wait before the next try of a request, for the try with this number.
+pub(super) fn pause(tries: u32) -> Duration {
+    let longest = Duration::from_secs(2);
+    (Duration::from_millis(100) * 3_u32.saturating_pow(tries)).min(longest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Page, quick_xml::DeError> {
+        quick_xml::de::from_reader(text.as_bytes())
+    }
+
+    #[test]
+    fn pages_are_read_as_servers_write_them() {
+        let text = r#"<?xml version="1.0" encoding="UTF-8"?>
+            <ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>cache</Name>
+            <Prefix>x/</Prefix><KeyCount>2</KeyCount><MaxKeys>1000</MaxKeys>
+            <EncodingType>url</EncodingType><IsTruncated>true</IsTruncated>
+            <NextContinuationToken>a+b/c=</NextContinuationToken>
+            <Contents><Key>x/a//b</Key><LastModified>2026-01-02T03:04:05.000Z</LastModified>
+            <ETag>&quot;0123&quot;</ETag><Size>7</Size><StorageClass>STANDARD</StorageClass></Contents>
+            <Contents><Key>x/log/a%3Fb</Key><LastModified>2026-01-02T03:04:06Z</LastModified>
+            <Size>0</Size></Contents><CommonPrefixes/></ListBucketResult>"#;
+        let page = parse(text).unwrap();
+        assert!(page.is_truncated);
+        assert_eq!(page.next_continuation_token.as_deref(), Some("a+b/c="));
+        let keys: Vec<_> = page.contents.iter().map(|entry| decoded(&entry.key)).collect();
+        assert_eq!(keys, ["x/a//b", "x/log/a?b"]);
+        assert_eq!(page.contents[0].etag.as_deref(), Some("\"0123\""));
+        assert_eq!(page.contents[1].size, 0);
+    }
+
+    #[test]
+    fn another_document_is_no_empty_list() {
+        assert!(parse("<html><body>hello</body></html>").is_err());
+        assert!(parse("").is_err());
+        let empty = "<ListBucketResult><Name>cache</Name></ListBucketResult>";
+        assert!(parse(empty).unwrap().contents.is_empty());
+    }
+}

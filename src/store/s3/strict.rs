@@ -1,0 +1,106 @@
+//! Takes for answers of an object store only what one sends.
+//!
+//! Between the daemon and the store there can be a proxy, a load balancer or a portal that answers by
+//! itself: a 404 of its own, a page of HTML, a redirect. Read as the store's words they would mean
+//! that an object is absent, that it has this content, that it is stored. So every answer is looked at
+//! before `object_store` gets it, and what no S3 server sends becomes a 502, which is tried again and
+//! then reported as a failure. Redirects are not followed: their target would see the session token.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, ETAG};
+use http::{HeaderMap, Method, StatusCode};
+use http_body_util::{BodyExt, Limited};
+use object_store::ClientOptions;
+use object_store::client::{
+    HttpClient, HttpConnector, HttpError, HttpRequest, HttpResponse, HttpResponseBody, HttpService,
+};
+
+/// The longest error of a store that is read. Those of Amazon have some 300 bytes.
+const ERROR_LIMIT: usize = 64 * 1024;
+
+/// What S3 says of what is absent (Amazon's API reference, "List of error codes"). All of them stand for
+/// themselves: which one is an absent object is decided in [`super::bucket`].
+const ABSENT: [&str; 4] = ["NoSuchKey", "NoSuchBucket", "NoSuchUpload", "NoSuchVersion"];
+
+/// Makes clients that check what they are answered.
+#[derive(Debug)]
+pub(super) struct StrictConnector(pub reqwest::Client);
+
+impl HttpConnector for StrictConnector {
+    fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
+        Ok(HttpClient::new(Strict(self.0.clone())))
+    }
+}
+
+#[derive(Debug)]
+struct Strict(reqwest::Client);
+
+#[async_trait]
+impl HttpService for Strict {
+    async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        let kind = Kind::of(&request);
+        let answer = self.0.call(request).await?;
+        let (status, headers) = (answer.status(), answer.headers());
+        if status == StatusCode::NOT_FOUND && kind != Kind::Head {
+            return Ok(checked_absence(answer).await);
+        }
+        if status.is_success() && is_html(headers) {
+            return Ok(instead(answer, "a page of HTML"));
+        }
+        if status.is_success() && kind == Kind::PutObject && !headers.contains_key(ETAG) {
+            return Ok(instead(answer, "no ETag for what was to be stored"));
+        }
+        Ok(answer)
+    }
+}
+
+/// What a request asks for, as far as its answer depends on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// HEAD: its answer has no body that could name an error.
+    Head,
+    /// `PutObject` or `UploadPart`, whose answers have an entity tag.
+    PutObject,
+    Other,
+}
+
+impl Kind {
+    fn of(request: &HttpRequest) -> Self {
+        let copies = request.headers().contains_key("x-amz-copy-source");
+        match *request.method() {
+            Method::HEAD => Self::Head,
+            Method::PUT if !copies => Self::PutObject,
+            _ => Self::Other,
+        }
+    }
+}
+
+fn is_html(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    content_type.is_some_and(|text| text.trim_start().to_ascii_lowercase().starts_with("text/html"))
+}
+
+/// A 404 counts only where its body says what is absent.
+async fn checked_absence(answer: HttpResponse) -> HttpResponse {
+    let (parts, body) = answer.into_parts();
+    let body = Limited::new(body, ERROR_LIMIT).collect().await;
+    let body = body.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    let names_it = |code: &str| contains(&body, format!("<Code>{code}</Code>").as_bytes());
+    let is_the_stores = ABSENT.iter().any(|code| names_it(code));
+    let answer = HttpResponse::from_parts(parts, HttpResponseBody::from(body));
+    if is_the_stores { answer } else { instead(answer, "404 without an error of S3") }
+}
+
+fn contains(text: &[u8], part: &[u8]) -> bool {
+    text.windows(part.len()).any(|window| window == part)
+}
+
+/// A failure in place of an answer that no store sends.
+fn instead(answer: HttpResponse, what: &str) -> HttpResponse {
+    let (mut parts, _) = answer.into_parts();
+    let text = format!("a proxy, or something else that is no object store, answered {what}");
+    parts.status = StatusCode::BAD_GATEWAY;
+    parts.headers.clear();
+    HttpResponse::from_parts(parts, HttpResponseBody::from(Bytes::from(text)))
+}
