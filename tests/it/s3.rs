@@ -19,6 +19,8 @@ mod redirect;
 mod several;
 /// What a start finds out.
 mod start;
+/// Something else than the server answers.
+mod strangers;
 /// The server is in trouble.
 mod trouble;
 

@@ -13,6 +13,8 @@ pub enum Fate {
     Passes,
     /// It is answered with this status and this error of S3.
     Error(u16, &'static str),
+    /// Something else answers: a status, a header and a body.
+    Page(&'static str, &'static str, &'static str),
     /// It is never answered.
     Hangs,
     /// The server gets it, and the connection ends after so many bytes of the answer's body.
@@ -154,6 +156,19 @@ fn pass_on(shared: &Shared, client: &TcpStream) -> io::Result<()> {
                 }
                 io::copy(&mut (&mut from_client).take(length), &mut io::sink())?;
                 answer(to_client, status, code, head.starts_with("HEAD "))?;
+                continue;
+            }
+            Fate::Page(status, header, body) => {
+                if expects(&head) {
+                    to_client.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
+                }
+                io::copy(&mut (&mut from_client).take(length), &mut io::sink())?;
+                let length = body.len();
+                let body = if head.starts_with("HEAD ") { "" } else { body };
+                let answer = format!(
+                    "HTTP/1.1 {status}\r\n{header}\r\nContent-Length: {length}\r\n\r\n{body}"
+                );
+                to_client.write_all(answer.as_bytes())?;
                 continue;
             }
             Fate::Passes | Fate::Cut(_) => {}

@@ -1,0 +1,218 @@
+//! What stands between the daemon and its server answers by itself: a proxy, a portal, a load balancer.
+//! Nothing of it is taken for the server's own word.
+
+use std::time::Duration;
+
+use super::commands::run;
+use super::place::{assert_nothing_is_false, get, head, over, put, upload};
+use crate::support::daemon::Daemon;
+use crate::support::noise::Noise;
+use crate::support::objects::sample;
+use crate::support::s3::S3Server;
+use crate::support::s3_bucket::Bucket;
+use crate::support::s3_faults::{Fate, Faults};
+use crate::support::wire::Wire;
+
+const NOT_FOUND: Fate =
+    Fate::Page("404 Not Found", "Content-Type: text/plain", "404 page not found");
+const EMPTY_NOT_FOUND: Fate = Fate::Page("404 Not Found", "X-Empty: yes", "");
+const HTML: Fate =
+    Fate::Page("200 OK", "Content-Type: text/html; charset=utf-8", "<html>welcome</html>");
+const TEXT: Fate = Fate::Page(
+    "200 OK",
+    "ETag: \"1\"\r\nLast-Modified: Thu, 01 Jan 2026 00:00:00 GMT",
+    "welcome\n",
+);
+const SEE_OTHER: Fate = Fate::Page("303 See Other", "Location: http://127.0.0.1:1/elsewhere", "");
+
+struct Site {
+    faults: Faults,
+    bucket: Bucket,
+    daemon: Daemon,
+    _server: S3Server,
+}
+
+impl Site {
+    fn new() -> Self {
+        let server = S3Server::start();
+        let bucket = server.bucket("cache");
+        let faults = Faults::before(server.address());
+        let daemon = over(&bucket.through(faults.address())).start();
+        Self { faults, bucket, daemon, _server: server }
+    }
+}
+
+#[test]
+fn a_404_that_is_not_the_servers_own_is_no_absence() {
+    let site = Site::new();
+    let (one, new) = (sample(1, &[1; 100_000]), sample(2, b"new"));
+    upload(&site.daemon, &one);
+    for fate in [NOT_FOUND, EMPTY_NOT_FOUND] {
+        let second = over(&site.bucket.through(site.faults.address())).start();
+        site.faults.all(fate);
+        std::thread::scope(|scope| {
+            let second = &second;
+            for path in [&one.narinfo_path, &one.nar_path] {
+                scope.spawn(move || assert_eq!(get(second, path).status, 502, "{fate:?} {path}"));
+                scope.spawn(move || assert_eq!(head(second, path).status, 502, "{fate:?} {path}"));
+            }
+            scope.spawn(|| {
+                let refused = put(second, &new.narinfo_path, new.narinfo.as_bytes());
+                assert_eq!(refused.status, 502, "{}", refused.text());
+            });
+        });
+        site.faults.all(Fate::Passes);
+        assert_eq!(get(&second, &one.narinfo_path).status, 200);
+        // What the server itself says is absent is absent.
+        assert_eq!(get(&second, &new.narinfo_path).status, 404);
+        assert_eq!(head(&second, &new.nar_path).status, 404);
+    }
+}
+
+#[test]
+fn a_page_of_a_stranger_is_not_served_and_stores_nothing() {
+    let site = Site::new();
+    let (one, new) = (sample(1, &[1; 100_000]), sample(2, b"new"));
+    upload(&site.daemon, &one);
+    for fate in [HTML, TEXT, SEE_OTHER] {
+        let second = over(&site.bucket.through(site.faults.address())).start();
+        site.faults.all(fate);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let answer = get(&second, &one.narinfo_path);
+                assert_eq!(answer.status, 502, "{fate:?}: {}", answer.text());
+            });
+            if fate != TEXT {
+                scope.spawn(|| {
+                    let refused = put(&second, &new.nar_path, &new.nar);
+                    assert_eq!(refused.status, 502, "{fate:?}: {}", refused.text());
+                });
+            }
+        });
+        site.faults.all(Fate::Passes);
+        assert_eq!(get(&second, &new.nar_path).status, 404, "{fate:?}");
+    }
+    assert_eq!(assert_nothing_is_false(&site.bucket), 1);
+}
+
+#[test]
+fn a_listed_narinfo_that_is_not_found_blocks_a_collection() {
+    let site = Site::new();
+    let (one, two) = (sample(1, b"one"), sample(2, b"two"));
+    let name = two.store_path.trim_start_matches("/nix/store/");
+    let narinfo = one.narinfo.replace("References: ", &format!("References: {name}"));
+    upload(&site.daemon, &two);
+    put(&site.daemon, &one.nar_path, &one.nar);
+    assert_eq!(put(&site.daemon, &one.narinfo_path, narinfo.as_bytes()).status, 201);
+    let lost = one.narinfo_path.clone();
+    site.faults.on(move |head| {
+        let gets_it = head.starts_with("GET ") && head.contains(&lost);
+        if gets_it { Fate::Error(404, "NoSuchKey") } else { Fate::Passes }
+    });
+    let through = site.bucket.through(site.faults.address());
+    let refused = run(&through, &["gc", "--max-age", "1s"]).is(1);
+    assert!(refused.err.contains("nothing was removed"), "{refused:?}");
+    run(&through, &["verify"]).says("cannot be read");
+    site.faults.all(Fate::Passes);
+    assert_eq!(assert_nothing_is_false(&site.bucket), 2);
+}
+
+#[test]
+fn a_foreign_key_is_reported_and_stops_nothing() {
+    let site = Site::new();
+    let one = sample(1, b"one");
+    upload(&site.daemon, &one);
+    // s3s keeps objects in files, and has no such names: a listing with them is made up.
+    let listing = "<?xml version=\"1.0\"?><ListBucketResult><Name>cache</Name><IsTruncated>false</IsTruncated>\
+        <Contents><Key>a//b</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified><Size>1</Size></Contents>\
+        <Contents><Key>nar/.</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified><Size>1</Size></Contents>\
+        </ListBucketResult>";
+    site.faults.on(move |head| {
+        let lists =
+            head.starts_with("GET ") && head.contains("list-type=2") && !head.contains("prefix=");
+        if lists {
+            Fate::Page("200 OK", "Content-Type: application/xml", listing)
+        } else {
+            Fate::Passes
+        }
+    });
+    let through = site.bucket.through(site.faults.address());
+    run(&through, &["verify"]).is(0).says("a//b").says("nar/.");
+    run(&through, &["gc"]).is(0);
+}
+
+#[test]
+fn a_list_that_never_ends_is_given_up() {
+    let site = Site::new();
+    let listing = "<?xml version=\"1.0\"?><ListBucketResult><Name>cache</Name><IsTruncated>true</IsTruncated>\
+        <NextContinuationToken>again</NextContinuationToken>\
+        <Contents><Key>README</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified><Size>1</Size></Contents>\
+        </ListBucketResult>";
+    site.faults.on(move |head| {
+        let lists =
+            head.starts_with("GET ") && head.contains("list-type=2") && !head.contains("prefix=");
+        if lists {
+            Fate::Page("200 OK", "Content-Type: application/xml", listing)
+        } else {
+            Fate::Passes
+        }
+    });
+    let through = site.bucket.through(site.faults.address());
+    run(&through, &["stats"]).is(1).complains("again and again");
+}
+
+#[test]
+fn a_use_that_cannot_be_is_ignored() {
+    let server = S3Server::start();
+    let bucket = server.bucket("cache");
+    let one = sample(1, b"one");
+    let uses = format!("18446744073709551615 {}\nnonsense\n", &one.narinfo_path[1..]);
+    bucket.put(".nix-stored/uses/0-garbage", uses.as_bytes());
+    let daemon = over(&bucket).start();
+    upload(&daemon, &one);
+    assert_eq!(get(&daemon, &one.narinfo_path).status, 200);
+    daemon.wait_for_log("is not a use");
+}
+
+#[test]
+fn a_client_that_pauses_longer_than_a_break_may_last_gets_the_rest() {
+    let site = Site::new();
+    let one = sample(1, &Noise::new(1).bytes(9 << 20));
+    upload(&site.daemon, &one);
+    // The first answer breaks off, and so does the second, after the pause.
+    site.faults.next(2, Fate::Cut(3 << 20));
+    let mut wire = Wire::to(&site.daemon);
+    wire.send(&format!("GET {} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", one.nar_path));
+    assert_eq!(wire.head().status, 200);
+    // Longer than a request to the server is tried again.
+    std::thread::sleep(Duration::from_secs(22));
+    let received = wire.rest();
+    assert!(received == one.nar, "{} bytes", received.len());
+}
+
+#[test]
+fn credentials_in_the_place_are_refused_and_not_quoted() {
+    for place in [
+        "s3://KEY:S3CRET@bucket",
+        "s3://bucket?endpoint=http://user:S3CRET@host",
+        "s3://bucket?endpoint=http://user:S3CRET%40host",
+        "s3://bucket?nonsense=S3CRET@",
+    ] {
+        let failed = Daemon::builder().env("NIX_STORED_PATH", place).start_fails();
+        assert_eq!(failed.code, 64, "{}", failed.log);
+        assert!(!failed.log.contains("S3CRET"), "{}", failed.log);
+        assert!(failed.log.contains("AWS_ACCESS_KEY_ID"), "{}", failed.log);
+        for args in
+            [&["check-config"][..], &["migrate", place, "/tmp/x"], &["migrate", "/tmp", place]]
+        {
+            let path = if args.len() == 1 { place } else { "/nonexistent" };
+            let command =
+                crate::support::daemon::on_cache(std::path::Path::new(path), args).output();
+            let output = command.expect("it starts");
+            let said = [output.stdout, output.stderr].concat();
+            let said = String::from_utf8_lossy(&said).into_owned();
+            assert_eq!(output.status.code(), Some(64), "{args:?} {said}");
+            assert!(!said.contains("S3CRET"), "{args:?} {said}");
+        }
+    }
+}
