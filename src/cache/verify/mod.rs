@@ -96,6 +96,7 @@ impl Cache {
             return Err(VerifyError::StoreDir(error));
         }
         let mut report = Report { checked: survey.checked, ..Report::default() };
+        report.damage.extend(survey.take_unreadable());
         for (path, etag) in survey.take_obstacles() {
             self.report_obstacle(path, &etag, options.repair, &mut report).await;
         }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 
 use super::examine::Subject;
-use super::report::{Checked, Note, NoteKind};
+use super::report::{Checked, Damage, Note, NoteKind};
 use crate::cache::Cache;
 use crate::nix::cache_path::NarName;
 use crate::nix::narinfo::ParseNarInfoError;
@@ -27,6 +27,8 @@ pub(super) struct Survey {
     narinfos: HashSet<StorePathHash>,
     /// Store paths that are referred to: how often, and by which path first.
     references: HashMap<StorePath, (usize, StorePathHash)>,
+    /// Narinfos that are listed and cannot be read.
+    unreadable: Vec<Damage>,
     notes: Vec<Note>,
     /// What has the name of an object and is no file.
     obstacles: Vec<(CachePath, Bytes)>,
@@ -48,9 +50,15 @@ impl Cache {
                     survey.count(&object.path);
                     self.found(&mut survey, object);
                 }
-                Listed::Unreadable(path, _) => {
+                Listed::Unreadable(path, error) => {
                     survey.count(&path);
-                    survey.add(path);
+                    match path {
+                        // Its NAR is not known, so there is nothing to examine.
+                        CachePath::NarInfo(_) => {
+                            survey.unreadable.push(Damage::unreadable(path, &error));
+                        }
+                        path => survey.add(path),
+                    }
                 }
                 Listed::NoFile(path, etag) => {
                     survey.count(&path);
@@ -103,6 +111,10 @@ impl Cache {
 }
 
 impl Survey {
+    pub(super) fn take_unreadable(&mut self) -> Vec<Damage> {
+        std::mem::take(&mut self.unreadable)
+    }
+
     /// Why this seems to be a cache for another store dir, if it does: then it is not the narinfos
     /// that are wrong.
     pub(super) fn take_other_store_dir(&mut self) -> Option<ParseStorePathError> {
