@@ -16,6 +16,7 @@ use super::progress::Progress;
 use super::signals::stop_on_signals;
 use crate::cache::Cache;
 use crate::cache::migrate::{Report, Step};
+use crate::cache::verify::Damage;
 use crate::config::{Config, Location};
 use crate::logging;
 
@@ -24,8 +25,9 @@ use crate::logging;
     after_help = "FROM and TO are directories, or s3:// URLs as NIX_STORED_PATH takes them; that \
                         variable itself is not looked at. What is in TO already is not copied again, \
                         so this goes on where it was stopped.\n\nExit status: 0 all of FROM is in TO; \
-                        1 failed, or stopped before the end; 2 something in FROM is damaged and was \
-                        not copied; 64 the configuration or the arguments are wrong."
+                        1 failed, or stopped before the end, or something in FROM could not be read; \
+                        2 something in FROM is damaged and was not copied; 64 the configuration or \
+                        the arguments are wrong."
 )]
 pub(super) struct Args {
     /// The cache to copy; nothing in it is changed
@@ -111,7 +113,8 @@ async fn migrate(
     output.print(&told)?;
     Ok(match told.0 {
         Report { stopped: true, .. } => ExitCode::FAILURE,
-        Report { damage, .. } if !damage.is_empty() => ExitCode::from(EXIT_NO),
+        Report { damage, .. } if damage.iter().any(Damage::is_known) => ExitCode::from(EXIT_NO),
+        Report { damage, .. } if !damage.is_empty() => ExitCode::FAILURE,
         _ => ExitCode::SUCCESS,
     })
 }
@@ -151,10 +154,20 @@ impl fmt::Display for Told {
             },
             count(*pins, "pin"),
         )?;
-        match damage.len() {
+        let (damaged, unreadable): (Vec<_>, Vec<_>) =
+            damage.iter().partition(|damage| damage.is_known());
+        match damaged.len() {
+            0 => {}
+            1 => writeln!(f, "1 object is damaged and was not copied")?,
+            more => writeln!(f, "{} are damaged and were not copied", count(more, "object"))?,
+        }
+        match unreadable.len() {
             0 => Ok(()),
-            1 => writeln!(f, "1 object is damaged and was not copied"),
-            more => writeln!(f, "{} are damaged and were not copied", count(more, "object")),
+            number => writeln!(
+                f,
+                "{} could not be read and may be right; migrate again when the reasons above are gone",
+                count(number, "object")
+            ),
         }
     }
 }

@@ -11,14 +11,14 @@ use super::EXIT_NO;
 use super::offline::on_cache;
 use super::output::{OneLine, Output, count, size};
 use super::progress::Progress;
-use crate::cache::verify::{DamageKind, Note, NoteKind, Options, Report, Step};
+use crate::cache::verify::{Damage, Note, NoteKind, Options, Report, Step};
 use crate::config::{Config, Verify};
 
 #[derive(Debug, Clone, clap::Args)]
 #[command(
     after_help = "Exit status: 0 nothing is wrong (there may be notes); 1 failed, or something \
-                        could not be put aside; 2 damage was found, also where it was put aside; 64 \
-                        the configuration or the arguments are wrong."
+                        could not be read or put aside; 2 damage was found, also where it was put \
+                        aside; 64 the configuration or the arguments are wrong."
 )]
 pub(super) struct Args {
     /// Moves what is false to .nix-stored/quarantine/, so that Nix uploads it again
@@ -50,7 +50,10 @@ pub(super) fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
             Report { not_put_aside: Some(error), .. } => {
                 Err(error).context("not everything could be put aside")
             }
-            Report { damage, .. } if !damage.is_empty() => Ok(ExitCode::from(EXIT_NO)),
+            Report { damage, .. } if damage.iter().any(Damage::is_known) => {
+                Ok(ExitCode::from(EXIT_NO))
+            }
+            Report { damage, .. } if !damage.is_empty() => Ok(ExitCode::FAILURE),
             _ => Ok(ExitCode::SUCCESS),
         }
     })
@@ -83,6 +86,7 @@ impl fmt::Display for Told {
                 count(absent.len(), "path"),
             )?;
         }
+        let unreadable = damage.iter().filter(|damage| !damage.is_known()).count();
         write!(
             f,
             "checked {}, {} and {}, {}: {}, {}",
@@ -90,16 +94,14 @@ impl fmt::Display for Told {
             count(checked.nars, "NAR"),
             count(checked.side_files, "other object"),
             size(checked.bytes),
-            if damage.is_empty() {
-                "nothing is wrong".to_owned()
-            } else {
-                format!("{} damaged", count(damage.len(), "object"))
+            match damage.len() - unreadable {
+                0 if unreadable > 0 => format!("{} unreadable", count(unreadable, "object")),
+                0 => "nothing is wrong".to_owned(),
+                damaged => format!("{} damaged", count(damaged, "object")),
             },
             count(notes.len(), "note"),
         )?;
         let repaired = damage.iter().filter(|damage| damage.repaired).count();
-        let unreadable =
-            damage.iter().filter(|damage| damage.kind == DamageKind::Unreadable).count();
         if repaired > 0 {
             write!(
                 f,
@@ -114,7 +116,8 @@ impl fmt::Display for Told {
         if unreadable > 0 {
             write!(
                 f,
-                "\n{} cannot be read, and stay: look at their permissions, or at the disk",
+                "\n{} could not be read and may be right: the reasons are above; nothing was done to \
+                 them",
                 count(unreadable, "object")
             )?;
         }

@@ -115,6 +115,11 @@ pub enum NoteKind {
 }
 
 impl Damage {
+    /// Whether it is known to be damage, and is not only something that could not be read.
+    pub fn is_known(&self) -> bool {
+        self.kind != DamageKind::Unreadable
+    }
+
     /// What is wrong with a narinfo, in the words of its refusal.
     pub(in crate::cache) fn of_narinfo(
         object: CachePath,

@@ -112,7 +112,7 @@ fn a_listed_narinfo_that_is_not_found_blocks_a_collection() {
     let through = site.bucket.through(site.faults.address());
     let refused = run(&through, &["gc", "--max-age", "1s"]).is(1);
     assert!(refused.err.contains("nothing was removed"), "{refused:?}");
-    run(&through, &["verify"]).says("cannot be read");
+    run(&through, &["verify"]).is(1).says("cannot be read");
     site.faults.all(Fate::Passes);
     assert_eq!(assert_nothing_is_false(&site.bucket), 2);
 }
