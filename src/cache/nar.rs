@@ -25,8 +25,39 @@ use crate::store::{Content, Metadata, Stored, Upload};
 pub(super) struct Facts {
     /// The length of the file, in bytes.
     pub file_size: u64,
-    /// What was found in it; none where nobody looked, or could.
-    pub unpacked: Option<Unpacked>,
+    pub contents: NarContents,
+}
+
+/// What is known of what is in the file of a NAR.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NarContents {
+    /// It was unpacked, and is a NAR.
+    Unpacked(Unpacked),
+    /// It begins like a file of this compression, for which there is no decoder.
+    NoDecoder(Compression),
+    /// It was not read: only the file counts where `NIX_STORED_VERIFY` is `file`.
+    NotRead,
+}
+
+impl NarContents {
+    /// What came of unpacking, or why that failed. Only a compression without a decoder passes
+    /// without being unpacked, and then it is known that it is that compression.
+    pub fn of(unpacked: Option<Result<Unpacked, UnpackError>>) -> Result<Self, UnpackError> {
+        match unpacked {
+            None => Ok(Self::NotRead),
+            Some(Ok(unpacked)) => Ok(Self::Unpacked(unpacked)),
+            Some(Err(UnpackError::NoDecoder(compression))) => Ok(Self::NoDecoder(compression)),
+            Some(Err(error)) => Err(error),
+        }
+    }
+
+    /// SHA-256 of the NAR in the file of this name, where it was unpacked.
+    pub fn nar_hash(&self, name: NarName) -> Option<Sha256Hash> {
+        match self {
+            Self::Unpacked(unpacked) => Some(unpacked.nar_hash.unwrap_or(name.file_hash)),
+            Self::NoDecoder(_) | Self::NotRead => None,
+        }
+    }
 }
 
 /// A NAR that has come.
@@ -59,8 +90,7 @@ impl Cache {
         if let Some(facts) = facts {
             self.facts.insert(name, facts);
         }
-        let unpacked = facts.and_then(|facts| facts.unpacked);
-        let nar_hash = unpacked.map(|unpacked| unpacked.nar_hash.unwrap_or(name.file_hash));
+        let nar_hash = facts.and_then(|facts| facts.contents.nar_hash(name));
         let file_hash = Some(name.file_hash);
         Ok(Accepted { file_hash, nar_hash, ..Accepted::plain(stored.into(), size) })
     }
@@ -71,9 +101,9 @@ impl Cache {
         let check = move || {
             let begun = Instant::now();
             check_hash(name, Sha256Hash::of(&bytes))?;
-            let unpacked = unpacked(verify, name, bytes.as_ref())?;
+            let contents = contents(verify, name, bytes.as_ref())?;
             metrics.verified(begun.elapsed());
-            Ok(Facts { file_size: bytes.len() as u64, unpacked })
+            Ok(Facts { file_size: bytes.len() as u64, contents })
         };
         // Hashing so little takes less time than going to another thread; unpacking takes more.
         match name.extension {
@@ -105,11 +135,11 @@ impl Cache {
             let mut incoming = Incoming::new(chunks, Some(upload), limit);
             let looked = match permit {
                 Some(permit) => {
-                    let looked = unpacked(verify, name, &mut incoming);
+                    let looked = contents(verify, name, &mut incoming);
                     drop(permit);
                     Some(looked)
                 }
-                None => (verify == Verify::File).then_some(Ok(None)),
+                None => (verify == Verify::File).then_some(Ok(NarContents::NotRead)),
             };
             // A body that did not arrive, or not as what it was sent, says more than what came of
             // unpacking it.
@@ -118,7 +148,7 @@ impl Cache {
             check_hash(name, arrived.hash)?;
             let file_size = arrived.length;
             let facts = match looked {
-                Some(looked) => Some(Facts { file_size, unpacked: looked? }),
+                Some(looked) => Some(Facts { file_size, contents: looked? }),
                 None => None,
             };
             metrics.verified(begun.elapsed().saturating_sub(arrived.waited));
@@ -169,7 +199,7 @@ impl Cache {
                 .map_err(|source| PutError::Read { key: CachePath::Nar(name).key(), source })?;
             metrics.verified(begun.elapsed());
             check_hash(name, inspected.file_hash)?;
-            Ok(Facts { file_size, unpacked: as_far_as_known(name, inspected.unpacked)? })
+            Ok(Facts { file_size, contents: known_contents(name, inspected.unpacked)? })
         })
         .await;
         match inspected {
@@ -187,32 +217,29 @@ impl Cache {
     }
 }
 
-/// What is in a NAR; none where it is not to be unpacked, or cannot be.
-fn unpacked(
+/// What is in a NAR, as far as it is to be unpacked.
+fn contents(
     verify: Verify,
     name: NarName,
     input: impl BufRead,
-) -> Result<Option<Unpacked>, UnpackError> {
-    let unpacked = (verify == Verify::Nar).then(|| unpack(input, name.extension));
-    as_far_as_known(name, unpacked)
+) -> Result<NarContents, UnpackError> {
+    known_contents(name, (verify == Verify::Nar).then(|| unpack(input, name.extension)))
 }
 
-/// Lets pass what there is no decoder for.
-fn as_far_as_known(
+/// Logs that a NAR could not be unpacked because there is no decoder for it.
+fn known_contents(
     name: NarName,
     unpacked: Option<Result<Unpacked, UnpackError>>,
-) -> Result<Option<Unpacked>, UnpackError> {
-    match unpacked.transpose() {
-        Err(UnpackError::NoDecoder(compression)) => {
-            warn!(
-                "{} is compressed by {compression}, for which there is no decoder: its file hash is \
-                 right, its contents are not checked",
-                CachePath::Nar(name)
-            );
-            Ok(None)
-        }
-        unpacked => unpacked,
+) -> Result<NarContents, UnpackError> {
+    let contents = NarContents::of(unpacked)?;
+    if let NarContents::NoDecoder(compression) = contents {
+        warn!(
+            "{} is compressed by {compression}, for which there is no decoder: its file hash is \
+             right, its contents are not checked",
+            CachePath::Nar(name)
+        );
     }
+    Ok(contents)
 }
 
 /// A NAR that was read to its end.
@@ -285,22 +312,27 @@ impl<R: BufRead> BufRead for Hashed<R> {
     }
 }
 
-/// The compression that a narinfo names, if it is one that fits the NAR's name and contents.
+/// Checks that a narinfo states the compression that its NAR has, or one that fits the NAR's name
+/// where its contents were not read.
 pub(super) fn check_compression(
     stated: &str,
     name: NarName,
-    unpacked: Option<Unpacked>,
+    contents: NarContents,
 ) -> Result<(), PutError> {
-    let fits = match (stated.parse::<Compression>(), unpacked) {
-        (Ok(stated), Some(unpacked)) => stated == unpacked.compression,
-        (Ok(stated), None) => stated.extension() == name.extension,
-        (Err(_), _) => false,
+    let actual = match contents {
+        NarContents::Unpacked(Unpacked { compression, .. })
+        | NarContents::NoDecoder(compression) => Some(compression),
+        NarContents::NotRead => None,
     };
+    let fits = stated.parse::<Compression>().is_ok_and(|stated| match actual {
+        Some(actual) => stated == actual,
+        None => stated.extension() == name.extension,
+    });
     if fits {
         return Ok(());
     }
-    let actual = match unpacked {
-        Some(unpacked) => unpacked.compression.to_string(),
+    let actual = match actual {
+        Some(actual) => actual.to_string(),
         None => format!("one that goes with the name {name}"),
     };
     Err(PutError::Field { field: "Compression", stated: stated.to_owned(), actual })

@@ -6,7 +6,7 @@ use futures_util::Stream;
 use tracing::warn;
 
 use super::ingest;
-use super::nar::{Facts, check_compression};
+use super::nar::{Facts, NarContents, check_compression};
 use super::{Accepted, BodyError, Cache, PutError, Taken};
 use crate::nix::cache_path::NarName;
 use crate::nix::{
@@ -239,7 +239,7 @@ impl Cache {
             == (&theirs.url, &theirs.compression, theirs.file_hash, theirs.file_size);
         let facts = match self.facts.get(&name) {
             Some(facts) if facts.file_size == metadata.size => facts,
-            _ if same_nar => Facts { file_size: metadata.size, unpacked: None },
+            _ if same_nar => Facts { file_size: metadata.size, contents: NarContents::NotRead },
             _ => match self.facts(name).await {
                 Ok(Some(facts)) => facts,
                 Ok(None) | Err(PutError::NarDamaged(_) | PutError::Unpack(_)) => return Ok(false),
@@ -316,8 +316,8 @@ pub(super) fn check_against_nar(
 ) -> Result<(), PutError> {
     check("FileHash", info.file_hash.unwrap_or(name.file_hash), name.file_hash)?;
     check("FileSize", info.file_size.unwrap_or(facts.file_size), facts.file_size)?;
-    check_compression(&info.compression, name, facts.unpacked)?;
-    if let Some(unpacked) = facts.unpacked {
+    check_compression(&info.compression, name, facts.contents)?;
+    if let NarContents::Unpacked(unpacked) = facts.contents {
         check("NarHash", info.nar_hash, unpacked.nar_hash.unwrap_or(name.file_hash))?;
         check("NarSize", info.nar_size, unpacked.nar_size)?;
     }

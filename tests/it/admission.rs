@@ -6,7 +6,7 @@ use nix_stored::nix::Compression;
 
 use crate::support::cache::{SlowBody, TestCache, request};
 use crate::support::objects::{ONE_OF_EACH, Sample, nar_of_file, sample};
-use crate::support::packing::pack;
+use crate::support::packing::{WITHOUT_DECODER, pack, without_decoder};
 
 /// The compressions that can be written here and read by the cache.
 const PACKED: [Compression; 9] = [
@@ -108,6 +108,36 @@ async fn what_is_not_a_nar_is_refused_with_what_is_wrong() {
         cache.get(&bad.nar_path).await.is(404);
     }
     assert_eq!((cache.objects().len(), cache.staged()), (0, 0));
+}
+
+#[tokio::test]
+async fn a_compression_without_a_decoder_excuses_no_other_compression() {
+    let cache = TestCache::new();
+    let mut number = 0;
+    for (compression, magic) in WITHOUT_DECODER {
+        // Taken in one step, as a stream, and read when the narinfo comes.
+        for (length, is_there) in [(1000, false), (200_000, false), (200_001, true)] {
+            number += 1;
+            let file = without_decoder(magic, length);
+            let honest = sample(number, b"").with_file(compression, file.clone());
+            if is_there {
+                std::fs::write(cache.dir().join(&honest.nar_path[1..]), &file).expect("writable");
+            } else {
+                cache.put(&honest.nar_path, file.clone()).await.is(201);
+            }
+            let others = [Compression::None, Compression::Gzip, Compression::Lzma];
+            let unread = WITHOUT_DECODER.map(|(other, _)| other);
+            for stated in others.into_iter().chain(unread).filter(|other| *other != compression) {
+                let lying = honest.with_file(stated, file.clone());
+                assert_eq!(lying.nar_path, honest.nar_path);
+                let refused = cache.put(&lying.narinfo_path, lying.narinfo).await.is(422);
+                refused
+                    .says(&format!("Compression is {stated} and that of its NAR is {compression}"));
+                cache.get(&honest.narinfo_path).await.is(404);
+            }
+            cache.put(&honest.narinfo_path, honest.narinfo.clone()).await.is(201);
+        }
+    }
 }
 
 #[tokio::test]

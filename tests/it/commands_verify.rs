@@ -18,6 +18,7 @@ use crate::support::audit::{assert_nothing_is_false, objects};
 use crate::support::daemon::{Daemon, command};
 use crate::support::noise::Noise;
 use crate::support::objects::{Sample, sample};
+use crate::support::packing::{WITHOUT_DECODER, without_decoder};
 use crate::support::scratch::Scratch;
 use crate::support::wire::Wire;
 
@@ -467,6 +468,22 @@ fn a_directory_in_the_place_of_an_object_is_damage_and_is_put_aside_as_it_is() {
     moved.sort();
     assert_eq!(aside, moved);
     cache.verify(&["--json"]).exits(0);
+}
+
+#[test]
+fn a_narinfo_must_state_the_compression_that_its_nar_begins_like() {
+    let (compression, magic) = WITHOUT_DECODER[3];
+    let file = without_decoder(magic, 200_000);
+    let honest = sample(1, b"").with_file(compression, file.clone());
+    let lying = sample(2, b"").with_file(Compression::None, [&file[..], b"y"].concat());
+    let cache = Cache::with(&[&honest, &lying]);
+    let verified = cache.verify(&["--deep", "--json"]).exits(2);
+    assert_eq!(verified.damage(), BTreeMap::from([(key(&lying.narinfo_path), "field".to_owned())]));
+    // Without unpacking there is nothing to compare with.
+    cache.verify(&[]).exits(0);
+    cache.verify(&["--deep", "--repair"]).exits(2);
+    assert_eq!(cache.aside(), [key(&lying.narinfo_path)]);
+    cache.verify(&["--deep"]).exits(0);
 }
 
 /// The objects of a cache with a folder that cannot be read.

@@ -9,9 +9,8 @@ use serde::de::IgnoredAny;
 
 use super::report::{Damage, DamageKind, Note, NoteKind};
 use crate::cache::migrate;
-use crate::cache::nar::{Facts, Inspected, inspect, reader};
+use crate::cache::nar::{Facts, Inspected, NarContents, inspect, reader};
 use crate::cache::narinfo::check_against_nar;
-use crate::cache::unpack::UnpackError;
 use crate::cache::{Cache, PutError};
 use crate::config::Verify;
 use crate::logging::with_causes;
@@ -147,16 +146,9 @@ impl Cache {
                 }
             };
         let Inspected { file_hash, unpacked } = inspected;
-        let unpacked = match unpacked {
-            Some(Err(UnpackError::NoDecoder(compression))) => {
-                findings.note(NoteKind::NoDecoder, &path, format!(
-                    "it is compressed by {compression}, for which there is no decoder: only its \
-                     file hash was compared"
-                ));
-                None
-            }
-            Some(Ok(unpacked)) => Some(unpacked),
-            Some(Err(error)) => {
+        let contents = match NarContents::of(unpacked) {
+            Ok(contents) => contents,
+            Err(error) => {
                 let (kind, expected, actual) = if file_hash == name.file_hash {
                     (DamageKind::Unpack, "a NAR".to_owned(), with_causes(&error))
                 } else {
@@ -166,9 +158,15 @@ impl Cache {
                 findings.suspects.push(Suspect { damage, etag: Some(object.metadata.etag) });
                 return Ok(Nar::Damaged { expected, actual });
             }
-            None => None,
         };
-        let facts = Facts { file_size, unpacked };
+        if let NarContents::NoDecoder(compression) = contents {
+            let text = format!(
+                "it is compressed by {compression}, for which there is no decoder: only its file \
+                 hash was compared"
+            );
+            findings.note(NoteKind::NoDecoder, &path, text);
+        }
+        let facts = Facts { file_size, contents };
         if file_hash == name.file_hash {
             return Ok(Nar::Right(facts));
         }
@@ -316,14 +314,14 @@ impl Cache {
             let (expected, actual) = (expected.to_string(), file_hash.to_string());
             return Ok(Err(Fault::OfNar { expected, actual }));
         }
-        let unpacked = match inspected.unpacked.transpose() {
-            Ok(unpacked) => unpacked,
+        let contents = match NarContents::of(inspected.unpacked) {
+            Ok(contents) => contents,
             Err(error) => {
                 let (expected, actual) = ("a NAR".to_owned(), with_causes(&error));
                 return Ok(Err(Fault::OfNar { expected, actual }));
             }
         };
-        let facts = Facts { file_size, unpacked };
+        let facts = Facts { file_size, contents };
         if let Err(error) = check_against_nar(info, NarName { file_hash, extension }, facts) {
             return Ok(Err(error.into()));
         }

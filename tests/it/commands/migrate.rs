@@ -16,6 +16,7 @@ use crate::support::daemon::{Daemon, on_cache};
 use crate::support::nix::{Nix, utf8, with_paths};
 use crate::support::noise::Noise;
 use crate::support::objects::{Sample, sample};
+use crate::support::packing::{WITHOUT_DECODER, without_decoder};
 use crate::support::rounds::{Kills, SeedOfFailure};
 use crate::support::scratch::{Leash, Scratch};
 
@@ -497,4 +498,25 @@ fn a_cache_in_another_layout_is_right_by_its_narinfos_and_migrates_to_nixs_names
     let again = Target::new();
     again.take_over(&from, &[]).is(2).says("copied 3 paths");
     from.run(&["verify"]).is(2).says("does not name a NAR of this cache");
+}
+
+#[test]
+fn a_narinfo_that_states_another_compression_than_its_nar_begins_like_is_not_copied() {
+    let from = Given::new();
+    let (compression, magic) = WITHOUT_DECODER[3];
+    let file = without_decoder(magic, 200_000);
+    let honest = sample(1, b"").with_file(compression, file.clone());
+    let lying = sample(2, b"").with_file(Compression::Gzip, [&file[..], b"y"].concat());
+    for sample in [&honest, &lying] {
+        from.put(&sample.nar_path, &sample.nar, 0);
+        from.put(&sample.narinfo_path, &sample.narinfo, 0);
+    }
+    let target = Target::new();
+    let ended = target.take_over(&from, &["--json"]).is(2);
+    let told: serde_json::Value = serde_json::from_str(&ended.out).expect("JSON");
+    let damage = told["damage"].as_array().unwrap();
+    assert_eq!(damage.len(), 1, "{told:#}");
+    assert_eq!(damage[0]["object"], lying.narinfo_path[1..]);
+    let cache = target.cache();
+    assert!(cache.has(&honest.narinfo_path) && !cache.has(&lying.narinfo_path));
 }

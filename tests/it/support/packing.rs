@@ -61,6 +61,21 @@ pub fn pack(compression: Compression, bytes: &[u8]) -> Option<Vec<u8>> {
     Some(packed)
 }
 
+/// The compressions of Nix that the cache has no decoder for, and how such a file begins.
+pub const WITHOUT_DECODER: [(Compression, &[u8]); 4] = [
+    (Compression::Compress, b"\x1f\x9d"),
+    (Compression::Grzip, b"GRZipII\0"),
+    (Compression::Lrzip, b"LRZI"),
+    (Compression::Lzop, b"\x89LZO"),
+];
+
+/// A file of `length` bytes that begins as one of such a compression.
+pub fn without_decoder(magic: &[u8], length: usize) -> Vec<u8> {
+    let mut file = magic.to_vec();
+    file.resize(length, b'x');
+    file
+}
+
 impl Sample {
     /// The same store path with its NAR as `file`, which is said to be compressed so.
     pub fn with_file(&self, compression: Compression, file: Vec<u8>) -> Self {

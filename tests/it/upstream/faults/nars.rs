@@ -7,7 +7,7 @@ use nix_stored::nix::{Compression, Sha256Hash};
 use super::{Told, assert_kept, assert_unharmed, changed, get, large};
 use crate::support::noise::Noise;
 use crate::support::objects::{Sample, nar_of_file};
-use crate::support::packing::pack;
+use crate::support::packing::{WITHOUT_DECODER, pack, without_decoder};
 use crate::support::scripted::{Asked, Scripted};
 use crate::upstream::mirror_of;
 
@@ -211,7 +211,9 @@ fn a_nar_that_is_not_what_its_narinfo_says_is_not_kept() {
     let cut = right.with_file(Compression::Xz, cut[..cut.len() / 2].to_vec());
     let size = (right.nar.len() + 8).to_string();
     let size = Sample { narinfo: changed(&right.narinfo, &[("NarSize", &size)]), ..right.clone() };
-    for sample in [no_nar, other_nar, other_packed, cut, size] {
+    let unreadable = without_decoder(WITHOUT_DECODER[3].1, 1_000_000);
+    let unreadable = right.with_file(Compression::None, unreadable);
+    for sample in [no_nar, other_nar, other_packed, cut, size, unreadable] {
         // The file itself is what it is said to be.
         assert!(sample.narinfo.contains(&Sha256Hash::of(&sample.nar).to_string()));
         for store in ["", "?store=0"] {
