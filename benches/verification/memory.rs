@@ -60,8 +60,8 @@ pub fn measure(bench: &Bench) -> anyhow::Result<Section> {
     }
     section.notes.push(
         "Sizes are of the NAR; zstd is at level 3 and xz at level 6. The daemon unpacks 8 NARs at a \
-         time; one that comes while 8 others are unpacked is only hashed, and read again when its \
-         narinfo comes. One run"
+         time while they arrive; one that comes while 8 others are unpacked is read again when it \
+         has arrived. One run"
             .to_owned(),
     );
     Ok(section)

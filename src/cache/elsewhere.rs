@@ -12,7 +12,9 @@ impl Cache {
         match (path, &self.upstreams) {
             (_, None) | (CachePath::CacheInfo, _) => Ok(None),
             (CachePath::NarInfo(hash), Some(upstreams)) => {
-                let Some(remote) = upstreams.lookup(hash, &self.info.store_dir).await? else {
+                let Some(remote) =
+                    upstreams.lookup(hash, &self.info.store_dir, &self.decoders).await?
+                else {
                     return Ok(None);
                 };
                 self.keep_if_its_nar_is_here(&remote).await?;
@@ -37,7 +39,10 @@ impl Cache {
     pub(super) async fn has_elsewhere(&self, hash: &StorePathHash) -> bool {
         match &self.upstreams {
             Some(upstreams) => {
-                matches!(upstreams.lookup(hash, &self.info.store_dir).await, Ok(Some(_)))
+                matches!(
+                    upstreams.lookup(hash, &self.info.store_dir, &self.decoders).await,
+                    Ok(Some(_))
+                )
             }
             None => false,
         }

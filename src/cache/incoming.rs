@@ -1,126 +1,94 @@
-//! The body of an upload on the blocking side: a reader that hashes and stages what it reads.
+//! The body of an upload as a reader, for a decoder that runs while it arrives.
 
 use std::io::{self, BufRead, Read};
 use std::time::{Duration, Instant};
 use std::vec;
 
-use bytes::{Buf, Bytes, BytesMut};
-use sha2::{Digest, Sha256};
+use bytes::{Buf, Bytes};
 use tokio::sync::mpsc;
 
-use super::{BodyError, PutError, ingest};
-use crate::metrics::Metrics;
-use crate::nix::Sha256Hash;
-use crate::store::{Stored, Upload};
+use super::PutError;
+use super::stage::Stage;
+use super::unpack::{UnpackError, Unpacked};
 
-/// What the async side says. A channel that closes without `End` is an upload that was given up.
-pub enum Message {
+/// What the async side sends. A channel that closes without `End` is a body that does not flow, or
+/// an upload that was given up: the decoder stops, and what has come is kept.
+pub(super) enum Message {
     /// The next bytes, as they came.
     Chunks(Vec<Bytes>),
     /// There are no more.
     End,
 }
 
-/// The first buffer has at least so much, if there is so much: enough for every magic number.
-const BEGINNING: usize = 64;
-
-/// The bytes that a client sends, hashed and, where there is an upload to write to, staged on their
-/// way through.
-pub struct Incoming {
+/// A body of which each chunk is staged before a decoder gets it.
+pub(super) struct Incoming {
     messages: mpsc::Receiver<Message>,
-    /// Received and not looked at.
+    /// Received and neither staged nor read.
     chunks: vec::IntoIter<Bytes>,
+    /// Staged, and not read to its end.
     chunk: Bytes,
-    upload: Option<Box<dyn Upload>>,
-    limit: u64,
-    hasher: Sha256,
-    length: u64,
-    /// How long nothing could be done because nothing had come.
+    stage: Stage,
+    begun: Instant,
     waited: Duration,
-    end: Option<Result<(), PutError>>,
+    end: Option<End>,
 }
 
-/// What has been read when all has.
-pub struct Arrived {
-    /// SHA-256 of the body.
-    pub hash: Sha256Hash,
-    /// Its length in bytes.
-    pub length: u64,
-    /// How long nothing could be done because nothing had come.
-    pub waited: Duration,
-    /// The staged object.
-    pub upload: Option<Box<dyn Upload>>,
-}
-
-impl Arrived {
-    /// Publishes what was staged.
-    pub fn commit(self, metrics: &Metrics) -> Result<Stored, PutError> {
-        self.upload.map_or(Ok(Stored::New), |upload| ingest::commit(upload, metrics))
-    }
+/// Why nothing more comes.
+enum End {
+    /// All of it has come.
+    Whole,
+    /// The channel closed before.
+    Interrupted,
+    /// It could not be staged.
+    Failed(PutError),
 }
 
 impl Incoming {
-    /// What comes through `messages`, which may be `limit` bytes.
-    pub fn new(
-        messages: mpsc::Receiver<Message>,
-        upload: Option<Box<dyn Upload>>,
-        limit: u64,
-    ) -> Self {
+    /// A body whose first bytes are `beginning`.
+    pub(super) fn new(beginning: Bytes, messages: mpsc::Receiver<Message>, stage: Stage) -> Self {
         Self {
             messages,
-            chunks: Vec::new().into_iter(),
+            chunks: vec![beginning].into_iter(),
             chunk: Bytes::new(),
-            upload,
-            limit,
-            hasher: Sha256::new(),
-            length: 0,
+            stage,
+            begun: Instant::now(),
             waited: Duration::ZERO,
             end: None,
         }
     }
 
-    /// Reads on to the end.
-    pub fn arrive(mut self) -> Result<Arrived, PutError> {
-        loop {
-            match self.end {
-                None => self.next(),
-                Some(Err(error)) => return Err(error),
-                Some(Ok(())) => break,
+    /// Stages what has been received and not been read, and gives the rest of the body back, with
+    /// what came of unpacking. That is none where the decoder did not get all that it needed.
+    pub(super) fn stop(
+        mut self,
+        unpacked: Result<Unpacked, UnpackError>,
+    ) -> Result<(Stage, Option<Result<Unpacked, UnpackError>>), PutError> {
+        let busy = self.begun.elapsed().saturating_sub(self.waited);
+        // Staging counts itself.
+        self.stage.set_busy(busy);
+        self.messages.close();
+        let interrupted = match self.end {
+            Some(End::Failed(error)) => return Err(error),
+            Some(End::Interrupted) => true,
+            Some(End::Whole) | None => false,
+        };
+        self.stage.push(self.chunks.as_slice())?;
+        // A message that was about to be sent when the channel was closed comes, too.
+        while let Some(message) = self.messages.blocking_recv() {
+            if let Message::Chunks(chunks) = message {
+                self.stage.push(&chunks)?;
             }
         }
-        Ok(Arrived {
-            hash: Sha256Hash::new(self.hasher.finalize().into()),
-            length: self.length,
-            waited: self.waited,
-            upload: self.upload,
-        })
+        Ok((self.stage, (!interrupted).then_some(unpacked)))
     }
 
-    /// Waits for the next chunk, hashes it and stages it.
+    /// Waits for the next chunk and stages it.
     fn next(&mut self) {
-        let Some(mut chunk) = self.receive() else {
+        let Some(chunk) = self.receive() else {
             return;
         };
-        if self.length == 0 && chunk.len() < BEGINNING {
-            let mut beginning = BytesMut::from(chunk.as_ref());
-            while beginning.len() < BEGINNING {
-                match self.receive() {
-                    Some(more) => beginning.extend_from_slice(&more),
-                    None => break,
-                }
-            }
-            chunk = beginning.freeze();
-        }
-        self.length += chunk.len() as u64;
-        if self.length > self.limit {
-            self.end = Some(Err(PutError::TooLarge { limit: self.limit }));
-            return;
-        }
-        self.hasher.update(&chunk);
-        if let Some(upload) = &mut self.upload
-            && let Err(error) = upload.write(&chunk)
-        {
-            self.end = Some(Err(error.into()));
+        if let Err(error) = self.stage.push(std::slice::from_ref(&chunk)) {
+            self.end = Some(End::Failed(error));
         }
         self.chunk = chunk;
     }
@@ -136,13 +104,11 @@ impl Incoming {
             match message {
                 Some(Message::Chunks(chunks)) => self.chunks = chunks.into_iter(),
                 Some(Message::End) => {
-                    self.end = Some(Ok(()));
+                    self.end = Some(End::Whole);
                     return None;
                 }
-                // Nobody waits for the result any more.
                 None => {
-                    let why = BodyError::CutShort("the upload was given up".into());
-                    self.end = Some(Err(why.into()));
+                    self.end = Some(End::Interrupted);
                     return None;
                 }
             }
@@ -156,9 +122,9 @@ impl BufRead for Incoming {
             self.next();
         }
         match self.end {
-            // What a decoder makes of it does not matter: `arrive` knows what happened.
-            Some(Err(_)) => Err(io::ErrorKind::UnexpectedEof.into()),
-            _ => Ok(&self.chunk),
+            // What a decoder makes of it does not matter: `stop` knows what happened.
+            Some(End::Interrupted | End::Failed(_)) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Some(End::Whole) | None => Ok(&self.chunk),
         }
     }
 

@@ -1,29 +1,35 @@
 //! From a body to an object, in constant memory and off the reactor.
 //!
 //! A small body is collected and stored in one step. A large one is read by the async side and
-//! handed, chunk by chunk, to a thread of the blocking pool that hashes it, stages it and unpacks
-//! it. The channel between them is short: when the disk or the decoder is slower than the line, the
-//! socket is not read, and the client waits.
+//! handed over, batch by batch, to the blocking pool, which hashes it and stages it. While a batch is
+//! staged the next one is gathered and no more: when the disk is slower than the line, the socket is
+//! not read, and the client waits. No thread is held between two batches, but by what is unpacked
+//! while it arrives.
 //!
-//! What one upload costs at most: the connection's buffer, [`BATCH`] bytes on either side of the
-//! channel and [`BATCHES_IN_FLIGHT`] times as much in it; the buffer and the memory of one decoder,
-//! where it is unpacked at once.
+//! What one upload costs at most: the connection's buffer, and [`BATCH`](super::feed::BATCH) bytes on
+//! either side; while it is unpacked, [`BATCHES_IN_FLIGHT`] times as much between them, and a decoder.
 
-use std::io::{self, Read};
-use std::pin::pin;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::{Stream, StreamExt};
-use tokio::sync::mpsc;
+use futures_util::future::{self, BoxFuture};
+use futures_util::{FutureExt, Stream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{JoinHandle, spawn_blocking};
 
+use super::decode_budget::{Allowance, BOMB_RATIO, DecodeBudget};
+use super::feed::Feed;
 use super::incoming::{Incoming, Message};
-use super::{BodyError, Cache, PutError, unpack};
+use super::stage::Stage;
+use super::unpack::{self, UnpackError, Unpacked};
+use super::{BodyError, Cache, PutError};
 use crate::metrics::Metrics;
 use crate::nix::{CachePath, Compression, narinfo};
-use crate::store::{Store, Stored, Upload};
+use crate::store::{Store, StoreError, Stored, Upload};
 
 /// The largest `nix-cache-info`, in bytes.
 pub(super) const CACHE_INFO_LIMIT: u64 = 64 * 1024;
@@ -31,51 +37,161 @@ pub(super) const CACHE_INFO_LIMIT: u64 = 64 * 1024;
 /// A body up to this length is stored in one step.
 pub(super) const SMALL: u64 = 64 * 1024;
 
-/// So much goes from the socket's side to the disk's at a time. Each handing over wakes a thread,
-/// and where both sides share a core, switches it twice: 64 KiB at a time cost a third more CPU
-/// time for an upload.
-const BATCH: usize = 256 * 1024;
-
-/// A slower line need not fill it: somebody may wait for what is there.
-const PATIENCE: Duration = Duration::from_millis(10);
-
-/// How many of them may wait for the disk's side.
+/// How many batches may wait for a decoder.
 const BATCHES_IN_FLIGHT: usize = 2;
 
-/// What an encoded side file may become.
-const DECODED_LIMIT: u64 = 4 << 30;
+/// What a side file may become when it is decoded: JSON, and a log. The largest logs have some
+/// 100 MB.
+const DECODED_JSON_LIMIT: u64 = 64 << 20;
+const DECODED_LOG_LIMIT: u64 = 1 << 30;
 
-/// The whole body, if it is not larger than `limit`.
+/// What becomes more than this may not become more than [`BOMB_RATIO`] times its size.
+const DECODED_FLOOR: u64 = 16 << 20;
+
+/// A body that has arrived whole and is no object yet.
+pub(super) enum Collected {
+    InMemory(Bytes),
+    /// In a file without a name.
+    OnDisk(Arc<File>, u64),
+}
+
+impl Collected {
+    /// Its length in bytes.
+    pub(super) fn len(&self) -> u64 {
+        match self {
+            Self::InMemory(bytes) => bytes.len() as u64,
+            Self::OnDisk(_, length) => *length,
+        }
+    }
+
+    /// Reads it from the beginning.
+    fn reader(&self) -> Box<dyn BufRead> {
+        match self {
+            Self::InMemory(bytes) => Box::new(io::Cursor::new(bytes.clone())),
+            Self::OnDisk(file, length) => Box::new(read_at(file, *length)),
+        }
+    }
+
+    /// All of it in memory.
+    pub(super) async fn into_bytes(self, path: &CachePath) -> Result<Bytes, PutError> {
+        if let Self::InMemory(bytes) = self {
+            return Ok(bytes);
+        }
+        let key = path.key();
+        in_the_pool(move || {
+            let mut bytes = Vec::with_capacity(self.len() as usize);
+            let read = self.reader().read_to_end(&mut bytes);
+            read.map_err(|source| PutError::Read { key, source })?;
+            Ok(bytes.into())
+        })
+        .await
+    }
+}
+
+/// How many large texts are in memory at a time: a narinfo takes several times its length when it is
+/// parsed, and may have to wait for its NAR.
+pub(super) struct LargeTexts(Arc<Semaphore>);
+
+impl LargeTexts {
+    /// So much of them, in MiB.
+    const ROOM: u64 = 64;
+
+    /// Waits for room for a text of this length; a small one needs none.
+    pub(super) async fn take(&self, length: u64) -> Option<OwnedSemaphorePermit> {
+        if length <= SMALL {
+            return None;
+        }
+        let mib = length.div_ceil(1 << 20).min(Self::ROOM);
+        // The semaphore is never closed.
+        Arc::clone(&self.0).acquire_many_owned(mib as u32).await.ok()
+    }
+}
+
+impl Default for LargeTexts {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(Self::ROOM as usize)))
+    }
+}
+
+/// Reads the first `length` bytes of a file from its beginning, wherever others are in it.
+pub(super) fn read_at(file: &Arc<File>, length: u64) -> BufReader<impl Read + use<>> {
+    struct ReadAt(Arc<File>, u64);
+    impl Read for ReadAt {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let count = self.0.read_at(buffer, self.1)?;
+            self.1 += count as u64;
+            Ok(count)
+        }
+    }
+    BufReader::with_capacity(SMALL as usize, ReadAt(Arc::clone(file), 0).take(length))
+}
+
+/// The whole body, if it is not larger than `limit`: in memory where it is [`SMALL`], and else in a
+/// file, because a client may take its time for it.
 pub(super) async fn collect(
+    store: &Arc<dyn Store>,
+    path: &CachePath,
     declared: Option<u64>,
     limit: u64,
-    mut body: impl Stream<Item = Result<Bytes, BodyError>> + Unpin,
-) -> Result<Bytes, PutError> {
+    mut feed: Feed<impl Stream<Item = Result<Bytes, BodyError>> + Unpin>,
+) -> Result<Collected, PutError> {
     if declared.is_some_and(|length| length > limit) {
         return Err(PutError::TooLarge { limit });
     }
     let mut whole = BytesMut::new();
-    while let Some(chunk) = body.next().await.transpose()? {
-        if (whole.len() + chunk.len()) as u64 > limit {
+    let mut file: Option<Arc<File>> = None;
+    let mut length = 0;
+    while let Some(batch) = feed.next().await? {
+        length += batch.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
+        if length > limit {
             return Err(PutError::TooLarge { limit });
         }
-        whole.extend_from_slice(&chunk);
+        batch.iter().for_each(|chunk| whole.extend_from_slice(chunk));
+        if length > SMALL {
+            let (store, path, bytes) = (Arc::clone(store), path.clone(), whole.split().freeze());
+            let begun = file.take();
+            file = Some(in_the_pool(move || spool(&store, &path, declared, begun, &bytes)).await?);
+        }
     }
-    check_length(declared, whole.len() as u64)?;
-    Ok(whole.freeze())
+    check_length(declared, length)?;
+    Ok(match file {
+        Some(file) => Collected::OnDisk(file, length),
+        None => Collected::InMemory(whole.freeze()),
+    })
+}
+
+/// Appends to a file without a name, which is made where there is none yet.
+fn spool(
+    store: &Arc<dyn Store>,
+    path: &CachePath,
+    declared: Option<u64>,
+    begun: Option<Arc<File>>,
+    bytes: &[u8],
+) -> Result<Arc<File>, PutError> {
+    let file = match begun {
+        Some(file) => file,
+        None => Arc::new(store.scratch(path, declared)?),
+    };
+    let written = (&*file).write_all(bytes);
+    written.map_err(|error| StoreError::new("staging", &path.key(), error))?;
+    Ok(file)
 }
 
 /// What `bytes` are when they are decoded, if that is not larger than [`narinfo::MAX_SIZE`].
-pub(super) async fn decode(encoding: Compression, bytes: Bytes) -> Result<Bytes, PutError> {
+pub(super) async fn decode(
+    budget: &DecodeBudget,
+    encoding: Compression,
+    bytes: Bytes,
+) -> Result<Bytes, PutError> {
     if encoding == Compression::None {
         return Ok(bytes);
     }
-    in_the_pool(move || {
+    decode_at_rest(budget, Allowance::USUAL, move |allowance| {
         let mut decoded = Vec::new();
-        decoder(encoding, bytes.as_ref())?
+        decoder(encoding, bytes.as_ref(), allowance)?
             .take(narinfo::MAX_SIZE + 1)
             .read_to_end(&mut decoded)
-            .map_err(|source| PutError::Encoding { encoding, source })?;
+            .map_err(|source| encoding_error(encoding, source, allowance))?;
         if decoded.len() as u64 > narinfo::MAX_SIZE {
             return Err(PutError::TooLarge { limit: narinfo::MAX_SIZE });
         }
@@ -84,45 +200,116 @@ pub(super) async fn decode(encoding: Compression, bytes: Bytes) -> Result<Bytes,
     .await
 }
 
+/// Runs `attempt` on the blocking pool, with a permit for its allowance. Where it turns out to need
+/// more, it is run again with more.
+pub(super) async fn decode_at_rest<T: Send + 'static>(
+    budget: &DecodeBudget,
+    mut allowance: Allowance,
+    attempt: impl Fn(Allowance) -> Result<T, PutError> + Send + Sync + 'static,
+) -> Result<T, PutError> {
+    let attempt = Arc::new(attempt);
+    loop {
+        let (permit, attempt) = (budget.at_rest(allowance).await, Arc::clone(&attempt));
+        let done = in_the_pool(move || {
+            let _permit = permit;
+            attempt(allowance)
+        });
+        match done.await {
+            Err(PutError::Unpack(UnpackError::Exceeded(more))) => allowance = more,
+            done => return done,
+        }
+    }
+}
+
 fn decoder<'a>(
     encoding: Compression,
-    input: impl io::BufRead + 'a,
+    input: impl BufRead + 'a,
+    allowance: Allowance,
 ) -> Result<Box<dyn Read + 'a>, PutError> {
-    unpack::decoder(encoding, input).map_err(|error| match error {
-        Some(source) => PutError::Encoding { encoding, source },
+    unpack::decoder(encoding, input, allowance).map_err(|error| match error {
+        Some(source) => encoding_error(encoding, source, allowance),
         None => PutError::NoDecoder(encoding),
     })
 }
 
-/// Stores a side file of any size while it streams in; says how long it is.
+fn encoding_error(encoding: Compression, source: io::Error, allowance: Allowance) -> PutError {
+    match unpack::more_memory(&source, allowance) {
+        Some(more) => UnpackError::Exceeded(more).into(),
+        None => PutError::Encoding { encoding, source },
+    }
+}
+
+/// Stores a side file of any size while it streams in; returns its length.
 pub(super) async fn side_file(
     cache: &Cache,
     path: &CachePath,
     encoding: Compression,
     declared: Option<u64>,
     limit: u64,
-    body: impl Stream<Item = Result<Bytes, BodyError>> + Unpin,
+    feed: Feed<impl Stream<Item = Result<Bytes, BodyError>> + Unpin>,
 ) -> Result<(Stored, u64), PutError> {
-    let plain = encoding == Compression::None;
-    if plain && declared.is_some_and(|length| length <= SMALL) {
-        let bytes = collect(declared, SMALL, body).await?;
+    let metrics = Arc::clone(&cache.metrics);
+    if encoding != Compression::None {
+        return encoded_side_file(cache, path, encoding, declared, limit, feed).await;
+    }
+    if declared.is_some_and(|length| length <= SMALL) {
+        let bytes = collect(&cache.store, path, declared, SMALL, feed).await?;
+        let bytes = bytes.into_bytes(path).await?;
         let size = bytes.len() as u64;
         return Ok((cache.store_whole(path, bytes).await?, size));
     }
-    let upload = begin(&cache.store, path, declared.filter(|_| plain)).await?;
-    let metrics = Arc::clone(&cache.metrics);
-    let (stored, size) = streamed(body, move |chunks| {
-        if plain {
-            let arrived = Incoming::new(chunks, Some(upload), limit).arrive()?;
-            check_length(declared, arrived.length)?;
-            let length = arrived.length;
-            return Ok((arrived.commit(&metrics)?, length));
+    let upload = begin(&cache.store, path, declared).await?;
+    let stage = receive(Stage::new(upload, limit), feed).await?;
+    let (stored, size) = in_the_pool(move || {
+        let staged = stage.finish();
+        check_length(declared, staged.length)?;
+        Ok((commit(staged.upload, &metrics)?, staged.length))
+    })
+    .await?;
+    cache.count(path, stored, size);
+    Ok((stored, size))
+}
+
+/// Stores what a side file is when it is decoded. Decoding begins when all of it has arrived, so that
+/// no decoder waits for a client.
+async fn encoded_side_file(
+    cache: &Cache,
+    path: &CachePath,
+    encoding: Compression,
+    declared: Option<u64>,
+    limit: u64,
+    feed: Feed<impl Stream<Item = Result<Bytes, BodyError>> + Unpin>,
+) -> Result<(Stored, u64), PutError> {
+    let kind_limit = match path {
+        CachePath::Log(_) => DECODED_LOG_LIMIT,
+        _ => DECODED_JSON_LIMIT,
+    };
+    if unpack::has_no_decoder(encoding) {
+        return Err(PutError::NoDecoder(encoding));
+    }
+    let limit = limit.min(kind_limit);
+    let body = collect(&cache.store, path, declared, limit, feed).await?;
+    let limit = limit.min(DECODED_FLOOR.max(body.len().saturating_mul(BOMB_RATIO)));
+    let (store, metrics) = (Arc::clone(&cache.store), Arc::clone(&cache.metrics));
+    let key = path.clone();
+    let (stored, size) = decode_at_rest(&cache.decoders, Allowance::USUAL, move |allowance| {
+        let mut decoder = decoder(encoding, body.reader(), allowance)?;
+        let mut upload = store.begin(&key, None)?;
+        let mut buffer = vec![0; SMALL as usize];
+        let mut length = 0;
+        loop {
+            let count = decoder
+                .read(&mut buffer)
+                .map_err(|source| encoding_error(encoding, source, allowance))?;
+            if count == 0 {
+                break;
+            }
+            length += count as u64;
+            if length > limit {
+                return Err(PutError::TooLarge { limit });
+            }
+            upload.write(&buffer[..count])?;
         }
-        let mut incoming = Incoming::new(chunks, None, limit);
-        let decoded = decode_into(upload, encoding, &mut incoming, limit.min(DECODED_LIMIT));
-        // What went wrong with the body comes before what the decoder made of it.
-        check_length(declared, incoming.arrive()?.length)?;
-        let (upload, length) = decoded?;
         Ok((commit(upload, &metrics)?, length))
     })
     .await?;
@@ -138,29 +325,6 @@ pub(super) fn commit(upload: Box<dyn Upload>, metrics: &Metrics) -> Result<Store
     Ok(stored)
 }
 
-fn decode_into(
-    mut upload: Box<dyn Upload>,
-    encoding: Compression,
-    input: &mut Incoming,
-    limit: u64,
-) -> Result<(Box<dyn Upload>, u64), PutError> {
-    let mut decoder = decoder(encoding, input)?;
-    let mut buffer = vec![0; SMALL as usize];
-    let mut length = 0;
-    loop {
-        let count =
-            decoder.read(&mut buffer).map_err(|source| PutError::Encoding { encoding, source })?;
-        if count == 0 {
-            return Ok((upload, length));
-        }
-        length += count as u64;
-        if length > limit {
-            return Err(PutError::TooLarge { limit });
-        }
-        upload.write(&buffer[..count])?;
-    }
-}
-
 /// Stages an object. This comes before the body is asked for: a full disk says so while the client
 /// still waits for its `100 Continue`.
 pub(super) async fn begin(
@@ -172,47 +336,66 @@ pub(super) async fn begin(
     in_the_pool(move || Ok(store.begin(&path, size)?)).await
 }
 
-/// Runs `work` on the blocking pool and feeds it with `body`.
-pub(super) async fn streamed<T: Send + 'static>(
-    mut body: impl Stream<Item = Result<Bytes, BodyError>> + Unpin,
-    work: impl FnOnce(mpsc::Receiver<Message>) -> Result<T, PutError> + Send + 'static,
-) -> Result<T, PutError> {
-    let (sender, receiver) = mpsc::channel(BATCHES_IN_FLIGHT);
-    let work = spawn_blocking(move || work(receiver));
-    // The other side only hangs up early when it failed, and then says why below.
+/// Stages what is left of a body. While one batch is staged, the next one is gathered.
+pub(super) async fn receive(
+    stage: Stage,
+    mut feed: Feed<impl Stream<Item = Result<Bytes, BodyError>> + Unpin>,
+) -> Result<Stage, PutError> {
+    let mut stage: BoxFuture<'static, Result<Stage, PutError>> = future::ok(stage).boxed();
     loop {
-        let (batch, end) = gather(&mut body).await?;
-        if sender.send(Message::Chunks(batch)).await.is_err() {
-            break;
-        }
-        if end {
-            let _ = sender.send(Message::End).await;
-            break;
+        let batch = feed.next().await?;
+        let staged = stage.await?;
+        match batch {
+            Some(batch) if batch.is_empty() => stage = future::ok(staged).boxed(),
+            Some(batch) => stage = in_the_pool(move || push(staged, &batch)).boxed(),
+            None => return Ok(staged),
         }
     }
-    joined(work).await
 }
 
-/// The next [`BATCH`] of a body, and whether it is the last.
-async fn gather(
-    body: &mut (impl Stream<Item = Result<Bytes, BodyError>> + Unpin),
-) -> Result<(Vec<Bytes>, bool), PutError> {
-    let mut batch = Vec::new();
-    let mut length = 0;
-    let mut patience = pin!(tokio::time::sleep(PATIENCE));
-    while length < BATCH {
-        let chunk = tokio::select! {
-            biased;
-            chunk = body.next() => chunk.transpose()?,
-            () = &mut patience, if !batch.is_empty() => break,
+/// Stages pieces of a body.
+pub(super) fn push(mut stage: Stage, chunks: &[Bytes]) -> Result<Stage, PutError> {
+    stage.push(chunks)?;
+    Ok(stage)
+}
+
+/// Has a body unpacked by `unpack`, on a thread of the blocking pool, for as long as the body flows.
+/// `beginning` is what has come of it. Returns what has been staged until then, and what came of
+/// unpacking; none where that was interrupted. There may be more of the body then.
+pub(super) async fn unpack_while_it_flows(
+    stage: Stage,
+    beginning: Bytes,
+    feed: &mut Feed<impl Stream<Item = Result<Bytes, BodyError>> + Unpin>,
+    unpack: impl FnOnce(&mut Incoming) -> Result<Unpacked, UnpackError> + Send + 'static,
+) -> Result<(Stage, Option<Result<Unpacked, UnpackError>>), PutError> {
+    let (sender, messages) = mpsc::channel(BATCHES_IN_FLIGHT);
+    let work = spawn_blocking(move || {
+        let mut incoming = Incoming::new(beginning, messages, stage);
+        let unpacked = unpack(&mut incoming);
+        incoming.stop(unpacked)
+    });
+    let mut refused = None;
+    while !feed.is_slow() {
+        let (message, is_end) = match feed.next().await? {
+            Some(batch) => (Message::Chunks(batch), false),
+            None => (Message::End, true),
         };
-        let Some(chunk) = chunk else {
-            return Ok((batch, true));
-        };
-        length += chunk.len();
-        batch.push(chunk);
+        // The other side only hangs up when it has what it needs, or failed, and then says why.
+        if let Err(error) = sender.send(message).await {
+            refused = Some(error.0);
+            break;
+        }
+        if is_end {
+            break;
+        }
     }
-    Ok((batch, false))
+    drop(sender);
+    let (stage, unpacked) = joined(work).await?;
+    let stage = match refused {
+        Some(Message::Chunks(batch)) => in_the_pool(move || push(stage, &batch)).await?,
+        Some(Message::End) | None => stage,
+    };
+    Ok((stage, unpacked))
 }
 
 pub(super) fn check_length(declared: Option<u64>, actual: u64) -> Result<(), PutError> {
@@ -222,11 +405,11 @@ pub(super) fn check_length(declared: Option<u64>, actual: u64) -> Result<(), Put
     }
 }
 
-/// Runs `work` on the blocking pool.
-pub(super) async fn in_the_pool<T: Send + 'static>(
+/// Runs `work` on the blocking pool. It begins before anybody waits for it.
+pub(super) fn in_the_pool<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, PutError> + Send + 'static,
-) -> Result<T, PutError> {
-    joined(spawn_blocking(work)).await
+) -> impl Future<Output = Result<T, PutError>> {
+    joined(spawn_blocking(work))
 }
 
 /// The result of work on the blocking pool; its panic is ours.

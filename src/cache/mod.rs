@@ -5,8 +5,10 @@ mod accepted;
 mod audit;
 #[cfg(feature = "pages")]
 pub mod browse;
+mod decode_budget;
 mod elsewhere;
 mod error;
+mod feed;
 pub mod gc;
 mod health;
 mod hot;
@@ -17,6 +19,7 @@ mod nar;
 mod narinfo;
 mod remove;
 mod signatures;
+mod stage;
 mod stats;
 mod unpack;
 #[cfg(feature = "upstream")]
@@ -30,7 +33,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use futures_util::Stream;
-use tokio::sync::Semaphore;
 
 pub use accepted::{Accepted, Taken};
 pub use audit::Agent;
@@ -45,6 +47,8 @@ use crate::metrics::Metrics;
 use crate::nix::cache_path::NarName;
 use crate::nix::{CacheInfo, CachePath, Compression, Sha256Hash, StorePathHash};
 use crate::store::{Content, Metadata, Object, Store, StoreError, Stored, Turns};
+use decode_budget::DecodeBudget;
+use feed::{Feed, TransferLimit, Turn};
 use hot::{Found, Hot};
 
 /// A binary cache: objects in a store, and what may become one. A clone is the same cache.
@@ -68,10 +72,12 @@ pub struct Inner {
     health: health::Watch,
     /// What is known of NARs whose narinfo may come soon.
     facts: quick_cache::sync::Cache<NarName, nar::Facts>,
-    /// Who may upload what is not small.
-    uploads: Semaphore,
-    /// Who may unpack.
-    unpackers: Arc<Semaphore>,
+    /// Limits concurrent large uploads that flow.
+    uploads: TransferLimit,
+    /// What all decoders together may take.
+    decoders: DecodeBudget,
+    /// Limits what uploads of large narinfos have in memory.
+    large_narinfos: ingest::LargeTexts,
     /// Who may change a narinfo, by its name.
     turns: Turns,
     /// Whether clients are sent to where the store has its objects for NARs.
@@ -92,14 +98,12 @@ impl std::ops::Deref for Cache {
     }
 }
 
-/// How many NARs are unpacked at a time. More would only share the same cores, and each can take
-/// the memory of its decoder: 9 MiB for xz as Nix uses it, at most 192 MiB.
-const UNPACKERS: usize = 8;
-
-/// How many large bodies are taken at a time. Each holds a thread of the blocking pool, which has
-/// 512 (tokio's default), and reads of cold objects must find one. More wait for their
-/// `100 Continue`.
+/// How many large bodies are taken at a time: each has up to three batches of 256 KiB in memory. More
+/// wait for their `100 Continue`. Those that hardly arrive do not count.
 const UPLOADS: usize = 256;
+
+/// How many hardly arrive before they count, too.
+const SLOW_UPLOADS: usize = 4096;
 
 /// How many NARs are remembered. One whose facts were dropped is read again.
 const FACTS: usize = 16 * 1024;
@@ -126,8 +130,9 @@ impl Cache {
             agent: Agent::collector(),
             health: health::Watch::default(),
             facts: quick_cache::sync::Cache::new(FACTS),
-            uploads: Semaphore::new(UPLOADS),
-            unpackers: Arc::new(Semaphore::new(UNPACKERS)),
+            uploads: TransferLimit::new(UPLOADS, SLOW_UPLOADS),
+            decoders: DecodeBudget::default(),
+            large_narinfos: ingest::LargeTexts::default(),
             turns: Turns::default(),
             redirect: false,
             #[cfg(feature = "upstream")]
@@ -345,19 +350,19 @@ impl Cache {
             return Err(PutError::TooLarge { limit });
         }
         let small = declared.is_some_and(|length| length <= ingest::SMALL);
-        // Nobody closes the semaphore.
-        let _turn = if small { None } else { self.uploads.acquire().await.ok() };
+        let turn = if small { Turn::unlimited() } else { self.uploads.take().await };
+        let feed = Feed::new(body, turn);
         match path {
-            CachePath::CacheInfo => self.put_cache_info(declared, body).await,
-            CachePath::NarInfo(hash) => self.put_narinfo(*hash, encoding, declared, body).await,
+            CachePath::CacheInfo => self.put_cache_info(declared, feed).await,
+            CachePath::NarInfo(hash) => self.put_narinfo(*hash, encoding, declared, feed).await,
             // Its name is the hash of what is stored, so there is nothing to undo.
             CachePath::Nar(_) if encoding != Compression::None => {
                 Err(PutError::NoDecoder(encoding))
             }
-            CachePath::Nar(name) => self.put_nar(*name, declared, body).await,
+            CachePath::Nar(name) => self.put_nar(*name, declared, feed).await,
             _ => {
                 let (stored, size) =
-                    ingest::side_file(self, path, encoding, declared, limit, body).await?;
+                    ingest::side_file(self, path, encoding, declared, limit, feed).await?;
                 Ok(Accepted::plain(stored.into(), size))
             }
         }
@@ -385,9 +390,12 @@ impl Cache {
     async fn put_cache_info(
         &self,
         declared: Option<u64>,
-        body: impl Stream<Item = Result<Bytes, BodyError>> + Send + Unpin,
+        feed: Feed<impl Stream<Item = Result<Bytes, BodyError>> + Unpin>,
     ) -> Result<Accepted, PutError> {
-        let text = ingest::collect(declared, ingest::CACHE_INFO_LIMIT, body).await?;
+        let path = CachePath::CacheInfo;
+        let limit = ingest::CACHE_INFO_LIMIT;
+        let text = ingest::collect(&self.store, &path, declared, limit, feed).await?;
+        let text = text.into_bytes(&path).await?;
         let size = text.len() as u64;
         let text = String::from_utf8_lossy(&text);
         match CacheInfo::store_dir_of(&text) {

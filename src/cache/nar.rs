@@ -4,14 +4,18 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_util::Stream;
 use sha2::{Digest, Sha256};
+use tokio::runtime::Handle;
 use tokio_util::io::{StreamReader, SyncIoBridge};
 use tracing::warn;
 
+use super::decode_budget::Allowance;
+use super::feed::Feed;
 use super::incoming::Incoming;
-use super::ingest::{self, SMALL, check_length};
+use super::ingest::{self, SMALL, check_length, push};
+use super::stage::{Stage, Staged};
 use super::unpack::{UnpackError, Unpacked, unpack};
 use super::{Accepted, BodyError, Cache, PutError};
 use crate::config::Verify;
@@ -65,7 +69,7 @@ pub(super) struct Streamed {
     pub stored: Stored,
     /// The length of the file, in bytes.
     pub size: u64,
-    /// None where every unpacker was busy.
+    /// None where it was not unpacked while it arrived, and cannot be read before it is stored.
     pub facts: Option<Facts>,
 }
 
@@ -74,18 +78,19 @@ impl Cache {
         &self,
         name: NarName,
         declared: Option<u64>,
-        body: impl Stream<Item = Result<Bytes, BodyError>> + Unpin,
+        feed: Feed<impl Stream<Item = Result<Bytes, BodyError>> + Unpin>,
     ) -> Result<Accepted, PutError> {
         let path = CachePath::Nar(name);
         let Streamed { stored, size, facts } = if declared.is_some_and(|length| length <= SMALL) {
-            let bytes = ingest::collect(declared, SMALL, body).await?;
+            let bytes = ingest::collect(&self.store, &path, declared, SMALL, feed).await?;
+            let bytes = bytes.into_bytes(&path).await?;
             let facts = self.inspect_small(name, bytes.clone()).await?;
             let stored = self.store_whole(&path, bytes).await?;
             Streamed { stored, size: facts.file_size, facts: Some(facts) }
         } else {
             let upload = ingest::begin(&self.store, &path, declared).await?;
             let limit = self.admission.max_upload_size.unwrap_or(u64::MAX);
-            self.stream_nar(name, upload, declared, limit, |_| Ok(true), body).await?
+            self.stream_nar(name, upload, declared, limit, |_| Ok(true), feed).await?
         };
         if let Some(facts) = facts {
             self.facts.insert(name, facts);
@@ -98,22 +103,26 @@ impl Cache {
     async fn inspect_small(&self, name: NarName, bytes: Bytes) -> Result<Facts, PutError> {
         let verify = self.admission.verify;
         let metrics = Arc::clone(&self.metrics);
-        let check = move || {
+        let file_size = bytes.len() as u64;
+        let plain = verify == Verify::File
+            || Compression::detect(name.extension, &bytes) == Some(Compression::None);
+        let check = move |allowance| {
             let begun = Instant::now();
             check_hash(name, Sha256Hash::of(&bytes))?;
-            let contents = contents(verify, name, bytes.as_ref())?;
+            let contents = contents(verify, name, bytes.as_ref(), file_size, allowance)?;
             metrics.verified(begun.elapsed());
-            Ok(Facts { file_size: bytes.len() as u64, contents })
+            Ok(Facts { file_size, contents })
         };
         // Hashing so little takes less time than going to another thread; unpacking takes more.
-        match name.extension {
-            crate::nix::cache_path::NarExtension::Bare => check(),
-            _ => ingest::in_the_pool(check).await,
+        if plain {
+            return check(Allowance::USUAL);
         }
+        ingest::decode_at_rest(&self.decoders, Allowance::USUAL, check).await
     }
 
     /// Takes a NAR of any size into `upload`, and publishes it if it is to be `kept`, which is asked
-    /// when all is known of it. The facts are none where every unpacker was busy: then the NAR is
+    /// when all is known of it. It is unpacked while it arrives, if it flows and a decoder is free,
+    /// and else from the staged file. The facts are none where there is no such file: then the NAR is
     /// read again when its narinfo comes.
     pub(super) async fn stream_nar(
         &self,
@@ -122,44 +131,76 @@ impl Cache {
         declared: Option<u64>,
         limit: u64,
         kept: impl FnOnce(Option<Facts>) -> Result<bool, PutError> + Send + 'static,
-        body: impl Stream<Item = Result<Bytes, BodyError>> + Unpin,
+        mut feed: Feed<impl Stream<Item = Result<Bytes, BodyError>> + Unpin>,
     ) -> Result<Streamed, PutError> {
+        let mut stage = Stage::new(upload, limit);
+        let beginning = beginning(&mut feed).await?;
         let verify = self.admission.verify;
-        let permit = match verify {
-            Verify::Nar => self.unpackers.clone().try_acquire_owned().ok(),
-            Verify::File => None,
+        let compression = Compression::detect(name.extension, &beginning);
+        let packed = match (verify, compression) {
+            (Verify::File, _) => false,
+            (Verify::Nar, Some(Compression::None)) => {
+                stage.check_nar();
+                false
+            }
+            // Without a decoder it is soon known what it is.
+            (Verify::Nar, _) => true,
         };
-        let metrics = Arc::clone(&self.metrics);
-        let streamed = ingest::streamed(body, move |chunks| {
-            let begun = Instant::now();
-            let mut incoming = Incoming::new(chunks, Some(upload), limit);
-            let looked = match permit {
-                Some(permit) => {
-                    let looked = contents(verify, name, &mut incoming);
-                    drop(permit);
-                    Some(looked)
+        let decoder = if packed && !feed.is_slow() { self.decoders.arriving() } else { None };
+        let (stage, unpacked) = match decoder {
+            Some(permit) => {
+                let unpack = move |incoming: &mut Incoming| {
+                    let _permit = permit;
+                    unpack(incoming, None, name.extension, Allowance::USUAL)
+                };
+                ingest::unpack_while_it_flows(stage, beginning, &mut feed, unpack).await?
+            }
+            None => (ingest::in_the_pool(move || push(stage, &[beginning])).await?, None),
+        };
+        let staged = ingest::receive(stage, feed).await?.finish();
+        // A body that did not arrive, or not as what it was sent, says more than what came of
+        // unpacking it.
+        check_length(declared, staged.length)?;
+        check_hash(name, staged.hash)?;
+        let Staged { length: file_size, checked, mut busy, upload, .. } = staged;
+
+        let unpacked = match unpacked {
+            // Now its length is known, and so how much it may become.
+            Some(Err(UnpackError::Exceeded(more))) => Err(more.with_usual_output()),
+            None if packed => Err(Allowance::USUAL),
+            unpacked => Ok(unpacked.or(checked)),
+        };
+        let contents = match unpacked {
+            Ok(unpacked) => Some(known_contents(name, unpacked)?),
+            Err(allowance) => match upload.staged()? {
+                Some(file) => {
+                    let file = Arc::new(file);
+                    let unpack = move |allowance| {
+                        let file = ingest::read_at(&file, file_size);
+                        let begun = Instant::now();
+                        let contents = contents(verify, name, file, file_size, allowance)?;
+                        Ok((contents, begun.elapsed()))
+                    };
+                    let unpacked = ingest::decode_at_rest(&self.decoders, allowance, unpack).await;
+                    let (contents, took) = unpacked?;
+                    busy += took;
+                    Some(contents)
                 }
-                None => (verify == Verify::File).then_some(Ok(NarContents::NotRead)),
-            };
-            // A body that did not arrive, or not as what it was sent, says more than what came of
-            // unpacking it.
-            let arrived = incoming.arrive()?;
-            check_length(declared, arrived.length)?;
-            check_hash(name, arrived.hash)?;
-            let file_size = arrived.length;
-            let facts = match looked {
-                Some(looked) => Some(Facts { file_size, contents: looked? }),
                 None => None,
-            };
-            metrics.verified(begun.elapsed().saturating_sub(arrived.waited));
-            let stored = if kept(facts)? { Some(arrived.commit(&metrics)?) } else { None };
-            Ok((stored, file_size, facts))
-        });
-        let (stored, size, facts) = streamed.await?;
+            },
+        };
+        let facts = contents.map(|contents| Facts { file_size, contents });
+        self.metrics.verified(busy);
+        let metrics = Arc::clone(&self.metrics);
+        let commit = move || match kept(facts)? {
+            true => ingest::commit(upload, &metrics).map(Some),
+            false => Ok(None),
+        };
+        let stored = ingest::in_the_pool(commit).await?;
         if let Some(stored) = stored {
-            self.count(&CachePath::Nar(name), stored, size);
+            self.count(&CachePath::Nar(name), stored, file_size);
         }
-        Ok(Streamed { stored: stored.unwrap_or(Stored::New), size, facts })
+        Ok(Streamed { stored: stored.unwrap_or(Stored::New), size: file_size, facts })
     }
 
     /// The facts about the NAR in the store; none if there is none. It is read where they are not
@@ -177,34 +218,34 @@ impl Cache {
                 Some(_) => {}
             }
         }
-        let object = self.store.get(&path).await?;
+        let there = self.store.head(&path).await?;
         #[cfg(feature = "upstream")]
-        let object = match object {
-            None if self.await_nar(name).await.unwrap_or(false) => self.store.get(&path).await?,
-            object => object,
+        let there = match there {
+            None if self.await_nar(name).await.unwrap_or(false) => self.store.head(&path).await?,
+            there => there,
         };
-        let Some(object) = object else {
+        let Some(metadata) = there else {
             return Ok(None);
         };
-        if !self.note_use(&path, object.metadata.used).await? {
+        if !self.note_use(&path, metadata.used).await? {
             return Ok(None);
         }
-        let Metadata { size: file_size, etag, .. } = object.metadata;
-        let verify = self.admission.verify;
-        let permit = self.unpackers.clone().acquire_owned().await;
-        let metrics = Arc::clone(&self.metrics);
-        let inspected = ingest::in_the_pool(move || {
-            let (_permit, begun) = (permit, Instant::now());
-            let inspected = inspect(verify, name, reader(object.content, file_size))
-                .map_err(|source| PutError::Read { key: CachePath::Nar(name).key(), source })?;
-            metrics.verified(begun.elapsed());
-            check_hash(name, inspected.file_hash)?;
-            Ok(Facts { file_size, contents: known_contents(name, inspected.unpacked)? })
-        })
-        .await;
+        // Others who want to know the same wait until one has read it.
+        let guard = match self.facts.get_value_or_guard_async(&name).await {
+            Ok(facts) if facts.file_size == metadata.size => return Ok(Some(facts)),
+            Ok(_) => None,
+            Err(guard) => Some(guard),
+        };
+        let Some((etag, inspected)) = self.inspect_stored(name).await? else {
+            return Ok(None);
+        };
         match inspected {
             Ok(facts) => {
-                self.facts.insert(name, facts);
+                match guard {
+                    // Dropped from memory since, it is read again the next time.
+                    Some(guard) => drop(guard.insert(facts)),
+                    None => self.facts.insert(name, facts),
+                }
                 Ok(Some(facts))
             }
             Err(PutError::FileHash { actual, .. }) => {
@@ -215,6 +256,54 @@ impl Cache {
             Err(error) => Err(error),
         }
     }
+
+    /// Reads a NAR in the store. Its entity tag and the facts, or why it has none; none if it is
+    /// absent.
+    async fn inspect_stored(
+        &self,
+        name: NarName,
+    ) -> Result<Option<(Bytes, Result<Facts, PutError>)>, PutError> {
+        let (store, metrics) = (Arc::clone(&self.store), Arc::clone(&self.metrics));
+        let (verify, path) = (self.admission.verify, CachePath::Nar(name));
+        ingest::decode_at_rest(&self.decoders, Allowance::USUAL, move |allowance| {
+            // It is opened here, so that those that wait for a permit have no file open.
+            let Some(object) = Handle::current().block_on(store.get(&path))? else {
+                return Ok(None);
+            };
+            let begun = Instant::now();
+            let Metadata { size: file_size, etag, .. } = object.metadata;
+            let inspected =
+                inspect(verify, name, reader(object.content, file_size), file_size, allowance)
+                    .map_err(|source| PutError::Read { key: path.key(), source })?;
+            if let Some(Err(UnpackError::Exceeded(more))) = inspected.unpacked {
+                return Err(UnpackError::Exceeded(more).into());
+            }
+            metrics.verified(begun.elapsed());
+            let facts = check_hash(name, inspected.file_hash).and_then(|()| {
+                Ok(Facts { file_size, contents: known_contents(name, inspected.unpacked)? })
+            });
+            Ok(Some((etag, facts)))
+        })
+        .await
+    }
+}
+
+/// How much of a NAR must be known to see how it is compressed, and which window it needs.
+const BEGINNING: usize = 64;
+
+/// The first bytes of a body: a whole batch where it comes at once, and [`BEGINNING`] in any case if
+/// there are so many.
+async fn beginning(
+    feed: &mut Feed<impl Stream<Item = Result<Bytes, BodyError>> + Unpin>,
+) -> Result<Bytes, PutError> {
+    let mut beginning = BytesMut::new();
+    while beginning.len() < BEGINNING {
+        let Some(batch) = feed.next().await? else {
+            break;
+        };
+        batch.iter().for_each(|chunk| beginning.extend_from_slice(chunk));
+    }
+    Ok(beginning.freeze())
 }
 
 /// What is in a NAR, as far as it is to be unpacked.
@@ -222,8 +311,12 @@ fn contents(
     verify: Verify,
     name: NarName,
     input: impl BufRead,
+    length: u64,
+    allowance: Allowance,
 ) -> Result<NarContents, UnpackError> {
-    known_contents(name, (verify == Verify::Nar).then(|| unpack(input, name.extension)))
+    let unpack = || unpack(input, Some(length), name.extension, allowance);
+    let unpacked = (verify == Verify::Nar).then(unpack);
+    known_contents(name, unpacked)
 }
 
 /// Logs that a NAR could not be unpacked because there is no decoder for it.
@@ -250,11 +343,21 @@ pub(super) struct Inspected {
     pub unpacked: Option<Result<Unpacked, UnpackError>>,
 }
 
-/// Reads a NAR to its end, whatever comes of unpacking it.
-pub(super) fn inspect(verify: Verify, name: NarName, input: impl BufRead) -> io::Result<Inspected> {
+/// Reads a NAR to its end, whatever comes of unpacking it. But where that needs more than is allowed
+/// the rest is not read and its hash means nothing, because all of it is to be read again.
+pub(super) fn inspect(
+    verify: Verify,
+    name: NarName,
+    input: impl BufRead,
+    length: u64,
+    allowance: Allowance,
+) -> io::Result<Inspected> {
     let mut file = Hashed { inner: input, hasher: Sha256::new() };
-    let unpacked = (verify == Verify::Nar).then(|| unpack(&mut file, name.extension));
-    io::copy(&mut file, &mut io::sink())?;
+    let unpacked =
+        (verify == Verify::Nar).then(|| unpack(&mut file, Some(length), name.extension, allowance));
+    if !matches!(unpacked, Some(Err(UnpackError::Exceeded(_)))) {
+        io::copy(&mut file, &mut io::sink())?;
+    }
     Ok(Inspected { file_hash: Sha256Hash::new(file.hasher.finalize().into()), unpacked })
 }
 

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use futures_util::Stream;
 use tracing::warn;
 
+use super::feed::Feed;
 use super::ingest;
 use super::nar::{Facts, NarContents, check_compression};
 use super::{Accepted, BodyError, Cache, PutError, Taken};
@@ -25,6 +26,25 @@ pub(super) enum Adopted {
     Differs,
 }
 
+/// A narinfo that is uploaded.
+struct UploadedNarInfo {
+    info: NarInfo,
+    /// Its fingerprint.
+    fingerprint: String,
+    /// The trusted keys that have signed it.
+    signed_by: Option<String>,
+}
+
+/// What becomes of a narinfo whose path is here already.
+enum Merge {
+    /// Ours is true, and has the signatures.
+    Done,
+    /// Ours is not true, and is to be replaced.
+    Replace,
+    /// Only this NAR can tell. It is to be read, without the lock of the narinfo.
+    ReadFirst(NarName),
+}
+
 impl Cache {
     /// Takes a narinfo when it is what its name says and true of a NAR that is here.
     pub(super) async fn put_narinfo(
@@ -32,57 +52,87 @@ impl Cache {
         hash: StorePathHash,
         encoding: Compression,
         declared: Option<u64>,
-        body: impl Stream<Item = Result<Bytes, BodyError>> + Unpin,
+        feed: Feed<impl Stream<Item = Result<Bytes, BodyError>> + Unpin>,
     ) -> Result<Accepted, PutError> {
-        let text = ingest::collect(declared, narinfo::MAX_SIZE, body).await?;
-        let text = ingest::decode(encoding, text).await?;
-        let size = text.len() as u64;
-        let mut info = self.parse_upload(text).await?;
-        // Who uploads a path has it, wherever it was mirrored from before.
-        info.set_upstream(None);
-        let actual = info.store_path.hash();
-        if actual != hash {
-            return Err(PutError::HashPart { expected: hash, actual });
-        }
-        let signed_by = self.check_signatures(&info)?;
-
-        // Two uploads of one path's narinfo would each merge with what was there before both.
-        let _turn = self.turns.take(&hash).await;
         let path = CachePath::NarInfo(hash);
-        let ours = self.read_narinfo(&path).await?;
-        let taken = if ours.is_some() { Taken::Again } else { Taken::New };
-        match ours {
-            Some(ours) if ours.fingerprint() == info.fingerprint() => {
-                let merged = self.merge(&path, ours, &info).await?;
-                if merged {
-                    return Ok(self.accepted(taken, size, &info, signed_by));
+        let limit = narinfo::MAX_SIZE;
+        let text = ingest::collect(&self.store, &path, declared, limit, feed).await?;
+        // Held while it is in memory.
+        let mut _room = self.large_narinfos.take(text.len()).await;
+        let mut text = text.into_bytes(&path).await?;
+        if encoding != Compression::None {
+            text = ingest::decode(&self.decoders, encoding, text).await?;
+            _room = None;
+            _room = self.large_narinfos.take(text.len() as u64).await;
+        }
+        let size = text.len() as u64;
+        let UploadedNarInfo { mut info, fingerprint, signed_by } =
+            self.parse_upload(hash, text).await?;
+
+        let mut read = None;
+        let mut is_admitted = false;
+        loop {
+            // Two uploads of one path's narinfo would each merge with what was there before both.
+            // With the lock held, the store is waited for, and nothing else: no decoder, no upstream.
+            let lock = self.turns.take(&hash).await;
+            let ours = self.read_narinfo(&path).await?;
+            let taken = if ours.is_some() { Taken::Again } else { Taken::New };
+            match ours.map(|ours| (ours.fingerprint(), ours)) {
+                Some((before, ours)) if before == fingerprint => {
+                    match self.merge(&path, ours, &info, read).await? {
+                        Merge::Done => return Ok(self.accepted(taken, size, &info, signed_by)),
+                        Merge::Replace => {}
+                        Merge::ReadFirst(name) => {
+                            drop(lock);
+                            read = Some((name, self.facts_if_right(name).await?));
+                            continue;
+                        }
+                    }
                 }
+                Some((before, _)) if is_admitted => warn!(
+                    store_path = %info.store_path,
+                    %before,
+                    now = %fingerprint,
+                    "replaced the narinfo of a store path by another one: its build is not \
+                     reproducible, or one of the two is not what it claims to be"
+                ),
+                _ => {}
             }
-            Some(ours) => warn!(
-                store_path = %info.store_path,
-                before = %ours.fingerprint(),
-                now = %info.fingerprint(),
-                "replaced the narinfo of a store path by another one: its build is not \
-                 reproducible, or one of the two is not what it claims to be"
-            ),
-            None => {}
+            if is_admitted {
+                self.publish(hash, &info).await?;
+                return Ok(self.accepted(taken, size, &info, signed_by));
+            }
+            drop(lock);
+            self.admit(&mut info, self.admission.require_references).await?;
+            is_admitted = true;
         }
-        self.select_signatures(&mut info, &[]);
-        self.admit(&mut info, self.admission.require_references).await?;
-        self.publish(hash, &info).await?;
-        Ok(self.accepted(taken, size, &info, signed_by))
     }
 
-    async fn parse_upload(&self, text: Bytes) -> Result<NarInfo, PutError> {
-        if text.len() as u64 <= ingest::SMALL {
-            return Ok(NarInfo::parse(&text, &self.info.store_dir)?);
-        }
-        let store_dir = self.info.store_dir.clone();
-        ingest::in_the_pool(move || Ok(NarInfo::parse(&text, &store_dir)?)).await
+    /// The narinfo in an upload, if it is of the path that its name says and signed as it must be.
+    async fn parse_upload(
+        &self,
+        hash: StorePathHash,
+        text: Bytes,
+    ) -> Result<UploadedNarInfo, PutError> {
+        let is_large = text.len() as u64 > ingest::SMALL;
+        let cache = self.clone();
+        let parse = move || {
+            let mut info = NarInfo::parse(&text, &cache.info.store_dir)?;
+            // Who uploads a path has it, wherever it was mirrored from before.
+            info.set_upstream(None);
+            let actual = info.store_path.hash();
+            if actual != hash {
+                return Err(PutError::HashPart { expected: hash, actual });
+            }
+            let signed_by = cache.check_signatures(&info)?;
+            cache.select_signatures(&mut info, &[]);
+            Ok(UploadedNarInfo { fingerprint: info.fingerprint(), info, signed_by })
+        };
+        if is_large { ingest::in_the_pool(parse).await } else { parse() }
     }
 
-    /// Takes over the signatures of `theirs`, a narinfo with the same fingerprint as `ours`. False if
-    /// `ours` is not true, and so must be replaced.
+    /// Takes over the signatures of `theirs`, a narinfo with the same fingerprint as `ours`. `read` is
+    /// what has been read of a NAR for this.
     ///
     /// Everything else stays as it was: Nix signs again from its memory of up to 30 days ago, which
     /// may name another NAR (Nix's `src/libstore/nar-info-disk-cache.cc`).
@@ -91,9 +141,11 @@ impl Cache {
         path: &CachePath,
         mut ours: NarInfo,
         theirs: &NarInfo,
-    ) -> Result<bool, PutError> {
-        if !self.is_still_true(path, &ours, theirs).await? {
-            return Ok(false);
+        read: Option<(NarName, Option<Facts>)>,
+    ) -> Result<Merge, PutError> {
+        match self.is_still_true(path, &ours, theirs, read).await? {
+            Merge::Done => {}
+            other => return Ok(other),
         }
         let before = ours.clone();
         // Where the path was mirrored from, it is here from now on because it was uploaded here.
@@ -105,7 +157,15 @@ impl Cache {
             self.rely_on_references(&ours, false).await?;
             self.publish(ours.store_path.hash(), &ours).await?;
         }
-        Ok(true)
+        Ok(Merge::Done)
+    }
+
+    /// The facts about a NAR; none if it is absent or damaged.
+    async fn facts_if_right(&self, name: NarName) -> Result<Option<Facts>, PutError> {
+        match self.facts(name).await {
+            Err(PutError::NarDamaged(_) | PutError::Unpack(_)) => Ok(None),
+            facts => facts,
+        }
     }
 
     fn accepted(
@@ -135,13 +195,13 @@ impl Cache {
         upstream: &str,
     ) -> Result<(), PutError> {
         let hash = info.store_path.hash();
-        let _turn = self.turns.take(&hash).await;
+        // What it refers to comes when somebody asks for it.
+        self.admit(&mut info, false).await?;
+        let _lock = self.turns.take(&hash).await;
         // What somebody uploaded in the meantime is ours.
         if self.read_narinfo(&CachePath::NarInfo(hash)).await?.is_some() {
             return Ok(());
         }
-        // What it refers to comes when somebody asks for it.
-        self.admit(&mut info, false).await?;
         info.set_upstream(Some(upstream));
         self.select_signatures(&mut info, &[]);
         self.publish(hash, &info).await
@@ -151,25 +211,41 @@ impl Cache {
     pub(super) async fn adopt_narinfo(&self, mut info: NarInfo) -> Result<Adopted, PutError> {
         self.check_stored_signatures(&info)?;
         let hash = info.store_path.hash();
-        let _turn = self.turns.take(&hash).await;
         let path = CachePath::NarInfo(hash);
-        match self.read_narinfo(&path).await? {
-            Some(ours) if ours.fingerprint() != info.fingerprint() => return Ok(Adopted::Differs),
-            Some(ours) => {
-                // A path that was uploaded to either of the two caches was uploaded.
-                if info.upstream().is_some() {
-                    info.set_upstream(ours.upstream());
+        let mut read = None;
+        let mut is_admitted = false;
+        loop {
+            let lock = self.turns.take(&hash).await;
+            match self.read_narinfo(&path).await? {
+                Some(ours) if ours.fingerprint() != info.fingerprint() => {
+                    return Ok(Adopted::Differs);
                 }
-                if self.merge(&path, ours, &info).await? {
-                    return Ok(Adopted::Known);
+                Some(ours) => {
+                    // A path that was uploaded to either of the two caches was uploaded.
+                    if info.upstream().is_some() {
+                        info.set_upstream(ours.upstream());
+                    }
+                    match self.merge(&path, ours, &info, read).await? {
+                        Merge::Done => return Ok(Adopted::Known),
+                        Merge::Replace => {}
+                        Merge::ReadFirst(name) => {
+                            drop(lock);
+                            read = Some((name, self.facts_if_right(name).await?));
+                            continue;
+                        }
+                    }
                 }
+                None => {}
             }
-            None => {}
+            if is_admitted {
+                self.select_signatures(&mut info, &[]);
+                self.publish(hash, &info).await?;
+                return Ok(Adopted::New);
+            }
+            drop(lock);
+            self.admit(&mut info, false).await?;
+            is_admitted = true;
         }
-        self.select_signatures(&mut info, &[]);
-        self.admit(&mut info, false).await?;
-        self.publish(hash, &info).await?;
-        Ok(Adopted::New)
     }
 
     async fn publish(&self, hash: StorePathHash, info: &NarInfo) -> Result<(), PutError> {
@@ -214,8 +290,9 @@ impl Cache {
         }
     }
 
-    /// Whether a narinfo of ours and its NAR are here, and the one is true of the other. If so they
-    /// will not be collected: the client that uploads the path again may take them for new.
+    /// Whether a narinfo of ours and its NAR are here, and the one is true of the other
+    /// ([`Merge::Done`]). If so they will not be collected: the client that uploads the path again may
+    /// take them for new.
     ///
     /// A NAR that has been replaced by hand is read only where `theirs` disagrees with `ours`: Nix
     /// signs whole closures again, and each NAR can have gigabytes.
@@ -224,29 +301,31 @@ impl Cache {
         path: &CachePath,
         ours: &NarInfo,
         theirs: &NarInfo,
-    ) -> Result<bool, PutError> {
+        read: Option<(NarName, Option<Facts>)>,
+    ) -> Result<Merge, PutError> {
         let Some(name) = ours.nar_name() else {
-            return Ok(false);
+            return Ok(Merge::Replace);
         };
         let nar = CachePath::Nar(name);
         let Some(metadata) = self.store.head(&nar).await? else {
-            return Ok(false);
+            return Ok(Merge::Replace);
         };
         if !self.rely_on(path).await? || !self.note_use(&nar, metadata.used).await? {
-            return Ok(false);
+            return Ok(Merge::Replace);
         }
         let same_nar = (&ours.url, &ours.compression, ours.file_hash, ours.file_size)
             == (&theirs.url, &theirs.compression, theirs.file_hash, theirs.file_size);
         let facts = match self.facts.get(&name) {
             Some(facts) if facts.file_size == metadata.size => facts,
             _ if same_nar => Facts { file_size: metadata.size, contents: NarContents::NotRead },
-            _ => match self.facts(name).await {
-                Ok(Some(facts)) => facts,
-                Ok(None) | Err(PutError::NarDamaged(_) | PutError::Unpack(_)) => return Ok(false),
-                Err(error) => return Err(error),
+            _ => match read {
+                Some((known, Some(facts))) if known == name => facts,
+                Some((known, None)) if known == name => return Ok(Merge::Replace),
+                _ => return Ok(Merge::ReadFirst(name)),
             },
         };
-        Ok(check_against_nar(ours, name, facts).is_ok())
+        let is_true = check_against_nar(ours, name, facts).is_ok();
+        Ok(if is_true { Merge::Done } else { Merge::Replace })
     }
 
     /// Checks everything that a narinfo says of its NAR, and fills in the file's hash and size,

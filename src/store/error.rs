@@ -117,7 +117,7 @@ impl StoreError {
     }
 
     /// Sorts an error of the system that came while `doing` something with `key`.
-    pub(super) fn new(doing: &'static str, key: &str, source: impl Into<io::Error>) -> Self {
+    pub(crate) fn new(doing: &'static str, key: &str, source: impl Into<io::Error>) -> Self {
         let (key, source) = (key.to_owned(), source.into());
         if let Some(unusable) = source.get_ref().and_then(|inner| inner.downcast_ref()) {
             return Self::Unusable(UnusableDirectory::clone(unusable));

@@ -122,6 +122,10 @@ pub trait Store: Send + Sync + 'static {
 
     /// Stages an object that is not. `size` reserves space where it is known beforehand. Blocks.
     fn begin(&self, path: &CachePath, size: Option<u64>) -> Result<Box<dyn Upload>, StoreError>;
+
+    /// An empty file without a name, for what has arrived for `path` and is no object yet. It goes
+    /// when it is closed. `size` is checked against the space that shall stay free. Blocks.
+    fn scratch(&self, path: &CachePath, size: Option<u64>) -> Result<File, StoreError>;
 }
 
 /// Stores a text of lines where it is missing, or lacks one of them.
@@ -166,6 +170,9 @@ pub trait Upload: Send {
     /// A file from which others can read what has been written so far. It is asked for before
     /// anything is written.
     fn reader(&mut self) -> Result<File, StoreError>;
+
+    /// A file that has what has been written so far from its beginning; none where that is elsewhere.
+    fn staged(&self) -> Result<Option<File>, StoreError>;
 
     /// Makes the object durable, then visible under its path, in place of an older one.
     fn commit(self: Box<Self>) -> Result<Stored, StoreError>;

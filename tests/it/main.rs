@@ -25,6 +25,8 @@ mod sending;
 mod uploading;
 /// What an upload must be to be taken.
 mod admission;
+/// What compressed uploads may cost.
+mod decoders;
 
 /// What no decent client sends.
 mod bad_input;
@@ -65,6 +67,8 @@ mod restart;
 mod reload;
 /// Thousands of clients that send a byte a second.
 mod slow_clients;
+/// Uploads and upstreams that hardly send anything.
+mod slow_uploads;
 
 /// The README and the pages under `docs/` that have snippets: what they say works.
 #[cfg(feature = "upstream")]

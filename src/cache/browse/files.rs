@@ -8,6 +8,7 @@ use serde::Deserialize;
 use thiserror::Error;
 use tokio::runtime::Handle;
 
+use crate::cache::decode_budget::Allowance;
 use crate::cache::{Cache, UnpackError, nar, unpack};
 use crate::nix::cache_path::NarName;
 use crate::nix::nar::{NarChecker, NarError, Seen};
@@ -73,6 +74,12 @@ pub enum NoFiles {
     /// There is no decoder for it.
     #[error("this cache has no decoder for {0}")]
     NoDecoder(Compression),
+    /// It takes more memory to unpack than it was allowed, and could be tried with this.
+    #[error("its NAR needs more memory to be unpacked than there is for pages")]
+    Exceeded(Allowance),
+    /// It takes more than pages may have.
+    #[error("its NAR needs more memory to be unpacked than there is for pages")]
+    Memory,
     /// Others are reading others, or there is no time for it.
     #[error("the cache has other things to do now; try again in a moment")]
     Busy,
@@ -110,18 +117,25 @@ impl Cache {
 
     async fn files_in_nar(&self, info: &NarInfo) -> Result<Files, NoFiles> {
         let name = info.nar_name().ok_or(NoFiles::Absent)?;
-        // Nobody closes the semaphore.
-        let turn = self.browse.readers.clone().acquire_owned().await.ok();
-        let object = self.store.get(&CachePath::Nar(name)).await?.ok_or(NoFiles::Absent)?;
-        let runtime = Handle::current();
-        background::run("files", move || {
-            let _turn = turn;
-            // For the reader of what has to be fetched.
-            let _runtime = runtime.enter();
-            let input = nar::reader(object.content, object.metadata.size);
-            of_nar(name, input, Instant::now() + LONGEST)
-        })
-        .await?
+        let mut allowance = Allowance::USUAL;
+        loop {
+            // Nobody closes the semaphore.
+            let turn = self.browse.readers.clone().acquire_owned().await.ok();
+            let permit = self.decoders.for_pages(allowance).await.ok_or(NoFiles::Memory)?;
+            let object = self.store.get(&CachePath::Nar(name)).await?.ok_or(NoFiles::Absent)?;
+            let runtime = Handle::current();
+            let read = background::run("files", move || {
+                let (_turn, _permit) = (turn, permit);
+                // For the reader of what has to be fetched.
+                let _runtime = runtime.enter();
+                let input = nar::reader(object.content, object.metadata.size);
+                of_nar(name, input, Instant::now() + LONGEST, allowance)
+            });
+            match read.await? {
+                Err(NoFiles::Exceeded(more)) => allowance = more,
+                read => return read,
+            }
+        }
     }
 }
 
@@ -228,13 +242,22 @@ impl Node {
 }
 
 /// The files in a NAR, as far as they are found until the deadline.
-fn of_nar(name: NarName, mut input: impl BufRead, deadline: Instant) -> Result<Files, NoFiles> {
+fn of_nar(
+    name: NarName,
+    mut input: impl BufRead,
+    deadline: Instant,
+    allowance: Allowance,
+) -> Result<Files, NoFiles> {
     let beginning = input.fill_buf()?;
     let unknown = || io::Error::other(UnpackError::Unknown);
     let compression = Compression::detect(name.extension, beginning).ok_or_else(unknown)?;
-    let decoder = unpack::decoder(compression, input);
+    let failed = |error| match unpack::more_memory(&error, allowance) {
+        Some(more) => NoFiles::Exceeded(more),
+        None => NoFiles::Read(error),
+    };
+    let decoder = unpack::decoder(compression, input, allowance);
     let mut decoder = decoder.map_err(|error| match error {
-        Some(error) => NoFiles::Read(error),
+        Some(error) => failed(error),
         None => NoFiles::NoDecoder(compression),
     })?;
     let mut checker = NarChecker::telling();
@@ -245,7 +268,7 @@ fn of_nar(name: NarName, mut input: impl BufRead, deadline: Instant) -> Result<F
             Ok(0) => break,
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(failed(error)),
         };
         checker.push(&buffer[..count])?;
         checker.take_seen().into_iter().for_each(|seen| taking.take(seen));
@@ -277,7 +300,8 @@ mod tests {
 
     fn read(bytes: &[u8], deadline: Instant) -> Result<Files, NoFiles> {
         let file_hash = crate::nix::Sha256Hash::of(bytes);
-        of_nar(NarName { file_hash, extension: NarExtension::Bare }, bytes, deadline)
+        let name = NarName { file_hash, extension: NarExtension::Bare };
+        of_nar(name, bytes, deadline, Allowance::USUAL)
     }
 
     fn later() -> Instant {

@@ -14,7 +14,6 @@ use std::time::SystemTime;
 
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, TryStreamExt};
-use tokio::sync::OwnedSemaphorePermit;
 use tracing::{info, warn};
 
 use super::client::{Client, Trouble};
@@ -22,6 +21,7 @@ use super::growing::{self, Growing};
 use super::lookup::Remote;
 use super::resuming::{Begun, Source, resuming, size};
 use super::{UpstreamError, Upstreams};
+use crate::cache::feed::{Feed, Turn};
 use crate::cache::narinfo::check_against_nar;
 use crate::cache::{BodyError, Cache, GetError, PutError, ingest, metadata_of};
 use crate::nix::cache_path::NarName;
@@ -136,8 +136,7 @@ impl Cache {
             upstreams.forget(name);
             return Ok(None);
         };
-        // Nobody closes the semaphore.
-        let permit = Arc::clone(&upstreams.permits).acquire_owned().await.ok();
+        let turn = upstreams.limit.take().await;
         let path = CachePath::Nar(name);
         let upload = ingest::begin(&self.store, &path, Some(begun.size)).await;
         let mut upload = upload.map_err(|error| get_error(error, &begun.source.client))?;
@@ -145,7 +144,7 @@ impl Cache {
         let object = growing.object();
         upstreams.fetches().insert(name, Arc::clone(&growing));
         info!("fetching {path} from {}", begun.source.client.name);
-        tokio::spawn(self.clone().fetch(name, begun, remote, upload, growing, permit));
+        tokio::spawn(self.clone().fetch(name, begun, remote, upload, growing, turn));
         Ok(Some(object))
     }
 
@@ -199,14 +198,14 @@ impl Cache {
         remote: Option<Arc<Remote>>,
         upload: Box<dyn Upload>,
         growing: Arc<Growing>,
-        _permit: Option<OwnedSemaphorePermit>,
+        turn: Turn,
     ) {
         let Some(upstreams) = &self.upstreams else {
             return;
         };
         let mut ending = Ending { upstreams, name, growing, right: false };
         let client = Arc::clone(&begun.source.client);
-        let done = self.take(name, begun, remote.as_deref(), upload, &ending.growing).await;
+        let done = self.take(name, begun, remote.as_deref(), upload, &ending.growing, turn).await;
         if let Err(error) = &done {
             warn!("{} from {} is not taken: {error}", CachePath::Nar(name), client.name);
             let is_ours = matches!(error, PutError::Store(_));
@@ -227,10 +226,11 @@ impl Cache {
         remote: Option<&Remote>,
         upload: Box<dyn Upload>,
         growing: &Arc<Growing>,
+        turn: Turn,
     ) -> Result<(), PutError> {
         let (size, kept) = (begun.size, begun.source.client.store);
         let upload = Box::new(Told { inner: upload, growing: Arc::clone(growing) });
-        let body = Box::pin(resuming(begun, Arc::clone(growing), kept));
+        let feed = Feed::new(Box::pin(resuming(begun, Arc::clone(growing), kept)), turn);
         let info = remote.map(|remote| remote.info(&self.info.store_dir));
         let agreed = move |facts| {
             if let (Some(info), Some(facts)) = (&info, facts) {
@@ -238,7 +238,7 @@ impl Cache {
             }
             Ok(kept)
         };
-        let facts = self.stream_nar(name, upload, Some(size), size, agreed, body).await?.facts;
+        let facts = self.stream_nar(name, upload, Some(size), size, agreed, feed).await?.facts;
         if !kept {
             return Ok(());
         }
@@ -309,19 +309,20 @@ impl Cache {
             Some(Err(_)) => return Err(nonsense(&client, "an encoding that nobody knows")),
         };
         let length = answer.length;
-        let body = answer.body.map_err(cut_short);
+        let feed = Feed::new(answer.body.map_err(cut_short), Turn::unlimited());
         if !client.store {
-            let text = ingest::collect(length, SIDE_FILE_IN_MEMORY, body).await;
-            let text = match text {
-                Ok(text) => ingest::decode(encoding, text).await,
-                Err(error) => Err(error),
+            let (store, limit) = (&self.store, SIDE_FILE_IN_MEMORY);
+            let text = async {
+                let text = ingest::collect(store, path, length, limit, feed).await?;
+                let text = text.into_bytes(path).await?;
+                ingest::decode(&self.decoders, encoding, text).await
             };
-            let text = text.map_err(|error| get_error(error, &client))?;
+            let text = text.await.map_err(|error| get_error(error, &client))?;
             let metadata = metadata_of(&text);
             return Ok(Some(Object { metadata, content: Content::Bytes(text) }));
         }
         let limit = SIDE_FILE_LIMIT;
-        ingest::side_file(self, path, encoding, length, limit, body)
+        ingest::side_file(self, path, encoding, length, limit, feed)
             .await
             .map_err(|error| get_error(error, &client))?;
         Ok(self.store.get(path).await?)
@@ -379,6 +380,10 @@ impl Upload for Told {
 
     fn reader(&mut self) -> Result<File, StoreError> {
         self.inner.reader()
+    }
+
+    fn staged(&self) -> Result<Option<File>, StoreError> {
+        self.inner.staged()
     }
 
     fn commit(self: Box<Self>) -> Result<Stored, StoreError> {

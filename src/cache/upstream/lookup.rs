@@ -10,6 +10,7 @@ use tracing::warn;
 
 use super::client::{Client, Trouble};
 use super::{UpstreamError, Upstreams};
+use crate::cache::decode_budget::DecodeBudget;
 use crate::cache::{ingest, metadata_of};
 use crate::nix::cache_path::NarName;
 use crate::nix::{CachePath, Compression, NarInfo, StoreDir, StorePath, StorePathHash, narinfo};
@@ -67,10 +68,11 @@ impl Remote {
 
 impl Upstreams {
     /// The path with this hash part, from the first upstream that has it.
-    pub async fn lookup(
+    pub(in crate::cache) async fn lookup(
         &self,
         hash: &StorePathHash,
         store_dir: &StoreDir,
+        decoders: &DecodeBudget,
     ) -> Result<Option<Arc<Remote>>, UpstreamError> {
         loop {
             // Who asks for the same path at the same time waits here for the first one's answer.
@@ -81,7 +83,7 @@ impl Upstreams {
                     self.paths.remove_if(hash, |found| found.until == until);
                 }
                 Err(guard) => {
-                    let answer = self.ask_all(hash, store_dir).await;
+                    let answer = self.ask_all(hash, store_dir, decoders).await;
                     let ttl = match &answer {
                         Ok(Some(_)) => self.present_ttl,
                         Ok(None) => self.absent_ttl,
@@ -116,6 +118,7 @@ impl Upstreams {
         &self,
         hash: &StorePathHash,
         store_dir: &StoreDir,
+        decoders: &DecodeBudget,
     ) -> Result<Option<Arc<Remote>>, UpstreamError> {
         let ask = |client: Arc<Client>| {
             async move {
@@ -123,7 +126,7 @@ impl Upstreams {
                 let Some(text) = client.get_whole(&path, narinfo::MAX_SIZE as usize).await? else {
                     return Ok(None);
                 };
-                let read = read_narinfo(&client, text, hash, store_dir).await;
+                let read = read_narinfo(&client, text, hash, store_dir, decoders).await;
                 if let Err(trouble) = &read {
                     warn!("the upstream {} {trouble} ({hash}.narinfo)", client.name);
                 }
@@ -161,6 +164,7 @@ async fn read_narinfo(
     (text, encoding): (Bytes, Option<String>),
     hash: &StorePathHash,
     store_dir: &StoreDir,
+    decoders: &DecodeBudget,
 ) -> Result<Option<Arc<Remote>>, Trouble> {
     let nonsense = |why: String| Trouble::Nonsense(why);
     let text = match encoding {
@@ -168,7 +172,8 @@ async fn read_narinfo(
         // As Nix may have stored it, with `narinfo-compression`.
         Some(encoding) => {
             let unknown = |_| nonsense(format!("the Content-Encoding “{encoding}”"));
-            let decoded = ingest::decode(encoding.parse().map_err(unknown)?, text).await;
+            let encoding = encoding.parse().map_err(unknown)?;
+            let decoded = ingest::decode(decoders, encoding, text).await;
             decoded.map_err(|error| nonsense(error.to_string()))?
         }
     };

@@ -23,6 +23,7 @@ use tokio::sync::Semaphore;
 
 pub use client::Trouble;
 
+use super::feed::TransferLimit;
 use crate::config;
 use crate::metrics::Metrics;
 use crate::nix::cache_path::NarName;
@@ -43,8 +44,11 @@ const PATHS_BYTES: u64 = 64 * 1024 * 1024;
 /// have 16 MiB.
 const LARGE_ANSWERS: usize = 2;
 
-/// How many NARs are fetched at a time; more wait.
+/// How many NARs are fetched at a time; more wait. Those that hardly arrive do not count.
 const FETCHES: usize = 64;
+
+/// How many hardly arrive before they count, too.
+const SLOW_FETCHES: usize = 512;
 
 type Fetches = HashMap<NarName, Arc<Growing>>;
 
@@ -62,7 +66,7 @@ pub struct Upstreams {
     absent: quick_cache::sync::Cache<CachePath, Instant>,
     /// Who may begin to fetch the NAR with such a name.
     beginnings: Turns,
-    permits: Arc<Semaphore>,
+    limit: TransferLimit,
 }
 
 /// No upstream that works has an object, and this one might.
@@ -120,7 +124,7 @@ impl Upstreams {
             fetches: Mutex::default(),
             absent: quick_cache::sync::Cache::new(PATHS),
             beginnings: Turns::default(),
-            permits: Arc::new(Semaphore::new(FETCHES)),
+            limit: TransferLimit::new(FETCHES, SLOW_FETCHES),
         })
     }
 

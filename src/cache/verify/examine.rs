@@ -8,9 +8,11 @@ use bytes::Bytes;
 use serde::de::IgnoredAny;
 
 use super::report::{Damage, DamageKind, Note, NoteKind};
+use crate::cache::decode_budget::Allowance;
 use crate::cache::migrate;
 use crate::cache::nar::{Facts, Inspected, NarContents, inspect, reader};
 use crate::cache::narinfo::check_against_nar;
+use crate::cache::unpack::UnpackError;
 use crate::cache::{Cache, PutError};
 use crate::config::Verify;
 use crate::logging::with_causes;
@@ -132,19 +134,26 @@ impl Cache {
         findings: &mut Findings,
     ) -> Result<Nar, StoreError> {
         let path = CachePath::Nar(name);
-        let Some(object) = self.open(&path, findings).await? else {
-            let absent = findings.suspects.is_empty();
-            return Ok(if absent { Nar::Absent } else { Nar::Unreadable });
-        };
-        let file_size = object.metadata.size;
-        let inspected =
-            match inspect(depth, name, counted(object.content, object.metadata.size, bytes)) {
-                Ok(inspected) => inspected,
+        let mut allowance = Allowance::USUAL;
+        let (metadata, inspected) = loop {
+            let _permit = self.decoders.at_rest(allowance).await;
+            let Some(Object { metadata, content }) = self.open(&path, findings).await? else {
+                let absent = findings.suspects.is_empty();
+                return Ok(if absent { Nar::Absent } else { Nar::Unreadable });
+            };
+            let input = counted(content, metadata.size, bytes);
+            match inspect(depth, name, input, metadata.size, allowance) {
+                Ok(Inspected { unpacked: Some(Err(UnpackError::Exceeded(more))), .. }) => {
+                    allowance = more;
+                }
+                Ok(inspected) => break (metadata, inspected),
                 Err(error) => {
                     findings.unreadable(&path, &Reading(error));
                     return Ok(Nar::Unreadable);
                 }
-            };
+            }
+        };
+        let file_size = metadata.size;
         let Inspected { file_hash, unpacked } = inspected;
         let contents = match NarContents::of(unpacked) {
             Ok(contents) => contents,
@@ -155,7 +164,7 @@ impl Cache {
                     (DamageKind::Nar, name.file_hash.to_string(), file_hash.to_string())
                 };
                 let damage = damage(kind, &path, &expected, &actual);
-                findings.suspects.push(Suspect { damage, etag: Some(object.metadata.etag) });
+                findings.suspects.push(Suspect { damage, etag: Some(metadata.etag) });
                 return Ok(Nar::Damaged { expected, actual });
             }
         };
@@ -172,7 +181,7 @@ impl Cache {
         }
         let (expected, actual) = (name.file_hash.to_string(), file_hash.to_string());
         let damage = damage(DamageKind::Nar, &path, &expected, &actual);
-        findings.suspects.push(Suspect { damage, etag: Some(object.metadata.etag) });
+        findings.suspects.push(Suspect { damage, etag: Some(metadata.etag) });
         Ok(Nar::Misnamed { file_hash, facts })
     }
 
@@ -296,17 +305,25 @@ impl Cache {
         else {
             return Ok(elsewhere());
         };
-        let Some(object) = self.store.get_foreign(&key).await? else {
-            return Ok(elsewhere());
-        };
-        let file_size = object.metadata.size;
         let extension = compression.extension();
         let stated = NarName { file_hash: info.file_hash.unwrap_or(info.nar_hash), extension };
-        let inspected = match inspect(depth, stated, counted(object.content, file_size, bytes)) {
-            Ok(inspected) => inspected,
-            Err(error) => {
-                findings.unreadable(&CachePath::NarInfo(info.store_path.hash()), &Reading(error));
-                return Ok(Ok(Judged::Right));
+        let mut allowance = Allowance::USUAL;
+        let (file_size, inspected) = loop {
+            let _permit = self.decoders.at_rest(allowance).await;
+            let Some(Object { metadata, content }) = self.store.get_foreign(&key).await? else {
+                return Ok(elsewhere());
+            };
+            let input = counted(content, metadata.size, bytes);
+            match inspect(depth, stated, input, metadata.size, allowance) {
+                Ok(Inspected { unpacked: Some(Err(UnpackError::Exceeded(more))), .. }) => {
+                    allowance = more;
+                }
+                Ok(inspected) => break (metadata.size, inspected),
+                Err(error) => {
+                    let path = CachePath::NarInfo(info.store_path.hash());
+                    findings.unreadable(&path, &Reading(error));
+                    return Ok(Ok(Judged::Right));
+                }
             }
         };
         let file_hash = inspected.file_hash;

@@ -34,6 +34,7 @@ mod upload;
 mod uses;
 mod whole_sync;
 
+use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -290,6 +291,16 @@ impl Store for FsStore {
         let (space, committer) = (self.space.clone(), Arc::clone(&self.committer));
         let upload = FsUpload::begin(root, committer, &self.reservations, space, path.key(), size)?;
         Ok(Box::new(upload))
+    }
+
+    fn scratch(&self, path: &CachePath, size: Option<u64>) -> Result<File, StoreError> {
+        let key = path.key();
+        self.space.check(&key, size.unwrap_or_default())?;
+        let root = self.root.look_and_wait()?;
+        // Its name goes with the second.
+        let (file, _staged) =
+            root.stage().map_err(|error| StoreError::of_upload("staging", &key, error))?;
+        Ok(file)
     }
 }
 

@@ -117,6 +117,13 @@ impl Upload for FsUpload {
         file.and_then(File::try_clone).map_err(|error| StoreError::new("reading", &self.key, error))
     }
 
+    fn staged(&self) -> Result<Option<File>, StoreError> {
+        let body = lock(&self.body);
+        let file = body.file.as_ref().ok_or_else(|| io::ErrorKind::BrokenPipe.into());
+        let file = file.and_then(File::try_clone);
+        file.map(Some).map_err(|error| StoreError::new("reading", &self.key, error))
+    }
+
     fn commit(self: Box<Self>) -> Result<Stored, StoreError> {
         let Self { root, committer, key, body, staged, .. } = *self;
         let failed = |error| StoreError::of_upload("publishing", &key, error);

@@ -25,6 +25,7 @@ mod upload;
 mod uses;
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -448,5 +449,9 @@ impl Store for S3Store {
         let (bucket, budget) = (Arc::clone(&self.bucket), self.budget.clone());
         let (turns, runtime) = (Arc::clone(&self.turns), self.runtime.clone());
         Ok(Box::new(S3Upload::new(bucket, budget, turns, runtime, path, size)))
+    }
+
+    fn scratch(&self, path: &CachePath, _: Option<u64>) -> Result<File, StoreError> {
+        tempfile::tempfile().map_err(|error| StoreError::new("staging", &path.key(), error))
     }
 }

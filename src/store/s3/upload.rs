@@ -176,6 +176,11 @@ impl Upload for S3Upload {
         copy.try_clone().map_err(failed)
     }
 
+    fn staged(&self) -> Result<Option<File>, StoreError> {
+        let copy = self.copy.as_ref().map(File::try_clone).transpose();
+        copy.map_err(|error| StoreError::new("reading the copy of", &self.key, error))
+    }
+
     fn commit(mut self: Box<Self>) -> Result<Stored, StoreError> {
         let turns = Arc::clone(&self.turns);
         let _turn = self.runtime.block_on(turns.take(&self.key));

@@ -40,4 +40,5 @@ pub mod served;
 pub mod scripted;
 pub mod trace;
 pub mod tree;
+pub mod trickle;
 pub mod wire;

@@ -1,0 +1,238 @@
+//! The body of an upload, batch by batch, and whether it flows.
+//!
+//! What others may need is not kept for a body that hardly arrives: its turn among the large
+//! uploads goes back, and whoever unpacks it stops. It costs its connection and its staged file.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::BodyError;
+
+/// So much goes from the socket's side to the disk's at a time. Each handing over wakes a thread,
+/// and where both sides share a core, switches it twice: 64 KiB at a time cost a third more CPU
+/// time for an upload.
+pub(super) const BATCH: usize = 256 * 1024;
+
+/// A batch that is not full is handed over so long after its first bytes: somebody may wait for what
+/// is there. Of a slow body that is not worth a thread's time a hundred times a second.
+const FILL_TIMEOUT: Duration = Duration::from_millis(10);
+const SLOW_FILL_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// A body is slow when it was waited for so long and less than a [`BATCH`] of it has come. Only
+/// waiting for the client counts, not for our disk. Being slow is no fault: the upload goes on, and
+/// is unpacked when it has arrived.
+const SLOW_AFTER: Duration = Duration::from_secs(1);
+
+/// How many large transfers are under way at a time. A clone is the same limit.
+#[derive(Debug, Clone)]
+pub(super) struct TransferLimit {
+    flowing: Arc<Semaphore>,
+    /// Those that hardly arrive. Each has an open file, so there is an end to them, too: more count
+    /// as if they flowed.
+    slow: Arc<Semaphore>,
+}
+
+/// The place of a transfer within a limit.
+#[derive(Debug, Default)]
+pub(super) struct Turn {
+    limit: Option<TransferLimit>,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl TransferLimit {
+    pub(super) fn new(flowing: usize, slow: usize) -> Self {
+        Self { flowing: Arc::new(Semaphore::new(flowing)), slow: Arc::new(Semaphore::new(slow)) }
+    }
+
+    /// Waits for a turn.
+    pub(super) async fn take(&self) -> Turn {
+        let mut turn = Turn { limit: Some(self.clone()), permit: None };
+        turn.flow().await;
+        turn
+    }
+}
+
+impl Turn {
+    /// The turn of what is not limited.
+    pub(super) fn unlimited() -> Self {
+        Self::default()
+    }
+
+    /// Waits for a place among those that flow.
+    async fn flow(&mut self) {
+        if let Some(limit) = &self.limit {
+            // The semaphore is never closed.
+            self.permit = Arc::clone(&limit.flowing).acquire_owned().await.ok();
+        }
+    }
+
+    /// Takes a place among those that are slow, if there is one.
+    fn slow_down(&mut self) {
+        if let Some(limit) = &self.limit
+            && let Ok(permit) = Arc::clone(&limit.slow).try_acquire_owned()
+        {
+            self.permit = Some(permit);
+        }
+    }
+
+    fn end(&mut self) {
+        self.permit = None;
+    }
+}
+
+/// A body that is read in batches.
+pub(super) struct Feed<S> {
+    body: S,
+    turn: Turn,
+    /// What came since the last measurement, and how long it was waited for.
+    received: usize,
+    waited: Duration,
+    is_slow: bool,
+    ended: bool,
+}
+
+impl<S: Stream<Item = Result<Bytes, BodyError>> + Unpin> Feed<S> {
+    pub(super) fn new(body: S, turn: Turn) -> Self {
+        let (received, waited) = (0, Duration::ZERO);
+        Self { body, turn, received, waited, is_slow: false, ended: false }
+    }
+
+    /// Whether the body hardly arrives.
+    pub(super) fn is_slow(&self) -> bool {
+        self.is_slow
+    }
+
+    /// The next batch, none at the end. One that is empty says only that the body has become slow.
+    pub(super) async fn next(&mut self) -> Result<Option<Vec<Bytes>>, BodyError> {
+        let mut batch = Vec::new();
+        let mut length = 0;
+        let mut begun = None;
+        while length < BATCH && !self.ended {
+            let waiting = Instant::now();
+            let timeout = match (begun, self.is_slow) {
+                (Some(begun), false) => FILL_TIMEOUT.saturating_sub(waiting - begun),
+                (Some(begun), true) => SLOW_FILL_TIMEOUT.saturating_sub(waiting - begun),
+                (None, false) => SLOW_AFTER.saturating_sub(self.waited),
+                (None, true) => Duration::MAX,
+            };
+            let chunk = tokio::time::timeout(timeout, self.body.next()).await;
+            let now = Instant::now();
+            self.waited += now - waiting;
+            match chunk {
+                Ok(Some(chunk)) => {
+                    let chunk = chunk?;
+                    length += chunk.len();
+                    batch.push(chunk);
+                    begun = begun.or(Some(now));
+                }
+                Ok(None) => self.ended = true,
+                Err(_) => break,
+            }
+        }
+        if self.ended {
+            self.turn.end();
+            return Ok((!batch.is_empty()).then_some(batch));
+        }
+        self.received += length;
+        self.measure().await;
+        Ok(Some(batch))
+    }
+
+    async fn measure(&mut self) {
+        let slow = self.waited >= SLOW_AFTER;
+        if !slow && self.received < BATCH {
+            return;
+        }
+        (self.received, self.waited) = (0, Duration::ZERO);
+        match (self.is_slow, slow) {
+            (false, true) => self.turn.slow_down(),
+            (true, false) => self.turn.flow().await,
+            _ => {}
+        }
+        self.is_slow = slow;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use futures_util::stream;
+    use tokio::time::sleep;
+
+    use super::*;
+
+    /// Chunks of this size, each after a pause.
+    fn body(
+        size: usize,
+        pause: Duration,
+        count: usize,
+    ) -> impl Stream<Item = Result<Bytes, BodyError>> + Unpin {
+        let chunk = Bytes::from(vec![7; size]);
+        let chunks = stream::iter(0..count).then(move |_| {
+            let chunk = chunk.clone();
+            async move {
+                sleep(pause).await;
+                Ok(chunk)
+            }
+        });
+        chunks.boxed()
+    }
+
+    #[tokio::test]
+    async fn a_body_that_flows_keeps_its_turn_until_its_end() {
+        let limit = TransferLimit::new(1, 1);
+        let mut feed = Feed::new(body(64 * 1024, Duration::ZERO, 40), limit.take().await);
+        let mut length = 0;
+        while let Some(batch) = feed.next().await.unwrap() {
+            length += batch.iter().map(Bytes::len).sum::<usize>();
+            assert!(!feed.is_slow());
+        }
+        assert_eq!(length, 40 * 64 * 1024);
+        assert!(limit.take().now_or_never().is_some(), "it has ended");
+    }
+
+    #[tokio::test]
+    async fn a_slow_body_gives_its_turn_back_and_takes_it_again_when_it_flows() {
+        let limit = TransferLimit::new(1, 1);
+        let slow = body(1, Duration::from_millis(400), 4);
+        let fast = body(BATCH, Duration::ZERO, 3);
+        let mut feed = Feed::new(slow.chain(fast), limit.take().await);
+        while !feed.is_slow() {
+            assert!(limit.take().now_or_never().is_none());
+            feed.next().await.unwrap();
+        }
+        // Another upload has the turn for as long as it wants.
+        let other = limit.take().now_or_never().expect("a slow body does not count");
+        feed.next().await.unwrap();
+        while feed.next().now_or_never().is_some() {}
+        assert!(feed.is_slow());
+        drop(other);
+        feed.next().await.unwrap();
+        assert!(!feed.is_slow());
+    }
+
+    #[tokio::test]
+    async fn more_slow_bodies_than_there_is_room_for_keep_their_turns() {
+        let limit = TransferLimit::new(2, 1);
+        let mut feeds = Vec::new();
+        for _ in 0..2 {
+            let mut feed = Feed::new(stream::pending(), limit.take().await);
+            feed.next().await.unwrap();
+            assert!(feed.is_slow());
+            feeds.push(feed);
+        }
+        let other = limit.take().now_or_never();
+        assert!(other.is_some() && limit.take().now_or_never().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_body_that_stands_still_is_known_to_be_slow_before_more_of_it_comes() {
+        let mut feed = Feed::new(stream::pending(), Turn::unlimited());
+        assert_eq!(feed.next().await.unwrap(), Some(Vec::new()));
+        assert!(feed.is_slow());
+    }
+}

@@ -1,0 +1,162 @@
+//! Uploads and upstreams that hardly send anything hold up nobody else.
+
+use std::time::{Duration, Instant};
+
+use nix_stored::nix::Compression;
+
+use crate::support::audit::{assert_nothing_is_false, staging};
+use crate::support::daemon::Daemon;
+use crate::support::noise::Noise;
+use crate::support::objects::{Sample, sample};
+use crate::support::trickle::Trickle;
+use crate::support::wire::Wire;
+
+/// How long anything may take for somebody who is not slow. Generous: a moment is usual, and without
+/// an end is what it was.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A path with a NAR that is too large to be taken in one step, compressed.
+fn large(number: u8) -> Sample {
+    sample(number, &Noise::new(number.into()).bytes(300_000)).packed(Compression::Xz)
+}
+
+/// Uploads a path, and says how long the slower of the two requests took.
+#[track_caller]
+fn upload(daemon: &Daemon, sample: &Sample) -> Duration {
+    let put = |path: &str, body: &[u8]| {
+        let begun = Instant::now();
+        let answer = Wire::to(daemon).request("PUT", path, body);
+        assert_eq!(answer.status, 201, "{path}: {}", answer.text());
+        begun.elapsed()
+    };
+    put(&sample.nar_path, &sample.nar).max(put(&sample.narinfo_path, sample.narinfo.as_bytes()))
+}
+
+#[test]
+fn uploads_that_trickle_hold_no_decoder() {
+    let daemon = Daemon::start();
+    // More than there are decoders of any kind.
+    let slow: Vec<Sample> = (1..=40).map(large).collect();
+    let mut bodies: Vec<(&str, &[u8])> =
+        slow.iter().map(|sample| (&*sample.nar_path, &*sample.nar)).collect();
+    // Its file is what it is named after, and no NAR.
+    let bad = sample(50, b"").with_file(Compression::Xz, Noise::new(50).bytes(300_000));
+    bodies.push((&bad.nar_path, &bad.nar));
+    let trickle = Trickle::start(&daemon, &bodies, 200_000);
+    for number in 100..104 {
+        let small = sample(number + 50, &[number; 100]).packed(Compression::Xz);
+        for sample in [large(number), small] {
+            let took = upload(&daemon, &sample);
+            assert!(took < PATIENCE, "{took:?}");
+        }
+    }
+    let answers = trickle.finish();
+    let (bad, good) = answers.split_last().expect("there are some");
+    assert!(good.iter().all(|answer| answer.status == 201), "{good:?}");
+    assert_eq!(bad.status, 422, "{}", bad.text());
+    assert!(bad.text().contains("not what xz writes"), "{}", bad.text());
+    for sample in &slow {
+        let answer =
+            Wire::to(&daemon).request("PUT", &sample.narinfo_path, sample.narinfo.as_bytes());
+        assert_eq!(answer.status, 201, "{}", answer.text());
+    }
+    assert_eq!(assert_nothing_is_false(daemon.dir()), slow.len() + 8);
+}
+
+#[test]
+fn uploads_that_trickle_hold_no_turn_and_no_thread() {
+    let daemon = Daemon::start();
+    let cold = sample(1, &Noise::new(1).bytes(1_000_000));
+    assert_eq!(Wire::to(&daemon).request("PUT", &cold.nar_path, &cold.nar).status, 201);
+    // More than there are turns for large uploads, and more than the blocking pool has threads.
+    let slow = sample(2, &Noise::new(2).bytes(300_000));
+    let bodies = vec![(&*slow.nar_path, &*slow.nar); 600];
+    let _trickle = Trickle::start(&daemon, &bodies, 1000);
+    daemon.wait_until("all are being received", || daemon.open_files() > 1200);
+    let begun = Instant::now();
+    let took = upload(&daemon, &large(3));
+    assert!(took < PATIENCE, "{took:?}");
+    assert_eq!(Wire::to(&daemon).request("GET", "/health", b"").status, 200);
+    assert_eq!(Wire::to(&daemon).request("GET", &cold.nar_path, b"").body, cold.nar);
+    assert!(begun.elapsed() < 2 * PATIENCE, "{:?}", begun.elapsed());
+}
+
+#[test]
+fn side_files_and_narinfos_that_trickle_hold_no_decoder_and_no_turn() {
+    let daemon = Daemon::start();
+    let log = "/log/7b42idxwrsfbjmqz2d4h92x2w6z2lrkg-hello-2.12.2.drv";
+    let text = vec![b'x'; 300_000];
+    let narinfo = large(4);
+    let long = format!("{}X-Long: {}\n", narinfo.narinfo, "x".repeat(300_000));
+    let bodies = [vec![(log, &*text); 300], vec![(&*narinfo.narinfo_path, long.as_bytes()); 300]];
+    let trickle = Trickle::start(&daemon, &bodies.concat(), 100_000);
+    daemon.wait_until("all are being received", || daemon.open_files() > 1200);
+    let took = upload(&daemon, &large(5));
+    assert!(took < PATIENCE, "{took:?}");
+    drop(trickle);
+    daemon.wait_until("nothing is left of them", || staging(daemon.dir()).len() <= 1);
+}
+
+#[cfg(feature = "upstream")]
+#[test]
+fn nars_of_a_slow_upstream_hold_no_decoder_even_when_nobody_waits_for_them() {
+    use crate::support::scripted::Scripted;
+
+    let slow: Vec<Sample> = (1..=40).map(large).collect();
+    let upstream = Scripted::start();
+    for sample in &slow {
+        upstream.has(&sample.narinfo_path, sample.narinfo.as_bytes());
+        let nar = sample.nar.clone();
+        upstream.on(&sample.nar_path, move |exchange| {
+            exchange.head(0, nar.len());
+            exchange.raw(&nar[..100_000]);
+            for byte in &nar[100_000..] {
+                std::thread::park_timeout(Duration::from_millis(100));
+                if !exchange.raw(std::slice::from_ref(byte)) {
+                    break;
+                }
+            }
+        });
+    }
+    let mirror = Daemon::builder().env("NIX_STORED_UPSTREAMS", &upstream.url()).start();
+    for sample in &slow {
+        assert_eq!(Wire::to(&mirror).request("GET", &sample.narinfo_path, b"").status, 200);
+        let mut wire = Wire::to(&mirror);
+        wire.send(&format!("GET {} HTTP/1.1\r\nHost: x\r\n\r\n", sample.nar_path));
+        assert_eq!(wire.head().status, 200);
+    }
+    for number in 100..104 {
+        let took = upload(&mirror, &large(number));
+        assert!(took < PATIENCE, "{took:?}");
+    }
+}
+
+#[cfg(feature = "upstream")]
+#[test]
+fn narinfos_that_wait_for_an_upstream_hold_no_lock() {
+    use crate::support::scripted::{Exchange, Scripted};
+
+    let upstream = Scripted::start();
+    upstream.otherwise(|exchange| exchange.status(404, ""));
+    // More than there are locks.
+    let waiting: Vec<Sample> = (1..=150).map(large).collect();
+    for sample in &waiting {
+        upstream.on(&sample.nar_path, Exchange::hang);
+    }
+    let url = format!("{}?timeout=60s", upstream.url());
+    let mirror = Daemon::builder().env("NIX_STORED_UPSTREAMS", &url).start();
+    let mut wires = Vec::new();
+    for sample in &waiting {
+        let mut wire = Wire::to(&mirror);
+        let (path, length) = (&sample.narinfo_path, sample.narinfo.len());
+        wire.send(&format!("PUT {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"));
+        wire.send(&sample.narinfo);
+        wires.push(wire);
+    }
+    let asks = || upstream.asked().iter().filter(|asked| asked.target.starts_with("/nar/")).count();
+    mirror.wait_until("it waits for the upstream", || asks() > 10);
+    for number in 200..210 {
+        let took = upload(&mirror, &large(number));
+        assert!(took < PATIENCE, "{took:?}");
+    }
+}
