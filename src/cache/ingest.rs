@@ -413,7 +413,7 @@ pub(super) fn in_the_pool<T: Send + 'static>(
 }
 
 /// The result of work on the blocking pool; its panic is ours.
-async fn joined<T>(work: JoinHandle<T>) -> T {
+pub(super) async fn joined<T>(work: JoinHandle<T>) -> T {
     match work.await {
         Ok(done) => done,
         Err(error) => std::panic::resume_unwind(error.into_panic()),

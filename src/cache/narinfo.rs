@@ -3,6 +3,7 @@
 
 use bytes::Bytes;
 use futures_util::Stream;
+use tokio::task::spawn_blocking;
 use tracing::warn;
 
 use super::feed::Feed;
@@ -263,8 +264,13 @@ impl Cache {
         &self,
         path: &CachePath,
     ) -> Result<Option<NarInfo>, StoreError> {
-        let text = self.read_narinfo_text(path).await?;
-        Ok(text.and_then(|text| NarInfo::parse(&text, &self.info.store_dir).ok()))
+        let Some(text) = self.read_narinfo_text(path).await? else {
+            return Ok(None);
+        };
+        let store_dir = self.info.store_dir.clone();
+        let is_large = text.len() as u64 > ingest::SMALL;
+        let parse = move || NarInfo::parse(&text, &store_dir).ok();
+        Ok(if is_large { ingest::joined(spawn_blocking(parse)).await } else { parse() })
     }
 
     /// What the narinfo at `path` names, as leniently as any Nix reads it; none if there is none.
@@ -356,6 +362,8 @@ impl Cache {
     ) -> Result<Option<&'a StorePath>, StoreError> {
         let mut missing = None;
         for reference in info.references.iter().filter(|path| **path != info.store_path) {
+            // What is looked up in memory never waits, and there can be thousands.
+            tokio::task::consume_budget().await;
             let hash = reference.hash();
             let here = self.rely_on(&CachePath::NarInfo(hash)).await?;
             // Upstreams are asked only where it matters.

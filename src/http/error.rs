@@ -73,6 +73,10 @@ pub enum HttpError {
     /// The daemon cannot do what it is there for.
     #[error("the cache cannot be used: {0}")]
     Unhealthy(String),
+    /// Others look at pages.
+    #[cfg(feature = "pages")]
+    #[error(transparent)]
+    TooManyPages(#[from] crate::cache::browse::TooManyPages),
     /// A bug; the panic's message is on standard error.
     #[error("the cache has a bug: answering this request panicked")]
     Panicked,
@@ -105,6 +109,8 @@ impl HttpError {
             Self::Encoding(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Unhealthy(_) => StatusCode::SERVICE_UNAVAILABLE,
+            #[cfg(feature = "pages")]
+            Self::TooManyPages(_) => StatusCode::SERVICE_UNAVAILABLE,
             // What is fetched from an upstream needs room, too; but a read has no body to be too
             // large.
             Self::Get(GetError::Store(StoreError::NoSpace { .. } | StoreError::Reserve { .. })) => {
@@ -168,8 +174,13 @@ impl HttpError {
     fn line(&self) -> Bytes {
         let status = self.status();
         if matches!(self, Self::Absent) {
-            Bytes::from_static(b"this cache does not have it\n")
-        } else if status.is_server_error() {
+            return Bytes::from_static(b"this cache does not have it\n");
+        }
+        #[cfg(feature = "pages")]
+        if let Self::TooManyPages(error) = self {
+            return format!("{error}\n").into();
+        }
+        if status.is_server_error() {
             let phrase = status.canonical_reason().unwrap_or("error");
             format!("{phrase}; the cache's log has the reason\n").into()
         } else {
@@ -206,6 +217,10 @@ impl HttpError {
                 if error.may_pass() =>
             {
                 set(header::RETRY_AFTER, "1");
+            }
+            #[cfg(feature = "pages")]
+            Self::TooManyPages(_) => {
+                set(header::RETRY_AFTER, "5");
             }
             Self::Range { size } => {
                 let value = HeaderValue::try_from(format!("bytes */{size}"))

@@ -80,5 +80,7 @@ pub(super) fn reason(error: &HttpError) -> &'static str {
         | HttpError::Range { .. }
         | HttpError::Unhealthy(_)
         | HttpError::Get(_) => "other",
+        #[cfg(feature = "pages")]
+        HttpError::TooManyPages(_) => "other",
     }
 }

@@ -342,6 +342,8 @@ impl fmt::Display for NarInfo {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use proptest::prelude::*;
 
     use super::*;
@@ -405,6 +407,29 @@ System: x86_64-linux
         assert!(matches!(with("Sig: other-1:AAAA", "Sig: other-1:"), E::Signature(_)));
         assert_eq!(with("System: ", "NarSize: "), E::Twice("NarSize".to_owned()));
         assert_eq!(NarInfo::parse(b"\xff", &StoreDir::default()), Err(E::Utf8));
+    }
+
+    /// A narinfo with so many signatures takes so long to be parsed, at best.
+    fn time_to_parse(signatures: usize) -> Duration {
+        let signature = |number: usize| {
+            let mut bytes = [0; 64];
+            bytes[..8].copy_from_slice(&number.to_le_bytes());
+            let text = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, bytes);
+            format!("Sig: key-1:{text}\n")
+        };
+        let text = HELLO.to_owned() + &(0..signatures).map(signature).collect::<String>();
+        let parse = |_| {
+            let begun = Instant::now();
+            let _ = parse(&text);
+            begun.elapsed()
+        };
+        (0..5).map(parse).min().unwrap()
+    }
+
+    #[test]
+    fn ten_times_as_many_signatures_take_ten_times_as_long() {
+        let (few, many) = (time_to_parse(1000), time_to_parse(10_000));
+        assert!(many < few * 40, "{few:?} and {many:?}");
     }
 
     prop_compose! {

@@ -2,6 +2,8 @@
 
 /// In a real browser.
 mod browser;
+/// What much work for pages keeps waiting.
+mod busy;
 
 use crate::support::cache::{Answer, TestCache};
 use crate::support::objects::{Sample, sample};

@@ -1,13 +1,12 @@
 //! Which files a path has: from its listing, if somebody uploaded one, or from its NAR.
 
-use std::collections::BTreeMap;
-use std::io::{self, BufRead, Read};
+use std::io::{self, BufRead};
 use std::time::{Duration, Instant};
 
-use serde::Deserialize;
 use thiserror::Error;
 use tokio::runtime::Handle;
 
+use super::{TooManyPages, listing};
 use crate::cache::decode_budget::Allowance;
 use crate::cache::{Cache, UnpackError, nar, unpack};
 use crate::nix::cache_path::NarName;
@@ -25,9 +24,8 @@ const LONGEST: Duration = Duration::from_secs(2);
 /// For how long it is waited for that: it is done on processors that nobody else wants.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The largest listing that is read. The files of a larger one are looked for in the NAR, because the
-/// first of it are found there as fast.
-const LISTING: u64 = 2 << 20;
+/// The largest listing that is read. The files of a larger one are looked for in the NAR.
+const LISTING: u64 = 16 << 20;
 
 const BUFFER: usize = 64 * 1024;
 
@@ -94,6 +92,12 @@ pub enum NoFiles {
     Store(#[from] StoreError),
 }
 
+impl From<TooManyPages> for NoFiles {
+    fn from(_: TooManyPages) -> Self {
+        Self::Busy
+    }
+}
+
 impl Cache {
     /// Which files a path has. This takes a few seconds at most.
     pub async fn files_of(&self, info: &NarInfo) -> Result<Files, NoFiles> {
@@ -101,15 +105,12 @@ impl Cache {
         if let Some(object) = self.store.get(&listing).await?
             && object.metadata.size <= LISTING
         {
-            let read = tokio::task::spawn_blocking(move || {
-                let mut text = Vec::new();
-                nar::reader(object.content, object.metadata.size).read_to_end(&mut text)?;
-                of_listing(&text)
-            });
-            let read = read
-                .await
-                .expect("reading a listing does not panic, and the pool outlives its tasks");
-            return Ok(read?);
+            let read = move || {
+                let mut taking = Taking::default();
+                listing::read(nar::reader(object.content, object.metadata.size), &mut taking)?;
+                Ok(taking.files_of_listing())
+            };
+            return self.work_for_page(read).await?;
         }
         let read = tokio::time::timeout(PATIENCE, self.files_in_nar(info));
         read.await.unwrap_or(Err(NoFiles::Busy))
@@ -141,7 +142,7 @@ impl Cache {
 
 /// Takes what there is, as far as there is room for it.
 #[derive(Default)]
-struct Taking {
+pub(super) struct Taking {
     files: Files,
     /// The names of the directories that are open, and where each of them began among the files.
     open: Vec<(Vec<u8>, usize)>,
@@ -151,7 +152,18 @@ struct Taking {
 }
 
 impl Taking {
-    fn take(&mut self, seen: Seen) {
+    /// Whether no more is shown.
+    pub(super) fn is_enough(&self) -> bool {
+        self.files.more
+    }
+
+    /// What was taken of a listing, in the order of a NAR. Nix writes it in that order, too.
+    fn files_of_listing(mut self) -> Files {
+        self.files.list.sort_by(|one, other| one.name.split('/').cmp(other.name.split('/')));
+        self.files
+    }
+
+    pub(super) fn take(&mut self, seen: Seen) {
         match seen {
             Seen::Name(name) => self.name = name,
             Seen::Directory => {
@@ -185,58 +197,6 @@ impl Taking {
             self.files.list.push(File { name, kind });
         } else {
             self.files.more = true;
-        }
-    }
-}
-
-/// The files that a listing names (Nix's `doc/manual/source/protocols/json/nar-listing.md`).
-fn of_listing(text: &[u8]) -> Result<Files, io::Error> {
-    let listing: Listing = serde_json::from_slice(text).map_err(|error| {
-        io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("its listing is not JSON of one: {error}"),
-        )
-    })?;
-    let mut taking = Taking::default();
-    listing.root.told_to(&mut taking);
-    Ok(taking.files)
-}
-
-#[derive(Deserialize)]
-struct Listing {
-    root: Node,
-}
-
-#[derive(Deserialize)]
-#[serde(tag = "type", rename_all = "lowercase")]
-enum Node {
-    Regular {
-        #[serde(default)]
-        size: u64,
-        #[serde(default)]
-        executable: bool,
-    },
-    Symlink {
-        target: String,
-    },
-    Directory {
-        entries: BTreeMap<String, Node>,
-    },
-}
-
-impl Node {
-    fn told_to(self, taking: &mut Taking) {
-        match self {
-            Self::Regular { size, executable } => taking.take(Seen::File { size, executable }),
-            Self::Symlink { target } => taking.take(Seen::Symlink(target.into_bytes())),
-            Self::Directory { entries } => {
-                taking.take(Seen::Directory);
-                for (name, node) in entries {
-                    taking.take(Seen::Name(name.into_bytes()));
-                    node.told_to(taking);
-                }
-                taking.take(Seen::DirectoryEnd);
-            }
         }
     }
 }
@@ -302,6 +262,12 @@ mod tests {
         let file_hash = crate::nix::Sha256Hash::of(bytes);
         let name = NarName { file_hash, extension: NarExtension::Bare };
         of_nar(name, bytes, deadline, Allowance::USUAL)
+    }
+
+    fn of_listing(text: &[u8]) -> Result<Files, io::Error> {
+        let mut taking = Taking::default();
+        listing::read(text, &mut taking)?;
+        Ok(taking.files_of_listing())
     }
 
     fn later() -> Instant {

@@ -1,17 +1,23 @@
 //! What is known of one path.
 
+use std::io::Read;
 use std::time::SystemTime;
 
+use thiserror::Error;
+use tokio::runtime::Handle;
+
+use super::TooManyPages;
 use crate::cache::Cache;
-use crate::nix::{CachePath, NarInfo, StorePathHash};
-use crate::store::StoreError;
+use crate::cache::nar::reader;
+use crate::nix::{CachePath, NarInfo, StorePathHash, narinfo};
+use crate::store::{Metadata, StoreError};
 
 /// A store path that is here.
 #[derive(Debug, Clone)]
 pub struct Look {
     /// What its narinfo says.
     pub info: NarInfo,
-    /// For each of its signatures, whether it is valid, and by a key that this cache was given.
+    /// For each of its first signatures, whether it is valid, and by a key that this cache was given.
     pub trusted: Vec<bool>,
     /// When its narinfo was written.
     pub uploaded: SystemTime,
@@ -23,13 +29,24 @@ pub struct Look {
     pub log: Option<CachePath>,
 }
 
+/// Why nothing can be shown of a path.
+#[derive(Debug, Error)]
+pub enum LookError {
+    /// Others are looking at others.
+    #[error(transparent)]
+    TooMany(#[from] TooManyPages),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
 impl Cache {
     /// What is known of the path with this hash part; none if it is not here, or if its narinfo
     /// cannot be read.
-    pub async fn look_at(&self, hash: StorePathHash) -> Result<Option<Look>, StoreError> {
-        let path = CachePath::NarInfo(hash);
-        let (metadata, info) = tokio::try_join!(self.store.head(&path), self.read_narinfo(&path))?;
-        let (Some(metadata), Some(info)) = (metadata, info) else {
+    pub async fn look_at(&self, hash: StorePathHash) -> Result<Option<Look>, LookError> {
+        let cache = self.clone();
+        let read = self.work_for_page(move || cache.read_for_page(hash)).await??;
+        let Some((metadata, info, trusted)) = read else {
             return Ok(None);
         };
         let nar = info.nar_name().map(CachePath::Nar);
@@ -39,16 +56,40 @@ impl Cache {
             None => Ok(None),
         };
         let (nar, logged) = tokio::try_join!(head(&nar), head(&log))?;
-        let fingerprint = info.fingerprint();
-        let keys = &self.admission.trusted_public_keys;
-        let trusted = |signature| keys.iter().any(|key| key.verifies(&fingerprint, signature));
         Ok(Some(Look {
-            trusted: info.signatures.iter().map(trusted).collect(),
+            trusted,
             uploaded: metadata.modified,
             used: nar.as_ref().map_or(metadata.used, |nar| nar.used.max(metadata.used)),
             file_size: nar.map(|nar| nar.size),
             log: log.filter(|_| logged.is_some()),
             info,
         }))
+    }
+
+    /// A narinfo, and which of its signatures are valid. It is opened here, where few are read at a
+    /// time, because it can be large; so is parsing it, and each signature is 0.1 ms of work.
+    fn read_for_page(
+        &self,
+        hash: StorePathHash,
+    ) -> Result<Option<(Metadata, NarInfo, Vec<bool>)>, StoreError> {
+        let path = CachePath::NarInfo(hash);
+        let Some(object) = Handle::current().block_on(self.store.get(&path))? else {
+            return Ok(None);
+        };
+        let mut text = Vec::new();
+        let metadata = object.metadata;
+        if metadata.size > narinfo::MAX_SIZE {
+            return Ok(None);
+        }
+        let read = reader(object.content, metadata.size).read_to_end(&mut text);
+        read.map_err(|error| StoreError::new("reading", &path.key(), error))?;
+        let Ok(info) = NarInfo::parse(&text, &self.info.store_dir) else {
+            return Ok(None);
+        };
+        let fingerprint = info.fingerprint();
+        let keys = &self.admission.trusted_public_keys;
+        let trusted = |signature| keys.iter().any(|key| key.verifies(&fingerprint, signature));
+        let trusted = info.signatures.iter().take(narinfo::MAX_SIGNATURES).map(trusted).collect();
+        Ok(Some((metadata, info, trusted)))
     }
 }

@@ -7,7 +7,9 @@
 
 mod files;
 mod index;
+mod listing;
 mod look;
+mod work;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,7 +20,8 @@ use tracing::warn;
 
 pub use files::{File, FileKind, Files, NoFiles};
 pub use index::{DAYS, Days, Index, Row};
-pub use look::Look;
+pub use look::{Look, LookError};
+pub use work::TooManyPages;
 
 use super::Cache;
 use super::gc::InventoryError;
@@ -49,6 +52,7 @@ pub(super) struct Browse {
     found: AtomicU64,
     limits: Option<Retention>,
     readers: Arc<Semaphore>,
+    workers: Arc<Semaphore>,
 }
 
 #[derive(Clone)]
@@ -112,6 +116,7 @@ impl Default for Browse {
             found: AtomicU64::new(0),
             limits: None,
             readers: Arc::new(Semaphore::new(READERS)),
+            workers: Arc::new(Semaphore::new(work::WORKERS)),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use tokio::task::spawn_blocking;
 use tracing::warn;
 
 use super::client::{Client, Trouble};
@@ -13,7 +14,9 @@ use super::{UpstreamError, Upstreams};
 use crate::cache::decode_budget::DecodeBudget;
 use crate::cache::{ingest, metadata_of};
 use crate::nix::cache_path::NarName;
-use crate::nix::{CachePath, Compression, NarInfo, StoreDir, StorePath, StorePathHash, narinfo};
+use crate::nix::{
+    CachePath, Compression, NarInfo, Signature, StoreDir, StorePath, StorePathHash, narinfo,
+};
 use crate::store::{Content, Metadata, Object};
 
 /// For how long trouble is remembered: who asks at the same time need not wait for the same.
@@ -177,16 +180,25 @@ async fn read_narinfo(
             decoded.map_err(|error| nonsense(error.to_string()))?
         }
     };
-    let mut info = NarInfo::parse(&text, store_dir).map_err(|error| nonsense(error.to_string()))?;
+    let (reader, dir) = (Arc::clone(client), store_dir.clone());
+    let is_large = text.len() as u64 > ingest::SMALL;
+    let parse = move || {
+        let info = NarInfo::parse(&text, &dir).map_err(|error| error.to_string())?;
+        let keys = &reader.trusted_public_keys;
+        let fingerprint = info.fingerprint();
+        let by = |sig: &&Signature| keys.iter().any(|key| key.name() == sig.key_name());
+        let mut signed = info.signatures.iter().filter(by).take(narinfo::MAX_SIGNATURES);
+        let is_valid = |sig| keys.iter().any(|key| key.verifies(&fingerprint, sig));
+        let trusted = keys.is_empty() || signed.any(is_valid);
+        Ok((info, trusted))
+    };
+    let parsed = if is_large { ingest::joined(spawn_blocking(parse)).await } else { parse() };
+    let (mut info, trusted) = parsed.map_err(nonsense)?;
     // Where the upstream has it from is its own affair.
     info.set_upstream(None);
     if info.store_path.hash() != *hash {
         return Err(nonsense(format!("the narinfo of {} under this name", info.store_path)));
     }
-    let keys = &client.trusted_public_keys;
-    let fingerprint = info.fingerprint();
-    let trusted = keys.is_empty()
-        || info.signatures.iter().any(|sig| keys.iter().any(|key| key.verifies(&fingerprint, sig)));
     if !trusted {
         // As for a client: what nobody trusted has signed is not there.
         warn!(

@@ -27,6 +27,7 @@ use percent_encoding::percent_decode_str;
 use sha2::{Digest, Sha256};
 
 use super::error::HttpError;
+use crate::cache::browse::LookError;
 use crate::cache::{Cache, GetError};
 use crate::config::Access;
 use crate::nix::{StoreDir, StorePathHash};
@@ -85,30 +86,29 @@ pub(super) async fn answer(
     match Page::parse(request, &cache.about().info.store_dir) {
         Page::Front => {
             let overview = visit.cache.overview().await;
-            Ok(rendered(StatusCode::OK, move || front::page(&visit, &overview)).await)
+            rendered(cache, move || front::page(&visit, &overview)).await
         }
         // Who has the hash part need not choose from a list.
         Page::Elsewhere(hash) => Ok(see_other(&path::address(hash))),
         Page::List { query, number } => {
             let overview = visit.cache.overview().await;
-            Ok(rendered(StatusCode::OK, move || list::page(&visit, &overview, &query, number))
-                .await)
+            rendered(cache, move || list::page(&visit, &overview, &query, number)).await
         }
         Page::Path(hash) => path_answer(visit, hash).await,
         Page::Nothing => {
-            Ok(rendered(StatusCode::NOT_FOUND, || layout::nothing("there is no such page")).await)
+            Ok(response(StatusCode::NOT_FOUND, layout::nothing("there is no such page")))
         }
     }
 }
 
 async fn path_answer(visit: Visit, hash: StorePathHash) -> Result<Response<Body>, HttpError> {
-    let look = visit.cache.look_at(hash).await.map_err(GetError::from)?;
-    let Some(look) = look else {
-        let page = || layout::nothing("this cache does not have it");
-        return Ok(rendered(StatusCode::NOT_FOUND, page).await);
+    let cache = Arc::clone(&visit.cache);
+    let Some(look) = cache.look_at(hash).await? else {
+        let page = layout::nothing("this cache does not have it");
+        return Ok(response(StatusCode::NOT_FOUND, page));
     };
-    let (files, overview) = tokio::join!(visit.cache.files_of(&look.info), visit.cache.overview());
-    Ok(rendered(StatusCode::OK, move || path::page(&visit, &look, files, &overview)).await)
+    let (files, overview) = tokio::join!(cache.files_of(&look.info), cache.overview());
+    rendered(&cache, move || path::page(&visit, &look, files, &overview)).await
 }
 
 impl Page {
@@ -153,15 +153,26 @@ fn field(query: &str, name: &str) -> Option<String> {
 /// A page, made where it stalls nobody: searching and writing down thousands of names takes
 /// milliseconds.
 async fn rendered(
-    status: StatusCode,
+    cache: &Cache,
     page: impl FnOnce() -> Markup + Send + 'static,
-) -> Response<Body> {
-    let page = tokio::task::spawn_blocking(page).await;
-    let page = page.expect("making a page does not panic, and the pool outlives its tasks");
+) -> Result<Response<Body>, HttpError> {
+    Ok(response(StatusCode::OK, cache.work_for_page(page).await?))
+}
+
+fn response(status: StatusCode, page: Markup) -> Response<Body> {
     let mut response = Response::new(Body::from(page.into_string()));
     *response.status_mut() = status;
     response.headers_mut().extend(HEADERS.clone());
     response
+}
+
+impl From<LookError> for HttpError {
+    fn from(error: LookError) -> Self {
+        match error {
+            LookError::TooMany(error) => error.into(),
+            LookError::Store(error) => GetError::from(error).into(),
+        }
+    }
 }
 
 fn see_other(address: &str) -> Response<Body> {

@@ -87,6 +87,9 @@ fn facts(visit: &Visit, look: &Look) -> Markup {
                             @if *trusted { " " span.badge.good { "checked" } }
                         }
                     }
+                    @if info.signatures.len() > look.trusted.len() {
+                        li.soft { "And " (info.signatures.len() - look.trusted.len()) " more." }
+                    }
                 } }
             }
             @if let Some(deriver) = &info.deriver {
