@@ -344,12 +344,16 @@ pub(super) async fn receive(
     let mut stage: BoxFuture<'static, Result<Stage, PutError>> = future::ok(stage).boxed();
     loop {
         let batch = feed.next().await?;
-        let staged = stage.await?;
-        match batch {
-            Some(batch) if batch.is_empty() => stage = future::ok(staged).boxed(),
-            Some(batch) => stage = in_the_pool(move || push(staged, &batch)).boxed(),
-            None => return Ok(staged),
-        }
+        let mut staged = stage.await?;
+        let Some(batch) = batch else {
+            return Ok(staged);
+        };
+        let slow = feed.is_slow();
+        let push = move || {
+            staged.set_slow(slow)?;
+            push(staged, &batch)
+        };
+        stage = in_the_pool(push).boxed();
     }
 }
 

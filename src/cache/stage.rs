@@ -73,6 +73,11 @@ impl Stage {
         Ok(())
     }
 
+    /// Says whether more hardly arrives from now on.
+    pub(super) fn set_slow(&mut self, slow: bool) -> Result<(), PutError> {
+        Ok(self.upload.set_slow(slow)?)
+    }
+
     /// With everything around it, it took so long until now.
     pub(super) fn set_busy(&mut self, time: Duration) {
         self.busy = time;

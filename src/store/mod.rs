@@ -171,6 +171,12 @@ pub trait Upload: Send {
     /// anything is written.
     fn reader(&mut self) -> Result<File, StoreError>;
 
+    /// Says whether more of the object hardly arrives from now on. What is limited, as memory is, is
+    /// given back meanwhile.
+    fn set_slow(&mut self, _slow: bool) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     /// A file that has what has been written so far from its beginning; none where that is elsewhere.
     fn staged(&self) -> Result<Option<File>, StoreError>;
 

@@ -17,6 +17,8 @@ mod nix;
 mod redirect;
 /// Several daemons over one bucket.
 mod several;
+/// Uploads that hardly arrive.
+mod slow;
 /// What a start finds out.
 mod start;
 /// Something else than the server answers.

@@ -382,6 +382,10 @@ impl Upload for Told {
         self.inner.reader()
     }
 
+    fn set_slow(&mut self, slow: bool) -> Result<(), StoreError> {
+        self.inner.set_slow(slow)
+    }
+
     fn staged(&self) -> Result<Option<File>, StoreError> {
         self.inner.staged()
     }

@@ -72,6 +72,11 @@ impl Part {
         count
     }
 
+    /// What has been filled.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.memory[..self.length]
+    }
+
     pub(super) fn is_full(&self) -> bool {
         self.length == self.memory.len()
     }

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Write as _};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -21,6 +22,9 @@ const PARTS: u64 = 10_000;
 /// The size of a part where the object's is not known: so it may have 160 GB.
 const UNKNOWN_PART: u64 = 16 << 20;
 
+/// How much of a part is read at a time from the file that it was kept in.
+const SPILL_BUFFER: usize = 64 * 1024;
+
 /// How many parts of one upload are on their way at most: a server that takes one after the other
 /// is idle between them.
 const PARTS_ON_THEIR_WAY: usize = 3;
@@ -36,6 +40,10 @@ pub(super) struct S3Upload {
     part_size: u64,
     /// The part that is being filled, and the right to be in memory.
     part: Option<(Part, Permit)>,
+    /// In its place, where the object hardly arrives: a file, and how much of the part is in it.
+    spilled: Option<(File, u64)>,
+    /// Whether the object hardly arrives.
+    is_slow: bool,
     /// The upload in parts, if one was begun.
     parts: Option<Box<dyn MultipartUpload>>,
     /// The parts that are being sent.
@@ -67,6 +75,8 @@ impl S3Upload {
             content_type: path.content_type(),
             part_size,
             part: None,
+            spilled: None,
+            is_slow: false,
             parts: None,
             sending: JoinSet::new(),
             copy: None,
@@ -92,6 +102,43 @@ impl S3Upload {
             }
         };
         Ok(part)
+    }
+
+    /// Appends to the part in a file as much as there is room for; how much that was.
+    fn spill(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let (file, length) = match &mut self.spilled {
+            Some(spilled) => spilled,
+            None => self.spilled.insert((tempfile::tempfile()?, 0)),
+        };
+        let room = usize::try_from(self.part_size - *length).unwrap_or(usize::MAX);
+        let count = room.min(bytes.len());
+        file.write_all(&bytes[..count])?;
+        *length += count as u64;
+        Ok(count)
+    }
+
+    /// Takes the part back into memory.
+    fn unspill(&mut self) -> Result<(), StoreError> {
+        let Some((file, mut length)) = self.spilled.take() else {
+            return Ok(());
+        };
+        // It counted as written when it came.
+        self.written -= length;
+        let mut buffer = vec![0; SPILL_BUFFER];
+        let mut at = 0;
+        while length > 0 {
+            let some = &mut buffer[..SPILL_BUFFER.min(length as usize)];
+            file.read_exact_at(some, at)
+                .map_err(|error| StoreError::new("reading a part of", &self.key, error))?;
+            if self.part.as_ref().is_some_and(|(part, _)| part.is_full()) {
+                self.send()?;
+            }
+            let count = self.part()?.fill(some) as u64;
+            self.written += count;
+            at += count;
+            length -= count;
+        }
+        Ok(())
     }
 
     /// Hands the part over, when there are not too many before it.
@@ -128,6 +175,7 @@ impl S3Upload {
     }
 
     fn publish(&mut self) -> Result<(), StoreError> {
+        self.unspill()?;
         if self.parts.is_none() {
             // An empty object has no part.
             let (part, _permit) = self.part.take().unzip();
@@ -154,10 +202,19 @@ impl Upload for S3Upload {
         }
         while !bytes.is_empty() {
             // Only now is it known not to be the last one.
+            if self.spilled.as_ref().is_some_and(|(_, length)| *length == self.part_size) {
+                self.unspill()?;
+            }
             if self.part.as_ref().is_some_and(|(part, _)| part.is_full()) {
                 self.send()?;
             }
-            let count = self.part()?.fill(bytes);
+            let in_a_file = self.spilled.is_some() || (self.is_slow && self.part.is_none());
+            let count = if in_a_file {
+                let spilled = self.spill(bytes);
+                spilled.map_err(|error| StoreError::new("keeping a part of", &self.key, error))?
+            } else {
+                self.part()?.fill(bytes)
+            };
             self.written += count as u64;
             bytes = &bytes[count..];
         }
@@ -174,6 +231,16 @@ impl Upload for S3Upload {
             None => self.copy.insert(tempfile::tempfile().map_err(failed)?),
         };
         copy.try_clone().map_err(failed)
+    }
+
+    fn set_slow(&mut self, slow: bool) -> Result<(), StoreError> {
+        self.is_slow = slow;
+        if slow && let Some((part, permit)) = self.part.take() {
+            let spilled = self.spill(part.bytes());
+            drop((part, permit));
+            spilled.map_err(|error| StoreError::new("keeping a part of", &self.key, error))?;
+        }
+        Ok(())
     }
 
     fn staged(&self) -> Result<Option<File>, StoreError> {
