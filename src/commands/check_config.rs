@@ -361,9 +361,9 @@ mod tests {
             let vars = [("NIX_STORED_LISTEN_INTERFACE".to_owned(), listen.to_owned())];
             effective(&vars.into_iter().collect()).1.may_upload
         };
-        assert_eq!(who("127.0.0.1:0"), Who::Anyone);
-        assert_eq!(who("[::1]:0"), Who::Anyone);
-        assert_eq!(who("unix:/run/x"), Who::Anyone);
+        assert_eq!(who("127.0.0.1:0"), Who::Local);
+        assert_eq!(who("[::1]:0"), Who::Local);
+        assert_eq!(who("unix:/run/x"), Who::Local);
         assert_eq!(who("0.0.0.0:0"), Who::Nobody);
     }
 }
