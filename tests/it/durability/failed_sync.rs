@@ -17,6 +17,13 @@ fn status(daemon: &Daemon, method: &str, path: &str) -> u16 {
     Wire::to(daemon).request(method, path, b"").status
 }
 
+/// A daemon that has stored what it stores at the start.
+fn start() -> Daemon {
+    let daemon = Daemon::start();
+    daemon.wait_for_log("wrote nix-cache-info");
+    daemon
+}
+
 /// The syncs of a directory fail from now on.
 fn unsyncable(daemon: &Daemon, folder: &Path) -> Injection {
     Injection::failing(daemon.pid(), "fsync", "EIO", &[folder])
@@ -30,7 +37,7 @@ fn samples(from: u8) -> [Sample; 3] {
 
 #[test]
 fn a_refused_nar_is_not_reported_present_and_its_narinfo_is_refused_until_a_sync_succeeds() {
-    let daemon = Daemon::start();
+    let daemon = start();
     let nars = daemon.dir().join("nar").canonicalize().expect("it is there");
     let [small, medium, large] = samples(1);
     let broken = unsyncable(&daemon, &nars);
@@ -80,7 +87,7 @@ fn a_refused_nar_is_not_reported_present_and_its_narinfo_is_refused_until_a_sync
 
 #[test]
 fn a_refused_narinfo_is_acknowledged_only_after_a_sync() {
-    let daemon = Daemon::start();
+    let daemon = start();
     let root = daemon.dir().canonicalize().expect("it is there");
     let sample = sample(1, b"x");
     assert_eq!(put(&daemon, &sample.nar_path, &sample.nar), 201);
@@ -99,7 +106,7 @@ fn a_refused_narinfo_is_acknowledged_only_after_a_sync() {
 
 #[test]
 fn a_directory_that_was_made_and_not_synced_into_its_parent_is_synced_later() {
-    let daemon = Daemon::start();
+    let daemon = start();
     let root = daemon.dir().canonicalize().expect("it is there");
     let log = "/log/7b42idxwrsfbjmqz2d4h92x2w6z2lrkg-hello-2.12.2.drv";
     let broken = unsyncable(&daemon, &root);
@@ -115,7 +122,7 @@ fn a_directory_that_was_made_and_not_synced_into_its_parent_is_synced_later() {
 
 #[test]
 fn where_directories_cannot_be_synced_by_themselves_the_file_system_is() {
-    let daemon = Daemon::start();
+    let daemon = start();
     let root = daemon.dir().canonicalize().expect("it is there");
     let nars = root.join("nar");
     let paths: [&Path; 2] = [&root, &nars];
