@@ -103,7 +103,7 @@ fn a_name_that_is_asked_for_forges_no_line() {
 #[test]
 fn a_name_in_the_directory_says_nothing_to_the_terminal() {
     let daemon = Daemon::start();
-    let name = format!("evil{}\nok", NASTY);
+    let name = format!("evil{NASTY}\nok");
     fs::write(daemon.dir().join(&name), "").expect("the file system takes it");
     fs::write(daemon.dir().join("nar").join(&name), "").expect("the file system takes it");
     for args in [&["verify"][..], &["gc", "--dry-run"], &["stats"]] {

@@ -97,7 +97,6 @@ fn answers_that_nobody_takes_hold_no_file_and_no_content() {
     assert!(more < CONNECTIONS + 16, "{more} more files are open");
     let cost = world.daemon.peak_memory() - memory;
     assert!(cost < 32 << 20, "{cost} bytes");
-    println!("window 0: {more} files, {cost} bytes");
 }
 
 #[test]
@@ -116,7 +115,6 @@ fn answers_of_which_a_byte_is_taken_share_what_they_may_hold() {
     // 64 MiB for all, a chunk for each connection, and what the others take.
     let cost = world.daemon.peak_memory() - memory;
     assert!(cost < 128 << 20, "{cost} bytes");
-    println!("window 1: {more} files, {cost} bytes");
 }
 
 #[test]
@@ -132,7 +130,6 @@ fn answers_from_memory_that_nobody_takes_are_made_when_there_is_room() {
     assert!(more < CONNECTIONS + 32, "{more} more files are open");
     let cost = world.daemon.peak_memory() - memory;
     assert!(cost < 48 << 20, "{cost} bytes");
-    println!("small, window 0: {more} files, {cost} bytes");
 }
 
 #[test]
