@@ -100,6 +100,11 @@ pub enum PutError {
         "the narinfo's NAR {0} was damaged in this cache and has been put aside; upload it again"
     )]
     NarDamaged(String),
+    /// The NAR was replaced while it was read.
+    #[error(
+        "the narinfo's NAR {0} was replaced in this cache a moment ago; upload the narinfo again"
+    )]
+    NarChanged(String),
     /// The NAR that is here cannot be read.
     #[error("cannot read {key}")]
     Read {

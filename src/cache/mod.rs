@@ -71,7 +71,7 @@ pub struct Inner {
     /// How the store was a moment ago.
     health: health::Watch,
     /// What is known of NARs whose narinfo may come soon.
-    facts: quick_cache::sync::Cache<NarName, nar::Facts>,
+    facts: quick_cache::sync::Cache<NarName, nar::KnownFacts>,
     /// Limits concurrent large uploads that flow.
     uploads: TransferLimit,
     /// What all decoders together may take.

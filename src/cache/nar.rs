@@ -21,15 +21,21 @@ use super::{Accepted, BodyError, Cache, PutError};
 use crate::config::Verify;
 use crate::nix::cache_path::NarName;
 use crate::nix::{CachePath, Compression, Sha256Hash};
-use crate::store::{Content, Metadata, Stored, Upload};
+use crate::store::{Content, Metadata, StoreError, Stored, Upload};
 
-/// What has been found out about a NAR. It is kept in memory under the NAR's name until the narinfo
-/// comes; as the name is a hash of the contents, it never becomes wrong.
+/// What has been found out about a NAR. It is kept in memory until the narinfo comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Facts {
     /// The length of the file, in bytes.
     pub file_size: u64,
     pub contents: NarContents,
+}
+
+/// Facts, and the entity tag of the object that they are about.
+#[derive(Debug, Clone)]
+pub(super) struct KnownFacts {
+    facts: Facts,
+    etag: Bytes,
 }
 
 /// What is known of what is in the file of a NAR.
@@ -93,7 +99,7 @@ impl Cache {
             self.stream_nar(name, upload, declared, limit, |_| Ok(true), feed).await?
         };
         if let Some(facts) = facts {
-            self.facts.insert(name, facts);
+            self.remember_facts(name, facts).await?;
         }
         let nar_hash = facts.and_then(|facts| facts.contents.nar_hash(name));
         let file_hash = Some(name.file_hash);
@@ -203,21 +209,30 @@ impl Cache {
         Ok(Streamed { stored: stored.unwrap_or(Stored::New), size: file_size, facts })
     }
 
+    /// Remembers the facts about a NAR that has just been stored, until its narinfo comes.
+    pub(super) async fn remember_facts(
+        &self,
+        name: NarName,
+        facts: Facts,
+    ) -> Result<(), StoreError> {
+        if let Some(Metadata { size, etag, .. }) = self.store.head(&CachePath::Nar(name)).await?
+            && size == facts.file_size
+        {
+            self.facts.insert(name, KnownFacts { facts, etag });
+        }
+        Ok(())
+    }
+
+    /// What is remembered about a NAR, if the object is still the one that it was found out about.
+    pub(super) fn known_facts(&self, name: NarName, now: &Metadata) -> Option<Facts> {
+        let known = self.facts.get(&name)?;
+        (known.etag == now.etag).then_some(known.facts)
+    }
+
     /// The facts about the NAR in the store; none if there is none. It is read where they are not
-    /// known. One that is not what its name says is put aside, or Nix would never upload it again.
+    /// known. One that is not what its name says is quarantined, or Nix would never upload it again.
     pub(super) async fn facts(&self, name: NarName) -> Result<Option<Facts>, PutError> {
         let path = CachePath::Nar(name);
-        if let Some(facts) = self.facts.get(&name) {
-            match self.store.head(&path).await? {
-                None => return Ok(None),
-                Some(metadata) if metadata.size == facts.file_size => {
-                    let there = self.note_use(&path, metadata.used).await?;
-                    return Ok(there.then_some(facts));
-                }
-                // Somebody has damaged it since.
-                Some(_) => {}
-            }
-        }
         let there = self.store.head(&path).await?;
         #[cfg(feature = "upstream")]
         let there = match there {
@@ -230,26 +245,37 @@ impl Cache {
         if !self.note_use(&path, metadata.used).await? {
             return Ok(None);
         }
+        if let Some(facts) = self.known_facts(name, &metadata) {
+            return Ok(Some(facts));
+        }
         // Others who want to know the same wait until one has read it.
         let guard = match self.facts.get_value_or_guard_async(&name).await {
-            Ok(facts) if facts.file_size == metadata.size => return Ok(Some(facts)),
+            Ok(known) if known.etag == metadata.etag => return Ok(Some(known.facts)),
             Ok(_) => None,
             Err(guard) => Some(guard),
         };
-        let Some((etag, inspected)) = self.inspect_stored(name).await? else {
+        let Some((etag, mut inspected)) = self.inspect_stored(name).await? else {
             return Ok(None);
         };
+        if let Err(PutError::FileHash { .. }) = inspected {
+            // It is read once more, over a new connection, before anything follows from that.
+            match self.inspect_stored(name).await? {
+                Some((again, second)) if again == etag => inspected = second,
+                _ => return Err(PutError::NarChanged(path.key())),
+            }
+        }
         match inspected {
             Ok(facts) => {
+                let known = KnownFacts { facts, etag };
                 match guard {
                     // Dropped from memory since, it is read again the next time.
-                    Some(guard) => drop(guard.insert(facts)),
-                    None => self.facts.insert(name, facts),
+                    Some(guard) => drop(guard.insert(known)),
+                    None => self.facts.insert(name, known),
                 }
                 Ok(Some(facts))
             }
             Err(PutError::FileHash { actual, .. }) => {
-                warn!(%actual, "put aside {path}, which is not what its name says");
+                warn!(%actual, "quarantined {path}, which is not what its name says");
                 self.store.quarantine(&path, &etag).await?;
                 Err(PutError::NarDamaged(path.key()))
             }
@@ -279,6 +305,17 @@ impl Cache {
                 return Err(UnpackError::Exceeded(more).into());
             }
             metrics.verified(begun.elapsed());
+            let named_after_its_contents = match &inspected.unpacked {
+                Some(Ok(unpacked)) => unpacked.nar_hash == Some(name.file_hash),
+                _ => false,
+            };
+            if named_after_its_contents && inspected.file_hash != name.file_hash {
+                // As other programs name NARs: it is right by its narinfo, and stays.
+                return Err(PutError::FileHash {
+                    expected: name.file_hash,
+                    actual: inspected.file_hash,
+                });
+            }
             let facts = check_hash(name, inspected.file_hash).and_then(|()| {
                 Ok(Facts { file_size, contents: known_contents(name, inspected.unpacked)? })
             });
@@ -368,14 +405,80 @@ fn check_hash(name: NarName, actual: Sha256Hash) -> Result<(), PutError> {
     }
 }
 
+/// Reads the `size` bytes of an object. See [`Whole`].
 pub(super) fn reader(content: Content, size: u64) -> Box<dyn BufRead> {
     match content {
-        Content::Bytes(bytes) => Box::new(io::Cursor::new(bytes)),
-        Content::File(file) => Box::new(BufReader::with_capacity(SMALL as usize, file)),
+        Content::Bytes(bytes) => Box::new(Whole::new(io::Cursor::new(bytes), size)),
+        Content::File(file) => {
+            Box::new(Whole::new(BufReader::with_capacity(SMALL as usize, file), size))
+        }
         Content::Stream(bytes) => {
             let bridge = SyncIoBridge::new(StreamReader::new(bytes.read(0..size)));
-            Box::new(BufReader::with_capacity(SMALL as usize, InPlace(bridge)))
+            Box::new(Whole::new(BufReader::with_capacity(SMALL as usize, InPlace(bridge)), size))
         }
+    }
+}
+
+/// A reader that is read to its end, or fails for good.
+///
+/// A decoder that meets an error of its input may report it as damage, and a stream that has failed
+/// may seem to end. So an error comes again whenever this is read again, and an end before the last
+/// byte is an error, too: what could not be read is not what is there.
+struct Whole<R> {
+    inner: R,
+    left: u64,
+    failed: Option<(io::ErrorKind, String)>,
+}
+
+impl<R> Whole<R> {
+    fn new(inner: R, size: u64) -> Self {
+        Self { inner, left: size, failed: None }
+    }
+
+    fn fail(&mut self, error: &io::Error) -> io::Error {
+        let (kind, text) = (error.kind(), crate::logging::with_causes(error));
+        self.failed = Some((kind, text.clone()));
+        io::Error::new(kind, text)
+    }
+
+    fn check(&self) -> io::Result<()> {
+        match &self.failed {
+            Some((kind, text)) => Err(io::Error::new(*kind, text.clone())),
+            None => Ok(()),
+        }
+    }
+}
+
+impl<R: BufRead> BufRead for Whole<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.check()?;
+        loop {
+            match self.inner.fill_buf() {
+                Ok([]) if self.left > 0 => {
+                    let text = format!("it ended {} bytes before its end", self.left);
+                    return Err(self.fail(&io::Error::new(io::ErrorKind::UnexpectedEof, text)));
+                }
+                Ok(_) => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.fail(&error)),
+            }
+        }
+        self.inner.fill_buf()
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.left = self.left.saturating_sub(count as u64);
+        self.inner.consume(count);
+    }
+}
+
+impl<R: BufRead> Read for Whole<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let available = self.fill_buf()?;
+        let count = available.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&available[..count]);
+        self.consume(count);
+        Ok(count)
     }
 }
 
@@ -439,4 +542,42 @@ pub(super) fn check_compression(
         None => format!("one that goes with the name {name}"),
     };
     Err(PutError::Field { field: "Compression", stated: stated.to_owned(), actual })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fails once, and ends then, as a stream does.
+    struct FailsOnce(bool);
+
+    impl Read for FailsOnce {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            match std::mem::replace(&mut self.0, true) {
+                false => Err(io::Error::other("the server went away")),
+                true => Ok(0),
+            }
+        }
+    }
+
+    #[test]
+    fn an_error_comes_again_when_it_is_read_again() {
+        let mut whole = Whole::new(BufReader::new(FailsOnce(false)), 10);
+        for _ in 0..3 {
+            let error = whole.read(&mut [0; 4]).unwrap_err();
+            assert!(error.to_string().contains("the server went away"), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_end_before_the_last_byte_is_an_error() {
+        let mut text = String::new();
+        let whole = |size| Whole::new(io::Cursor::new(b"12345"), size);
+        assert_eq!(whole(5).read_to_string(&mut text).unwrap(), 5);
+        let mut short = whole(6);
+        for _ in 0..2 {
+            let error = short.read_to_end(&mut Vec::new()).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+        }
+    }
 }

@@ -321,8 +321,8 @@ impl Cache {
         }
         let same_nar = (&ours.url, &ours.compression, ours.file_hash, ours.file_size)
             == (&theirs.url, &theirs.compression, theirs.file_hash, theirs.file_size);
-        let facts = match self.facts.get(&name) {
-            Some(facts) if facts.file_size == metadata.size => facts,
+        let facts = match self.known_facts(name, &metadata) {
+            Some(facts) => facts,
             _ if same_nar => Facts { file_size: metadata.size, contents: NarContents::NotRead },
             _ => match read {
                 Some((known, Some(facts))) if known == name => facts,

@@ -317,7 +317,6 @@ fn number_and_unit(text: &str) -> (Option<u64>, &str) {
 }
 
 /// A URL without user, password and options, as far as it is one: a proxy has a password, too.
-#[cfg(feature = "upstream")]
 fn without_secrets(text: &str) -> String {
     let (scheme, rest) = match text.split_once("://") {
         Some((scheme, rest)) if !scheme.contains(['@', '?']) => (format!("{scheme}://"), rest),

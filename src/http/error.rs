@@ -161,6 +161,7 @@ impl HttpError {
                 | PutError::NarElsewhere(_)
                 | PutError::NarMissing(_)
                 | PutError::NarDamaged(_)
+                | PutError::NarChanged(_)
                 | PutError::Field { .. }
                 | PutError::Signature { .. }
                 | PutError::Reference(_),

@@ -60,7 +60,9 @@ pub(super) fn reason(error: &HttpError) -> &'static str {
             PutError::FileHash { .. } => "file-hash",
             PutError::Encoding { .. } | PutError::NoDecoder(_) => "encoding",
             PutError::Unpack(_) => "unpack",
-            PutError::NarDamaged(_) | PutError::Read { .. } => "nar-damaged",
+            PutError::NarDamaged(_) | PutError::NarChanged(_) | PutError::Read { .. } => {
+                "nar-damaged"
+            }
             PutError::Signature { .. } => "signature",
             PutError::Reference(_) => "reference",
             PutError::Store(StoreError::NoSpace { .. } | StoreError::Reserve { .. }) => "no-space",

@@ -1,5 +1,7 @@
 //! What no decent client sends, over real sockets: each gets its answer, and the daemon goes on.
 
+use nix_stored::nix::narinfo::MAX_SIZE;
+
 use crate::support::daemon::Daemon;
 use crate::support::objects::{ONE_OF_EACH, sample};
 use crate::support::wire::Wire;
@@ -68,7 +70,7 @@ fn a_body_cut_short_is_logged_and_forgotten() {
     for path in &ONE_OF_EACH[..] {
         let mut wire = Wire::to(&daemon);
         wire.send(&format!(
-            "PUT {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\nbeginning"
+            "PUT {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\nbeginning"
         ));
         drop(wire);
         daemon.wait_for_log(&format!("path=\"{path}\" status=400"));
@@ -79,18 +81,19 @@ fn a_body_cut_short_is_logged_and_forgotten() {
 }
 
 #[test]
-fn a_narinfo_of_ten_megabytes_is_refused_before_it_is_sent() {
+fn a_narinfo_that_is_too_large_is_refused_before_it_is_sent() {
     let daemon = Daemon::start();
+    let size = MAX_SIZE as usize + 1;
     let mut wire = Wire::to(&daemon);
     wire.send(&format!(
-        "PUT {} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 10000000\r\n\r\n",
+        "PUT {} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {size}\r\n\r\n",
         ONE_OF_EACH[1]
     ));
     assert_eq!(wire.head().status, 413);
     // A client that does not ask first still gets the answer, and not a reset.
-    let refused = Wire::to(&daemon).request("PUT", ONE_OF_EACH[1], &vec![b'x'; 10_000_000]);
+    let refused = Wire::to(&daemon).request("PUT", ONE_OF_EACH[1], &vec![b'x'; size]);
     assert_eq!(refused.status, 413);
-    assert!(refused.text().contains("1048576"), "{}", refused.text());
+    assert!(refused.text().contains(&MAX_SIZE.to_string()), "{}", refused.text());
     goes_on(&daemon);
 }
 

@@ -154,10 +154,13 @@ async fn what_another_process_changes_is_seen_within_seconds() {
         Instant::now()
     };
     cache.get(&sample.narinfo_path).await.is(404);
-    replace("one\n");
-    cache.get(&sample.narinfo_path).await.is(200).says("one");
-    let changed = replace("two\n");
-    while cache.get(&sample.narinfo_path).await.text() != "two\n" {
+    std::fs::create_dir_all(cache.dir().join("nar")).expect("writable");
+    std::fs::write(cache.dir().join(&sample.nar_path[1..]), &sample.nar).expect("writable");
+    replace(&sample.narinfo);
+    cache.get(&sample.narinfo_path).await.is(200).says(&sample.narinfo);
+    let other = format!("{}Sig: another-1:AAAA\n", sample.narinfo);
+    let changed = replace(&other);
+    while cache.get(&sample.narinfo_path).await.text() != other {
         assert!(changed.elapsed() < Duration::from_secs(10), "it is still the old one");
         tokio::task::yield_now().await;
     }

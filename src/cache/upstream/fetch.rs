@@ -243,7 +243,7 @@ impl Cache {
             return Ok(());
         }
         if let Some(facts) = facts {
-            self.facts.insert(name, facts);
+            self.remember_facts(name, facts).await?;
         }
         match remote {
             Some(remote) => {

@@ -3,11 +3,13 @@
 
 use std::time::Duration;
 
+use nix_stored::nix::Compression;
+
 use super::commands::run;
 use super::place::{assert_nothing_is_false, get, head, over, put, upload};
 use crate::support::daemon::Daemon;
 use crate::support::noise::Noise;
-use crate::support::objects::sample;
+use crate::support::objects::{Sample, sample};
 use crate::support::s3::S3Server;
 use crate::support::s3_bucket::Bucket;
 use crate::support::s3_faults::{Fate, Faults};
@@ -215,4 +217,86 @@ fn credentials_in_the_place_are_refused_and_not_quoted() {
             assert!(!said.contains("S3CRET"), "{args:?} {said}");
         }
     }
+}
+
+/// The answer with a NAR breaks off, and nothing more comes of it.
+fn cut_nar(path: &str) -> impl FnMut(&str) -> Fate + Send + 'static {
+    let key = path.to_owned();
+    let mut count = 0;
+    move |head| {
+        if !is_get_of(head, &key) {
+            return Fate::Passes;
+        }
+        count += 1;
+        Fate::Cut(if count == 1 { 100_000 } else { 0 })
+    }
+}
+
+#[track_caller]
+fn nothing_is_quarantined(site: &Site, sample: &Sample) {
+    let keys = site.bucket.all_keys();
+    assert!(keys.contains(&sample.nar_path[1..].to_owned()), "{keys:?}");
+    assert!(!keys.iter().any(|key| key.contains("quarantine")), "{keys:?}");
+}
+
+#[test]
+fn a_nar_that_breaks_off_while_it_is_read_is_not_damaged() {
+    let site = Site::new();
+    // One is compressed: a decoder meets the end of what came.
+    let ones = [
+        sample(1, &Noise::new(1).bytes(300_000)),
+        sample(2, &Noise::new(2).bytes(3 << 20)).packed(Compression::Xz),
+    ];
+    for one in &ones {
+        site.bucket.put(&one.nar_path[1..], &one.nar);
+        site.faults.on(cut_nar(&one.nar_path));
+        let answer = put(&site.daemon, &one.narinfo_path, one.narinfo.as_bytes());
+        assert!((500..600).contains(&answer.status), "{} {}", answer.head, answer.text());
+        nothing_is_quarantined(&site, one);
+    }
+    for one in &ones {
+        site.bucket.put(&one.narinfo_path[1..], one.narinfo.as_bytes());
+    }
+    let through = site.bucket.through(site.faults.address());
+    for one in &ones {
+        site.faults.on(cut_nar(&one.nar_path));
+        run(&through, &["verify", "--deep", "--repair"]).is(1).complains("could not be read");
+        nothing_is_quarantined(&site, one);
+    }
+    site.faults.all(Fate::Passes);
+    run(&through, &["verify", "--deep"]).is(0);
+}
+
+#[test]
+fn a_nar_whose_first_reading_differs_is_read_again() {
+    let site = Site::new();
+    let one = sample(1, &Noise::new(1).bytes(200_000));
+    let wrong = vec![b'x'; one.nar.len()];
+    // Replaced under its name, it is read twice, and quarantined.
+    site.bucket.put(&one.nar_path[1..], &wrong);
+    site.faults.forget();
+    let answer = put(&site.daemon, &one.narinfo_path, one.narinfo.as_bytes());
+    assert_eq!(answer.status, 422, "{}", answer.text());
+    let reads = site.faults.asked().iter().filter(|line| is_get_of(line, &one.nar_path)).count();
+    assert!(reads >= 2, "{reads}");
+    assert_eq!(site.bucket.get(&one.nar_path[1..]), None);
+}
+
+fn is_get_of(line: &str, path: &str) -> bool {
+    line.starts_with("GET ") && line.contains(path)
+}
+
+#[test]
+fn what_is_remembered_of_a_nar_ends_when_it_is_replaced() {
+    let site = Site::new();
+    let one = sample(1, &Noise::new(1).bytes(200_000));
+    assert_eq!(put(&site.daemon, &one.nar_path, &one.nar).status, 201);
+    let wrong = vec![b'x'; one.nar.len()];
+    site.bucket.put(&one.nar_path[1..], &wrong);
+    let answer = put(&site.daemon, &one.narinfo_path, one.narinfo.as_bytes());
+    assert_eq!(answer.status, 422, "{}", answer.text());
+    assert_eq!(get(&site.daemon, &one.narinfo_path).status, 404);
+    // The client uploads both again, as it is told.
+    upload(&site.daemon, &one);
+    assert!(get(&site.daemon, &one.nar_path).body == one.nar, "other bytes");
 }

@@ -3,7 +3,7 @@
 use super::mirror_of;
 use crate::support::audit::assert_nothing_is_false;
 use crate::support::objects::{Sample, sample};
-use crate::support::scripted::{Gate, Scripted};
+use crate::support::scripted::{Asked, Gate, Scripted};
 use crate::support::wire::Wire;
 
 /// The same path, which refers to another.
@@ -66,7 +66,7 @@ fn a_head_of_a_nar_asks_the_upstream_for_its_head_only() {
         (200, sample.nar.len().to_string().as_str())
     );
     let asked = upstream.asked();
-    assert!(asked.iter().all(|asked| asked.is_head()), "{asked:?}");
+    assert!(asked.iter().all(Asked::is_head), "{asked:?}");
 }
 
 #[test]
