@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A path with a NAR that is too large to be taken in one step, compressed.
 fn large(number: u8) -> Sample {
-    sample(number, &Noise::new(number.into()).bytes(300_000)).packed(Compression::Xz)
+    sample(number, &Noise::new(number.into()).bytes(300_000)).packed(Compression::Zstd)
 }
 
 /// Uploads a path, and says how long the slower of the two requests took.
@@ -139,7 +139,8 @@ fn narinfos_that_wait_for_an_upstream_hold_no_lock() {
     let upstream = Scripted::start();
     upstream.otherwise(|exchange| exchange.status(404, ""));
     // More than there are locks.
-    let waiting: Vec<Sample> = (1..=150).map(large).collect();
+    let small = |number| sample(number, &[number; 10]).packed(Compression::Xz);
+    let waiting: Vec<Sample> = (1..=150).map(small).collect();
     for sample in &waiting {
         upstream.on(&sample.nar_path, Exchange::hang);
     }
@@ -159,4 +160,40 @@ fn narinfos_that_wait_for_an_upstream_hold_no_lock() {
         let took = upload(&mirror, &large(number));
         assert!(took < PATIENCE, "{took:?}");
     }
+}
+
+#[cfg(feature = "upstream")]
+#[test]
+fn nars_that_an_upstream_does_not_answer_for_keep_no_other_nar_waiting() {
+    use crate::support::scripted::{Exchange, Scripted};
+
+    let (hanging, other) = (Scripted::start(), Scripted::start());
+    let wanted: Vec<Sample> = (201..206).map(large).collect();
+    for sample in &wanted {
+        other.has(&sample.narinfo_path, sample.narinfo.as_bytes());
+        other.has(&sample.nar_path, &sample.nar);
+    }
+    let urls = format!("{}?timeout=60s {}", hanging.url(), other.url());
+    let mirror = Daemon::builder().env("NIX_STORED_UPSTREAMS", &urls).start();
+    for sample in &wanted {
+        assert_eq!(Wire::to(&mirror).request("GET", &sample.narinfo_path, b"").status, 200);
+    }
+    hanging.otherwise(Exchange::hang);
+    // Many more than there could be locks that names share.
+    let absent: Vec<Wire> = (0..400)
+        .map(|number: u32| {
+            let hash = nix_stored::nix::Sha256Hash::of(&number.to_le_bytes()).to_nix32();
+            let mut wire = Wire::to(&mirror);
+            wire.send(&format!("GET /nar/{hash}.nar.xz HTTP/1.1\r\nHost: x\r\n\r\n"));
+            wire
+        })
+        .collect();
+    let asks = || hanging.asked().iter().filter(|asked| asked.target.starts_with("/nar/")).count();
+    mirror.wait_until("the upstream is asked", || asks() >= 64);
+    for sample in &wanted {
+        let begun = Instant::now();
+        assert_eq!(Wire::to(&mirror).request("GET", &sample.nar_path, b"").body, sample.nar);
+        assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
+    }
+    drop(absent);
 }

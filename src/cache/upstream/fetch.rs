@@ -121,7 +121,7 @@ impl Cache {
         let Some(upstreams) = &self.upstreams else {
             return Ok(None);
         };
-        let _turn = upstreams.beginnings.take(&name).await;
+        let _lock = upstreams.beginnings.lock(name).await;
         let running = upstreams.fetches().get(&name).map(|growing| growing.object());
         if let Some(object) = running {
             return Ok(Some(object));

@@ -10,6 +10,7 @@ mod client;
 mod fetch;
 mod growing;
 mod lookup;
+mod name_locks;
 mod redirects;
 mod resuming;
 
@@ -28,10 +29,10 @@ use crate::config;
 use crate::metrics::Metrics;
 use crate::nix::cache_path::NarName;
 use crate::nix::{CachePath, PublicKey, StorePathHash};
-use crate::store::Turns;
 use client::Client;
 use growing::Growing;
 use lookup::{Remembered, Remote};
+use name_locks::NameLocks;
 
 /// How many absent side files are remembered, and about how many paths: see [`PATHS_BYTES`]. A closure
 /// of a desktop system has some 10,000 paths.
@@ -64,8 +65,8 @@ pub struct Upstreams {
     fetches: Mutex<Fetches>,
     /// Side files that none of them has.
     absent: quick_cache::sync::Cache<CachePath, Instant>,
-    /// Who may begin to fetch the NAR with such a name.
-    beginnings: Turns,
+    /// Held while the upstreams are asked for the NAR of a name.
+    beginnings: NameLocks,
     limit: TransferLimit,
 }
 
@@ -123,7 +124,7 @@ impl Upstreams {
             nars: quick_cache::sync::Cache::with_weighter(PATHS, PATHS_BYTES, ByLength),
             fetches: Mutex::default(),
             absent: quick_cache::sync::Cache::new(PATHS),
-            beginnings: Turns::default(),
+            beginnings: NameLocks::default(),
             limit: TransferLimit::new(FETCHES, SLOW_FETCHES),
         })
     }
