@@ -137,7 +137,7 @@ _nix__stored() {
             return 0
             ;;
         nix__stored__subcmd__gc)
-            opts="-h --dry-run --max-size --max-age --explain --json --help"
+            opts="-h --dry-run --max-size --max-age --explain --break-lock --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -43,6 +43,7 @@ complete -c nix-stored -n "__fish_nix_stored_using_subcommand gc" -l max-size -d
 complete -c nix-stored -n "__fish_nix_stored_using_subcommand gc" -l max-age -d 'What has not been used for so long goes, like 90d; without it, NIX_STORED_MAX_AGE' -r
 complete -c nix-stored -n "__fish_nix_stored_using_subcommand gc" -l explain -d 'Says why a path would go or stay, and removes nothing' -r
 complete -c nix-stored -n "__fish_nix_stored_using_subcommand gc" -l dry-run -d 'Shows what would go and why, and removes nothing'
+complete -c nix-stored -n "__fish_nix_stored_using_subcommand gc" -l break-lock -d 'Takes the right to collect from whoever has it, after saying who that is: in a bucket it outlives a collection that was killed, by five minutes'
 complete -c nix-stored -n "__fish_nix_stored_using_subcommand gc" -l json -d 'Prints one JSON document: sizes in bytes, times as in RFC 3339'
 complete -c nix-stored -n "__fish_nix_stored_using_subcommand gc" -s h -l help -d 'Print help'
 complete -c nix-stored -n "__fish_nix_stored_using_subcommand stats" -l json -d 'Prints one JSON document: sizes in bytes, times as in RFC 3339'

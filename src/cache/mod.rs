@@ -377,6 +377,28 @@ impl Cache {
         Ok(stored)
     }
 
+    /// Does the same in place of the object with the entity tag `before`, or where there is none. False
+    /// if there is another one by now.
+    async fn replace_whole(
+        &self,
+        path: &CachePath,
+        bytes: Bytes,
+        before: Option<&Bytes>,
+    ) -> Result<bool, StoreError> {
+        let (begun, size) = (Instant::now(), bytes.len() as u64);
+        let Some(stored) = self.store.replace(path, bytes, before).await? else {
+            return Ok(false);
+        };
+        self.metrics.committed(begun);
+        self.count(path, stored, size);
+        Ok(true)
+    }
+
+    /// Records what was used and is not recorded yet, before the process ends.
+    pub async fn flush(&self) -> Result<(), StoreError> {
+        self.store.flush().await
+    }
+
     /// What is in the store has become more, if the object is new.
     fn count(&self, path: &CachePath, stored: Stored, size: u64) {
         if stored == Stored::New {

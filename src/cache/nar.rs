@@ -242,7 +242,7 @@ impl Cache {
         let Some(metadata) = there else {
             return Ok(None);
         };
-        if !self.note_use(&path, metadata.used).await? {
+        if !self.need(&path, metadata.used).await? {
             return Ok(None);
         }
         if let Some(facts) = self.known_facts(name, &metadata) {

@@ -44,6 +44,32 @@ enum Merge {
     Replace,
     /// Only this NAR can tell. It is to be read, without the lock of the narinfo.
     ReadFirst(NarName),
+    /// Another process has changed ours meanwhile.
+    Changed,
+}
+
+/// A narinfo before it is changed.
+struct Before {
+    /// None also if it does not parse. Such a one is as good as none: an upload of a better one shall
+    /// replace it.
+    narinfo: Option<NarInfo>,
+    /// Of what is there.
+    etag: Option<Bytes>,
+}
+
+/// Counts how often a change is begun anew because another process has changed the same narinfo.
+#[derive(Default)]
+struct Changes(u32);
+
+impl Changes {
+    /// Begins once more, if it has not been begun too often.
+    fn once_more(&mut self, path: &CachePath) -> Result<(), StoreError> {
+        self.0 += 1;
+        match self.0 {
+            ..20 => Ok(()),
+            _ => Err(StoreError::changes_all_the_time(&path.key())),
+        }
+    }
 }
 
 impl Cache {
@@ -72,20 +98,25 @@ impl Cache {
 
         let mut read = None;
         let mut is_admitted = false;
+        let mut changes = Changes::default();
         loop {
             // Two uploads of one path's narinfo would each merge with what was there before both.
             // With the lock held, the store is waited for, and nothing else: no decoder, no upstream.
             let lock = self.turns.take(&hash).await;
-            let ours = self.read_narinfo(&path).await?;
+            let Before { narinfo: ours, etag } = self.read_before(&path).await?;
             let taken = if ours.is_some() { Taken::Again } else { Taken::New };
             match ours.map(|ours| (ours.fingerprint(), ours)) {
                 Some((before, ours)) if before == fingerprint => {
-                    match self.merge(&path, ours, &info, read).await? {
+                    match self.merge(&path, ours, etag.as_ref(), &info, read).await? {
                         Merge::Done => return Ok(self.accepted(taken, size, &info, signed_by)),
                         Merge::Replace => {}
                         Merge::ReadFirst(name) => {
                             drop(lock);
                             read = Some((name, self.facts_if_right(name).await?));
+                            continue;
+                        }
+                        Merge::Changed => {
+                            changes.once_more(&path)?;
                             continue;
                         }
                     }
@@ -100,8 +131,11 @@ impl Cache {
                 _ => {}
             }
             if is_admitted {
-                self.publish(hash, &info).await?;
-                return Ok(self.accepted(taken, size, &info, signed_by));
+                if self.publish(&info, etag.as_ref()).await? {
+                    return Ok(self.accepted(taken, size, &info, signed_by));
+                }
+                changes.once_more(&path)?;
+                continue;
             }
             drop(lock);
             self.admit(&mut info, self.admission.require_references).await?;
@@ -132,8 +166,8 @@ impl Cache {
         if is_large { ingest::in_the_pool(parse).await } else { parse() }
     }
 
-    /// Takes over the signatures of `theirs`, a narinfo with the same fingerprint as `ours`. `read` is
-    /// what has been read of a NAR for this.
+    /// Takes over the signatures of `theirs`, a narinfo with the same fingerprint as `ours`, which has
+    /// the entity tag `etag`. `read` is what has been read of a NAR for this.
     ///
     /// Everything else stays as it was: Nix signs again from its memory of up to 30 days ago, which
     /// may name another NAR (Nix's `src/libstore/nar-info-disk-cache.cc`).
@@ -141,6 +175,7 @@ impl Cache {
         &self,
         path: &CachePath,
         mut ours: NarInfo,
+        etag: Option<&Bytes>,
         theirs: &NarInfo,
         read: Option<(NarName, Option<Facts>)>,
     ) -> Result<Merge, PutError> {
@@ -156,7 +191,9 @@ impl Cache {
             // Listing a directory may miss the name whose file is replaced just then, and with it
             // why its references are kept.
             self.rely_on_references(&ours, false).await?;
-            self.publish(ours.store_path.hash(), &ours).await?;
+            if !self.publish(&ours, etag).await? {
+                return Ok(Merge::Changed);
+            }
         }
         Ok(Merge::Done)
     }
@@ -200,12 +237,14 @@ impl Cache {
         self.admit(&mut info, false).await?;
         let _lock = self.turns.take(&hash).await;
         // What somebody uploaded in the meantime is ours.
-        if self.read_narinfo(&CachePath::NarInfo(hash)).await?.is_some() {
+        let before = self.read_before(&CachePath::NarInfo(hash)).await?;
+        if before.narinfo.is_some() {
             return Ok(());
         }
         info.set_upstream(Some(upstream));
         self.select_signatures(&mut info, &[]);
-        self.publish(hash, &info).await
+        // If another daemon has stored it meanwhile, it is here.
+        self.publish(&info, before.etag.as_ref()).await.map(drop)
     }
 
     /// Takes the narinfo of another cache, with the line that says where that mirrored it from.
@@ -215,9 +254,11 @@ impl Cache {
         let path = CachePath::NarInfo(hash);
         let mut read = None;
         let mut is_admitted = false;
+        let mut changes = Changes::default();
         loop {
             let lock = self.turns.take(&hash).await;
-            match self.read_narinfo(&path).await? {
+            let Before { narinfo: ours, etag } = self.read_before(&path).await?;
+            match ours {
                 Some(ours) if ours.fingerprint() != info.fingerprint() => {
                     return Ok(Adopted::Differs);
                 }
@@ -226,8 +267,12 @@ impl Cache {
                     if info.upstream().is_some() {
                         info.set_upstream(ours.upstream());
                     }
-                    match self.merge(&path, ours, &info, read).await? {
+                    match self.merge(&path, ours, etag.as_ref(), &info, read).await? {
                         Merge::Done => return Ok(Adopted::Known),
+                        Merge::Changed => {
+                            changes.once_more(&path)?;
+                            continue;
+                        }
                         Merge::Replace => {}
                         Merge::ReadFirst(name) => {
                             drop(lock);
@@ -240,8 +285,11 @@ impl Cache {
             }
             if is_admitted {
                 self.select_signatures(&mut info, &[]);
-                self.publish(hash, &info).await?;
-                return Ok(Adopted::New);
+                if self.publish(&info, etag.as_ref()).await? {
+                    return Ok(Adopted::New);
+                }
+                changes.once_more(&path)?;
+                continue;
             }
             drop(lock);
             self.admit(&mut info, false).await?;
@@ -249,28 +297,34 @@ impl Cache {
         }
     }
 
-    async fn publish(&self, hash: StorePathHash, info: &NarInfo) -> Result<(), PutError> {
+    /// Stores a narinfo in place of the one with the entity tag `before`, or where there is none. False
+    /// if there is another one by now.
+    async fn publish(&self, info: &NarInfo, before: Option<&Bytes>) -> Result<bool, PutError> {
+        let hash = info.store_path.hash();
         let text = info.to_string().into();
-        let put = self.store_whole(&CachePath::NarInfo(hash), text).await;
+        let put = self.replace_whole(&CachePath::NarInfo(hash), text, before).await;
         // Even where it failed, nobody knows how far it came.
         self.hot.forget(&hash);
-        put?;
-        Ok(())
+        Ok(put?)
     }
 
-    /// The narinfo at `path`, if there is one that parses. One that does not is as good as none: an
-    /// upload of a better one shall replace it.
-    pub(super) async fn read_narinfo(
-        &self,
-        path: &CachePath,
-    ) -> Result<Option<NarInfo>, StoreError> {
-        let Some(text) = self.read_narinfo_text(path).await? else {
-            return Ok(None);
+    /// The narinfo at `path` as it is before it is changed.
+    async fn read_before(&self, path: &CachePath) -> Result<Before, StoreError> {
+        let Some(object) = self.store.get(path).await? else {
+            return Ok(Before { narinfo: None, etag: None });
         };
+        let etag = Some(object.metadata.etag);
+        let Content::Bytes(text) = object.content else {
+            return Err(StoreError::narinfo_too_large(&path.key(), object.metadata.size));
+        };
+        Ok(Before { narinfo: self.parse_stored(text).await, etag })
+    }
+
+    async fn parse_stored(&self, text: Bytes) -> Option<NarInfo> {
         let store_dir = self.info.store_dir.clone();
         let is_large = text.len() as u64 > ingest::SMALL;
         let parse = move || NarInfo::parse(&text, &store_dir).ok();
-        Ok(if is_large { ingest::joined(spawn_blocking(parse)).await } else { parse() })
+        if is_large { ingest::joined(spawn_blocking(parse)).await } else { parse() }
     }
 
     /// What the narinfo at `path` names, as leniently as any Nix reads it; none if there is none.
@@ -316,7 +370,7 @@ impl Cache {
         let Some(metadata) = self.store.head(&nar).await? else {
             return Ok(Merge::Replace);
         };
-        if !self.rely_on(path).await? || !self.note_use(&nar, metadata.used).await? {
+        if !self.rely_on(path).await? || !self.need(&nar, metadata.used).await? {
             return Ok(Merge::Replace);
         }
         let same_nar = (&ours.url, &ours.compression, ours.file_hash, ours.file_size)

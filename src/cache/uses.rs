@@ -8,15 +8,30 @@ use std::time::{Duration, SystemTime};
 
 use super::Cache;
 use crate::nix::CachePath;
-use crate::store::StoreError;
+use crate::store::{RemoteTrouble, StoreError};
 
 /// How exactly the last use is known.
 const RECORD_EVERY: Duration = Duration::from_secs(3600);
 
 impl Cache {
-    /// An object that was used at `last`, as far as that is recorded, is used now. False if it has
-    /// gone in the meantime.
+    /// An object that was used at `last`, as far as that is recorded, is read now. False if it has gone
+    /// in the meantime. Who may record nothing can still serve it.
     pub(super) async fn note_use(
+        &self,
+        path: &CachePath,
+        last: SystemTime,
+    ) -> Result<bool, StoreError> {
+        match self.need(path, last).await {
+            Err(StoreError::Remote { trouble: RemoteTrouble::Denied, .. }) => {
+                Ok(self.store.head(path).await?.is_some())
+            }
+            kept => kept,
+        }
+    }
+
+    /// An object that was used at `last`, as far as that is recorded, is needed from now on. False if it
+    /// has gone in the meantime.
+    pub(super) async fn need(
         &self,
         path: &CachePath,
         last: SystemTime,
@@ -49,7 +64,7 @@ impl Cache {
     /// Whether an object is here; if so, whoever asks relies on it from now on.
     pub(super) async fn rely_on(&self, path: &CachePath) -> Result<bool, StoreError> {
         match self.store.head(path).await? {
-            Some(metadata) => self.note_use(path, metadata.used).await,
+            Some(metadata) => self.need(path, metadata.used).await,
             None => Ok(false),
         }
     }

@@ -15,7 +15,7 @@ use super::progress::Progress;
 use super::signals::stop_on_signals;
 use crate::cache::Cache;
 use crate::cache::gc::{
-    Analysis, GRACE, Going, Limits, Name, Plan, Reason, Report, Step, Sum, Unparsed,
+    Analysis, CollectError, GRACE, Going, Limits, Name, Plan, Reason, Report, Step, Sum, Unparsed,
 };
 use crate::config::{Config, parse_duration, parse_size};
 use crate::nix::{StoreDir, StorePathHash};
@@ -39,6 +39,10 @@ pub(super) struct Args {
     /// Says why a path would go or stay, and removes nothing
     #[arg(long, value_name = "STORE-PATH", conflicts_with = "dry_run")]
     explain: Option<String>,
+    /// Takes the right to collect from whoever has it, after saying who that is: in a bucket it outlives
+    /// a collection that was killed, by five minutes
+    #[arg(long, conflicts_with_all = ["dry_run", "explain"])]
+    break_lock: bool,
     #[command(flatten)]
     output: Output,
 }
@@ -54,7 +58,12 @@ pub(super) fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
     on_cache("gc", config, async move |cache| match explain {
         Some(path) => why(&cache, path, &limits, &store_dir, args.output).await,
         None if args.dry_run => preview(&cache, &limits, &store_dir, args.output).await,
-        None => collect(&cache, limits, args.output).await,
+        None => {
+            if args.break_lock {
+                break_lock(&cache).await?;
+            }
+            collect(&cache, limits, args.output).await
+        }
     })
 }
 
@@ -96,6 +105,17 @@ impl Bounds {
     }
 }
 
+async fn break_lock(cache: &Cache) -> anyhow::Result<()> {
+    match cache.collection_lock_holder().await? {
+        Some(holder) => {
+            eprintln!("nix-stored: took the right to collect from {holder}");
+            cache.break_collection_lock().await?;
+        }
+        None => eprintln!("nix-stored: there is no lock that outlives its holder"),
+    }
+    Ok(())
+}
+
 async fn collect(cache: &Cache, limits: Limits, output: Output) -> anyhow::Result<ExitCode> {
     let stop = stop_on_signals(|name| eprintln!("nix-stored: got {name}; stopping"))?;
     let mut progress = Progress::new();
@@ -103,14 +123,30 @@ async fn collect(cache: &Cache, limits: Limits, output: Output) -> anyhow::Resul
         Step::Found(objects) => progress.found(objects),
         Step::Removed { done, of } => progress.done("removing", done, of),
     };
-    let report = cache.collect_step_by_step(&limits, SystemTime::now(), &stop, hear).await?;
+    let collected = cache.collect_step_by_step(&limits, SystemTime::now(), &stop, hear).await;
     drop(progress);
+    let report = match collected {
+        Err(CollectError::Busy) => return Err(busy(cache).await),
+        collected => collected?,
+    };
     output.print(&Collected { limits: limits.into(), report })?;
     Ok(match report {
         Report { stopped: true, .. } => ExitCode::FAILURE,
         Report { over_limit: 1.., .. } => ExitCode::from(EXIT_NO),
         _ => ExitCode::SUCCESS,
     })
+}
+
+/// Says also who collects, where that can be known.
+async fn busy(cache: &Cache) -> anyhow::Error {
+    let busy = anyhow::Error::from(CollectError::Busy);
+    match cache.collection_lock_holder().await {
+        Ok(Some(holder)) => busy.context(format!(
+            "{holder} collects; if that one was killed, wait until five minutes are over, or use \
+             --break-lock"
+        )),
+        _ => busy,
+    }
 }
 
 /// What was done.

@@ -35,7 +35,16 @@ pub(super) fn on_cache(
         .block_on(async {
             let store = open_existing(&config).await?;
             let cache = Cache::new(store, config.cache_info, config.admission);
-            work(cache.with_agent(agent)).await
+            let cache = cache.with_agent(agent);
+            let done = work(cache.clone()).await;
+            // Nothing of ours stays behind that others wait for.
+            if let Err(error) = cache.flush().await {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "the last uses were not recorded"
+                );
+            }
+            done
         })
 }
 

@@ -21,7 +21,15 @@ pub(super) async fn open(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
             }
             let (store, found) = crate::store::S3Store::open(bucket).await?;
             if !found.writable {
-                warn!("nothing may be stored in the bucket: uploads will fail");
+                warn!(
+                    "nothing may be stored in the bucket: uploads will fail, and what is served is \
+                     not protected from collection, because its use cannot be recorded"
+                );
+            } else if !found.may_abort {
+                warn!(
+                    "uploads in parts may not be given up: the key needs the right \
+                     s3:AbortMultipartUpload, or what is left of them stays in the bucket"
+                );
             }
             debug!(?found, "looked at the bucket");
             Ok(Arc::new(store))

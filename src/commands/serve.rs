@@ -15,6 +15,9 @@ use crate::net::{Bound, Inherited, Listener, systemd};
 use crate::store::Stored;
 use crate::{http, logging, net};
 
+/// How long recording what was used may hold up the end.
+const FLUSH: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// Serves the cache until SIGTERM or SIGINT.
 pub fn run(config: Config) -> anyhow::Result<()> {
     logging::init(config.log_level, config.log_format);
@@ -83,6 +86,7 @@ async fn serve(config: Config, bound: Bound, user: Option<u32>) -> anyhow::Resul
     let cache = Arc::new(cache);
     let collecting = Arc::clone(&cache).collect_regularly(config.retention, stop.clone());
     let collecting = tokio::spawn(collecting);
+    let ending = Arc::clone(&cache);
     let gate = http::Gate::from(access);
     let reload = Reload {
         config,
@@ -99,6 +103,13 @@ async fn serve(config: Config, bound: Bound, user: Option<u32>) -> anyhow::Resul
     let drained = net::serve(listener, http::app(cache, gate), stop).await;
     // It ends between two removals.
     collecting.await.context("the collector panicked")?;
+    match tokio::time::timeout(FLUSH, ending.flush()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            warn!(error = &error as &dyn std::error::Error, "the last uses were not recorded");
+        }
+        Err(_) => warn!("the last uses were not recorded in time"),
+    }
     match drained.cut_off {
         0 => info!("stopped; every transfer was finished"),
         count => warn!("stopped; {count} connections were cut off after the time of grace"),

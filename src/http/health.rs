@@ -13,10 +13,14 @@ use super::error::{HttpError, LINE};
 use super::router::Site;
 use crate::config::Requirement;
 use crate::logging::{printable, with_causes};
-use crate::store::Condition;
+use crate::store::{Condition, StoreError};
 
 /// Where it is.
 pub(super) const PATH: &str = "/health";
+
+/// Who may not store in a bucket cannot record there what was used either.
+const UNPROTECTED: &str =
+    "what is served is not protected from collection, because its use cannot be recorded";
 
 #[derive(Serialize)]
 struct Report<'a> {
@@ -30,6 +34,9 @@ struct Report<'a> {
 #[derive(Serialize)]
 struct StoreReport {
     writable: bool,
+    /// What the cache cannot do without being unavailable.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limitation: Option<&'static str>,
     free_bytes: Option<u64>,
 }
 
@@ -67,6 +74,10 @@ pub(super) async fn answer(site: &Site) -> Response<Body> {
         reason: reason.as_deref(),
         store: StoreReport {
             writable: matches!(*health.condition, Condition::Good),
+            limitation: match &*health.condition {
+                Condition::ReadOnly(StoreError::Remote { .. }) => Some(UNPROTECTED),
+                _ => None,
+            },
             free_bytes: health.free_space,
         },
     };

@@ -116,6 +116,12 @@ impl StoreError {
         Self::new("reading", key, io::Error::other(why))
     }
 
+    /// An object that others have changed whenever it was to be changed.
+    pub(crate) fn changes_all_the_time(key: &str) -> Self {
+        let why = "others change it all the time";
+        Self::Busy { doing: "changing", key: key.to_owned(), source: io::Error::other(why) }
+    }
+
     /// Sorts an error of the system that came while `doing` something with `key`.
     pub(crate) fn new(doing: &'static str, key: &str, source: impl Into<io::Error>) -> Self {
         let (key, source) = (key.to_owned(), source.into());

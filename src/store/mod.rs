@@ -51,6 +51,15 @@ pub trait Store: Send + Sync + 'static {
         bytes: Bytes,
     ) -> BoxFuture<'a, Result<Stored, StoreError>>;
 
+    /// Does the same in place of the object with the entity tag `before`, or where there is none, also
+    /// where other processes store the same; nothing where there is another one by now.
+    fn replace<'a>(
+        &'a self,
+        path: &'a CachePath,
+        bytes: Bytes,
+        before: Option<&'a Bytes>,
+    ) -> BoxFuture<'a, Result<Option<Stored>, StoreError>>;
+
     /// Takes an object out of the cache, durably, and keeps it aside, where nothing is served from;
     /// only if it still has this entity tag. False if it has not, or is absent.
     fn quarantine<'a>(
@@ -71,7 +80,7 @@ pub trait Store: Send + Sync + 'static {
     fn note_used(&self, path: &CachePath);
 
     /// Says of an object that it was used now, so that [`Metadata::used`] says it from now on. False
-    /// if it is absent. A store that cannot record it (read-only, another owner's files) is silent.
+    /// if it is absent. A directory that cannot record it (read-only, another owner's files) is silent.
     fn mark_used<'a>(&'a self, path: &'a CachePath) -> BoxFuture<'a, Result<bool, StoreError>>;
 
     /// Removes an object, unless it was used or stored after `unused_since`. A use that this races
@@ -81,6 +90,11 @@ pub trait Store: Send + Sync + 'static {
         path: &'a CachePath,
         unused_since: SystemTime,
     ) -> BoxFuture<'a, Result<Removed, StoreError>>;
+
+    /// Says what will be removed next, so that it is said once for all of them.
+    fn will_remove<'a>(&'a self, _: &'a [CachePath]) -> BoxFuture<'a, Result<(), StoreError>> {
+        Box::pin(async { Ok(()) })
+    }
 
     /// Makes what was removed stay removed, whatever happens to the machine.
     fn sync_removals(&self) -> BoxFuture<'_, Result<(), StoreError>>;
@@ -108,6 +122,21 @@ pub trait Store: Send + Sync + 'static {
 
     /// The right to collect garbage, for as long as the guard lives; none if somebody has it.
     fn lock(&self) -> BoxFuture<'_, Result<Option<Lock>, StoreError>>;
+
+    /// Who has that right, for people, where that can be known; none if nobody has it.
+    fn lock_holder(&self) -> BoxFuture<'_, Result<Option<String>, StoreError>> {
+        Box::pin(async { Ok(None) })
+    }
+
+    /// Takes that right from whoever has it, where it outlives its holder.
+    fn break_lock(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    /// Records what it was told of and has not recorded yet. To be called before the process ends.
+    fn flush(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async { Ok(()) })
+    }
 
     /// How much space objects may still take, in bytes; none where nobody knows.
     fn free_space(&self) -> Option<u64>;

@@ -20,7 +20,7 @@ use site::Directory;
 #[cfg(feature = "s3")]
 use site::InBucket;
 #[cfg(feature = "s3")]
-pub use site::KEYS;
+pub use site::{KEYS, has_keys};
 
 /// Makes every case a test of every store.
 macro_rules! suite {

@@ -5,6 +5,8 @@ pub mod place;
 
 /// The commands, on a bucket.
 mod commands;
+/// Several processes act on the same objects at the same time.
+mod at_once;
 /// What a daemon that was killed leaves.
 mod kill;
 /// Many large uploads at once.

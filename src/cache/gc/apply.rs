@@ -33,6 +33,25 @@ pub struct Outcome {
     pub stopped: bool,
 }
 
+/// Whoever needs one of these waits until all of them have been tried.
+const TOGETHER: usize = 32;
+
+/// What is removed together.
+fn objects_of(inventory: &Inventory, removal: &Removal) -> Vec<CachePath> {
+    let (first, sides) = match *removal {
+        Removal::Path(index, _) => {
+            let path = &inventory.paths[index];
+            (CachePath::NarInfo(path.store_path.hash()), path.sides.as_slice())
+        }
+        Removal::Shared(index, _) => {
+            let object = &inventory.shared[index];
+            (object.path.clone(), object.sides.as_slice())
+        }
+        Removal::Loose(index, _) => (inventory.loose[index].path.clone(), [].as_slice()),
+    };
+    std::iter::once(first).chain(sides.iter().cloned()).collect()
+}
+
 impl Cache {
     /// Removes what `plan` says, unless it was used after it was safe to take at `now`. `stop` ends
     /// it between two removals; `progress` hears how many removals are done.
@@ -63,10 +82,24 @@ impl Cache {
         let mut needed = vec![false; inventory.paths.len()];
         // Shared objects that belong to one of them; known when all paths have been tried.
         let mut still_shared = None;
+        let (mut narinfos_are_gone, mut unsaid) = (false, 0);
         for (done, removal) in plan.removals.iter().enumerate() {
             if stop.is_cancelled() {
                 outcome.stopped = true;
                 break;
+            }
+            let is_shared = matches!(removal, Removal::Shared(..));
+            if is_shared && !std::mem::replace(&mut narinfos_are_gone, true) {
+                // A power cut must not bring a narinfo back whose NAR is gone.
+                self.store.sync_removals().await?;
+                unsaid = done;
+            }
+            if done == unsaid {
+                let next = plan.removals.iter().skip(done).take(TOGETHER);
+                let next: Vec<_> =
+                    next.flat_map(|removal| objects_of(inventory, removal)).collect();
+                self.store.will_remove(&next).await?;
+                unsaid = done + TOGETHER;
             }
             match *removal {
                 Removal::Path(index, _) if needed[index] => outcome.given_way += 1,
@@ -88,10 +121,6 @@ impl Cache {
                     }
                 }
                 Removal::Shared(index, reason) => {
-                    if still_shared.is_none() {
-                        // A power cut must not bring a narinfo back whose NAR is gone.
-                        self.store.sync_removals().await?;
-                    }
                     let still_shared = still_shared.get_or_insert_with(|| {
                         let needed = (0..needed.len()).filter(|&path| needed[path]);
                         needed.flat_map(|path| inventory.shared_by(path)).collect::<HashSet<_>>()

@@ -98,6 +98,16 @@ impl Cache {
         self.store.lock().await
     }
 
+    /// Who has the right to collect garbage, for people, where that can be known.
+    pub async fn collection_lock_holder(&self) -> Result<Option<String>, StoreError> {
+        self.store.lock_holder().await
+    }
+
+    /// Takes the right to collect garbage from whoever has it, where it outlives its holder.
+    pub async fn break_collection_lock(&self) -> Result<(), StoreError> {
+        self.store.break_lock().await
+    }
+
     /// Removes what the limits say, as it is at `now`. `stop` ends it between two removals.
     pub async fn collect(
         &self,

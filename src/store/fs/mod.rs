@@ -185,6 +185,16 @@ impl Store for FsStore {
         keep(self, path, text).boxed()
     }
 
+    fn replace<'a>(
+        &'a self,
+        path: &'a CachePath,
+        bytes: Bytes,
+        _: Option<&'a Bytes>,
+    ) -> BoxFuture<'a, Result<Option<Stored>, StoreError>> {
+        // Nobody else stores here: several daemons over one directory are not supported.
+        async move { self.put(path, bytes).await.map(Some) }.boxed()
+    }
+
     fn quarantine<'a>(
         &'a self,
         path: &'a CachePath,

@@ -10,17 +10,19 @@ use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt, TryStreamExt};
 use http::Method;
+use http::header::IF_MATCH;
 use object_store::aws::AmazonS3;
 use object_store::client::{HttpError, HttpErrorKind};
 use object_store::path::Path;
 use object_store::signer::{SignedUrlOptions, Signer};
 use object_store::{
     Attribute, Attributes, Error, GetOptions, GetRange, GetResult, MultipartUpload, ObjectStore,
-    ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions,
+    ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, UpdateVersion,
 };
 
 use super::client::{Clients, PATIENCE};
 use super::listing::{Meta, pause};
+use super::strict::is_html;
 use crate::store::{RemoteTrouble, StoreError};
 
 /// A server copies so much in one request (`CopyObject` in Amazon's API reference).
@@ -28,6 +30,15 @@ const COPY_LIMIT: u64 = 5 << 30;
 
 /// The parts of a copy that goes through us.
 const COPY_PART: usize = 64 << 20;
+
+/// How long a URL that we ask ourselves is good for.
+const SIGNATURE_VALID: Duration = Duration::from_secs(60);
+
+/// How long a deletion may take. Nobody can say of one that is not answered when it will be done.
+pub(super) const DELETE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The longest error of a server that is read.
+const ERROR_LIMIT: usize = 64 * 1024;
 
 /// A bucket, or what is below a prefix in it.
 #[derive(Debug)]
@@ -149,6 +160,31 @@ impl Bucket {
         }
     }
 
+    /// Stores an object in place of the one with this entity tag, or where there is none, on a server
+    /// that looks. False if it is another one by now.
+    pub(super) async fn put_in_place_of(
+        &self,
+        key: &str,
+        bytes: Bytes,
+        content_type: &'static str,
+        etag: Option<String>,
+    ) -> Result<bool, StoreError> {
+        let mode = match etag {
+            Some(_) => PutMode::Update(UpdateVersion { e_tag: etag, version: None }),
+            None => PutMode::Create,
+        };
+        let options =
+            PutOptions { mode, attributes: attributes(content_type), ..PutOptions::default() };
+        match self.s3.put_opts(&self.path(key), bytes.into(), options).await {
+            Ok(_) => Ok(true),
+            // What was to be replaced has gone.
+            Err(
+                Error::AlreadyExists { .. } | Error::Precondition { .. } | Error::NotFound { .. },
+            ) => Ok(false),
+            Err(error) => Err(failed("storing", key)(error)),
+        }
+    }
+
     /// Begins to store an object in parts.
     pub(super) async fn begin(
         &self,
@@ -183,10 +219,62 @@ impl Bucket {
         copy.finish().await.map(|_| true).map_err(failed("copying", from))
     }
 
-    /// Deletes an object; one that is absent is as good as deleted.
+    /// Deletes an object; one that is absent is as good as deleted. What is not answered is asked again,
+    /// so that this is only for what nobody stores anew meanwhile.
     pub(super) async fn delete(&self, key: &str) -> Result<(), StoreError> {
-        let deleted = self.s3.delete(&self.path(key)).await;
-        absent_is_none("deleting", key, deleted).map(drop)
+        let begun = Instant::now();
+        for tries in 0.. {
+            match self.send_delete(key, None, DELETE_PATIENCE).await {
+                Ok(_) => return Ok(()),
+                Err(error) if error.may_pass && begun.elapsed() < PATIENCE => {
+                    tokio::time::sleep(pause(tries)).await;
+                }
+                Err(error) => return Err(error.while_doing("deleting", key)),
+            }
+        }
+        unreachable!("time does not stand still")
+    }
+
+    /// Deletes an object that still has this entity tag, as far as the server looks, and asks once.
+    /// After an error nobody knows whether it is gone.
+    pub(super) async fn delete_once(
+        &self,
+        key: &str,
+        etag: Option<&str>,
+    ) -> Result<Deleted, DeleteError> {
+        match self.send_delete(key, etag, DELETE_PATIENCE).await {
+            Ok(deleted) => Ok(deleted),
+            Err(error) => Err(DeleteError {
+                may_pass: error.may_pass,
+                may_come: error.trouble != RemoteTrouble::Busy && error.may_pass,
+                error: error.while_doing("deleting", key),
+            }),
+        }
+    }
+
+    /// A plain DELETE: that of `object_store` is `POST ?delete`, which some servers do not know, unless
+    /// it is told otherwise, and it is sent again for as long as it fails.
+    async fn send_delete(
+        &self,
+        key: &str,
+        etag: Option<&str>,
+        patience: Duration,
+    ) -> Result<Deleted, Unanswered> {
+        let signed = self.s3.signed_url(Method::DELETE, &self.path(key), SIGNATURE_VALID).await;
+        let mut request = self.signed.delete(signed.map_err(Unanswered::unsigned)?);
+        if let Some(etag) = etag {
+            request = request.header(IF_MATCH, etag);
+        }
+        let (status, text) = read_answer(request.timeout(patience), ERROR_LIMIT).await?;
+        let text = String::from_utf8_lossy(&text);
+        match status {
+            404 if text.contains("<Code>NoSuchKey</Code>") => Ok(Deleted::Done),
+            // The condition is the only one that a server could fail to know.
+            412 => Ok(Deleted::IsAnother),
+            501 if etag.is_some() => Box::pin(self.send_delete(key, None, patience)).await,
+            200..=299 => Ok(Deleted::Done),
+            _ => Err(Unanswered::by(status, &text)),
+        }
     }
 
     /// A URL by which anybody can fetch an object for some time.
@@ -207,13 +295,10 @@ impl Bucket {
         for tries in 0.. {
             match self.ask_once(parameters, limit).await {
                 Ok(text) => return Ok(text),
-                Err(Unanswered { may_pass: true, .. }) if begun.elapsed() < PATIENCE => {
+                Err(error) if error.may_pass && begun.elapsed() < PATIENCE => {
                     tokio::time::sleep(pause(tries)).await;
                 }
-                Err(Unanswered { trouble, source, .. }) => {
-                    let key = "the bucket".to_owned();
-                    return Err(StoreError::Remote { doing, key, trouble, source });
-                }
+                Err(error) => return Err(error.while_doing(doing, "the bucket")),
             }
         }
         unreachable!("time does not stand still")
@@ -224,46 +309,57 @@ impl Bucket {
         parameters: &[(&str, &str)],
         limit: usize,
     ) -> Result<Vec<u8>, Unanswered> {
-        const VALID: Duration = Duration::from_secs(60);
         let options = SignedUrlOptions::new().with_query(parameters.iter().copied());
         let root = Path::default();
-        let signed = self.s3.signed_url_opts(Method::GET, &root, VALID, &options).await;
-        let url = signed.map_err(|error| Unanswered {
-            trouble: trouble(&error),
-            may_pass: false,
-            source: Box::new(error),
-        })?;
-        // Whoever has the URL may ask the same.
-        let answer = self.signed.get(url).send().await.map_err(reqwest::Error::without_url);
-        let mut answer = answer.map_err(Unanswered::from)?;
-        let status = answer.status();
-        let mut text = Vec::new();
-        while let Some(chunk) = answer.chunk().await.map_err(reqwest::Error::without_url)? {
-            text.extend_from_slice(&chunk);
-            if text.len() > limit {
-                return Err(Unanswered::failed(false, "the list has no end".to_owned()));
-            }
+        let signed = self.s3.signed_url_opts(Method::GET, &root, SIGNATURE_VALID, &options).await;
+        let request = self.signed.get(signed.map_err(Unanswered::unsigned)?);
+        let (status, text) = read_answer(request, limit).await?;
+        match status {
+            200..=299 => Ok(text),
+            _ => Err(Unanswered::by(status, &String::from_utf8_lossy(&text))),
         }
-        if status.is_success() {
-            return Ok(text);
-        }
-        let text = String::from_utf8_lossy(&text[..text.len().min(1000)]).into_owned();
-        let source = format!("the server answered {status}: {text}");
-        Err(match status.as_u16() {
-            401 | 403 => Unanswered {
-                trouble: RemoteTrouble::Denied,
-                may_pass: false,
-                source: source.into(),
-            },
-            501 => Unanswered::failed(false, NOT_IMPLEMENTED.to_owned()),
-            404 if !text.contains("<Code>") => Unanswered::failed(true, source),
-            429 | 503 => {
-                Unanswered { trouble: RemoteTrouble::Busy, may_pass: true, source: source.into() }
-            }
-            400..=499 => Unanswered::failed(false, source),
-            _ => Unanswered::failed(true, source),
-        })
     }
+}
+
+/// What became of an object that was to be deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Deleted {
+    /// It is absent.
+    Done,
+    /// Another one has its place.
+    IsAnother,
+}
+
+/// A deletion of which nobody knows whether it was done.
+#[derive(Debug)]
+pub(super) struct DeleteError {
+    /// Whether it may be answered in a while.
+    pub may_pass: bool,
+    /// Whether it can still be done: nobody has said that it was refused.
+    pub may_come: bool,
+    pub error: StoreError,
+}
+
+/// Sends a request that is signed by its URL, and reads the whole answer.
+async fn read_answer(
+    request: reqwest::RequestBuilder,
+    limit: usize,
+) -> Result<(u16, Vec<u8>), Unanswered> {
+    // Whoever has the URL may ask the same.
+    let answer = request.send().await.map_err(reqwest::Error::without_url);
+    let mut answer = answer.map_err(Unanswered::from)?;
+    let status = answer.status();
+    if status.is_success() && is_html(answer.headers()) {
+        return Err(Unanswered::failed(true, "something answered a page of HTML".to_owned()));
+    }
+    let mut text = Vec::new();
+    while let Some(chunk) = answer.chunk().await.map_err(reqwest::Error::without_url)? {
+        text.extend_from_slice(&chunk);
+        if text.len() > limit {
+            return Err(Unanswered::failed(false, "the answer has no end".to_owned()));
+        }
+    }
+    Ok((status.as_u16(), text))
 }
 
 /// What is said of a request that the server does not know.
@@ -278,6 +374,35 @@ struct Unanswered {
 }
 
 impl Unanswered {
+    fn unsigned(error: Error) -> Self {
+        Self { trouble: trouble(&error), may_pass: false, source: Box::new(error) }
+    }
+
+    /// What this status and this text mean.
+    fn by(status: u16, text: &str) -> Self {
+        let start: String = text.chars().take(1000).collect();
+        let source = format!("the server answered {status}: {start}");
+        match status {
+            401 | 403 => {
+                Self { trouble: RemoteTrouble::Denied, may_pass: false, source: source.into() }
+            }
+            501 => Self::failed(false, NOT_IMPLEMENTED.to_owned()),
+            404 if !text.contains("<Code>") => Self::failed(true, source),
+            429 | 503 => {
+                Self { trouble: RemoteTrouble::Busy, may_pass: true, source: source.into() }
+            }
+            // Somebody changes the same object just now.
+            409 => Self::failed(true, source),
+            400..=499 => Self::failed(false, source),
+            _ => Self::failed(true, source),
+        }
+    }
+
+    fn while_doing(self, doing: &'static str, key: &str) -> StoreError {
+        let (trouble, source) = (self.trouble, self.source);
+        StoreError::Remote { doing, key: key.to_owned(), trouble, source }
+    }
+
     fn failed(may_pass: bool, source: String) -> Self {
         Self { trouble: RemoteTrouble::Failed, may_pass, source: source.into() }
     }

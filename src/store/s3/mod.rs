@@ -8,9 +8,12 @@
 //! .nix-stored/pins/<name>            store paths that stay
 //! .nix-stored/quarantine/            objects that were false, under their own names
 //! .nix-stored/lock                   says who collects garbage
+//! .nix-stored/removing/<time>-<writer>  what is about to be removed
+//! .nix-stored/changing/<key>/<time>-<writer>  who changes an object
 //! ```
 
 mod bucket;
+mod changing;
 mod client;
 mod lease;
 mod list;
@@ -19,6 +22,7 @@ mod part;
 mod probe;
 mod profile;
 mod remote;
+mod removing;
 mod strict;
 mod sweep;
 mod upload;
@@ -27,7 +31,7 @@ mod uses;
 use std::collections::HashMap;
 use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -35,6 +39,7 @@ use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use thiserror::Error;
 use tokio::runtime::Handle;
+use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
 use super::{
@@ -43,11 +48,14 @@ use super::{
 };
 use crate::config;
 use crate::nix::{CachePath, LenientNarInfo, narinfo};
-use bucket::{Bucket, failed};
-use listing::Meta;
+use bucket::{Bucket, DeleteError, Deleted, failed};
+use changing::Turn;
+use client::PATIENCE;
+use listing::{Meta, pause};
 use part::Budget;
 pub use probe::Found;
 use remote::Remote;
+use removing::{Removers, Said};
 use upload::S3Upload;
 use uses::Uses;
 
@@ -72,6 +80,13 @@ pub struct S3Store {
     turns: Arc<Turns>,
     /// What was removed here, and when: nobody needs to know any more when it was used.
     gone: Arc<Mutex<HashMap<String, u64>>>,
+    removers: Arc<Removers>,
+    /// What others were told that it will be removed.
+    said: tokio::sync::Mutex<Option<Said>>,
+    /// What is still to be taken back of turns that are over.
+    ending: TaskTracker,
+    /// Whether the server looks before it stores, once it is known.
+    looks: tokio::sync::OnceCell<bool>,
     location: config::Bucket,
     /// Whether objects may be stored, as far as was tried.
     writable: bool,
@@ -109,7 +124,8 @@ impl S3Store {
         let mut store = Self::connect(location)?;
         let found = store.probe().await?;
         store.writable = found.writable;
-        tokio::spawn(keep_tidy(Arc::clone(&store.bucket), location.abandoned_after));
+        let (bucket, uses) = (Arc::clone(&store.bucket), Arc::clone(&store.uses));
+        tokio::spawn(keep_tidy(bucket, uses, location.abandoned_after));
         store.know_uses().await?;
         Ok((store, found))
     }
@@ -124,8 +140,13 @@ impl S3Store {
     /// To be called within the runtime.
     fn connect(location: &config::Bucket) -> Result<Self, OpenError> {
         let bucket = Arc::new(Bucket::new(client::Clients::new(location)?, &location.prefix));
+        let removers = Arc::new(Removers::new(Arc::clone(&bucket)));
         Ok(Self {
-            uses: Arc::new(Uses::start(Arc::clone(&bucket))),
+            uses: Arc::new(Uses::start(Arc::clone(&bucket), Arc::clone(&removers))),
+            removers,
+            said: tokio::sync::Mutex::default(),
+            ending: TaskTracker::new(),
+            looks: tokio::sync::OnceCell::new(),
             bucket,
             budget: Budget::new(),
             turns: Arc::default(),
@@ -160,6 +181,78 @@ impl S3Store {
         }
     }
 
+    /// Says that `keys` will be removed, and learns which uses were recorded before.
+    async fn say(
+        &self,
+        keys: impl IntoIterator<Item = String>,
+        said: &mut Option<Said>,
+    ) -> Result<(), StoreError> {
+        let new = Said::new(&self.bucket, keys).await?;
+        if let Some(old) = said.replace(new) {
+            old.take_back(&self.bucket).await;
+        }
+        self.uses.refresh().await
+    }
+
+    async fn remove_as_said(
+        &self,
+        key: &str,
+        unused_since: SystemTime,
+        said: &mut Option<Said>,
+    ) -> Result<Removed, StoreError> {
+        let begun = Instant::now();
+        for tries in 0.. {
+            let is_said = |said: &Said| said.keys.contains(key) && said.is_good();
+            if !said.as_ref().is_some_and(is_said) {
+                let more = said.as_ref().map(|said| said.keys.clone()).unwrap_or_default();
+                self.say(more.into_iter().chain([key.to_owned()]), said).await?;
+            }
+            let Some(meta) = self.bucket.head(key).await? else {
+                // A deletion of ours may have done it that was not answered.
+                return Ok(if tries > 0 { self.has_gone(key) } else { Removed::Absent });
+            };
+            if self.metadata(key, &meta).used > unused_since {
+                return Ok(Removed::InUse);
+            }
+            if !said.as_ref().is_some_and(Said::is_good) {
+                continue;
+            }
+            match self.bucket.delete_once(key, meta.etag.as_deref()).await {
+                Ok(Deleted::Done) => return Ok(self.has_gone(key)),
+                Ok(Deleted::IsAnother) => {}
+                Err(DeleteError { may_pass, may_come, error }) => {
+                    if may_come {
+                        // Whoever needs it waits until it cannot come any more.
+                        *said = None;
+                    }
+                    if !may_pass || begun.elapsed() >= PATIENCE {
+                        return Err(error);
+                    }
+                }
+            }
+            // It is not sent again as it was: whoever waits for us goes first.
+            if let Some(said) = said.take() {
+                said.take_back(&self.bucket).await;
+            }
+            tokio::time::sleep(pause(tries)).await;
+        }
+        unreachable!("time does not stand still")
+    }
+
+    fn has_gone(&self, key: &str) -> Removed {
+        let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
+        gone.insert(key.to_owned(), uses::now());
+        Removed::Gone
+    }
+
+    /// Deletes an object unless it is another one by now, as far as the server looks.
+    async fn delete_as_it_is(&self, key: &str, meta: &Meta) -> Result<bool, StoreError> {
+        match self.bucket.delete_once(key, meta.etag.as_deref()).await {
+            Ok(deleted) => Ok(deleted == Deleted::Done),
+            Err(error) => Err(error.error),
+        }
+    }
+
     /// Where what is put aside goes: under its own name, or the first free one like `….1`.
     async fn free_name_aside(&self, key: &str) -> Result<String, StoreError> {
         let first = format!("{OWN_FOLDER}quarantine/{key}");
@@ -172,7 +265,7 @@ impl S3Store {
     }
 }
 
-async fn keep_tidy(bucket: Arc<Bucket>, age: Duration) {
+async fn keep_tidy(bucket: Arc<Bucket>, uses: Arc<Uses>, age: Duration) {
     let mut tick = tokio::time::interval(TIDY_EVERY);
     loop {
         tick.tick().await;
@@ -185,7 +278,7 @@ async fn keep_tidy(bucket: Arc<Bucket>, age: Duration) {
                 warn!(error, "unfinished uploads were not swept away");
             }
         }
-        uses::merge_if_many(&bucket).await;
+        uses.merge_if_many().await;
     }
 }
 
@@ -275,6 +368,10 @@ impl Store for S3Store {
             let key = path.key();
             let _turn = self.turns.take(&key).await;
             let older = self.bucket.seems_there(&key).await?;
+            if older {
+                // Somebody may be about to remove it.
+                self.uses.mark(key.clone()).await?;
+            }
             self.bucket.put(&key, bytes, path.content_type()).await?;
             Ok(if older { Stored::Again } else { Stored::New })
         }
@@ -287,6 +384,44 @@ impl Store for S3Store {
         text: Bytes,
     ) -> BoxFuture<'a, Result<Option<Stored>, StoreError>> {
         super::keep(self, path, text).boxed()
+    }
+
+    fn replace<'a>(
+        &'a self,
+        path: &'a CachePath,
+        bytes: Bytes,
+        before: Option<&'a Bytes>,
+    ) -> BoxFuture<'a, Result<Option<Stored>, StoreError>> {
+        async move {
+            let key = path.key();
+            let stored = if before.is_some() { Stored::Again } else { Stored::New };
+            if before.is_some() {
+                self.uses.mark(key.clone()).await?;
+            }
+            // Also where the server looks: not every one looks and stores in one step.
+            let turn = Turn::take(&self.bucket, &self.ending, &key).await?;
+            if self.server_looks().await? {
+                let etag = before.map(|etag| String::from_utf8_lossy(etag).into_owned());
+                let put =
+                    self.bucket.put_in_place_of(&key, bytes, path.content_type(), etag).await?;
+                return Ok(put.then_some(stored));
+            }
+            let now = match before {
+                // What seems absent to be replaced is looked for thoroughly.
+                Some(_) => self.bucket.head(&key).await?,
+                None => match self.bucket.seems_there(&key).await? {
+                    true => self.bucket.head(&key).await?,
+                    false => None,
+                },
+            };
+            let now = now.map(|meta| self.metadata(&key, &meta).etag);
+            if now.as_ref() != before || !turn.is_good() {
+                return Ok(None);
+            }
+            self.bucket.put(&key, bytes, path.content_type()).await?;
+            Ok(Some(stored))
+        }
+        .boxed()
     }
 
     fn quarantine<'a>(
@@ -308,8 +443,14 @@ impl Store for S3Store {
             if !self.bucket.copy(&key, &aside, meta.size).await? {
                 return Ok(false);
             }
-            self.bucket.delete(&key).await?;
-            Ok(true)
+            // Copying takes its time, and another daemon may have stored it anew.
+            let again = self.bucket.head(&key).await?;
+            let is_the_same = again.is_some_and(|meta| self.metadata(&key, &meta).etag == etag);
+            if is_the_same && self.delete_as_it_is(&key, &meta).await? {
+                return Ok(true);
+            }
+            self.bucket.delete(&aside).await?;
+            Ok(false)
         }
         .boxed()
     }
@@ -321,7 +462,6 @@ impl Store for S3Store {
     fn mark_used<'a>(&'a self, path: &'a CachePath) -> BoxFuture<'a, Result<bool, StoreError>> {
         async move {
             let key = path.key();
-            let _turn = self.turns.take(&key).await;
             self.uses.mark(key.clone()).await?;
             // Not before: who removes it looks for uses first.
             Ok(self.bucket.head(&key).await?.is_some())
@@ -336,31 +476,57 @@ impl Store for S3Store {
     ) -> BoxFuture<'a, Result<Removed, StoreError>> {
         async move {
             let key = path.key();
-            // Between a look at its last use and its deletion nobody here uses it or stores it anew.
-            let _turn = self.turns.take(&key).await;
-            // What the others have recorded until now. There is no moving aside in a bucket, so a
-            // use that another process records between this and the deletion is not seen; whoever
-            // records one looks whether the object is there afterwards.
-            self.uses.refresh().await?;
-            let Some(meta) = self.bucket.head(&key).await? else {
-                return Ok(Removed::Absent);
-            };
-            if self.metadata(&key, &meta).used > unused_since {
-                return Ok(Removed::InUse);
+            let mut said = self.said.lock().await;
+            let is_one_of_many = said.as_ref().is_some_and(|said| said.keys.contains(&key));
+            let removed = self.remove_as_said(&key, unused_since, &mut said).await;
+            // Nobody waits for longer than they have to.
+            if (removed.is_err() || !is_one_of_many)
+                && let Some(said) = said.take()
+            {
+                said.take_back(&self.bucket).await;
             }
-            self.bucket.delete(&key).await?;
-            let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
-            gone.insert(key, uses::now());
-            Ok(Removed::Gone)
+            removed
+        }
+        .boxed()
+    }
+
+    fn will_remove<'a>(&'a self, paths: &'a [CachePath]) -> BoxFuture<'a, Result<(), StoreError>> {
+        async move {
+            let mut said = self.said.lock().await;
+            self.say(paths.iter().map(CachePath::key), &mut said).await
         }
         .boxed()
     }
 
     fn sync_removals(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        // A bucket does not forget what was done. Nobody needs to know any more when what is gone
-        // was used.
-        let gone = std::mem::take(&mut *self.gone.lock().unwrap_or_else(PoisonError::into_inner));
-        async move { if gone.is_empty() { Ok(()) } else { self.uses.forget(&gone).await } }.boxed()
+        async move {
+            if let Some(said) = self.said.lock().await.take() {
+                said.take_back(&self.bucket).await;
+            }
+            // A bucket does not forget what was done. Nobody needs to know any more when what is gone
+            // was used.
+            let gone =
+                std::mem::take(&mut *self.gone.lock().unwrap_or_else(PoisonError::into_inner));
+            if gone.is_empty() { Ok(()) } else { self.uses.forget(&gone).await }
+        }
+        .boxed()
+    }
+
+    fn flush(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        async move {
+            self.ending.close();
+            self.ending.wait().await;
+            self.uses.flush().await
+        }
+        .boxed()
+    }
+
+    fn lock_holder(&self) -> BoxFuture<'_, Result<Option<String>, StoreError>> {
+        lease::holder(&self.bucket).boxed()
+    }
+
+    fn break_lock(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        lease::break_it(&self.bucket).boxed()
     }
 
     fn list(
@@ -413,6 +579,7 @@ impl Store for S3Store {
             let Some(lease) = lease::take(&self.bucket).await? else {
                 return Ok(None);
             };
+            self.removers.clear().await?;
             Ok(Some(Lock::new(lease)))
         }
         .boxed()
@@ -426,12 +593,15 @@ impl Store for S3Store {
         async move {
             match probe::can_read(&self.bucket).await {
                 Err(error) => Condition::Unusable(error),
-                Ok(()) if self.writable => Condition::Good,
+                Ok(()) if self.writable && !self.uses.are_denied() => Condition::Good,
                 Ok(()) => Condition::ReadOnly(StoreError::Remote {
                     doing: "storing in",
                     key: "the bucket".to_owned(),
                     trouble: RemoteTrouble::Denied,
-                    source: "it was found out at the start".into(),
+                    source: match self.writable {
+                        true => "a use could not be recorded".into(),
+                        false => "it was found out at the start".into(),
+                    },
                 }),
             }
         }
@@ -447,8 +617,9 @@ impl Store for S3Store {
 
     fn begin(&self, path: &CachePath, size: Option<u64>) -> Result<Box<dyn Upload>, StoreError> {
         let (bucket, budget) = (Arc::clone(&self.bucket), self.budget.clone());
-        let (turns, runtime) = (Arc::clone(&self.turns), self.runtime.clone());
-        Ok(Box::new(S3Upload::new(bucket, budget, turns, runtime, path, size)))
+        let (turns, uses) = (Arc::clone(&self.turns), Arc::clone(&self.uses));
+        let runtime = self.runtime.clone();
+        Ok(Box::new(S3Upload::new(bucket, budget, turns, uses, runtime, path, size)))
     }
 
     fn scratch(&self, path: &CachePath, _: Option<u64>) -> Result<File, StoreError> {

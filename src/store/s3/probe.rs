@@ -9,42 +9,125 @@ use super::uses::unique;
 use super::{OpenError, S3Store};
 use crate::store::{RemoteTrouble, StoreError};
 
+/// Where it is tried.
+const FOLDER: &str = ".nix-stored/probe/";
+
 /// What was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Found {
     /// Whether objects may be stored.
     pub writable: bool,
-    /// Whether the server looks before it stores where it is asked to (`If-None-Match`). Nothing
-    /// depends on it.
+    /// Whether an upload in parts may be given up; not tried where nothing may be stored.
+    pub may_abort: bool,
+    /// Whether the server looks before it stores where it is asked to (`If-Match`,
+    /// `If-None-Match`). Where it does not, several requests are made of one.
     pub looks_before_it_stores: bool,
 }
 
 impl S3Store {
     /// Tries everything that the cache needs of the bucket.
     pub(super) async fn probe(&self) -> Result<Found, OpenError> {
-        let (bucket, failed) = (&self.bucket, |needs| {
-            let bucket = self.location.clone();
-            move |error| OpenError::new(&bucket, needs, error)
-        });
-        can_read(bucket).await.map_err(failed(
-            "cannot be read; the bucket must be there, and the key needs the rights s3:ListBucket \
-             and s3:GetObject",
-        ))?;
-        let key = format!(".nix-stored/probe/{}", unique());
-        match bucket.put_new(&key, Bytes::from_static(b"probe")).await {
-            Ok(_) => {}
+        let bucket = &self.bucket;
+        let told =
+            |why, needs, error| OpenError::new(&self.location, &because(why, needs, &error), error);
+        let reading = "the bucket must be there, and the key needs the rights s3:ListBucket and \
+                       s3:GetObject";
+        can_read(bucket).await.map_err(|error| told("cannot be read", reading, error))?;
+        // Where nothing may be deleted one stays, and not one more with every start.
+        let key = format!("{FOLDER}deleted-at-once");
+        let storing = "the key needs the right s3:PutObject";
+        let put = bucket.put(&key, Bytes::from_static(b"probe"), "text/plain").await;
+        match put {
+            Ok(()) => {}
             Err(StoreError::Remote { trouble: RemoteTrouble::Denied, .. }) => {
-                return Ok(Found { writable: false, looks_before_it_stores: false });
+                return Ok(Found {
+                    writable: false,
+                    may_abort: false,
+                    looks_before_it_stores: false,
+                });
             }
-            Err(error) => return Err(failed("cannot be written to")(error)),
+            Err(error) => return Err(told("cannot be written to", storing, error)),
         }
-        let again = bucket.put_new(&key, Bytes::from_static(b"probe")).await;
-        let again = again.map_err(failed("cannot be written to"))?;
-        bucket
-            .delete(&key)
-            .await
-            .map_err(failed("cannot be kept in order; the key needs the right s3:DeleteObject"))?;
-        Ok(Found { writable: true, looks_before_it_stores: !again })
+        let deleted = bucket.delete(&key).await;
+        deleted.map_err(|error| {
+            told("cannot be kept in order", "the key needs the right s3:DeleteObject", error)
+        })?;
+        let looks = self.server_looks().await;
+        let looks = looks.map_err(|error| told("cannot be written to", storing, error))?;
+        let may_abort = may_abort(bucket, &key).await;
+        let may_abort = may_abort.map_err(|error| told("cannot be written to", storing, error))?;
+        // What earlier starts have left.
+        self.tidy_probes().await;
+        Ok(Found { writable: true, may_abort, looks_before_it_stores: looks })
+    }
+
+    /// Whether the server looks before it stores, which is found out once.
+    pub(super) async fn server_looks(&self) -> Result<bool, StoreError> {
+        let find_out = async || {
+            let key = format!("{FOLDER}{}", unique());
+            self.bucket.put(&key, Bytes::from_static(b"probe"), "text/plain").await?;
+            let looks = looks_before_it_stores(&self.bucket, &key).await;
+            self.bucket.delete(&key).await?;
+            looks
+        };
+        self.looks.get_or_try_init(find_out).await.copied()
+    }
+
+    async fn tidy_probes(&self) {
+        let left: Result<Vec<(String, _)>, _> = self.bucket.list(FOLDER).try_collect().await;
+        let old = |at: std::time::SystemTime| at.elapsed().is_ok_and(|age| age.as_secs() > 3600);
+        for (key, _) in left.into_iter().flatten().filter(|(_, meta)| old(meta.modified)) {
+            // There is another start.
+            let _ = self.bucket.delete(&key).await;
+        }
+    }
+}
+
+/// The reason, and what it takes only where that may be the matter.
+fn because(why: &str, needs: &str, error: &StoreError) -> String {
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    let mut told = String::new();
+    while let Some(error) = cause {
+        told.push_str(&error.to_string());
+        cause = error.source();
+    }
+    let is = |codes: &[&str]| codes.iter().any(|code| told.contains(code));
+    if is(&["RequestTimeTooSkewed", "RequestExpired"]) {
+        format!("{why}: the clocks of this machine and of the server differ")
+    } else if is(&["SignatureDoesNotMatch", "InvalidAccessKeyId", "InvalidToken", "ExpiredToken"]) {
+        format!("{why}: the server does not accept the key")
+    } else if is(&["NoSuchBucket"]) {
+        format!("{why}: the bucket must be there")
+    } else if let StoreError::Remote { trouble: RemoteTrouble::Denied, .. } = error {
+        format!("{why}; {needs}")
+    } else if let StoreError::Remote { trouble: RemoteTrouble::TimedOut, .. } = error {
+        format!("{why}: the server does not answer")
+    } else {
+        why.to_owned()
+    }
+}
+
+/// Tries on an object that is there.
+async fn looks_before_it_stores(bucket: &Bucket, key: &str) -> Result<bool, StoreError> {
+    let text = || Bytes::from_static(b"probe");
+    let other = Some("\"00000000000000000000000000000000\"".to_owned());
+    if bucket.put_new(key, text()).await? {
+        return Ok(false);
+    }
+    match bucket.put_in_place_of(key, text(), "text/plain", other).await {
+        Ok(stored) => Ok(!stored),
+        // It does not know the condition.
+        Err(StoreError::Remote { trouble: RemoteTrouble::Failed, .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+async fn may_abort(bucket: &Bucket, key: &str) -> Result<bool, StoreError> {
+    let mut begun = bucket.begin(key, "text/plain").await?;
+    match begun.abort().await.map_err(super::bucket::failed("aborting an upload to", key)) {
+        Ok(()) => Ok(true),
+        Err(StoreError::Remote { trouble: RemoteTrouble::Denied, .. }) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

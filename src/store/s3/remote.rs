@@ -69,7 +69,7 @@ struct Reading {
 const TRIES: u32 = 2;
 
 /// How often the answer may break off before its first byte, in addition.
-const EMPTY_ANSWERS: u32 = 5;
+const EMPTY_ANSWERS: u32 = 2;
 
 impl Reading {
     async fn next(&mut self) -> io::Result<Option<Bytes>> {

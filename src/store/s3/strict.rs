@@ -9,7 +9,7 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, ETAG};
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, Method};
 use http_body_util::{BodyExt, Limited};
 use object_store::ClientOptions;
 use object_store::client::{
@@ -42,7 +42,7 @@ impl HttpService for Strict {
         let kind = Kind::of(&request);
         let answer = self.0.call(request).await?;
         let (status, headers) = (answer.status(), answer.headers());
-        if status == StatusCode::NOT_FOUND && kind != Kind::Head {
+        if status.as_u16() == 404 && kind != Kind::Head {
             return Ok(checked_absence(answer).await);
         }
         if status.is_success() && is_html(headers) {
@@ -76,7 +76,7 @@ impl Kind {
     }
 }
 
-fn is_html(headers: &HeaderMap) -> bool {
+pub(super) fn is_html(headers: &HeaderMap) -> bool {
     let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     content_type.is_some_and(|text| text.trim_start().to_ascii_lowercase().starts_with("text/html"))
 }
@@ -100,7 +100,7 @@ fn contains(text: &[u8], part: &[u8]) -> bool {
 fn instead(answer: HttpResponse, what: &str) -> HttpResponse {
     let (mut parts, _) = answer.into_parts();
     let text = format!("a proxy, or something else that is no object store, answered {what}");
-    parts.status = StatusCode::BAD_GATEWAY;
+    parts.status = 502.try_into().expect("it is a status");
     parts.headers.clear();
     HttpResponse::from_parts(parts, HttpResponseBody::from(Bytes::from(text)))
 }

@@ -8,7 +8,9 @@ use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 use serde::Deserialize;
 
+use super::OWN_FOLDER;
 use super::bucket::{Bucket, NOT_IMPLEMENTED, failed};
+use crate::nix::CachePath;
 use crate::store::{RemoteTrouble, StoreError};
 
 /// What is being done, in errors.
@@ -56,7 +58,7 @@ pub(super) async fn sweep(bucket: &Bucket, age: Duration) -> Result<Option<usize
         };
         for upload in &page.upload {
             let begun = humantime::parse_rfc3339_weak(&upload.initiated).ok();
-            if begun.is_some_and(|begun| begun <= before) {
+            if begun.is_some_and(|begun| begun <= before) && is_ours(bucket.prefix(), &upload.key) {
                 abort(bucket.s3(), upload).await?;
                 swept += 1;
             }
@@ -66,6 +68,15 @@ pub(super) async fn sweep(bucket: &Bucket, age: Duration) -> Result<Option<usize
             None => return Ok(Some(swept)),
         }
     }
+}
+
+/// Whether a daemon can have begun this: others may keep other things in the same bucket.
+fn is_ours(prefix: &str, key: &str) -> bool {
+    let Some(key) = key.strip_prefix(prefix) else {
+        return false;
+    };
+    // Any name that a cache does not have is somebody else's.
+    key.starts_with(OWN_FOLDER) || key.parse::<CachePath>().is_ok_and(|path| path.key() == key)
 }
 
 impl Page {
@@ -126,6 +137,18 @@ mod tests {
         assert_eq!(found, [("nar/a", "1"), ("nar/b", "2")]);
         assert!(humantime::parse_rfc3339_weak(&page.upload[0].initiated).is_ok());
         assert_eq!(page.after("", ""), Some(("nar/a".to_owned(), "1".to_owned())));
+    }
+
+    #[test]
+    fn uploads_of_other_programs_are_left_alone() {
+        let nar = "nar/0g8ww6m6ahj3zw0gd94q2bxx6x8dyvcw2vzyxrysc6hx1zy7w0ny.nar.xz";
+        assert!(is_ours("", nar) && is_ours("a/b/", &format!("a/b/{nar}")));
+        assert!(is_ours("", ".nix-stored/quarantine/x"));
+        for (prefix, key) in
+            [("", "backup.tar"), ("", "nar/a"), ("a/", nar), ("a/", "b/x"), ("", "")]
+        {
+            assert!(!is_ours(prefix, key), "{prefix} {key}");
+        }
     }
 
     #[test]

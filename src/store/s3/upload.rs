@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 
 use super::bucket::{Bucket, failed};
 use super::part::{Budget, PART, Part, Permit};
+use super::uses::Uses;
 use crate::nix::CachePath;
 use crate::store::{StoreError, Stored, Turns, Upload};
 
@@ -34,6 +35,7 @@ pub(super) struct S3Upload {
     bucket: Arc<Bucket>,
     budget: Budget,
     turns: Arc<Turns>,
+    uses: Arc<Uses>,
     runtime: Handle,
     key: String,
     content_type: &'static str,
@@ -61,6 +63,7 @@ impl S3Upload {
         bucket: Arc<Bucket>,
         budget: Budget,
         turns: Arc<Turns>,
+        uses: Arc<Uses>,
         runtime: Handle,
         path: &CachePath,
         size: Option<u64>,
@@ -70,6 +73,7 @@ impl S3Upload {
             bucket,
             budget,
             turns,
+            uses,
             runtime,
             key: path.key(),
             content_type: path.content_type(),
@@ -252,6 +256,10 @@ impl Upload for S3Upload {
         let turns = Arc::clone(&self.turns);
         let _turn = self.runtime.block_on(turns.take(&self.key));
         let older = self.runtime.block_on(self.bucket.seems_there(&self.key))?;
+        if older {
+            // Somebody may be about to remove it.
+            self.runtime.block_on(self.uses.mark(self.key.clone()))?;
+        }
         self.publish()?;
         Ok(if older { Stored::Again } else { Stored::New })
     }

@@ -3,20 +3,22 @@
 //!
 //! Every daemon writes its own batches and reads those of the others when it needs to know. Nothing
 //! is overwritten, and what is merged is written before its parts are deleted, so that no order of
-//! events and no crash loses a use.
+//! events and no crash loses a use. Merging is done in bounded parts, by a task of its own.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 
-use super::bucket::Bucket;
+use super::bucket::{Bucket, failed};
+use super::list::not_what_it_is;
+use super::removing::{Removers, Threats};
 use crate::store::{RemoteTrouble, StoreError};
 
 /// Where the batches are.
@@ -28,121 +30,385 @@ const QUEUE: usize = 16 * 1024;
 /// How long a use that nobody waits for may wait for others.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How many batches are merged into one when there are so many.
+/// How many small batches are merged into one when there are so many.
 const MERGE_FROM: usize = 64;
+
+/// A batch below this size, in bytes, is small.
+const SMALL_BATCH: u64 = 1 << 20;
+
+/// How many bytes of batches are merged at a time, and how many a merged one has, about.
+const PART: u64 = 8 << 20;
+
+/// How many bytes a use takes in a batch, about.
+const LINE: u64 = 80;
+
+/// How many parts are merged in a row at most.
+const ROUNDS: usize = 32;
 
 /// How many batches are read at a time.
 const READERS: usize = 8;
 
+/// How often batches are listed again that have gone while they were read.
+const LISTINGS: usize = 50;
+
 /// The uses that are known, and the task that records more.
 #[derive(Debug)]
 pub(super) struct Uses {
-    bucket: Arc<Bucket>,
-    known: Arc<Mutex<Known>>,
+    shared: Arc<Shared>,
     queue: mpsc::Sender<Use>,
+}
+
+/// What the tasks share.
+#[derive(Debug)]
+struct Shared {
+    bucket: Arc<Bucket>,
+    known: Mutex<Known>,
+    removers: Arc<Removers>,
+    /// Held by who merges.
+    merging: tokio::sync::Mutex<()>,
+    /// Whether recording was forbidden the last time.
+    denied: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct Known {
-    /// The second of each object's last use.
-    last: HashMap<Box<str>, u64>,
+    /// The second of each object's last use, by a hash of its key: there can be millions.
+    last: HashMap<[u8; 16], u32>,
+    hashers: [RandomState; 2],
     /// Batches that were read.
     batches: HashSet<String>,
 }
 
 impl Known {
+    fn hash(&self, key: &str) -> [u8; 16] {
+        let mut hash = [0; 16];
+        for (half, hasher) in hash.chunks_exact_mut(8).zip(&self.hashers) {
+            half.copy_from_slice(&hasher.hash_one(key).to_ne_bytes());
+        }
+        hash
+    }
+
     fn used(&mut self, key: &str, second: u64) {
-        match self.last.get_mut(key) {
-            Some(last) => *last = second.max(*last),
-            None => drop(self.last.insert(key.into(), second)),
+        let second = u32::try_from(second).unwrap_or(u32::MAX);
+        let last = self.last.entry(self.hash(key)).or_default();
+        *last = second.max(*last);
+    }
+
+    fn last(&self, key: &str) -> Option<u64> {
+        self.last.get(&self.hash(key)).map(|second| u64::from(*second))
+    }
+
+    fn forget(&mut self, key: &str, gone: u64) {
+        let hash = self.hash(key);
+        if self.last.get(&hash).is_some_and(|last| u64::from(*last) <= gone) {
+            self.last.remove(&hash);
         }
     }
 }
 
 struct Use {
-    key: String,
+    /// None where what came before shall be recorded now, and that is all.
+    key: Option<String>,
     /// Somebody waits for it to be recorded.
-    done: Option<oneshot::Sender<bool>>,
+    done: Option<oneshot::Sender<Recorded>>,
+}
+
+/// What came of recording uses.
+#[derive(Clone)]
+enum Recorded {
+    /// It is done; and this was about to be removed afterwards.
+    Done(Arc<Threats>),
+    /// Nothing may be stored.
+    Denied,
+    Failed,
 }
 
 impl Uses {
-    pub(super) fn start(bucket: Arc<Bucket>) -> Self {
+    pub(super) fn start(bucket: Arc<Bucket>, removers: Arc<Removers>) -> Self {
         let (queue, uses) = mpsc::channel(QUEUE);
-        let known = Arc::default();
+        let shared = Arc::new(Shared {
+            bucket,
+            known: Mutex::default(),
+            removers,
+            merging: tokio::sync::Mutex::default(),
+            denied: AtomicBool::new(false),
+        });
         // It ends when the last sender is gone.
-        tokio::spawn(record(Arc::clone(&bucket), Arc::clone(&known), uses));
-        Self { bucket, known, queue }
-    }
-
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        tokio::spawn(record(Arc::clone(&shared), uses));
+        Self { shared, queue }
     }
 
     /// When an object was used for the last time, as far as is known here.
     pub(super) fn last(&self, key: &str) -> Option<SystemTime> {
-        self.known().last.get(key).map(|second| UNIX_EPOCH + Duration::from_secs(*second))
+        let second = self.shared.known().last(key)?;
+        Some(UNIX_EPOCH + Duration::from_secs(second))
+    }
+
+    /// Whether the server did not let us record the last uses.
+    pub(super) fn are_denied(&self) -> bool {
+        self.shared.denied.load(Ordering::Relaxed)
     }
 
     /// Records some time soon that an object is used now.
     pub(super) fn note(&self, key: String) {
         // One of so many that it does not matter.
-        let _ = self.queue.try_send(Use { key, done: None });
+        let _ = self.queue.try_send(Use { key: Some(key), done: None });
     }
 
-    /// Records that an object is used now. It is recorded when this returns.
+    /// Records that an object is used now. When this returns it is recorded, and who was about to
+    /// remove the object has done so, or will not.
     pub(super) async fn mark(&self, key: String) -> Result<(), StoreError> {
-        let gone = || StoreError::Remote {
+        let threats = self.record(Some(key.clone())).await?;
+        self.shared.removers.wait(&key, &threats).await
+    }
+
+    /// Records what was noted until now.
+    pub(super) async fn flush(&self) -> Result<(), StoreError> {
+        self.record(None).await.map(drop)
+    }
+
+    async fn record(&self, key: Option<String>) -> Result<Arc<Threats>, StoreError> {
+        let named = key.clone().unwrap_or_else(|| "objects".to_owned());
+        let trouble = |trouble| StoreError::Remote {
             doing: "recording the use of",
-            key: key.clone(),
-            trouble: RemoteTrouble::Failed,
+            key: named,
+            trouble,
             source: "see the warning before".into(),
         };
         let (done, answer) = oneshot::channel();
-        let told = Use { key: key.clone(), done: Some(done) };
-        self.queue.send(told).await.map_err(|_| gone())?;
-        if answer.await.unwrap_or(false) { Ok(()) } else { Err(gone()) }
+        let sent = self.queue.send(Use { key, done: Some(done) }).await;
+        let recorded = match sent {
+            Ok(()) => answer.await.unwrap_or(Recorded::Failed),
+            Err(_) => Recorded::Failed,
+        };
+        match recorded {
+            Recorded::Done(threats) => Ok(threats),
+            Recorded::Denied => Err(trouble(RemoteTrouble::Denied)),
+            Recorded::Failed => Err(trouble(RemoteTrouble::Failed)),
+        }
     }
 
     /// Learns what the others have recorded.
     pub(super) async fn refresh(&self) -> Result<(), StoreError> {
-        let there = batches(&self.bucket).await?;
-        let unknown: Vec<_> = {
-            let mut known = self.known();
-            known.batches.retain(|name| there.contains(name));
-            there.into_iter().filter(|name| !known.batches.contains(name)).collect()
-        };
-        let mut read = stream::iter(unknown)
-            .map(async |name| Ok::<_, StoreError>((self.bucket.read(&name).await?, name)))
-            .buffer_unordered(READERS);
-        while let Some((text, name)) = read.try_next().await? {
-            // It was merged into another one since; that is unknown, too, and comes next time.
-            let Some(text) = text else { continue };
-            let mut known = self.known();
-            for (key, second) in lines(&text) {
-                known.used(key, second);
-            }
-            known.batches.insert(name);
-        }
-        Ok(())
+        self.shared.refresh().await
+    }
+
+    /// Keeps the batches few, and small together.
+    pub(super) async fn merge_if_many(&self) {
+        self.shared.merge_if_many().await;
     }
 
     /// Forgets when objects were used that were removed, at the seconds in `gone`.
     pub(super) async fn forget(&self, gone: &HashMap<String, u64>) -> Result<(), StoreError> {
-        merge(&self.bucket, gone, 1).await
+        self.shared.forget(gone).await
     }
 }
 
-/// The names of all batches.
-async fn batches(bucket: &Bucket) -> Result<Vec<String>, StoreError> {
+impl Shared {
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn refresh(&self) -> Result<(), StoreError> {
+        // A list that is made while batches are merged can miss the old ones and the new one. Not every
+        // server lists what there is at one moment, nor in order; so it is listed once more.
+        for pass in 1..=LISTINGS {
+            let there = batches(&self.bucket).await?;
+            let unknown: Vec<_> = {
+                let mut known = self.known();
+                let there: HashSet<&str> = there.iter().map(|batch| batch.name.as_str()).collect();
+                known.batches.retain(|name| there.contains(name.as_str()));
+                let unknown = there.into_iter().filter(|name| !known.batches.contains(*name));
+                unknown.map(str::to_owned).collect()
+            };
+            let mut read = stream::iter(unknown)
+                .map(async |name| {
+                    let used = |key: &str, second| self.known().used(key, second);
+                    Ok::<_, StoreError>((each_use(&self.bucket, &name, used).await?, name))
+                })
+                .buffer_unordered(READERS);
+            let mut all = true;
+            while let Some((found, name)) = read.try_next().await? {
+                // It was merged into another one, which is not in this list.
+                all &= found;
+                if found {
+                    self.known().batches.insert(name);
+                }
+            }
+            if all && pass > 1 {
+                return Ok(());
+            }
+        }
+        Err(StoreError::Remote {
+            doing: "reading",
+            key: FOLDER.to_owned(),
+            trouble: RemoteTrouble::Failed,
+            source: "the recorded uses change all the time".into(),
+        })
+    }
+
+    async fn merge_if_many(&self) {
+        // Who merges already does it for all.
+        let Ok(_merging) = self.merging.try_lock() else {
+            return;
+        };
+        if let Err(error) = self.merge_part_by_part().await {
+            let error = &error as &dyn std::error::Error;
+            warn!(error, "the batches of uses were not merged");
+        }
+    }
+
+    async fn merge_part_by_part(&self) -> Result<(), StoreError> {
+        for _ in 0..ROUNDS {
+            let part = worth_merging(batches(&self.bucket).await?, self.known().last.len());
+            if part.is_empty() {
+                return Ok(());
+            }
+            self.refresh().await?;
+            self.rewrite(&part, &HashMap::new()).await?;
+        }
+        Ok(())
+    }
+
+    async fn forget(&self, gone: &HashMap<String, u64>) -> Result<(), StoreError> {
+        let _merging = self.merging.lock().await;
+        self.refresh().await?;
+        {
+            let mut known = self.known();
+            gone.iter().for_each(|(key, second)| known.forget(key, *second));
+        }
+        let mut rest = batches(&self.bucket).await?;
+        while !rest.is_empty() {
+            let part = first_part(&mut rest);
+            self.rewrite(&part, gone).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes the uses in these batches anew, without those that are recorded later elsewhere and those
+    /// of what is gone since, and deletes the batches. Whoever does the same at the same time does no
+    /// harm: each deletes only what it has written anew.
+    async fn rewrite(
+        &self,
+        batches: &[Batch],
+        gone: &HashMap<String, u64>,
+    ) -> Result<(), StoreError> {
+        let mut merged = HashMap::<String, u64>::new();
+        let (mut bytes, mut rewritten) = (0, Vec::new());
+        for batch in batches {
+            let add = |key: &str, second: u64| {
+                let is_gone = gone.get(key).is_some_and(|gone| second <= *gone);
+                // What is known is recorded, so a later use is in another batch.
+                let is_old = self.known().last(key).is_some_and(|last| second < last);
+                if is_gone || is_old {
+                    return;
+                }
+                if let Some(last) = merged.get_mut(key) {
+                    *last = second.max(*last);
+                } else {
+                    bytes += key.len() as u64 + 12;
+                    merged.insert(key.to_owned(), second);
+                }
+            };
+            // One that has gone somebody else has written anew.
+            if each_use(&self.bucket, &batch.name, add).await? {
+                rewritten.push(batch.name.clone());
+            }
+            // Only one that was written before there was this bound can be much larger.
+            if bytes >= PART {
+                self.write_merged(&mut merged).await?;
+                bytes = 0;
+            }
+        }
+        if !merged.is_empty() {
+            self.write_merged(&mut merged).await?;
+        }
+        let deleted = stream::iter(rewritten).map(async |name| self.bucket.delete(&name).await);
+        deleted.buffer_unordered(READERS).try_collect().await
+    }
+
+    async fn write_merged(&self, merged: &mut HashMap<String, u64>) -> Result<(), StoreError> {
+        let uses = merged.iter().map(|(key, second)| (key.as_str(), *second));
+        let name = write(&self.bucket, uses).await?;
+        self.known().batches.insert(name);
+        merged.clear();
+        Ok(())
+    }
+}
+
+/// A batch that there is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Batch {
+    name: String,
+    size: u64,
+}
+
+/// All batches, the oldest first.
+async fn batches(bucket: &Bucket) -> Result<Vec<Batch>, StoreError> {
     let below = format!("{FOLDER}/");
     let is_ours = |name: &str| object_store::path::Path::parse(name).is_ok();
-    let names = bucket.list(&below);
-    names.try_filter_map(async |(name, _)| Ok(is_ours(&name).then_some(name))).try_collect().await
+    let found = bucket.list(&below);
+    let mut found: Vec<Batch> = found
+        .try_filter_map(async |(name, meta)| {
+            Ok(is_ours(&name).then_some(Batch { name, size: meta.size }))
+        })
+        .try_collect()
+        .await?;
+    found.sort_unstable_by(|one, two| one.name.cmp(&two.name));
+    Ok(found)
+}
+
+/// Takes the first ones, about [`PART`] together.
+fn first_part(batches: &mut Vec<Batch>) -> Vec<Batch> {
+    let mut size = 0;
+    let fits = |batch: &&Batch| {
+        size += batch.size;
+        size <= PART
+    };
+    let count = batches.iter().take_while(fits).count().max(1).min(batches.len());
+    batches.drain(..count).collect()
+}
+
+/// What of these is better merged now, where so many objects have uses; nothing most of the time.
+fn worth_merging(mut all: Vec<Batch>, objects: usize) -> Vec<Batch> {
+    let total: u64 = all.iter().map(|batch| batch.size).sum();
+    let mut small: Vec<Batch> =
+        all.iter().filter(|batch| batch.size < SMALL_BATCH).cloned().collect();
+    if small.len() >= MERGE_FROM {
+        return first_part(&mut small);
+    }
+    // Most of it is recorded later once more.
+    if total > 4 * PART + 3 * LINE * objects as u64 { first_part(&mut all) } else { Vec::new() }
+}
+
+/// Hears of every use in a batch. False if there is no such batch.
+async fn each_use(
+    bucket: &Bucket,
+    name: &str,
+    mut hear: impl FnMut(&str, u64),
+) -> Result<bool, StoreError> {
+    let Some(found) = bucket.get(name).await? else {
+        return Ok(false);
+    };
+    let mut missing = found.meta.size;
+    let (mut chunks, mut rest) = (found.into_stream(), Vec::new());
+    while let Some(chunk) = chunks.try_next().await.map_err(failed("reading", name))? {
+        missing = missing.saturating_sub(chunk.len() as u64);
+        rest.extend_from_slice(&chunk);
+        let whole = rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        lines(&rest[..whole]).for_each(|(key, second)| hear(key, second));
+        rest.drain(..whole);
+    }
+    if missing > 0 {
+        return Err(not_what_it_is(name, "the answer has another length"));
+    }
+    lines(&rest).for_each(|(key, second)| hear(key, second));
+    Ok(true)
 }
 
 /// The uses in a batch. Lines that are not ours are passed over and reported, once in the life of the
 /// process.
-fn lines(text: &Bytes) -> impl Iterator<Item = (&str, u64)> {
+fn lines(text: &[u8]) -> impl Iterator<Item = (&str, u64)> {
     static REPORTED: Once = Once::new();
     // A clock that was wrong once must not keep an object for ever.
     let now = now();
@@ -166,44 +432,6 @@ fn parse_line(line: &[u8]) -> Option<(&str, u64)> {
     (!key.is_empty() && second < 1 << 40).then_some((key, second))
 }
 
-/// Keeps the batches few.
-pub(super) async fn merge_if_many(bucket: &Bucket) {
-    if let Err(error) = merge(bucket, &HashMap::new(), MERGE_FROM).await {
-        let error = &error as &dyn std::error::Error;
-        warn!(error, "the batches of uses were not merged");
-    }
-}
-
-/// Merges the batches that there are, if they are so many, without the uses of what is gone since.
-/// Whoever does the same at the same time does no harm: each deletes only what it has written anew.
-async fn merge(
-    bucket: &Bucket,
-    gone: &HashMap<String, u64>,
-    from: usize,
-) -> Result<(), StoreError> {
-    let names = batches(bucket).await?;
-    if names.len() < from {
-        return Ok(());
-    }
-    let mut merged = HashMap::<String, u64>::new();
-    for name in &names {
-        let Some(text) = bucket.read(name).await? else {
-            // Somebody else merges.
-            return Ok(());
-        };
-        for (key, second) in lines(&text) {
-            let last = merged.entry(key.to_owned()).or_default();
-            *last = second.max(*last);
-        }
-    }
-    merged.retain(|key, second| gone.get(key).is_none_or(|gone| *second > *gone));
-    write(bucket, merged.iter().map(|(key, second)| (key.as_str(), *second))).await?;
-    for name in &names {
-        bucket.delete(name).await?;
-    }
-    Ok(())
-}
-
 /// Writes a batch, and returns its name.
 async fn write<'a>(
     bucket: &Bucket,
@@ -214,7 +442,12 @@ async fn write<'a>(
         writeln!(text, "{second} {key}").expect("a string takes everything");
     }
     let name = format!("{FOLDER}/{}", unique());
-    bucket.put(&name, text.into(), "text/plain; charset=utf-8").await?;
+    let content_type = "text/plain; charset=utf-8";
+    if (text.len() as u64) < SMALL_BATCH {
+        bucket.put(&name, text.into(), content_type).await?;
+    } else {
+        bucket.upload(&name, text.into(), content_type).await?;
+    }
     Ok(name)
 }
 
@@ -234,43 +467,70 @@ pub(super) fn now() -> u64 {
 }
 
 /// Writes what comes, as many at a time as came while it was busy.
-async fn record(bucket: Arc<Bucket>, known: Arc<Mutex<Known>>, mut uses: mpsc::Receiver<Use>) {
-    let mut denied = false;
+async fn record(shared: Arc<Shared>, mut uses: mpsc::Receiver<Use>) {
     let mut written = 0;
     while let Some(first) = uses.recv().await {
         let mut batch = vec![first];
         gather(&mut batch, &mut uses).await;
         let second = now();
-        let keys: HashSet<&str> = batch.iter().map(|used| used.key.as_str()).collect();
-        let recorded = match write(&bucket, keys.iter().map(|key| (*key, second))).await {
-            Ok(name) => {
-                let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
-                keys.iter().for_each(|key| known.used(key, second));
-                known.batches.insert(name);
-                written += 1;
-                true
-            }
-            // Who may only read cannot record that; who collects counts by the time of storing.
-            Err(StoreError::Remote { trouble: RemoteTrouble::Denied, .. }) => {
-                if !std::mem::replace(&mut denied, true) {
-                    warn!("uses are not recorded, because nothing may be stored in the bucket");
-                }
-                true
-            }
-            Err(error) => {
-                let error = &error as &dyn std::error::Error;
-                warn!(error, "{} uses were not recorded", keys.len());
-                false
-            }
-        };
+        let keys: HashSet<&str> = batch.iter().filter_map(|used| used.key.as_deref()).collect();
+        let somebody_waits = batch.iter().any(|used| used.key.is_some() && used.done.is_some());
+        let recorded = record_now(&shared, &keys, second, somebody_waits).await;
+        if matches!(recorded, Recorded::Done(_)) && !keys.is_empty() {
+            written += 1;
+        }
         for done in batch.into_iter().filter_map(|used| used.done) {
             // Who does not wait any more does not want to know.
-            let _ = done.send(recorded);
+            let _ = done.send(recorded.clone());
         }
         if written >= MERGE_FROM {
             written = 0;
-            merge_if_many(&bucket).await;
+            // Nobody waits for that.
+            let shared = Arc::clone(&shared);
+            tokio::spawn(async move { shared.merge_if_many().await });
         }
+    }
+}
+
+async fn record_now(
+    shared: &Shared,
+    keys: &HashSet<&str>,
+    second: u64,
+    somebody_waits: bool,
+) -> Recorded {
+    if keys.is_empty() {
+        return Recorded::Done(Arc::default());
+    }
+    let failed = |error: &StoreError, what| {
+        let error = error as &dyn std::error::Error;
+        warn!(error, "{} uses {what}", keys.len());
+        Recorded::Failed
+    };
+    match write(&shared.bucket, keys.iter().map(|key| (*key, second))).await {
+        Ok(name) => {
+            shared.denied.store(false, Ordering::Relaxed);
+            let mut known = shared.known();
+            keys.iter().for_each(|key| known.used(key, second));
+            known.batches.insert(name);
+        }
+        Err(StoreError::Remote { trouble: RemoteTrouble::Denied, .. }) => {
+            if !shared.denied.swap(true, Ordering::Relaxed) {
+                warn!(
+                    "uses are not recorded, because nothing may be stored in the bucket; so what is \
+                     served here can be collected while it is needed"
+                );
+            }
+            return Recorded::Denied;
+        }
+        Err(error) => return failed(&error, "were not recorded"),
+    }
+    if !somebody_waits {
+        return Recorded::Done(Arc::default());
+    }
+    // Not before: who removes says so before it looks for uses.
+    match shared.removers.look().await {
+        Ok(threats) => Recorded::Done(Arc::new(threats)),
+        Err(error) => failed(&error, "were recorded too late to be relied on"),
     }
 }
 
@@ -294,14 +554,45 @@ mod tests {
 
     #[test]
     fn what_is_no_use_is_ignored_and_the_future_is_now() {
-        let text = Bytes::from_static(
+        let text: &[u8] =
             b"18446744073709551615 a\n1099511627776 b\n12 c\n\xff d\nx e\n-1 f\n7 \n8\n\
-              99999999999 g\n",
-        );
+              99999999999 g\n";
         let before = now();
-        let found: HashMap<&str, u64> = lines(&text).collect();
+        let found: HashMap<&str, u64> = lines(text).collect();
         assert_eq!(found.len(), 2);
         assert_eq!(found["c"], 12);
         assert!((before..=now()).contains(&found["g"]));
+    }
+
+    fn batch(name: u32, size: u64) -> Batch {
+        Batch { name: format!("{name:04}"), size }
+    }
+
+    #[test]
+    fn batches_are_merged_in_bounded_parts() {
+        let many: Vec<Batch> = (0..100).map(|name| batch(name, 100_000)).collect();
+        assert_eq!(worth_merging(many[..63].to_vec(), 1000), []);
+        let part = worth_merging(many.clone(), 1000);
+        assert_eq!(part, many[..83]);
+        // What is as large as it can be is left in peace, however large it is together.
+        let large: Vec<Batch> = (0..30).map(|name| batch(name, 8 << 20)).collect();
+        assert_eq!(worth_merging(large.clone(), 3_000_000), []);
+        // But not if most of it has been recorded anew.
+        assert_eq!(worth_merging(large.clone(), 10_000), large[..1]);
+        let huge = vec![batch(1, 500 << 20)];
+        assert_eq!(worth_merging(huge.clone(), 10_000), huge);
+    }
+
+    #[test]
+    fn what_is_known_of_an_object_takes_few_bytes() {
+        let mut known = Known::default();
+        known.used("a", 7);
+        known.used("a", 5);
+        assert_eq!((known.last("a"), known.last("b")), (Some(7), None));
+        known.forget("a", 6);
+        assert_eq!(known.last("a"), Some(7));
+        known.forget("a", 7);
+        assert_eq!(known.last("a"), None);
+        assert_eq!(size_of::<([u8; 16], u32)>(), 20);
     }
 }

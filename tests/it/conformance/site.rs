@@ -99,7 +99,7 @@ pub struct InBucket {
 /// Whether this process has the keys. If not, the test is run in one that has: a store takes them
 /// from its environment, which a process cannot change while threads are running.
 #[cfg(feature = "s3")]
-fn has_keys(keys: Keys, test: &str) -> bool {
+pub fn has_keys(keys: Keys, test: &str) -> bool {
     const ID: &str = "AWS_ACCESS_KEY_ID";
     if std::env::var(ID).is_ok_and(|id| id == keys.id) {
         return true;

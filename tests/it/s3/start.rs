@@ -8,6 +8,7 @@ use crate::support::noise::Noise;
 use crate::support::objects::sample;
 use crate::support::s3::{NOBODY, READER, S3Server};
 use crate::support::s3_bucket::Keys;
+use crate::support::s3_faults::{Fate, Faults};
 
 /// Fails, and says this and the bucket's name, in one line.
 #[track_caller]
@@ -62,6 +63,7 @@ fn a_key_that_may_only_read_serves_and_says_that_nothing_can_be_uploaded() {
     upload(&over(&bucket).start(), &one);
     let daemon = over(&bucket.as_user(READER)).start();
     daemon.wait_for_log("nothing may be stored in the bucket");
+    daemon.wait_for_log("not protected from collection");
     for (path, bytes) in [(&one.narinfo_path, one.narinfo.as_bytes()), (&one.nar_path, &one.nar)] {
         let answer = get(&daemon, path);
         assert_eq!((answer.status, answer.body.as_slice()), (200, bytes), "{path}");
@@ -74,7 +76,87 @@ fn a_key_that_may_only_read_serves_and_says_that_nothing_can_be_uploaded() {
     assert_eq!(health.status, 503);
     assert!(health.text().contains("\"writable\":false"), "{}", health.text());
     let only_read = over(&bucket.as_user(READER)).env("NIX_STORED_ANONYMOUS_WRITE", "0").start();
-    assert_eq!(get(&only_read, "/health").status, 200);
+    let health = get(&only_read, "/health");
+    assert_eq!(health.status, 200);
+    assert!(health.text().contains("not protected from collection"), "{}", health.text());
+}
+
+#[test]
+fn nothing_is_deleted_in_bulk() {
+    let server = S3Server::start();
+    let bucket = server.bucket("cache");
+    let faults = Faults::before(server.address());
+    let through = bucket.through(faults.address());
+    let daemon = over(&through).start();
+    upload(&daemon, &sample(1, b"one"));
+    daemon.stop();
+    super::commands::run(&through, &["delete", &sample(1, b"one").store_path]).is(0);
+    assert_eq!(bucket.keys(), ["nix-cache-info"]);
+    let asked = faults.asked();
+    assert!(asked.iter().any(|line| line.starts_with("DELETE ")), "{asked:#?}");
+    assert!(!asked.iter().any(|line| line.contains("?delete")), "{asked:#?}");
+}
+
+/// What a start says to a server that answers such requests so.
+fn told_by(
+    answers: impl Fn(&str) -> bool + Send + 'static,
+    status: u16,
+    code: &'static str,
+) -> String {
+    let server = S3Server::start();
+    let bucket = server.bucket("cache");
+    let faults = Faults::before(server.address());
+    faults.on(move |head| if answers(head) { Fate::Error(status, code) } else { Fate::Passes });
+    let builder = over(&bucket.through(faults.address()));
+    let Failed { code, log } = builder.start_fails();
+    assert_eq!(code, 1, "{log}");
+    log.lines().find(|line| line.starts_with("nix-stored: ")).expect("it says why").to_owned()
+}
+
+#[test]
+fn the_reason_comes_first_and_rights_only_where_they_are_missing() {
+    let told = told_by(|_| true, 403, "RequestTimeTooSkewed");
+    assert!(told.contains("the clocks of this machine and of the server differ"), "{told}");
+    assert!(!told.contains("the rights"), "{told}");
+    let told = told_by(|_| true, 403, "InvalidAccessKeyId");
+    assert!(told.contains("does not accept the key") && !told.contains("the rights"), "{told}");
+    let told = told_by(|_| true, 500, "InternalError");
+    assert!(told.contains("cannot be read") && !told.contains("the rights"), "{told}");
+}
+
+#[test]
+fn a_missing_right_to_delete_is_told_and_leaves_one_object() {
+    let server = S3Server::start();
+    let bucket = server.bucket("cache");
+    let faults = Faults::before(server.address());
+    faults.on(|head| match head.starts_with("DELETE ") {
+        true => Fate::Error(403, "AccessDenied"),
+        false => Fate::Passes,
+    });
+    for _ in 0..3 {
+        assert_it_says(
+            over(&bucket.through(faults.address())),
+            &["s3:DeleteObject", "AccessDenied"],
+        );
+    }
+    assert_eq!(bucket.all_keys().len(), 1, "{:?}", bucket.all_keys());
+    // Which goes when the right is there.
+    faults.all(Fate::Passes);
+    over(&bucket.through(faults.address())).start().stop();
+    assert_eq!(bucket.all_keys(), ["nix-cache-info"]);
+}
+
+#[test]
+fn a_missing_right_to_give_uploads_up_is_told() {
+    let server = S3Server::start();
+    let bucket = server.bucket("cache");
+    let faults = Faults::before(server.address());
+    faults.on(|head| match head.starts_with("DELETE ") && head.contains("uploadId=") {
+        true => Fate::Error(403, "AccessDenied"),
+        false => Fate::Passes,
+    });
+    let daemon = over(&bucket.through(faults.address())).start();
+    daemon.wait_for_log("s3:AbortMultipartUpload");
 }
 
 #[test]

@@ -273,3 +273,71 @@ fn hot_narinfos_are_answered_without_the_server_for_a_short_time() {
     // Once a second at most, on a machine of any speed.
     assert!(asked as u64 <= 1 + begun.elapsed().as_secs(), "{asked} times");
 }
+
+/// Puts a path into the bucket as if that had been so long ago.
+fn plant_old(site: &Site, sample: &Sample, age: Duration) {
+    site.plant(sample);
+    let at = std::time::SystemTime::now() - age;
+    for path in [&sample.nar_path, &sample.narinfo_path] {
+        let file = site.server.folder(&site.bucket).join(&path[1..]);
+        let file = std::fs::File::options().write(true).open(file).expect("it is a file");
+        file.set_modified(at).expect("its time can be set");
+    }
+}
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+#[test]
+fn who_cannot_record_uses_says_so_and_takes_nothing_that_relies_on_one() {
+    let site = Site::new();
+    let old = sample(1, b"old");
+    plant_old(&site, &old, 3 * DAY);
+    let mut new = sample(2, b"new");
+    let name = old.store_path.trim_start_matches("/nix/store/");
+    new.narinfo = new.narinfo.replace("References: ", &format!("References: {name}"));
+    assert_eq!(put(&site.daemon, &new.nar_path, &new.nar).status, 201);
+    assert_eq!(get(&site.daemon, "/health").status, 200);
+    site.faults.on(|head| match head.starts_with("PUT ") && head.contains("/.nix-stored/uses/") {
+        true => FORBIDDEN,
+        false => Fate::Passes,
+    });
+    // It is served, as who may only read serves it.
+    assert_eq!(get(&site.daemon, &old.narinfo_path).status, 200);
+    let refused = put(&site.daemon, &new.narinfo_path, new.narinfo.as_bytes());
+    assert_eq!(refused.status, 502, "{}", refused.text());
+    assert_eq!(get(&site.daemon, &new.narinfo_path).status, 404);
+    let begun = Instant::now();
+    let health = loop {
+        let health = get(&site.daemon, "/health");
+        if health.status == 503 || begun.elapsed() > IN_TIME {
+            break health;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    assert_eq!(health.status, 503, "{}", health.text());
+    assert!(health.text().contains("a use could not be recorded"), "{}", health.text());
+    assert!(health.text().contains("not protected from collection"), "{}", health.text());
+    site.faults.all(Fate::Passes);
+    let taken = put(&site.daemon, &new.narinfo_path, new.narinfo.as_bytes());
+    assert_eq!(taken.status, 201, "{}", taken.text());
+}
+
+#[test]
+fn what_was_used_is_recorded_before_the_daemon_ends() {
+    let site = Site::new();
+    let old = sample(1, b"old");
+    plant_old(&site, &old, DAY / 8);
+    // Not for so long that anybody waits until it is recorded.
+    assert_eq!(get(&site.daemon, &old.narinfo_path).status, 200);
+    let uses = |bucket: &Bucket| {
+        let keys = bucket.all_keys().into_iter().filter(|key| key.contains("/uses/"));
+        keys.filter_map(|key| bucket.get(&key))
+            .map(|text| String::from_utf8_lossy(&text).into_owned())
+            .collect::<String>()
+    };
+    assert_eq!(uses(&site.bucket), "");
+    let Site { daemon, bucket, faults: _faults, server: _server } = site;
+    let (status, log) = daemon.stop();
+    assert!(status.success(), "{log}");
+    assert!(uses(&bucket).contains(&old.narinfo_path[1..]), "{}", uses(&bucket));
+}

@@ -43,6 +43,11 @@ impl Bucket {
         &self.name
     }
 
+    /// Where its server is.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// The same bucket for another user.
     pub fn as_user(&self, keys: Keys) -> Self {
         Self { keys: Some(keys), ..self.clone() }

@@ -5,6 +5,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// What becomes of one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +20,8 @@ pub enum Fate {
     Hangs,
     /// The server gets it, and the connection ends after so many bytes of the answer's body.
     Cut(u64),
+    /// It is passed on after this time.
+    Late(Duration),
     /// The connection ends at once.
     Refused,
 }
@@ -171,6 +174,7 @@ fn pass_on(shared: &Shared, client: &TcpStream) -> io::Result<()> {
                 to_client.write_all(answer.as_bytes())?;
                 continue;
             }
+            Fate::Late(time) => std::thread::sleep(time),
             Fate::Passes | Fate::Cut(_) => {}
         }
         let server = match &mut server {

@@ -1,0 +1,500 @@
+//! Several processes act on the same objects at the same time, and what was acknowledged stays.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use futures_util::stream;
+use nix_stored::cache::gc::Limits;
+use nix_stored::cache::{Accepted, Cache, PutError};
+use nix_stored::config::{Config, Location};
+use nix_stored::nix::{CachePath, Compression};
+use nix_stored::store::{Removed, S3Store, Store};
+use tokio_util::sync::CancellationToken;
+
+use super::commands::run;
+use super::place::Place;
+use crate::conformance::has_keys;
+use crate::support::noise::Noise;
+use crate::support::objects::{Sample, sample};
+use crate::support::rounds::number;
+use crate::support::s3::OWNER;
+use crate::support::s3_bucket::Bucket;
+use crate::support::s3_faults::{Fate, Faults};
+use crate::support::s3_garage::KEYS;
+
+/// What is unused for so long may be collected.
+const GRACE: Duration = Duration::from_secs(6);
+
+/// Makes every case a test on every server, in a process that has its keys.
+macro_rules! on_every_server {
+    ($($case:ident)+) => {
+        mod folder {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $case() {
+                const NAME: &str = concat!(module_path!(), "::", stringify!($case));
+                if super::has_keys(super::OWNER, NAME) {
+                    super::$case(&crate::s3::place::Place::folder()).await;
+                }
+            })+
+        }
+        mod garage {
+            $(#[tokio::test(flavor = "multi_thread")]
+            #[ignore = "needs Garage: tests/run --garage"]
+            async fn $case() {
+                const NAME: &str = concat!(module_path!(), "::", stringify!($case));
+                if super::has_keys(super::KEYS, NAME) {
+                    super::$case(&crate::s3::place::Place::garage()).await;
+                }
+            })+
+        }
+    };
+}
+
+on_every_server! {
+    a_collection_takes_nothing_that_was_acknowledged
+    a_deletion_that_is_held_up_takes_nothing_that_is_stored_again
+    a_deletion_that_fails_is_not_sent_again_blindly
+    a_use_is_seen_whose_batch_is_merged_meanwhile
+    quarantine_leaves_what_was_stored_while_it_copied
+    no_signature_is_lost_where_two_daemons_merge
+    a_lease_is_ended_only_by_its_holder
+    a_lease_that_was_left_can_be_broken
+    merging_is_in_nobodys_way
+}
+
+async fn store(bucket: &Bucket) -> Arc<S3Store> {
+    let Ok(Location::Bucket(location)) = bucket.url().parse() else {
+        panic!("{} is no bucket", bucket.url());
+    };
+    Arc::new(S3Store::open(&location).await.expect("the bucket can be opened").0)
+}
+
+fn cache(store: &Arc<S3Store>) -> Cache {
+    // What a client heard from memory can have gone three seconds later, and so short is the grace here.
+    let required = ("NIX_STORED_REQUIRE_REFERENCES".to_owned(), "1".to_owned());
+    let config = Config::from_vars([required]).expect("it is a configuration");
+    let store: Arc<dyn Store> = Arc::<S3Store>::clone(store);
+    Cache::new(store, config.cache_info, config.admission).with_grace(GRACE)
+}
+
+async fn put(cache: &Cache, path: &str, bytes: &[u8]) -> Result<Accepted, PutError> {
+    let path: CachePath = path[1..].parse().expect("it is the path of an object");
+    let body = stream::iter([Ok(Bytes::copy_from_slice(bytes))]);
+    cache.put(&path, Compression::None, Some(bytes.len() as u64), body).await
+}
+
+async fn upload(cache: &Cache, sample: &Sample) -> Result<(), PutError> {
+    put(cache, &sample.nar_path, &sample.nar).await?;
+    put(cache, &sample.narinfo_path, sample.narinfo.as_bytes()).await.map(drop)
+}
+
+/// A path that nobody else has, and what it refers to.
+fn new_sample(noise: &mut Noise, references: &[Sample]) -> Sample {
+    let contents = noise.bytes(200);
+    let mut new = sample(0, &contents).named(noise);
+    let names: Vec<_> =
+        references.iter().map(|it| it.store_path.trim_start_matches("/nix/store/")).collect();
+    new.narinfo = new.narinfo.replace("References: ", &format!("References: {}", names.join(" ")));
+    new
+}
+
+fn keys_of(sample: &Sample) -> [String; 2] {
+    [sample.nar_path[1..].to_owned(), sample.narinfo_path[1..].to_owned()]
+}
+
+/// Waits until what was stored until now may be collected.
+async fn until_it_is_old() {
+    tokio::time::sleep(GRACE + Duration::from_millis(1200)).await;
+}
+
+fn long_ago() -> SystemTime {
+    SystemTime::now() - GRACE
+}
+
+/// How many paths a root refers to.
+const REFERENCES: usize = 6;
+
+/// What two clients do who upload roots whose references are about to be collected.
+struct Race {
+    families: Vec<tokio::sync::Mutex<(Vec<Sample>, Instant)>>,
+    stop: AtomicBool,
+    acknowledged: AtomicUsize,
+    refused: AtomicUsize,
+    slow: AtomicUsize,
+    lost: std::sync::Mutex<Vec<String>>,
+}
+
+impl Race {
+    fn new(noise: &mut Noise) -> Self {
+        let long_ago = Instant::now().checked_sub(2 * GRACE).unwrap_or_else(Instant::now);
+        let family = |_| {
+            let references = (0..REFERENCES).map(|_| new_sample(noise, &[])).collect();
+            tokio::sync::Mutex::new((references, long_ago))
+        };
+        Self {
+            families: (0..16).map(family).collect(),
+            stop: AtomicBool::new(false),
+            acknowledged: AtomicUsize::new(0),
+            refused: AtomicUsize::new(0),
+            slow: AtomicUsize::new(0),
+            lost: std::sync::Mutex::default(),
+        }
+    }
+
+    async fn run(&self, cache: &Cache, bucket: &Bucket, seed: u64) {
+        let mut noise = Noise::new(seed);
+        while !self.stop.load(Ordering::SeqCst) {
+            let family = &self.families[noise.below(self.families.len() as u64) as usize];
+            let wanted = GRACE.mul_f64(0.95 + noise.below(35) as f64 / 100.0);
+            let due = family.try_lock().ok().filter(|family| family.1.elapsed() > wanted);
+            let Some(mut family) = due else {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                continue;
+            };
+            let begun = Instant::now();
+            let root = new_sample(&mut noise, &family.0);
+            let again = noise.below(4) == 0;
+            let uploaded = async {
+                for reference in &family.0 {
+                    let path: CachePath = reference.narinfo_path[1..].parse().expect("a path");
+                    let there = cache.head(&path).await.ok().flatten().is_some();
+                    // As Nix does it: what is there is not uploaded; and as others do.
+                    if !there || again {
+                        upload(cache, reference).await?;
+                    }
+                }
+                upload(cache, &root).await
+            };
+            if let Err(error) = uploaded.await {
+                // What a client saw has gone before it said that it needs it: it is told.
+                let is_told = matches!(error, PutError::NarMissing(_) | PutError::Reference(_));
+                assert!(is_told, "{error:?}");
+                self.refused.fetch_add(1, Ordering::SeqCst);
+                continue;
+            }
+            self.acknowledged.fetch_add(REFERENCES + 1, Ordering::SeqCst);
+            family.1 = Instant::now();
+            let expected: Vec<String> = family.0.iter().chain([&root]).flat_map(keys_of).collect();
+            drop(family);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let bucket = bucket.clone();
+            let keys = expected.clone();
+            let absent = tokio::task::spawn_blocking(move || {
+                keys.into_iter().filter(|key| bucket.head(key).status != 200).collect::<Vec<_>>()
+            });
+            let absent = absent.await.expect("it does not panic");
+            // What took longer may have been unused for the time of grace.
+            if begun.elapsed() > GRACE.mul_f64(0.3) {
+                self.slow.fetch_add(1, Ordering::SeqCst);
+            } else {
+                self.lost.lock().expect("nobody panics with it").extend(absent);
+            }
+        }
+    }
+}
+
+async fn a_collection_takes_nothing_that_was_acknowledged(place: &Place) {
+    let seconds = number("NIX_STORED_TEST_COLLECTION_SECONDS").unwrap_or(20);
+    let bucket = place.bucket();
+    let faults = Faults::before(bucket.address());
+    faults.all(Fate::Late(Duration::from_millis(5)));
+    let through = bucket.through(faults.address());
+    let mut noise = Noise::new(Noise::seed_of_today());
+    let race = Race::new(&mut noise);
+    let daemons = [cache(&store(&through).await), cache(&store(&through).await)];
+    let collector = cache(&store(&through).await);
+    let limits = Limits { max_size: Some(0), max_age: None, grace: GRACE };
+    let collected = AtomicUsize::new(0);
+    let collect = async {
+        while !race.stop.load(Ordering::SeqCst) {
+            let stop = CancellationToken::new();
+            let report = collector.collect(&limits, SystemTime::now(), &stop).await;
+            let report = report.expect("it collects");
+            collected.fetch_add(report.paths, Ordering::SeqCst);
+        }
+    };
+    let end = async {
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+        race.stop.store(true, Ordering::SeqCst);
+    };
+    let clients = (1..=8).map(|seed| race.run(&daemons[seed % 2], &bucket, seed as u64));
+    tokio::join!(collect, end, futures_util::future::join_all(clients));
+    let [acknowledged, refused, slow, collected] =
+        [&race.acknowledged, &race.refused, &race.slow, &collected]
+            .map(|count| count.load(Ordering::SeqCst));
+    let lost = race.lost.into_inner().expect("nobody panicked with it");
+    eprintln!(
+        "{acknowledged} paths were acknowledged in {seconds} s, {collected} collected, {} lost, \
+         {refused} uploads refused, {slow} too slow to say",
+        lost.len()
+    );
+    assert!(acknowledged > 20 && collected > 10, "{acknowledged} {collected}");
+    let judged = acknowledged / (REFERENCES + 1) - slow;
+    assert!(judged > 5, "{judged} roots were uploaded fast enough");
+    assert!(lost.is_empty(), "{lost:#?}");
+}
+
+async fn a_deletion_that_is_held_up_takes_nothing_that_is_stored_again(place: &Place) {
+    let bucket = place.bucket();
+    let faults = Faults::before(bucket.address());
+    let collector = store(&bucket.through(faults.address())).await;
+    let daemon = cache(&store(&bucket).await);
+    let one = sample(1, b"one");
+    upload(&daemon, &one).await.expect("it is stored");
+    until_it_is_old().await;
+    for (key, body) in
+        [(&one.nar_path, one.nar.as_slice()), (&one.narinfo_path, one.narinfo.as_bytes())]
+    {
+        let path: CachePath = key[1..].parse().expect("a path");
+        let wanted = format!("DELETE /{}{key}", bucket.name());
+        faults.on(move |head| match head.starts_with(&wanted) {
+            true => Fate::Late(Duration::from_secs(3)),
+            false => Fate::Passes,
+        });
+        let removing = {
+            let (collector, path) = (Arc::clone(&collector), path.clone());
+            tokio::spawn(async move {
+                let removed = collector.remove(&path, long_ago()).await.expect("it works");
+                collector.sync_removals().await.expect("it works");
+                removed
+            })
+        };
+        // The deletion is on its way.
+        let begun = Instant::now();
+        while !faults
+            .asked()
+            .iter()
+            .any(|line| line.starts_with("DELETE") && line.contains(key.as_str()))
+        {
+            assert!(begun.elapsed() < Duration::from_secs(30), "nothing is deleted");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        put(&daemon, key, body).await.expect("it is stored");
+        assert_eq!(removing.await.expect("it does not panic"), Removed::Gone);
+        assert_eq!(bucket.get(&key[1..]).as_deref(), Some(body), "{key}");
+        faults.all(Fate::Passes);
+    }
+}
+
+async fn a_deletion_that_fails_is_not_sent_again_blindly(place: &Place) {
+    let bucket = place.bucket();
+    let faults = Faults::before(bucket.address());
+    let collector = store(&bucket.through(faults.address())).await;
+    let daemon = cache(&store(&bucket).await);
+    let one = sample(1, b"one");
+    upload(&daemon, &one).await.expect("it is stored");
+    until_it_is_old().await;
+    let key = one.narinfo_path.clone();
+    let mut failed = 0;
+    faults.on(move |head| {
+        if head.starts_with("DELETE ") && head.contains(&key) && failed < 3 {
+            failed += 1;
+            return Fate::Error(503, "SlowDown");
+        }
+        Fate::Passes
+    });
+    let path: CachePath = one.narinfo_path[1..].parse().expect("a path");
+    let removing = {
+        let collector = Arc::clone(&collector);
+        let path = path.clone();
+        tokio::spawn(async move { collector.remove(&path, long_ago()).await.expect("it works") })
+    };
+    let begun = Instant::now();
+    while !faults.asked().iter().any(|line| line.starts_with("DELETE") && line.contains("narinfo"))
+    {
+        assert!(begun.elapsed() < Duration::from_secs(30), "nothing is deleted");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // Whoever needs it while it is tried hears the truth.
+    let there = daemon.head(&path).await.expect("it works").is_some();
+    let removed = removing.await.expect("it does not panic");
+    let kept = bucket.get(&one.narinfo_path[1..]).is_some();
+    assert_eq!(there, kept, "{removed:?}");
+    assert_eq!(kept, removed == Removed::InUse);
+}
+
+async fn a_use_is_seen_whose_batch_is_merged_meanwhile(place: &Place) {
+    let bucket = place.bucket();
+    let faults = Faults::before(bucket.address());
+    let collector = store(&bucket.through(faults.address())).await;
+    let user = store(&bucket).await;
+    let one = sample(1, b"one");
+    let path: CachePath = one.narinfo_path[1..].parse().expect("a path");
+    bucket.put(&one.narinfo_path[1..], one.narinfo.as_bytes());
+    until_it_is_old().await;
+    assert!(user.mark_used(&path).await.expect("it works"));
+    // As another daemon merges it, between the list and the reading.
+    let (direct, mut merged) = (bucket.clone(), false);
+    faults.on(move |head| {
+        if head.starts_with("GET ") && head.contains(".nix-stored/uses/") && !merged {
+            merged = true;
+            let keys = direct.all_keys();
+            let batch = keys.iter().find(|key| key.starts_with(".nix-stored/uses/")).expect("one");
+            let text = direct.get(batch).expect("it is there");
+            direct.put(".nix-stored/uses/9999999999999-0000000000000000", &text);
+            direct.delete(batch);
+        }
+        Fate::Passes
+    });
+    assert_eq!(collector.remove(&path, long_ago()).await.expect("it works"), Removed::InUse);
+}
+
+async fn quarantine_leaves_what_was_stored_while_it_copied(place: &Place) {
+    let bucket = place.bucket();
+    let faults = Faults::before(bucket.address());
+    let repairing = store(&bucket.through(faults.address())).await;
+    let (one, key) = (sample(1, b"one"), sample(1, b"one").nar_path[1..].to_owned());
+    bucket.put(&key, b"something false");
+    let path: CachePath = key.parse().expect("a path");
+    let etag = repairing.head(&path).await.expect("it works").expect("it is there").etag;
+    let (direct, good, mut copied) = (bucket.clone(), one.nar.clone(), false);
+    faults.on({
+        let key = key.clone();
+        move |head| {
+            let copies = head.to_ascii_lowercase().contains("x-amz-copy-source");
+            if copied && !copies {
+                copied = false;
+                // A client uploads a good one to another daemon.
+                direct.put(&key, &good);
+            }
+            copied |= copies;
+            Fate::Passes
+        }
+    });
+    assert!(!repairing.quarantine(&path, &etag).await.expect("it works"));
+    assert_eq!(bucket.get(&key), Some(one.nar));
+    faults.all(Fate::Passes);
+    // And what is still the same is put aside.
+    let etag = repairing.head(&path).await.expect("it works").expect("it is there").etag;
+    assert!(repairing.quarantine(&path, &etag).await.expect("it works"));
+    assert_eq!(bucket.get(&key), None);
+}
+
+async fn no_signature_is_lost_where_two_daemons_merge(place: &Place) {
+    let bucket = place.bucket();
+    let faults = Faults::before(bucket.address());
+    faults.all(Fate::Late(Duration::from_millis(5)));
+    let through = bucket.through(faults.address());
+    let daemons = [cache(&store(&through).await), cache(&store(&through).await)];
+    let mut noise = Noise::new(Noise::seed_of_today());
+    let sign = |sample: &Sample, name: &str| {
+        let signature = data_encoding::BASE64.encode(&[name.as_bytes()[0]; 64]);
+        format!("{}Sig: {name}-1:{signature}\n", sample.narinfo)
+    };
+    let mut kept = 0;
+    for round in 0..50 {
+        let one = new_sample(&mut noise, &[]);
+        put(&daemons[0], &one.nar_path, &one.nar).await.expect("it is stored");
+        // Half of them are there before, and half are new.
+        if round % 2 == 0 {
+            put(&daemons[0], &one.narinfo_path, one.narinfo.as_bytes()).await.expect("stored");
+        }
+        let (a, b) = (sign(&one, "alice"), sign(&one, "bob"));
+        let both = tokio::join!(
+            put(&daemons[0], &one.narinfo_path, a.as_bytes()),
+            put(&daemons[1], &one.narinfo_path, b.as_bytes())
+        );
+        both.0.expect("it is stored");
+        both.1.expect("it is stored");
+        let text = bucket.get(&one.narinfo_path[1..]).expect("it is there");
+        let text = String::from_utf8(text).expect("a text");
+        kept +=
+            ["alice", "bob"].iter().filter(|name| text.contains(&format!("Sig: {name}-1"))).count();
+    }
+    assert_eq!(kept, 100);
+    for daemon in &daemons {
+        daemon.flush().await.expect("it works");
+    }
+    let left = bucket.all_keys().into_iter().filter(|key| key.contains("/changing/"));
+    assert_eq!(left.count(), 0, "turns are taken back");
+}
+
+async fn a_lease_is_ended_only_by_its_holder(place: &Place) {
+    let bucket = place.bucket();
+    let store = store(&bucket).await;
+    let lock = store.lock().await.expect("it works").expect("it is free");
+    // It ran out, and somebody else took it.
+    bucket.put(".nix-stored/lock", b"0\nprocess 7 elsewhere\n");
+    drop(lock);
+    assert_eq!(bucket.get(".nix-stored/lock").as_deref(), Some(&b"0\nprocess 7 elsewhere\n"[..]));
+    bucket.delete(".nix-stored/lock");
+    let lock = store.lock().await.expect("it works").expect("it is free");
+    assert!(bucket.get(".nix-stored/lock").is_some());
+    drop(lock);
+    assert_eq!(bucket.get(".nix-stored/lock"), None);
+}
+
+#[allow(clippy::unused_async, reason = "all cases are")]
+async fn a_lease_that_was_left_can_be_broken(place: &Place) {
+    let bucket = place.bucket();
+    bucket.put(".nix-stored/lock", b"0\nprocess 7 on elsewhere\n");
+    let refused = run(&bucket, &["gc"]).is(1).complains("process 7 on elsewhere");
+    refused.complains("--break-lock").complains("another collection");
+    let broken = run(&bucket, &["gc", "--break-lock"]).is(0);
+    assert!(broken.err.contains("process 7 on elsewhere"), "{broken:?}");
+    assert_eq!(bucket.get(".nix-stored/lock"), None);
+    let again = run(&bucket, &["gc", "--break-lock"]).is(0);
+    assert!(again.err.contains("no lock"), "{again:?}");
+}
+
+async fn merging_is_in_nobodys_way(place: &Place) {
+    let bucket = place.bucket();
+    let faults = Faults::before(bucket.address());
+    let store = store(&bucket.through(faults.address())).await;
+    let mut noise = Noise::new(1);
+    let paths: Vec<CachePath> = (0..70)
+        .map(|_| new_sample(&mut noise, &[]).narinfo_path[1..].parse().expect("a path"))
+        .collect();
+    // One batch each, until there are so many that they are merged; and that takes a while.
+    faults.on(|head| match head.starts_with("GET ") && head.contains(".nix-stored/uses/") {
+        true => Fate::Late(Duration::from_millis(150)),
+        false => Fate::Passes,
+    });
+    for path in &paths {
+        let begun = Instant::now();
+        store.mark_used(path).await.expect("it works");
+        assert!(begun.elapsed() < Duration::from_secs(5), "it took {:?}", begun.elapsed());
+    }
+    let batches = || {
+        let keys = bucket.all_keys();
+        keys.into_iter().filter(|key| key.contains("/uses/")).collect::<Vec<_>>()
+    };
+    assert!(batches().len() > 60, "it was not merged at once");
+    let begun = Instant::now();
+    while batches().len() > 20 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{} batches", batches().len());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let texts: Vec<String> = batches()
+        .iter()
+        .filter_map(|key| bucket.get(key))
+        .map(|text| String::from_utf8_lossy(&text).into_owned())
+        .collect();
+    let text = texts.concat();
+    assert!(paths.iter().all(|path| text.contains(&path.key())), "a use was lost");
+}
+
+mod of_others {
+    use crate::s3::place::{Place, at};
+
+    #[test]
+    #[ignore = "needs Garage: tests/run --garage"]
+    fn uploads_of_other_programs_are_not_swept_away() {
+        let place = Place::garage();
+        let bucket = place.bucket();
+        let nar = "nar/0g8ww6m6ahj3zw0gd94q2bxx6x8dyvcw2vzyxrysc6hx1zy7w0ny.nar.xz";
+        let theirs = "backups/database.tar";
+        for key in [nar, theirs] {
+            let answer = bucket.request("POST", key, &[("uploads", "")], &[], b"");
+            assert_eq!(answer.status, 200, "{}", answer.text());
+        }
+        // So long that it counts as abandoned.
+        std::thread::sleep(std::time::Duration::from_millis(2500));
+        let url = format!("{}&abandoned-after=1s", bucket.url());
+        let daemon = at(&bucket, &url).start();
+        daemon.wait_until("ours is swept away", || bucket.unfinished().len() < 2);
+        assert_eq!(bucket.unfinished(), [theirs]);
+    }
+}
