@@ -211,7 +211,8 @@ impl S3Store {
                 // A deletion of ours may have done it that was not answered.
                 return Ok(if tries > 0 { self.has_gone(key) } else { Removed::Absent });
             };
-            if self.metadata(key, &meta).used > unused_since {
+            let used = self.uses.last_recorded(key).unwrap_or(meta.modified);
+            if used.max(meta.modified) > unused_since {
                 return Ok(Removed::InUse);
             }
             if !said.as_ref().is_some_and(Said::is_good) {

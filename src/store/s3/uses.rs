@@ -56,6 +56,34 @@ const LISTINGS: usize = 50;
 pub(super) struct Uses {
     shared: Arc<Shared>,
     queue: mpsc::Sender<Use>,
+    /// The objects whose use is being recorded, and by how many.
+    marking: Mutex<HashMap<String, usize>>,
+}
+
+/// Somebody records a use of an object, and waits for it.
+struct Marking<'a> {
+    all: &'a Mutex<HashMap<String, usize>>,
+    key: &'a str,
+}
+
+impl<'a> Marking<'a> {
+    fn new(all: &'a Mutex<HashMap<String, usize>>, key: &'a str) -> Self {
+        let mut marking = all.lock().unwrap_or_else(PoisonError::into_inner);
+        *marking.entry(key.to_owned()).or_default() += 1;
+        Self { all, key }
+    }
+}
+
+impl Drop for Marking<'_> {
+    fn drop(&mut self) {
+        let mut marking = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = marking.get_mut(self.key) {
+            *count -= 1;
+            if *count == 0 {
+                marking.remove(self.key);
+            }
+        }
+    }
 }
 
 /// What the tasks share.
@@ -135,11 +163,18 @@ impl Uses {
         });
         // It ends when the last sender is gone.
         tokio::spawn(record(Arc::clone(&shared), uses));
-        Self { shared, queue }
+        Self { shared, queue, marking: Mutex::default() }
+    }
+
+    /// When an object was used for the last time, as far as that can be relied on here: a use that is
+    /// being recorded may turn out to be too late.
+    pub(super) fn last(&self, key: &str) -> Option<SystemTime> {
+        let marking = self.marking.lock().unwrap_or_else(PoisonError::into_inner);
+        if marking.contains_key(key) { None } else { self.last_recorded(key) }
     }
 
     /// When an object was used for the last time, as far as is known here.
-    pub(super) fn last(&self, key: &str) -> Option<SystemTime> {
+    pub(super) fn last_recorded(&self, key: &str) -> Option<SystemTime> {
         let second = self.shared.known().last(key)?;
         Some(UNIX_EPOCH + Duration::from_secs(second))
     }
@@ -158,6 +193,7 @@ impl Uses {
     /// Records that an object is used now. When this returns it is recorded, and who was about to
     /// remove the object has done so, or will not.
     pub(super) async fn mark(&self, key: String) -> Result<(), StoreError> {
+        let _marking = Marking::new(&self.marking, &key);
         let threats = self.record(Some(key.clone())).await?;
         self.shared.removers.wait(&key, &threats).await
     }
@@ -330,8 +366,10 @@ impl Shared {
     async fn write_merged(&self, merged: &mut HashMap<String, u64>) -> Result<(), StoreError> {
         let uses = merged.iter().map(|(key, second)| (key.as_str(), *second));
         let name = write(&self.bucket, uses).await?;
-        self.known().batches.insert(name);
-        merged.clear();
+        let mut known = self.known();
+        // Some of it can have been recorded since all was read.
+        merged.drain().for_each(|(key, second)| known.used(&key, second));
+        known.batches.insert(name);
         Ok(())
     }
 }
