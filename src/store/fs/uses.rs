@@ -7,6 +7,7 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 use rustix::io::Errno;
@@ -19,6 +20,10 @@ use crate::store::StoreError;
 
 /// How many uses may wait to be recorded. One more waits for its turn.
 const QUEUE: usize = 4096;
+
+/// How often an object is looked for that was moved away while its use was recorded.
+const MOVED_AWAY_TRIES: u32 = 50;
+const MOVED_AWAY_PAUSE: Duration = Duration::from_millis(1);
 
 /// The thread that records.
 #[derive(Debug)]
@@ -102,14 +107,30 @@ fn mark(root: impl AsFd, key: &str) -> Result<bool, Errno> {
             found => found.map(|_| true),
         },
         Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
-        marked => marked.map(|()| true),
+        marked => marked.and_then(|()| stayed(root, key)),
     }
+}
+
+/// Whether an object whose time has been set is there.
+///
+/// The system looks the name up before it sets the time. Who removes the object may have moved it away
+/// and seen the old time between the two, and then the new time saves nothing. What is at its name after
+/// the time was set is safe: it is moved back if it is moved away now.
+fn stayed(root: impl AsFd, key: &str) -> Result<bool, Errno> {
+    for _ in 0..MOVED_AWAY_TRIES {
+        match rustix::fs::statat(&root, key, AtFlags::empty()) {
+            // It is removed just now, or moved back: that is decided at once.
+            Err(Errno::NOENT | Errno::NOTDIR) => std::thread::sleep(MOVED_AWAY_PAUSE),
+            found => return found.map(|_| true),
+        }
+    }
+    Ok(false)
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs::{self, File, FileTimes};
-    use std::time::{Duration, SystemTime};
+    use std::time::SystemTime;
 
     use super::*;
     use crate::store::fs::root::Role;
