@@ -67,7 +67,8 @@ let
   # The text of a variable. To systemd a percent sign is a specifier, to an S3 URL it is not.
   render =
     value:
-    if value == null then
+    # An empty list is no value: an empty variable would be a mistake to the daemon.
+    if value == null || value == [ ] then
       null
     else if lib.isBool value then
       (if value then "1" else "0")
