@@ -90,25 +90,23 @@ fn an_upstream_that_knows_no_head_is_asked_for_the_nar() {
 fn a_head_of_a_nar_that_is_being_fetched_is_answered_from_what_is_known() {
     let sample = sample(1, &[7; 100_000]);
     let upstream = Scripted::start();
-    let (gate, held) = (Gate::default(), Gate::default());
+    let gate = Gate::default();
     let (opened, nar) = (gate.clone(), sample.nar.clone());
-    let waiting = held.clone();
     upstream.on(&sample.nar_path, move |exchange| {
         exchange.head(0, nar.len());
         exchange.raw(&nar[..1000]);
-        waiting.open();
         opened.wait(1);
         exchange.raw(&nar[1000..]);
     });
     let mirror = mirror_of(&[&upstream.url()]).start();
-    let url = sample.nar_path.clone();
-    std::thread::scope(|scope| {
-        let fetch = scope.spawn(|| mirror.get(&url));
-        held.wait(1);
-        let head = Wire::to(&mirror).request("HEAD", &sample.nar_path, b"");
-        assert_eq!(head.header("content-length"), sample.nar.len().to_string());
-        assert_eq!(upstream.count(&sample.nar_path), 1, "{:?}", upstream.asked());
-        gate.open();
-        assert_eq!(fetch.join().expect("no panic"), (200, sample.nar.clone()));
-    });
+    let mut fetch = Wire::to(&mirror);
+    let path = &sample.nar_path;
+    fetch.send(&format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"));
+    // It is answered while it is fetched, so the mirror knows of it from now on.
+    assert_eq!(fetch.head().status, 200);
+    let head = Wire::to(&mirror).request("HEAD", path, b"");
+    assert_eq!(head.header("content-length"), sample.nar.len().to_string());
+    assert_eq!(upstream.count(path), 1, "{:?}", upstream.asked());
+    gate.open();
+    assert!(fetch.rest() == sample.nar, "other bytes");
 }
