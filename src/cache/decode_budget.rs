@@ -1,4 +1,4 @@
-//! What decoders may take, all together.
+//! The memory budget of all decoders.
 //!
 //! The window of a decoder is chosen by the stream, and so is what the stream unpacks to: a few
 //! hundred bytes can ask for gigabytes of memory and minutes of work. So each decoder runs with an
@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 const MIB: u64 = 1 << 20;
 
-/// What all decoders together may take.
+/// The memory of all decoders together, in bytes.
 pub(super) const DECODER_MEMORY: u64 = 512 * MIB;
 
 /// What a decoder may take at first: enough for `xz -6` (9 MiB), `zstd -19` (8 MiB), `brotli -w 22`.

@@ -74,7 +74,7 @@ pub struct Inner {
     facts: quick_cache::sync::Cache<NarName, nar::KnownFacts>,
     /// Limits concurrent large uploads that flow.
     uploads: TransferLimit,
-    /// What all decoders together may take.
+    /// The memory budget of all decoders.
     decoders: DecodeBudget,
     /// Limits what uploads of large narinfos have in memory.
     large_narinfos: ingest::LargeTexts,

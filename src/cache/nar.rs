@@ -21,7 +21,7 @@ use super::{Accepted, BodyError, Cache, PutError};
 use crate::config::Verify;
 use crate::nix::cache_path::NarName;
 use crate::nix::{CachePath, Compression, Sha256Hash};
-use crate::store::{Content, Metadata, StoreError, Stored, Upload};
+use crate::store::{Content, Metadata, Stored, Upload};
 
 /// What has been found out about a NAR. It is kept in memory until the narinfo comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,7 +99,7 @@ impl Cache {
             self.stream_nar(name, upload, declared, limit, |_| Ok(true), feed).await?
         };
         if let Some(facts) = facts {
-            self.remember_facts(name, facts).await?;
+            self.remember_facts(name, facts).await;
         }
         let nar_hash = facts.and_then(|facts| facts.contents.nar_hash(name));
         let file_hash = Some(name.file_hash);
@@ -209,18 +209,15 @@ impl Cache {
         Ok(Streamed { stored: stored.unwrap_or(Stored::New), size: file_size, facts })
     }
 
-    /// Remembers the facts about a NAR that has just been stored, until its narinfo comes.
-    pub(super) async fn remember_facts(
-        &self,
-        name: NarName,
-        facts: Facts,
-    ) -> Result<(), StoreError> {
-        if let Some(Metadata { size, etag, .. }) = self.store.head(&CachePath::Nar(name)).await?
+    /// Remembers the facts about a NAR that has just been stored, until its narinfo arrives.
+    ///
+    /// An error of the store is ignored: the NAR is stored, and its facts can be read from it again.
+    pub(super) async fn remember_facts(&self, name: NarName, facts: Facts) {
+        if let Ok(Some(Metadata { size, etag, .. })) = self.store.head(&CachePath::Nar(name)).await
             && size == facts.file_size
         {
             self.facts.insert(name, KnownFacts { facts, etag });
         }
-        Ok(())
     }
 
     /// What is remembered about a NAR, if the object is still the one that it was found out about.
@@ -419,11 +416,11 @@ pub(super) fn reader(content: Content, size: u64) -> Box<dyn BufRead> {
     }
 }
 
-/// A reader that is read to its end, or fails for good.
+/// A reader of an object that reports every failure to read the object to its end.
 ///
-/// A decoder that meets an error of its input may report it as damage, and a stream that has failed
-/// may seem to end. So an error comes again whenever this is read again, and an end before the last
-/// byte is an error, too: what could not be read is not what is there.
+/// A decoder may report a read error of its input as damaged data, and a stream that has failed may
+/// end as if it were complete. So this reader repeats its first error on every later read, and an end
+/// before the object's last byte is an error. Otherwise a failed read would look like a damaged NAR.
 struct Whole<R> {
     inner: R,
     left: u64,

@@ -16,9 +16,9 @@ use crate::config::{Config, Verify};
 
 #[derive(Debug, Clone, clap::Args)]
 #[command(
-    after_help = "Exit status: 0 nothing is wrong (there may be notes); 1 failed, or something \
-                        could not be read or put aside; 2 damage was found, also where it was put \
-                        aside; 64 the configuration or the arguments are wrong."
+    after_help = "Exit status: 0 nothing is wrong (there may be notes); 1 failed, or an object could \
+                        not be read or quarantined; 2 damage was found, even if all of it was \
+                        quarantined; 64 the configuration or the arguments are wrong."
 )]
 pub(super) struct Args {
     /// Moves what is false to .nix-stored/quarantine/, so that Nix uploads it again

@@ -152,12 +152,12 @@ pub(super) struct Taking {
 }
 
 impl Taking {
-    /// Whether no more is shown.
+    /// Whether the limit of shown files is reached.
     pub(super) fn is_enough(&self) -> bool {
         self.files.more
     }
 
-    /// What was taken of a listing, in the order of a NAR. Nix writes it in that order, too.
+    /// The files of a listing in the order of a NAR, which is also the order in which Nix writes listings.
     fn files_of_listing(mut self) -> Files {
         self.files.list.sort_by(|one, other| one.name.split('/').cmp(other.name.split('/')));
         self.files

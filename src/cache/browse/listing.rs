@@ -28,7 +28,7 @@ struct Listing<'a>(&'a mut Taking);
 /// A file of any kind.
 struct Node<'a>(&'a mut Taking);
 
-/// What is in a directory.
+/// The entries of a directory.
 struct Entries<'a>(&'a mut Taking);
 
 macro_rules! seed_of_an_object {

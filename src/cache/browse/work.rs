@@ -11,7 +11,7 @@ use crate::cache::Cache;
 /// How much work for pages is done at a time.
 pub(super) const WORKERS: usize = 2;
 
-/// How long a visitor waits for others.
+/// How long a request for a page waits for a free worker.
 const TURN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Too many pages were asked for.

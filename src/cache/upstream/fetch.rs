@@ -243,7 +243,7 @@ impl Cache {
             return Ok(());
         }
         if let Some(facts) = facts {
-            self.remember_facts(name, facts).await?;
+            self.remember_facts(name, facts).await;
         }
         match remote {
             Some(remote) => {

@@ -21,8 +21,10 @@ use crate::store::StoreError;
 /// How many uses may wait to be recorded. One more waits for its turn.
 const QUEUE: usize = 4096;
 
-/// How often an object is looked for that was moved away while its use was recorded.
+/// The number of lookups of an object that a collection moved away while its use was recorded.
 const MOVED_AWAY_TRIES: u32 = 50;
+
+/// The pause between two of these lookups.
 const MOVED_AWAY_PAUSE: Duration = Duration::from_millis(1);
 
 /// The thread that records.
@@ -111,15 +113,15 @@ fn mark(root: impl AsFd, key: &str) -> Result<bool, Errno> {
     }
 }
 
-/// Whether an object whose time has been set is there.
+/// Returns whether an object is still at its name after its access time was set.
 ///
-/// The system looks the name up before it sets the time. Who removes the object may have moved it away
-/// and seen the old time between the two, and then the new time saves nothing. What is at its name after
-/// the time was set is safe: it is moved back if it is moved away now.
+/// `utimensat` looks the name up first and sets the time afterwards. Between the two, a collection may
+/// move the object to the trash, read its old access time and delete it. An object that is at its name
+/// after its time was set is safe: a collection that moves it now reads the new time and moves it back.
 fn stayed(root: impl AsFd, key: &str) -> Result<bool, Errno> {
     for _ in 0..MOVED_AWAY_TRIES {
         match rustix::fs::statat(&root, key, AtFlags::empty()) {
-            // It is removed just now, or moved back: that is decided at once.
+            // A collection is about to delete the object, or to move it back.
             Err(Errno::NOENT | Errno::NOTDIR) => std::thread::sleep(MOVED_AWAY_PAUSE),
             found => return found.map(|_| true),
         }

@@ -7,6 +7,7 @@ use crate::support::daemon::{Builder, Daemon};
 use crate::support::objects::Sample;
 use crate::support::s3::S3Server;
 use crate::support::s3_bucket::Bucket;
+use crate::support::s3_faults::Faults;
 use crate::support::s3_garage::Garage;
 use crate::support::wire::{Received, Wire};
 
@@ -65,6 +66,30 @@ macro_rules! on_every_server {
     };
 }
 pub(crate) use on_every_server;
+
+/// A daemon whose requests to the S3 server can be made to fail.
+pub struct Site {
+    pub faults: Faults,
+    pub bucket: Bucket,
+    pub daemon: Daemon,
+    pub server: S3Server,
+}
+
+impl Site {
+    pub fn new() -> Self {
+        let server = S3Server::start();
+        let bucket = server.bucket("cache");
+        let faults = Faults::before(server.address());
+        let daemon = over(&bucket.through(faults.address())).start();
+        Self { faults, bucket, daemon, server }
+    }
+
+    /// Puts a path into the bucket, so that the daemon has not seen it.
+    pub fn plant(&self, sample: &Sample) {
+        self.bucket.put(&sample.nar_path[1..], &sample.nar);
+        self.bucket.put(&sample.narinfo_path[1..], sample.narinfo.as_bytes());
+    }
+}
 
 /// A daemon over a bucket.
 pub fn over(bucket: &Bucket) -> Builder {

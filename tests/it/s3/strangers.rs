@@ -6,13 +6,12 @@ use std::time::Duration;
 use nix_stored::nix::Compression;
 
 use super::commands::run;
-use super::place::{assert_nothing_is_false, get, head, over, put, upload};
+use super::place::{Site, assert_nothing_is_false, get, head, over, put, upload};
 use crate::support::daemon::Daemon;
 use crate::support::noise::Noise;
 use crate::support::objects::{Sample, sample};
 use crate::support::s3::S3Server;
-use crate::support::s3_bucket::Bucket;
-use crate::support::s3_faults::{Fate, Faults};
+use crate::support::s3_faults::Fate;
 use crate::support::wire::Wire;
 
 const NOT_FOUND: Fate =
@@ -26,23 +25,6 @@ const TEXT: Fate = Fate::Page(
     "welcome\n",
 );
 const SEE_OTHER: Fate = Fate::Page("303 See Other", "Location: http://127.0.0.1:1/elsewhere", "");
-
-struct Site {
-    faults: Faults,
-    bucket: Bucket,
-    daemon: Daemon,
-    _server: S3Server,
-}
-
-impl Site {
-    fn new() -> Self {
-        let server = S3Server::start();
-        let bucket = server.bucket("cache");
-        let faults = Faults::before(server.address());
-        let daemon = over(&bucket.through(faults.address())).start();
-        Self { faults, bucket, daemon, _server: server }
-    }
-}
 
 #[test]
 fn a_404_that_is_not_the_servers_own_is_no_absence() {

@@ -2,13 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use super::place::{assert_nothing_is_false, get, head, over, put};
+use super::place::{Site, assert_nothing_is_false, get, head, put};
 use crate::support::daemon::Daemon;
 use crate::support::noise::Noise;
 use crate::support::objects::{Sample, sample};
-use crate::support::s3::S3Server;
 use crate::support::s3_bucket::Bucket;
-use crate::support::s3_faults::{Fate, Faults};
+use crate::support::s3_faults::Fate;
 use crate::support::wire::Received;
 
 const BUSY: Fate = Fate::Error(503, "SlowDown");
@@ -18,30 +17,6 @@ const NO_BUCKET: Fate = Fate::Error(404, "NoSuchBucket");
 
 /// A client need not wait longer for an answer, whatever is the matter.
 const IN_TIME: Duration = Duration::from_secs(75);
-
-/// A daemon whose way to the bucket can be made bad.
-struct Site {
-    faults: Faults,
-    bucket: Bucket,
-    daemon: Daemon,
-    server: S3Server,
-}
-
-impl Site {
-    fn new() -> Self {
-        let server = S3Server::start();
-        let bucket = server.bucket("cache");
-        let faults = Faults::before(server.address());
-        let daemon = over(&bucket.through(faults.address())).start();
-        Self { faults, bucket, daemon, server }
-    }
-
-    /// Puts a path into the bucket, so that the daemon has not seen it.
-    fn plant(&self, sample: &Sample) {
-        self.bucket.put(&sample.nar_path[1..], &sample.nar);
-        self.bucket.put(&sample.narinfo_path[1..], sample.narinfo.as_bytes());
-    }
-}
 
 #[track_caller]
 fn assert_trouble(answer: &Received, expected: &[u16]) {
