@@ -132,10 +132,14 @@ fn stayed(root: impl AsFd, key: &str) -> Result<bool, Errno> {
 #[cfg(test)]
 mod tests {
     use std::fs::{self, File, FileTimes};
+    use std::sync::Barrier;
     use std::time::SystemTime;
 
     use super::*;
+    use crate::store::fs::remove::Trash;
     use crate::store::fs::root::Role;
+
+    const ROUNDS: usize = 5000;
 
     #[tokio::test]
     async fn a_use_changes_the_access_time_and_nothing_else() {
@@ -155,5 +159,40 @@ mod tests {
         assert!(metadata.accessed().unwrap() > past + Duration::from_secs(1_000_000));
         assert_eq!(metadata.modified().unwrap(), past);
         assert_eq!(fs::read_to_string(&file).unwrap(), "text");
+    }
+
+    #[test]
+    fn an_object_whose_use_was_recorded_is_not_removed_at_the_same_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::open(dir.path(), Role::Command).unwrap().look().unwrap();
+        let (trash, file) = (Trash::default(), dir.path().join("x"));
+        let now = SystemTime::now();
+        let old = now - Duration::from_secs(86_400);
+        let times = FileTimes::new().set_accessed(old).set_modified(old);
+        for _ in 0..ROUNDS {
+            File::create(&file).unwrap().set_times(times).unwrap();
+            let barrier = Barrier::new(2);
+            let recorded = std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    barrier.wait();
+                    trash.remove(&root, "x", now - Duration::from_secs(1)).unwrap();
+                });
+                barrier.wait();
+                mark(root.fd(), "x").unwrap()
+            });
+            assert!(!recorded || file.exists(), "its use was recorded, and it was removed");
+        }
+    }
+
+    #[test]
+    fn an_object_that_is_moved_back_has_stayed() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::open(dir.path(), Role::Command).unwrap().look().unwrap();
+        assert!(!stayed(root.fd(), "x").unwrap());
+        fs::write(dir.path().join("moved"), "").unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| fs::rename(dir.path().join("moved"), dir.path().join("x")).unwrap());
+            assert!(stayed(root.fd(), "x").unwrap());
+        });
     }
 }
