@@ -7,6 +7,15 @@ use crate::store::{Metadata, Object};
 
 #[cfg(feature = "upstream")]
 impl Cache {
+    /// The name under which an object is to be asked for. It is another one where a NAR of an
+    /// upstream had a provisional name, and has come in the meantime.
+    pub async fn canonical(&self, path: CachePath) -> Result<CachePath, GetError> {
+        match path {
+            CachePath::Nar(name) => Ok(CachePath::Nar(self.meant_nar(name).await?)),
+            path => Ok(path),
+        }
+    }
+
     /// An object that is not here.
     pub(super) async fn get_elsewhere(&self, path: &CachePath) -> Result<Option<Object>, GetError> {
         match (path, &self.upstreams) {
@@ -51,6 +60,11 @@ impl Cache {
 
 #[cfg(not(feature = "upstream"))]
 impl Cache {
+    /// The name under which an object is to be asked for.
+    pub async fn canonical(&self, path: CachePath) -> Result<CachePath, GetError> {
+        Ok(path)
+    }
+
     pub(super) async fn get_elsewhere(&self, _: &CachePath) -> Result<Option<Object>, GetError> {
         Ok(None)
     }

@@ -19,7 +19,7 @@ use super::stage::{Stage, Staged};
 use super::unpack::{UnpackError, Unpacked, unpack};
 use super::{Accepted, BodyError, Cache, PutError};
 use crate::config::Verify;
-use crate::nix::cache_path::NarName;
+use crate::nix::cache_path::{NarExtension, NarName};
 use crate::nix::{CachePath, Compression, Sha256Hash};
 use crate::store::{Content, Metadata, Stored, Upload};
 
@@ -70,12 +70,24 @@ impl NarContents {
     }
 }
 
-/// A NAR that has come.
+/// A NAR that has come, and is not stored yet.
+pub(super) struct Received {
+    /// SHA-256 of the file.
+    pub hash: Sha256Hash,
+    /// The length of the file, in bytes.
+    pub size: u64,
+    /// None where it was not unpacked while it arrived, and cannot be read before it is stored: then
+    /// it is read again when its narinfo comes.
+    pub contents: Option<NarContents>,
+    pub upload: Box<dyn Upload>,
+}
+
+/// A NAR that has come and is stored, if it is to be kept.
 pub(super) struct Streamed {
     pub stored: Stored,
     /// The length of the file, in bytes.
     pub size: u64,
-    /// None where it was not unpacked while it arrived, and cannot be read before it is stored.
+    /// See [`Received::contents`].
     pub facts: Option<Facts>,
 }
 
@@ -127,9 +139,7 @@ impl Cache {
     }
 
     /// Takes a NAR of any size into `upload`, and publishes it if it is to be `kept`, which is asked
-    /// when all is known of it. It is unpacked while it arrives, if it flows and a decoder is free,
-    /// and else from the staged file. The facts are none where there is no such file: then the NAR is
-    /// read again when its narinfo comes.
+    /// when all is known of it.
     pub(super) async fn stream_nar(
         &self,
         name: NarName,
@@ -137,12 +147,39 @@ impl Cache {
         declared: Option<u64>,
         limit: u64,
         kept: impl FnOnce(Option<Facts>) -> Result<bool, PutError> + Send + 'static,
-        mut feed: Feed<impl Stream<Item = Result<Bytes, BodyError>> + Unpin>,
+        feed: Feed<impl Stream<Item = Result<Bytes, BodyError>> + Unpin>,
     ) -> Result<Streamed, PutError> {
-        let mut stage = Stage::new(upload, limit);
-        let beginning = beginning(&mut feed).await?;
+        let stage = Stage::new(upload, limit);
         let verify = self.admission.verify;
-        let compression = Compression::detect(name.extension, &beginning);
+        let expected = Some(name.file_hash);
+        let Received { size, contents, upload, .. } =
+            self.receive_nar(name.extension, expected, verify, stage, declared, feed).await?;
+        let facts = contents.map(|contents| Facts { file_size: size, contents });
+        let metrics = Arc::clone(&self.metrics);
+        let commit = move || match kept(facts)? {
+            true => ingest::commit(upload, &metrics).map(Some),
+            false => Ok(None),
+        };
+        let stored = ingest::in_the_pool(commit).await?;
+        if let Some(stored) = stored {
+            self.count(&CachePath::Nar(name), stored, size);
+        }
+        Ok(Streamed { stored: stored.unwrap_or(Stored::New), size, facts })
+    }
+
+    /// Receives a NAR of any size into `stage`. It is unpacked while it arrives, if it flows and a
+    /// decoder is free, and else from the staged file.
+    pub(super) async fn receive_nar(
+        &self,
+        extension: NarExtension,
+        expected: Option<Sha256Hash>,
+        verify: Verify,
+        mut stage: Stage,
+        declared: Option<u64>,
+        mut feed: Feed<impl Stream<Item = Result<Bytes, BodyError>> + Unpin>,
+    ) -> Result<Received, PutError> {
+        let beginning = beginning(&mut feed).await?;
+        let compression = Compression::detect(extension, &beginning);
         let packed = match (verify, compression) {
             (Verify::File, _) => false,
             (Verify::Nar, Some(Compression::None)) => {
@@ -157,7 +194,7 @@ impl Cache {
             Some(permit) => {
                 let unpack = move |incoming: &mut Incoming| {
                     let _permit = permit;
-                    unpack(incoming, None, name.extension, Allowance::USUAL)
+                    unpack(incoming, None, extension, Allowance::USUAL)
                 };
                 ingest::unpack_while_it_flows(stage, beginning, &mut feed, unpack).await?
             }
@@ -167,8 +204,9 @@ impl Cache {
         // A body that did not arrive, or not as what it was sent, says more than what came of
         // unpacking it.
         check_length(declared, staged.length)?;
-        check_hash(name, staged.hash)?;
-        let Staged { length: file_size, checked, mut busy, upload, .. } = staged;
+        let Staged { hash, length: size, checked, mut busy, upload } = staged;
+        let name = NarName { file_hash: expected.unwrap_or(hash), extension };
+        check_hash(name, hash)?;
 
         let unpacked = match unpacked {
             // Now its length is known, and so how much it may become.
@@ -182,9 +220,9 @@ impl Cache {
                 Some(file) => {
                     let file = Arc::new(file);
                     let unpack = move |allowance| {
-                        let file = ingest::read_at(&file, file_size);
+                        let file = ingest::read_at(&file, size);
                         let begun = Instant::now();
-                        let contents = contents(verify, name, file, file_size, allowance)?;
+                        let contents = contents(verify, name, file, size, allowance)?;
                         Ok((contents, begun.elapsed()))
                     };
                     let unpacked = ingest::decode_at_rest(&self.decoders, allowance, unpack).await;
@@ -195,18 +233,8 @@ impl Cache {
                 None => None,
             },
         };
-        let facts = contents.map(|contents| Facts { file_size, contents });
         self.metrics.verified(busy);
-        let metrics = Arc::clone(&self.metrics);
-        let commit = move || match kept(facts)? {
-            true => ingest::commit(upload, &metrics).map(Some),
-            false => Ok(None),
-        };
-        let stored = ingest::in_the_pool(commit).await?;
-        if let Some(stored) = stored {
-            self.count(&CachePath::Nar(name), stored, file_size);
-        }
-        Ok(Streamed { stored: stored.unwrap_or(Stored::New), size: file_size, facts })
+        Ok(Received { hash, size, contents, upload })
     }
 
     /// Remembers the facts about a NAR that has just been stored, until its narinfo arrives.

@@ -320,7 +320,8 @@ impl Cache {
         Ok(Before { narinfo: self.parse_stored(text).await, etag })
     }
 
-    async fn parse_stored(&self, text: Bytes) -> Option<NarInfo> {
+    /// A narinfo of the store, if it parses.
+    pub(super) async fn parse_stored(&self, text: Bytes) -> Option<NarInfo> {
         let store_dir = self.info.store_dir.clone();
         let is_large = text.len() as u64 > ingest::SMALL;
         let parse = move || NarInfo::parse(&text, &store_dir).ok();

@@ -43,6 +43,7 @@ async fn get(site: &Site, request: &Parts) -> Answer {
         Ok(path) => path,
         Err(absent) => return page(site, request).await.unwrap_or(Err(absent)),
     };
+    let path = site.cache.canonical(path).await?;
     if let Some(link) = site.cache.link(&path).await? {
         return Ok(redirect(link));
     }
@@ -80,6 +81,7 @@ async fn head(site: &Site, request: &Parts) -> Answer {
         Ok(path) => path,
         Err(absent) => return head_of_page(page(site, request).await.unwrap_or(Err(absent))?),
     };
+    let path = site.cache.canonical(path).await?;
     let metadata = site.cache.head(&path).await?.ok_or(HttpError::Absent)?;
     let (mut response, range) = head_of_answer(&path, &metadata, &request.headers)?;
     if response.status() != StatusCode::NOT_MODIFIED {

@@ -86,7 +86,7 @@ fn as_lines(text: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
 
 /// The fields exactly as Nix separates them: a key up to the next colon, one character skipped, a
 /// value up to the next line feed.
-struct AsNix<'a>(&'a [u8]);
+pub(super) struct AsNix<'a>(pub(super) &'a [u8]);
 
 impl<'a> Iterator for AsNix<'a> {
     type Item = (&'a [u8], &'a [u8]);

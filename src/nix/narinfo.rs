@@ -13,7 +13,7 @@ use thiserror::Error;
 
 use super::cache_path::{CachePath, NarName};
 use super::hash::ParseHashError;
-use super::lenient::nars_in_url;
+use super::lenient::{AsNix, nars_in_url};
 use super::signature::{ParseSignatureError, Signature};
 use super::store_path::ParseStorePathError;
 use super::{Sha256Hash, StoreDir, StorePath};
@@ -177,6 +177,42 @@ impl NarInfo {
                 .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
                 .collect(),
         })
+    }
+
+    /// Parses a narinfo as Nix reads it, for one that Nix would be served if this cache were not in
+    /// between.
+    ///
+    /// Nix takes the last of several fields, drops signatures that are none, and does not need
+    /// `FileHash` or `FileSize` (Nix's `src/libstore/nar-info.cc`). All of that is left out here, and
+    /// so is a `FileHash` by another algorithm than SHA-256, which names no NAR of this cache.
+    pub fn parse_as_nix(bytes: &[u8], store_dir: &StoreDir) -> Result<Self, ParseNarInfoError> {
+        if !bytes.ends_with(b"\n") {
+            return Err(ParseNarInfoError::Unfinished);
+        }
+        let mut single: [Option<&str>; SINGLE.len()] = Default::default();
+        let mut others = Vec::new();
+        for (key, value) in AsNix(bytes) {
+            let text = |bytes| str::from_utf8(bytes).map_err(|_| ParseNarInfoError::Utf8);
+            let (key, value) = (text(key)?, text(value)?);
+            match (SINGLE.iter().position(|known| *known == key), key) {
+                (Some(at), "References" | "CA")
+                    if single[at].is_some_and(|text| !text.is_empty()) =>
+                {
+                    return Err(ParseNarInfoError::Twice(SINGLE[at].to_owned()));
+                }
+                (Some(_), "FileHash") if Sha256Hash::parse(value).is_err() => {}
+                (Some(_), "FileSize") if value.parse::<u64>().is_err() => {}
+                (Some(at), _) => single[at] = Some(value),
+                (None, "Sig") if value.parse::<Signature>().is_err() => {}
+                // Lines that are none belong to the key of the next one.
+                (None, _) if key.contains(['\n', '\r']) || key.is_empty() => {}
+                (None, _) => others.push((key, value)),
+            }
+        }
+        let single = SINGLE.iter().zip(single).filter_map(|(key, value)| Some((*key, value?)));
+        let text: String =
+            single.chain(others).map(|(key, value)| format!("{key}: {value}\n")).collect();
+        Self::parse(text.as_bytes(), store_dir)
     }
 
     /// The text that signatures are made on (Nix's `src/libstore/path-info.cc`). It covers neither
@@ -409,6 +445,31 @@ System: x86_64-linux
         assert_eq!(NarInfo::parse(b"\xff", &StoreDir::default()), Err(E::Utf8));
     }
 
+    #[test]
+    fn what_nix_passes_over_is_left_out() {
+        let as_nix = |text: &str| NarInfo::parse_as_nix(text.as_bytes(), &StoreDir::default());
+        assert_eq!(as_nix(HELLO).unwrap(), parse(HELLO).unwrap());
+        let changed = |from: &str, to: &str| as_nix(&HELLO.replace(from, to));
+        // Of a field that comes twice, the last one; whatever follows a colon is skipped.
+        assert_eq!(changed("URL: ", "URL: nar/x\nURL: ").unwrap(), parse(HELLO).unwrap());
+        assert_eq!(changed("URL: ", "URL:\t").unwrap(), parse(HELLO).unwrap());
+        assert_eq!(changed("URL: ", "no line\nof any kind: x\nURL: ").unwrap().unknown.len(), 2);
+        // A signature that is none.
+        assert_eq!(changed("Sig: other-1:", "Sig: other-1").unwrap().signatures.len(), 1);
+        // No hash of the file that would name it here.
+        for hash in ["sha512:abc", "md5:abc", ""] {
+            let text = format!("{HELLO}FileHash: {hash}\n");
+            assert_eq!(as_nix(&text).unwrap().file_hash, parse(HELLO).unwrap().file_hash, "{hash}");
+        }
+        let line = HELLO.lines().find(|line| line.starts_with("FileHash")).unwrap();
+        assert_eq!(changed(line, "FileHash: sha512:abc").unwrap().file_hash, None);
+        use ParseNarInfoError as E;
+        assert_eq!(as_nix(HELLO.trim_end()), Err(E::Unfinished));
+        assert_eq!(changed("NarSize: 226552\n", ""), Err(E::Missing("NarSize")));
+        assert_eq!(changed("System: ", "References: "), Err(E::Twice("References".to_owned())));
+        assert!(as_nix("<html>Sign in</html>\n").is_err());
+    }
+
     /// A narinfo with so many signatures takes so long to be parsed, at best.
     fn time_to_parse(signatures: usize) -> Duration {
         let signature = |number: usize| {
@@ -488,6 +549,7 @@ System: x86_64-linux
 
         #[test]
         fn no_bytes_break_the_parser(bytes: Vec<u8>) {
+            let _ = NarInfo::parse_as_nix(&bytes, &StoreDir::default());
             let _ = NarInfo::parse(&bytes, &StoreDir::default());
         }
     }

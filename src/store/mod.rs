@@ -196,17 +196,14 @@ pub trait Upload: Send {
     /// Appends to the object.
     fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError>;
 
-    /// A file from which others can read what has been written so far. It is asked for before
-    /// anything is written.
-    fn reader(&mut self) -> Result<File, StoreError>;
-
     /// Says whether more of the object hardly arrives from now on. What is limited, as memory is, is
     /// given back meanwhile.
     fn set_slow(&mut self, _slow: bool) -> Result<(), StoreError> {
         Ok(())
     }
 
-    /// A file that has what has been written so far from its beginning; none where that is elsewhere.
+    /// A file that has what has been written so far, and what will be, from its beginning; none where
+    /// that is elsewhere.
     fn staged(&self) -> Result<Option<File>, StoreError>;
 
     /// Makes the object durable, then visible under its path, in place of an older one.

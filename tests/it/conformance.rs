@@ -85,7 +85,7 @@ suite! {
         an_upload_that_is_dropped_leaves_nothing
         an_upload_that_is_dropped_leaves_what_was_there
         two_uploads_of_one_object_leave_one_of_them_whole
-        what_was_written_can_be_read_at_once
+        what_was_written_can_be_read_at_once_where_it_is_in_a_file
     }
     ranges {
         every_part_of_a_small_object_can_be_had

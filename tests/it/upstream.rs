@@ -14,6 +14,8 @@ mod memory;
 mod nix;
 /// Proxies on the way to an upstream.
 mod proxies;
+/// Caches that do not know the hash of a NAR's file.
+mod unnamed;
 /// Uploads to a cache that has upstreams.
 mod uploads;
 

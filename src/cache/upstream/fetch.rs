@@ -8,7 +8,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Write};
 use std::sync::{Arc, PoisonError};
 use std::time::SystemTime;
 
@@ -19,13 +19,18 @@ use tracing::{info, warn};
 use super::client::{Client, Trouble};
 use super::growing::{self, Growing};
 use super::lookup::Remote;
+use super::provisional::Provisional;
 use super::resuming::{Begun, Source, resuming, size};
 use super::{UpstreamError, Upstreams};
-use crate::cache::feed::{Feed, Turn};
+use crate::cache::feed::{BATCH, Feed, Turn};
+use crate::cache::nar::{Facts, NarContents, Received};
 use crate::cache::narinfo::check_against_nar;
-use crate::cache::{BodyError, Cache, GetError, PutError, ingest, metadata_of};
-use crate::nix::cache_path::NarName;
-use crate::nix::{CachePath, Compression};
+use crate::cache::stage::Stage;
+use crate::cache::{BodyError, Cache, GetError, PutError, UnpackError, ingest, metadata_of};
+use crate::config::Verify;
+use crate::logging::with_causes as causes;
+use crate::nix::cache_path::{NarExtension, NarName};
+use crate::nix::{CachePath, Compression, NarInfo};
 use crate::store::{Content, Metadata, Object, StoreError, Stored, Upload};
 
 /// What a side file may have at most: the largest logs have some 100 MB.
@@ -50,6 +55,8 @@ impl Upstreams {
             .filter(|client| remote.is_none_or(|remote| !Arc::ptr_eq(client, &remote.client)));
         let url = CachePath::Nar(name).key();
         let others = others.map(|client| Source { client: Arc::clone(client), url: url.clone() });
+        // A name that is ours alone is nowhere else.
+        let others = others.filter(|_| Provisional::of(name).is_none());
         told.into_iter().chain(others).collect()
     }
 
@@ -70,6 +77,9 @@ impl Upstreams {
             let trouble = match answer {
                 Ok(None) => continue,
                 Ok(Some(answer)) => match size(&answer, stated) {
+                    Ok(None) if remote.is_none() => {
+                        Trouble::Nonsense("a NAR without a length or a narinfo".to_owned())
+                    }
                     Ok(size) => return Ok(Some(Begun { source, others: sources, answer, size })),
                     Err(trouble) => trouble,
                 },
@@ -89,7 +99,7 @@ impl Upstreams {
         &self,
         name: NarName,
         remote: Option<&Remote>,
-    ) -> Result<Option<(bool, u64)>, UpstreamError> {
+    ) -> Result<Option<(bool, Option<u64>)>, UpstreamError> {
         let stated = remote.and_then(|remote| remote.file_size);
         let mut failed = None;
         for source in self.sources(name, remote) {
@@ -118,17 +128,27 @@ impl Cache {
         &self,
         name: NarName,
     ) -> Result<Option<Object>, GetError> {
+        match self.begin_or_join(name).await? {
+            Some(Wanted::Here(object)) => Ok(Some(object)),
+            Some(Wanted::Coming(growing)) => Ok(Some(growing.object().await?)),
+            None => Ok(None),
+        }
+    }
+
+    /// Begins to fetch a NAR, unless it is being fetched or has just come.
+    async fn begin_or_join(&self, name: NarName) -> Result<Option<Wanted>, GetError> {
         let Some(upstreams) = &self.upstreams else {
             return Ok(None);
         };
         let _lock = upstreams.beginnings.lock(name).await;
-        let running = upstreams.fetches().get(&name).map(|growing| growing.object());
-        if let Some(object) = running {
-            return Ok(Some(object));
+        let running = upstreams.fetches().get(&name).cloned();
+        if let Some(growing) = running {
+            return Ok(Some(Wanted::Coming(growing)));
         }
         // It may have arrived while others were waited for.
-        if let Some(object) = self.store.get(&CachePath::Nar(name)).await? {
-            return Ok(Some(object));
+        let stored = self.stored_nar(name).await?;
+        if let Some(object) = self.store.get(&CachePath::Nar(stored)).await? {
+            return Ok(Some(Wanted::Here(object)));
         }
         let remote = upstreams.nars.get(&name);
         let Some(begun) = upstreams.begin(name, remote.as_deref()).await? else {
@@ -137,15 +157,87 @@ impl Cache {
             return Ok(None);
         };
         let turn = upstreams.limit.take().await;
-        let path = CachePath::Nar(name);
-        let upload = ingest::begin(&self.store, &path, Some(begun.size)).await;
-        let mut upload = upload.map_err(|error| get_error(error, &begun.source.client))?;
-        let growing = Arc::new(Growing::new(name, begun.size, upload.reader()?));
-        let object = growing.object();
+        let client = Arc::clone(&begun.source.client);
+        let staged = self.stage(name, begun.size, &client).await;
+        let (upload, growing) = staged.map_err(|error| get_error(error, &client))?;
         upstreams.fetches().insert(name, Arc::clone(&growing));
-        info!("fetching {path} from {}", begun.source.client.name);
-        tokio::spawn(self.clone().fetch(name, begun, remote, upload, growing, turn));
-        Ok(Some(object))
+        info!("fetching {} from {}", CachePath::Nar(name), client.name);
+        tokio::spawn(self.clone().fetch(name, begun, remote, upload, Arc::clone(&growing), turn));
+        Ok(Some(Wanted::Coming(growing)))
+    }
+
+    /// Where a NAR goes that begins to arrive, and where it can be read meanwhile.
+    async fn stage(
+        &self,
+        name: NarName,
+        size: Option<u64>,
+        client: &Client,
+    ) -> Result<(Box<dyn Upload>, Arc<Growing>), PutError> {
+        let path = CachePath::Nar(name);
+        let has_a_place = client.store && Provisional::of(name).is_none();
+        let store = Arc::clone(&self.store);
+        let scratch = move || -> Result<Scratch, StoreError> {
+            Ok(Scratch { key: path.key(), file: store.scratch(&path, size)? })
+        };
+        let (inner, copy): (Box<dyn Upload>, _) = if has_a_place {
+            let upload = ingest::begin(&self.store, &CachePath::Nar(name), size).await?;
+            let copy = match upload.staged()? {
+                Some(_) => None,
+                None => match ingest::in_the_pool(move || Ok(scratch()?)).await {
+                    Ok(copy) => Some(copy),
+                    Err(error) => {
+                        warn!("{name} is answered when it has been stored: {}", causes(&error));
+                        None
+                    }
+                },
+            };
+            (upload, copy)
+        } else {
+            (Box::new(ingest::in_the_pool(move || Ok(scratch()?)).await?), None)
+        };
+        let mut told = Told { inner, copy, growing: None };
+        let (file, store) = (told.staged()?, Arc::clone(&self.store));
+        let growing = Arc::new(Growing::new(name, size, file, store, client.name.clone()));
+        told.growing = Some(Arc::clone(&growing));
+        Ok((Box::new(told), growing))
+    }
+
+    /// The name under which a NAR is stored here that somebody asks for by `name`.
+    async fn stored_nar(&self, name: NarName) -> Result<NarName, GetError> {
+        match Provisional::of(name) {
+            Some(provisional) => Ok(self.own_nar_of(provisional).await?.unwrap_or(name)),
+            None => Ok(name),
+        }
+    }
+
+    /// The NAR that a provisional name means, if the path is here.
+    async fn own_nar_of(&self, provisional: Provisional) -> Result<Option<NarName>, GetError> {
+        let (hash, path) = (provisional.path, CachePath::NarInfo(provisional.path));
+        let Some(object) = self.find_narinfo(&path, &hash).await? else {
+            return Ok(None);
+        };
+        let Content::Bytes(text) = object.content else {
+            return Ok(None);
+        };
+        let info = self.parse_stored(text).await;
+        Ok(info.and_then(|info| provisional.nar_of(&info)))
+    }
+
+    /// The NAR that `name` means: the one of its path, where it is a provisional name.
+    pub(in crate::cache) async fn meant_nar(&self, name: NarName) -> Result<NarName, GetError> {
+        let Some(provisional) = Provisional::of(name) else {
+            return Ok(name);
+        };
+        if let Some(own) = self.own_nar_of(provisional).await? {
+            return Ok(own);
+        }
+        let Some(upstreams) = &self.upstreams else {
+            return Ok(name);
+        };
+        // That its NAR is remembered is what matters; so it is asked for once more where it is not.
+        let dir = &self.info.store_dir;
+        let remote = upstreams.lookup(&provisional.path, dir, &self.decoders).await?;
+        Ok(remote.and_then(|remote| provisional.nar_of(&remote.info(dir))).unwrap_or(name))
     }
 
     /// Waits until a NAR that an upstream has is here; false if it cannot be had.
@@ -155,15 +247,10 @@ impl Cache {
     ) -> BoxFuture<'_, Result<bool, GetError>> {
         // Boxed, because fetching ends with a narinfo, and that asks for its NAR.
         async move {
-            let Some(upstreams) = &self.upstreams else {
-                return Ok(false);
-            };
-            if self.mirror_nar(name).await?.is_none() {
-                return Ok(false);
-            }
-            let running = upstreams.fetches().get(&name).cloned();
-            if let Some(growing) = running {
-                growing.end().await;
+            match self.begin_or_join(name).await? {
+                Some(Wanted::Coming(growing)) => drop(growing.end().await),
+                Some(Wanted::Here(_)) => {}
+                None => return Ok(false),
             }
             Ok(self.store.head(&CachePath::Nar(name)).await?.is_some())
         }
@@ -178,7 +265,7 @@ impl Cache {
         let Some(upstreams) = &self.upstreams else {
             return Ok(None);
         };
-        let running = upstreams.fetches().get(&name).map(|growing| growing.metadata());
+        let running = upstreams.fetches().get(&name).and_then(|growing| growing.metadata());
         if let Some(metadata) = running {
             return Ok(Some(metadata));
         }
@@ -188,7 +275,12 @@ impl Cache {
         };
         // A client asks for the head of a NAR when it is about to upload it. What is not kept here is
         // no reason not to.
-        Ok(kept.then(|| growing::metadata(name, size, SystemTime::now())))
+        match size {
+            _ if !kept => Ok(None),
+            Some(size) => Ok(Some(growing::metadata(name, size, SystemTime::now()))),
+            // To know its length takes all of it.
+            None => Ok(self.mirror_nar(name).await?.map(|object| object.metadata)),
+        }
     }
 
     async fn fetch(
@@ -203,7 +295,7 @@ impl Cache {
         let Some(upstreams) = &self.upstreams else {
             return;
         };
-        let mut ending = Ending { upstreams, name, growing, right: false };
+        let mut ending = Ending { upstreams, name, growing, right: None };
         let client = Arc::clone(&begun.source.client);
         let done = self.take(name, begun, remote.as_deref(), upload, &ending.growing, turn).await;
         if let Err(error) = &done {
@@ -215,10 +307,10 @@ impl Cache {
             }
         }
         // Published before it is said that it is right: who is told can have it.
-        ending.right = done.is_ok();
+        ending.right = done.ok();
     }
 
-    /// Takes a NAR that arrives, and its narinfo, if they agree.
+    /// Takes a NAR that arrives, and its narinfo, if they agree. Returns the length of its file.
     async fn take(
         &self,
         name: NarName,
@@ -227,31 +319,88 @@ impl Cache {
         upload: Box<dyn Upload>,
         growing: &Arc<Growing>,
         turn: Turn,
-    ) -> Result<(), PutError> {
+    ) -> Result<u64, PutError> {
         let (size, kept) = (begun.size, begun.source.client.store);
-        let upload = Box::new(Told { inner: upload, growing: Arc::clone(growing) });
         let feed = Feed::new(Box::pin(resuming(begun, Arc::clone(growing), kept)), turn);
         let info = remote.map(|remote| remote.info(&self.info.store_dir));
-        let agreed = move |facts| {
-            if let (Some(info), Some(facts)) = (&info, facts) {
-                check_against_nar(info, name, facts)?;
-            }
-            Ok(kept)
+        let limit = match (size, &info) {
+            (Some(size), _) => size,
+            (None, Some(info)) => largest_file(info.nar_size),
+            (None, None) => u64::MAX,
         };
-        let facts = self.stream_nar(name, upload, Some(size), size, agreed, feed).await?.facts;
+        let (name, facts, size) = match (Provisional::of(name), &info) {
+            (Some(_), Some(info)) => {
+                let extension = name.extension;
+                let stage = Stage::new(upload, limit);
+                let received = self.receive_nar(extension, None, Verify::Nar, stage, size, feed);
+                self.name_received(extension, info, received.await?, kept).await?
+            }
+            (_, info) => {
+                let info = info.clone();
+                let agreed = move |facts| {
+                    if let (Some(info), Some(facts)) = (&info, facts) {
+                        check_against_nar(info, name, facts)?;
+                    }
+                    Ok(kept)
+                };
+                let streamed = self.stream_nar(name, upload, size, limit, agreed, feed).await?;
+                (name, streamed.facts, streamed.size)
+            }
+        };
         if !kept {
-            return Ok(());
+            return Ok(size);
         }
         if let Some(facts) = facts {
             self.remember_facts(name, facts).await;
         }
-        match remote {
-            Some(remote) => {
-                let info = remote.info(&self.info.store_dir);
-                self.mirror_narinfo(info, &remote.client.name).await
-            }
-            None => Ok(()),
+        if let (Some(mut info), Some(remote)) = (info, remote) {
+            info.url = CachePath::Nar(name).key();
+            self.mirror_narinfo(info, &remote.client.name).await?;
         }
+        Ok(size)
+    }
+
+    /// Gives a NAR that has come the name that it turned out to have, if it is what its narinfo says,
+    /// and stores it if it is to be `kept`.
+    async fn name_received(
+        &self,
+        extension: NarExtension,
+        info: &NarInfo,
+        received: Received,
+        kept: bool,
+    ) -> Result<(NarName, Option<Facts>, u64), PutError> {
+        let Received { hash, size, contents, upload } = received;
+        let name = NarName { file_hash: hash, extension };
+        let path = CachePath::Nar(name);
+        let unread = || PutError::Read { key: path.key(), source: io::ErrorKind::NotFound.into() };
+        let facts = Facts { file_size: size, contents: contents.ok_or_else(unread)? };
+        check_against_nar(info, name, facts)?;
+        if let NarContents::NoDecoder(compression) = facts.contents {
+            // Nothing else says that it is the right one.
+            return Err(UnpackError::NoDecoder(compression).into());
+        }
+        if kept {
+            let mut stored = ingest::begin(&self.store, &path, Some(size)).await?;
+            let metrics = Arc::clone(&self.metrics);
+            let copy = move || {
+                let file = upload.staged()?.ok_or(io::ErrorKind::NotFound);
+                let key = CachePath::Nar(name).key();
+                let read = |source| PutError::Read { key: key.clone(), source };
+                let mut file =
+                    ingest::read_at(&Arc::new(file.map_err(|kind| read(kind.into()))?), size);
+                let mut buffer = vec![0; BATCH];
+                loop {
+                    match file.read(&mut buffer).map_err(read)? {
+                        0 => break,
+                        count => stored.write(&buffer[..count])?,
+                    }
+                }
+                ingest::commit(stored, &metrics)
+            };
+            let stored = ingest::in_the_pool(copy).await?;
+            self.count(&path, stored, size);
+        }
+        Ok((name, Some(facts), size))
     }
 
     /// A path whose NAR is here already, from another path or from an upload that was given up:
@@ -350,12 +499,24 @@ fn cut_short(error: io::Error) -> BodyError {
     BodyError::CutShort(error.into())
 }
 
+/// A NAR that somebody asked for.
+enum Wanted {
+    Here(Object),
+    Coming(Arc<Growing>),
+}
+
+/// The largest file that a NAR of this size may be compressed to: formats add some bytes for each
+/// block that they cannot make smaller.
+fn largest_file(nar_size: u64) -> u64 {
+    nar_size.saturating_add(nar_size / 8).saturating_add(1 << 20)
+}
+
 /// The end of a fetch, which comes even where it panics: who waits for it must hear of it.
 struct Ending<'a> {
     upstreams: &'a Upstreams,
     name: NarName,
     growing: Arc<Growing>,
-    right: bool,
+    right: Option<u64>,
 }
 
 impl Drop for Ending<'_> {
@@ -365,21 +526,52 @@ impl Drop for Ending<'_> {
     }
 }
 
-/// Tells the readers what has been staged.
+/// A NAR in a file without a name, as it is not stored, or not yet.
+struct Scratch {
+    key: String,
+    file: File,
+}
+
+impl Upload for Scratch {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        let written = self.file.write_all(bytes);
+        written.map_err(|error| StoreError::new("keeping a copy of", &self.key, error))
+    }
+
+    fn staged(&self) -> Result<Option<File>, StoreError> {
+        let file = self.file.try_clone().map(Some);
+        file.map_err(|error| StoreError::new("reading the copy of", &self.key, error))
+    }
+
+    fn commit(self: Box<Self>) -> Result<Stored, StoreError> {
+        let error = io::Error::from(io::ErrorKind::Unsupported);
+        Err(StoreError::new("storing the copy of", &self.key, error))
+    }
+}
+
+/// Tells the readers what can be read, and keeps a copy for them where the store has no file for it.
 struct Told {
     inner: Box<dyn Upload>,
-    growing: Arc<Growing>,
+    copy: Option<Scratch>,
+    growing: Option<Arc<Growing>>,
 }
 
 impl Upload for Told {
     fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
         self.inner.write(bytes)?;
-        self.growing.written(bytes.len() as u64);
+        let copied = self.copy.as_mut().map_or(Ok(()), |copy| copy.write(bytes));
+        let Some(growing) = &self.growing else {
+            return copied;
+        };
+        match copied {
+            Ok(()) => growing.written(bytes.len() as u64),
+            Err(error) => {
+                warn!("the rest is answered when it has been stored: {}", causes(&error));
+                self.copy = None;
+                growing.out_of_sight();
+            }
+        }
         Ok(())
-    }
-
-    fn reader(&mut self) -> Result<File, StoreError> {
-        self.inner.reader()
     }
 
     fn set_slow(&mut self, slow: bool) -> Result<(), StoreError> {
@@ -387,7 +579,10 @@ impl Upload for Told {
     }
 
     fn staged(&self) -> Result<Option<File>, StoreError> {
-        self.inner.staged()
+        match &self.copy {
+            Some(copy) => copy.staged(),
+            None => self.inner.staged(),
+        }
     }
 
     fn commit(self: Box<Self>) -> Result<Stored, StoreError> {

@@ -3,6 +3,10 @@
 //! Readers follow the file as it grows, and the last byte is held back until the whole of it has
 //! been checked: so what turns out to be wrong is broken off for all of them, and for none of them
 //! has it ended as if it were complete.
+//!
+//! For two things a reader may have to wait until the NAR has come whole: for its length, where the
+//! upstream does not say it, and for its bytes, where there is no file that they can be read from
+//! meanwhile. Then they are read from the store.
 
 use std::fs::File;
 use std::io;
@@ -11,40 +15,64 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
+use futures_util::{StreamExt, TryStreamExt};
 use tokio::sync::watch;
 
+use super::{Trouble, UpstreamError};
+use crate::nix::CachePath;
 use crate::nix::cache_path::NarName;
 use crate::store::fs::read::read_chunk;
-use crate::store::{Content, Metadata, Object, Ranged};
+use crate::store::{Content, Metadata, Object, Ranged, Store};
 
 /// How much a reader takes at a time, at most.
 const CHUNK: u64 = 256 * 1024;
 
-/// A file that grows.
+/// A NAR that grows.
 pub(super) struct Growing {
     name: NarName,
-    size: u64,
+    /// Its length, if it is known before its end.
+    size: Option<u64>,
     begun: SystemTime,
-    file: Arc<File>,
+    /// What has come of it.
+    file: Option<Arc<File>>,
+    /// Where it is when all of it has come.
+    store: Arc<dyn Store>,
+    upstream: String,
     state: watch::Sender<State>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// So many bytes are there.
+    /// So many bytes are in the file.
     Written(u64),
-    /// All are, and they are right.
-    Right,
-    /// They will never be, or they are wrong.
+    /// More bytes come, and the file has not all of them.
+    OutOfSight,
+    /// All `size` bytes have come, and they are right.
+    Right { size: u64, in_file: bool },
+    /// They will never come, or they are wrong.
     Failed,
 }
 
+impl State {
+    fn has_ended(&self) -> bool {
+        matches!(self, Self::Right { .. } | Self::Failed)
+    }
+}
+
 impl Growing {
-    pub(super) fn new(name: NarName, size: u64, file: File) -> Self {
-        let state = watch::Sender::new(State::Written(0));
-        Self { name, size, begun: SystemTime::now(), file: Arc::new(file), state }
+    /// Where there is no `file` to read it from, it is read from `store` at its end.
+    pub(super) fn new(
+        name: NarName,
+        size: Option<u64>,
+        file: Option<File>,
+        store: Arc<dyn Store>,
+        upstream: String,
+    ) -> Self {
+        let state = if file.is_some() { State::Written(0) } else { State::OutOfSight };
+        let state = watch::Sender::new(state);
+        let file = file.map(Arc::new);
+        Self { name, size, begun: SystemTime::now(), file, store, upstream, state }
     }
 
     pub(super) fn written(&self, count: u64) {
@@ -55,33 +83,60 @@ impl Growing {
         });
     }
 
-    pub(super) fn ended(&self, right: bool) {
-        self.state.send_replace(if right { State::Right } else { State::Failed });
+    /// What comes from now on is not in the file.
+    pub(super) fn out_of_sight(&self) {
+        self.state.send_replace(State::OutOfSight);
     }
 
-    /// Whether anybody reads it.
+    /// It has ended; with its length, if it is right.
+    pub(super) fn ended(&self, right: Option<u64>) {
+        self.state.send_modify(|state| {
+            let in_file = matches!(state, State::Written(_));
+            *state = right.map_or(State::Failed, |size| State::Right { size, in_file });
+        });
+    }
+
+    /// Whether anybody reads it or waits for it.
     pub(super) fn is_read(&self) -> bool {
         self.state.receiver_count() > 0
     }
 
-    /// Returns when it has ended; whether it is right.
-    pub(super) async fn end(&self) -> bool {
+    /// Returns when it has ended: its length, if it is right.
+    pub(super) async fn end(&self) -> Option<u64> {
         let mut state = self.state.subscribe();
-        let ended = state.wait_for(|state| !matches!(state, State::Written(_))).await;
-        ended.is_ok_and(|state| *state == State::Right)
+        match state.wait_for(State::has_ended).await.map(|state| *state) {
+            Ok(State::Right { size, .. }) => Some(size),
+            _ => None,
+        }
     }
 
-    /// What is known of it.
-    pub(super) fn metadata(&self) -> Metadata {
-        metadata(self.name, self.size, self.begun)
+    /// What is known of it; none while its length is not.
+    pub(super) fn metadata(&self) -> Option<Metadata> {
+        self.size.map(|size| metadata(self.name, size, self.begun))
     }
 
-    /// It, as an object of a store.
-    pub(super) fn object(&self) -> Object {
-        let metadata = self.metadata();
-        let reader =
-            Reader { file: Arc::clone(&self.file), size: self.size, state: self.state.subscribe() };
-        Object { metadata, content: Content::Stream(Box::new(reader)) }
+    /// It, as an object of a store, as soon as its length is known.
+    pub(super) fn object(&self) -> impl Future<Output = Result<Object, UpstreamError>> + use<> {
+        let mut reader = Reader {
+            name: self.name,
+            file: self.file.clone(),
+            store: Arc::clone(&self.store),
+            size: 0,
+            // It counts as somebody who waits for it from now on.
+            state: self.state.subscribe(),
+        };
+        let (size, begun, upstream) = (self.size, self.begun, self.upstream.clone());
+        async move {
+            reader.size = match size {
+                Some(size) => size,
+                None => reader.end().await.ok_or_else(|| {
+                    let trouble = Trouble::Connection("failed in the middle of a NAR".to_owned());
+                    UpstreamError { upstream, trouble }
+                })?,
+            };
+            let metadata = metadata(reader.name, reader.size, begun);
+            Ok(Object { metadata, content: Content::Stream(Box::new(reader)) })
+        }
     }
 }
 
@@ -91,24 +146,78 @@ pub(super) fn metadata(name: NarName, size: u64, now: SystemTime) -> Metadata {
 }
 
 struct Reader {
-    file: Arc<File>,
+    name: NarName,
+    file: Option<Arc<File>>,
+    store: Arc<dyn Store>,
     size: u64,
     state: watch::Receiver<State>,
 }
 
+/// Where the next bytes are.
+enum Next {
+    /// In the file, up to here.
+    InFile(Arc<File>, u64),
+    /// In the store, with all others.
+    Stored,
+}
+
 impl Reader {
-    /// Waits until there is something after `at`, and says up to where it can be read.
-    async fn available(&mut self, at: u64) -> io::Result<u64> {
-        let all_but_the_last = self.size.saturating_sub(1);
-        let readable = |state: &State| match *state {
-            State::Written(count) => Some(count.min(all_but_the_last)),
-            State::Right => Some(self.size),
-            State::Failed => None,
-        };
-        let changed = self.state.wait_for(|state| readable(state).is_none_or(|end| end > at)).await;
-        let end = changed.ok().and_then(|state| readable(&state));
-        end.ok_or_else(|| io::Error::other("the upstream failed in the middle of it"))
+    /// The length of all of it, when it has come; none if it failed.
+    async fn end(&mut self) -> Option<u64> {
+        match self.state.wait_for(State::has_ended).await.map(|state| *state) {
+            Ok(State::Right { size, .. }) => Some(size),
+            _ => None,
+        }
     }
+
+    /// Waits until there is something after `at`.
+    async fn next(&mut self, at: u64) -> io::Result<Next> {
+        let all_but_the_last = self.size.saturating_sub(1);
+        let is_there = |state: &State| match *state {
+            State::Written(count) => count.min(all_but_the_last) > at,
+            State::OutOfSight => false,
+            State::Right { .. } | State::Failed => true,
+        };
+        let state = self.state.wait_for(is_there).await.map(|state| *state);
+        match (state, &self.file) {
+            (Ok(State::Written(count)), Some(file)) => {
+                Ok(Next::InFile(Arc::clone(file), count.min(all_but_the_last)))
+            }
+            (Ok(State::Right { in_file: true, size }), Some(file)) => {
+                Ok(Next::InFile(Arc::clone(file), size))
+            }
+            (Ok(State::Right { .. }), _) => Ok(Next::Stored),
+            _ => Err(io::Error::other("the upstream failed in the middle of it")),
+        }
+    }
+
+    /// The bytes of `range`, from the store.
+    async fn stored(&self, range: Range<u64>) -> io::Result<BoxStream<'static, io::Result<Bytes>>> {
+        let object = self.store.get(&CachePath::Nar(self.name)).await.map_err(io::Error::other)?;
+        match object.map(|object| object.content) {
+            Some(Content::Bytes(bytes)) => {
+                let bytes = bytes.get(range.start as usize..range.end as usize);
+                let bytes = bytes.map(Bytes::copy_from_slice).ok_or(io::ErrorKind::UnexpectedEof);
+                Ok(stream::iter([bytes.map_err(io::Error::from)]).boxed())
+            }
+            Some(Content::File(file)) => Ok(chunks(Arc::new(file), range)),
+            Some(Content::Stream(bytes)) => Ok(bytes.read(range)),
+            None => Err(io::Error::other("it was removed in the middle of its answer")),
+        }
+    }
+}
+
+/// A range of a file.
+fn chunks(file: Arc<File>, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>> {
+    stream::try_unfold((file, range), |(file, range)| async move {
+        if range.is_empty() {
+            return Ok(None);
+        }
+        let len = CHUNK.min(range.end - range.start);
+        let chunk = read_chunk(Arc::clone(&file), range.start, len as usize).await?;
+        Ok(Some((chunk, (file, range.start + len..range.end))))
+    })
+    .boxed()
 }
 
 impl Ranged for Reader {
@@ -118,35 +227,51 @@ impl Ranged for Reader {
     }
 
     fn read(self: Box<Self>, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>> {
-        stream::try_unfold((self, range), |(mut reader, range)| async move {
+        // One part after the other, until there is none.
+        let parts = stream::try_unfold((self, range), |(mut reader, range)| async move {
             if range.is_empty() {
-                return Ok(None);
+                return Ok::<_, io::Error>(None);
             }
-            let end = reader.available(range.start).await?.min(range.end);
-            let len = CHUNK.min(end - range.start);
-            let chunk = read_chunk(Arc::clone(&reader.file), range.start, len as usize).await?;
-            Ok(Some((chunk, (reader, range.start + len..range.end))))
-        })
-        .boxed()
+            let (part, end) = match reader.next(range.start).await? {
+                Next::InFile(file, end) => {
+                    let end = end.min(range.end).min(range.start + CHUNK);
+                    (chunks(file, range.start..end), end)
+                }
+                Next::Stored => (reader.stored(range.clone()).await?, range.end),
+            };
+            Ok(Some((part, (reader, end..range.end))))
+        });
+        parts.try_flatten().boxed()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-
-    use futures_util::TryStreamExt;
+    use std::io::Write as _;
 
     use super::*;
+    use crate::store::fs::FsStore;
 
-    fn growing(size: u64) -> (Growing, File) {
-        let file = tempfile::tempfile().unwrap();
-        let name = format!("{}.nar", "0".repeat(52)).parse().unwrap();
-        (Growing::new(name, size, file.try_clone().unwrap()), file)
+    struct World {
+        growing: Growing,
+        file: File,
+        store: Arc<dyn Store>,
+        name: NarName,
+        _dir: tempfile::TempDir,
     }
 
-    fn read(growing: &Growing, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>> {
-        match growing.object().content {
+    fn world(size: Option<u64>, in_file: bool) -> World {
+        let dir = tempfile::tempdir().unwrap();
+        let store: Arc<dyn Store> = Arc::new(FsStore::open(dir.path(), 0).unwrap());
+        let file = tempfile::tempfile().unwrap();
+        let name = format!("{}.nar", "0".repeat(52)).parse().unwrap();
+        let readable = in_file.then(|| file.try_clone().unwrap());
+        let growing = Growing::new(name, size, readable, Arc::clone(&store), "x".to_owned());
+        World { growing, file, store, name, _dir: dir }
+    }
+
+    async fn read(growing: &Growing, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>> {
+        match growing.object().await.unwrap().content {
             Content::Stream(reader) => reader.read(range),
             other => panic!("{other:?}"),
         }
@@ -154,38 +279,85 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_there_is_read_before_the_rest_and_the_last_byte_at_the_end() {
-        let (growing, mut file) = growing(6);
-        let mut reader = read(&growing, 0..6);
+        let World { growing, mut file, .. } = world(Some(6), true);
+        let mut reader = read(&growing, 0..6).await;
         file.write_all(b"abc").unwrap();
         growing.written(3);
         assert_eq!(reader.try_next().await.unwrap().unwrap(), "abc");
         file.write_all(b"def").unwrap();
         growing.written(3);
         assert_eq!(reader.try_next().await.unwrap().unwrap(), "de");
-        growing.ended(true);
+        growing.ended(Some(6));
         assert_eq!(reader.try_next().await.unwrap().unwrap(), "f");
         assert!(reader.try_next().await.unwrap().is_none());
-        let late: Vec<Bytes> = read(&growing, 2..4).try_collect().await.unwrap();
+        let late: Vec<Bytes> = read(&growing, 2..4).await.try_collect().await.unwrap();
         assert_eq!(late.concat(), b"cd");
-        assert!(growing.end().await);
+        assert_eq!(growing.end().await, Some(6));
     }
 
     #[tokio::test]
     async fn what_is_wrong_is_broken_off_for_everybody() {
-        let (growing, mut file) = growing(3);
-        let early = read(&growing, 0..3);
+        let World { growing, mut file, .. } = world(Some(3), true);
+        let early = read(&growing, 0..3).await;
         file.write_all(b"abc").unwrap();
         growing.written(3);
-        growing.ended(false);
+        growing.ended(None);
         assert!(early.try_collect::<Vec<Bytes>>().await.is_err());
-        assert!(read(&growing, 0..3).try_collect::<Vec<Bytes>>().await.is_err());
-        assert!(!growing.end().await);
+        assert!(read(&growing, 0..3).await.try_collect::<Vec<Bytes>>().await.is_err());
+        assert_eq!(growing.end().await, None);
+    }
+
+    #[tokio::test]
+    async fn without_a_length_it_is_waited_for() {
+        let World { growing, mut file, .. } = world(None, true);
+        let waiting = growing.object();
+        assert!(growing.is_read());
+        assert_eq!(growing.metadata(), None);
+        file.write_all(b"abc").unwrap();
+        growing.written(3);
+        growing.ended(Some(3));
+        let object = waiting.await.unwrap();
+        assert_eq!(object.metadata.size, 3);
+        let Content::Stream(reader) = object.content else { panic!("it is not in memory") };
+        assert_eq!(reader.read(0..3).try_collect::<Vec<Bytes>>().await.unwrap().concat(), b"abc");
+
+        let World { growing, .. } = world(None, true);
+        let waiting = growing.object();
+        growing.ended(None);
+        assert!(waiting.await.is_err());
+    }
+
+    #[tokio::test]
+    async fn what_is_not_in_the_file_is_read_from_the_store() {
+        let World { growing, mut file, store, name, _dir } = world(Some(6), true);
+        let mut early = read(&growing, 0..6).await;
+        file.write_all(b"abc").unwrap();
+        growing.written(3);
+        assert_eq!(early.try_next().await.unwrap().unwrap(), "abc");
+        growing.out_of_sight();
+        // It counts no more.
+        growing.written(3);
+        let late = read(&growing, 1..5).await;
+        store.put(&CachePath::Nar(name), "abcdef".into()).await.unwrap();
+        growing.ended(Some(6));
+        assert_eq!(early.try_collect::<Vec<Bytes>>().await.unwrap().concat(), b"def");
+        assert_eq!(late.try_collect::<Vec<Bytes>>().await.unwrap().concat(), b"bcde");
+    }
+
+    #[tokio::test]
+    async fn without_a_file_it_is_read_from_the_store() {
+        let World { growing, store, name, _dir, .. } = world(Some(6), false);
+        let reader = read(&growing, 0..6).await;
+        growing.written(6);
+        store.put(&CachePath::Nar(name), "abcdef".into()).await.unwrap();
+        growing.ended(Some(6));
+        assert_eq!(reader.try_collect::<Vec<Bytes>>().await.unwrap().concat(), b"abcdef");
     }
 
     #[tokio::test]
     async fn whoever_reads_it_is_counted() {
-        let (growing, _file) = growing(3);
-        let reader = read(&growing, 0..3);
+        let World { growing, .. } = world(Some(3), true);
+        let reader = read(&growing, 0..3).await;
         assert!(growing.is_read());
         drop(reader);
         assert!(!growing.is_read());

@@ -10,9 +10,10 @@ use tokio::task::spawn_blocking;
 use tracing::warn;
 
 use super::client::{Client, Trouble};
+use super::provisional::Provisional;
 use super::{UpstreamError, Upstreams};
 use crate::cache::decode_budget::DecodeBudget;
-use crate::cache::{ingest, metadata_of};
+use crate::cache::{ingest, metadata_of, unpack};
 use crate::nix::cache_path::NarName;
 use crate::nix::{
     CachePath, Compression, NarInfo, Signature, StoreDir, StorePath, StorePathHash, narinfo,
@@ -183,13 +184,14 @@ async fn read_narinfo(
     let (reader, dir) = (Arc::clone(client), store_dir.clone());
     let is_large = text.len() as u64 > ingest::SMALL;
     let parse = move || {
-        let info = NarInfo::parse(&text, &dir).map_err(|error| error.to_string())?;
+        let mut info = NarInfo::parse_as_nix(&text, &dir).map_err(|error| error.to_string())?;
         let keys = &reader.trusted_public_keys;
         let fingerprint = info.fingerprint();
         let by = |sig: &&Signature| keys.iter().any(|key| key.name() == sig.key_name());
         let mut signed = info.signatures.iter().filter(by).take(narinfo::MAX_SIGNATURES);
         let is_valid = |sig| keys.iter().any(|key| key.verifies(&fingerprint, sig));
         let trusted = keys.is_empty() || signed.any(is_valid);
+        info.signatures.truncate(narinfo::MAX_SIGNATURES);
         Ok((info, trusted))
     };
     let parsed = if is_large { ingest::joined(spawn_blocking(parse)).await } else { parse() };
@@ -212,7 +214,10 @@ async fn read_narinfo(
         return Err(nonsense(format!("the URL “{url}”, which does not lie in that cache")));
     }
     let nar = name(&mut info).ok_or_else(|| {
-        nonsense(format!("no FileHash for a NAR compressed by {}", info.compression))
+        let compression = &info.compression;
+        nonsense(format!(
+            "no FileHash for a NAR compressed by “{compression}”, which is not read here"
+        ))
     })?;
     client.check_trust(nar)?;
     info.url = CachePath::Nar(nar).key();
@@ -225,24 +230,31 @@ async fn read_narinfo(
 
 /// Whether a URL stays below the cache that it is relative to.
 fn is_below(url: &str) -> bool {
+    // What comes after a question mark is not a path, whatever is in it.
     let path = url.split(['?', '#']).next().unwrap_or_default();
     let steps = || path.split('/');
     !path.is_empty()
         // A URL's parser takes white space out, and with it what keeps two slashes or dots apart.
-        && !url.contains(|c: char| c == '\\' || c == '%' || c.is_whitespace() || c.is_control())
-        && !path.contains(':')
+        && !url.contains(|c: char| c.is_whitespace() || c.is_control())
+        && !path.contains(['\\', '%', ':'])
         && steps().all(|step| !step.is_empty() && step != "." && step != "..")
 }
 
-/// The name that the NAR has here, which is the hash of its file. A server that makes NARs on the
-/// fly does not know it, but then they are not compressed, and the NAR is the file.
+/// The name that the NAR has here: the hash of its file, or a provisional one where that is not known.
+/// Where it is not compressed, the NAR is the file.
 fn name(info: &mut NarInfo) -> Option<NarName> {
     let compression: Compression = info.compression.parse().ok()?;
     if info.file_hash.is_none() && compression == Compression::None {
         info.file_hash = Some(info.nar_hash);
         info.file_size = Some(info.nar_size);
     }
-    Some(NarName { file_hash: info.file_hash?, extension: compression.extension() })
+    let extension = compression.extension();
+    match info.file_hash {
+        Some(file_hash) => Some(NarName { file_hash, extension }),
+        // Without a hash of the file, only what is in it says whether it is the right one.
+        None if unpack::has_no_decoder(compression) => None,
+        None => Some(Provisional::new(info, extension).name()),
+    }
 }
 
 #[cfg(test)]
@@ -251,7 +263,9 @@ mod tests {
 
     #[test]
     fn a_url_stays_below_its_cache() {
-        for url in ["nar/x.nar.xz", "nar/x.nar?hash=abc&x=/..", "x"] {
+        for url in
+            ["nar/x.nar.xz", "nar/x.nar?hash=abc&x=/..", "nar/x.nar?token=a%2Fb%3D&at=12:00#%", "x"]
+        {
             assert!(is_below(url), "{url}");
         }
         for url in [

@@ -3,7 +3,7 @@
 //! `client` asks one of them, and `breaker` leaves it alone while it is in trouble. `lookup`
 //! finds out who has a path and remembers it for a while. `fetch` gets a NAR, once for everybody
 //! who waits for it, from the `growing` file while it is hashed, `resuming` where it
-//! breaks off.
+//! breaks off. A NAR whose file hash is not known has a `provisional` name until then.
 
 mod breaker;
 mod client;
@@ -11,6 +11,7 @@ mod fetch;
 mod growing;
 mod lookup;
 mod name_locks;
+mod provisional;
 mod redirects;
 mod resuming;
 

@@ -28,11 +28,12 @@ pub(super) struct Begun {
     pub source: Source,
     pub others: VecDeque<Source>,
     pub answer: Answer,
-    pub size: u64,
+    /// The length of its file in bytes, where anybody says it.
+    pub size: Option<u64>,
 }
 
 /// The length of a NAR, which everybody who knows it must agree on.
-pub(super) fn size(answer: &Answer, stated: Option<u64>) -> Result<u64, Trouble> {
+pub(super) fn size(answer: &Answer, stated: Option<u64>) -> Result<Option<u64>, Trouble> {
     if let Some(encoding) = &answer.encoding {
         return Err(Trouble::Nonsense(format!("a NAR with Content-Encoding {encoding}")));
     }
@@ -40,8 +41,7 @@ pub(super) fn size(answer: &Answer, stated: Option<u64>) -> Result<u64, Trouble>
         (Some(stated), Some(length)) if stated != length => {
             Err(Trouble::Nonsense(format!("a NAR of {length} bytes whose narinfo says {stated}")))
         }
-        (Some(size), _) | (None, Some(size)) => Ok(size),
-        (None, None) => Err(Trouble::Nonsense("a NAR without a length".to_owned())),
+        (stated, length) => Ok(stated.or(length)),
     }
 }
 
@@ -50,7 +50,7 @@ struct Resuming {
     others: VecDeque<Source>,
     body: BoxStream<'static, io::Result<Bytes>>,
     at: u64,
-    size: u64,
+    size: Option<u64>,
     tries: u32,
     growing: Arc<Growing>,
     kept: bool,
@@ -80,13 +80,14 @@ impl Resuming {
             let why = match self.body.next().await {
                 Some(Ok(chunk)) => {
                     self.at += chunk.len() as u64;
-                    if self.at > self.size {
-                        let why = format!("more than the {} bytes that were promised", self.size);
+                    if let Some(size) = self.size.filter(|size| self.at > *size) {
+                        let why = format!("more than the {size} bytes that were promised");
                         return Err(BodyError::CutShort(why.into()));
                     }
                     return Ok(Some(chunk));
                 }
-                None if self.at == self.size => return Ok(None),
+                // Without a length, the protocol says where the end is.
+                None if self.size.is_none_or(|size| self.at == size) => return Ok(None),
                 None => "it ended too early".to_owned(),
                 Some(Err(error)) => error.to_string(),
             };
@@ -106,7 +107,7 @@ impl Resuming {
             self.tries -= 1;
             info!("{why}; going on from byte {} at {}", self.at, self.source.client.name);
             match self.source.client.get(&self.source.url, self.at).await {
-                Ok(Some(answer)) if size(&answer, Some(self.size)).is_ok() => {
+                Ok(Some(answer)) if size(&answer, self.size).is_ok() => {
                     self.body = answer.body;
                     return Ok(());
                 }

@@ -111,12 +111,6 @@ impl Upload for FsUpload {
         Ok(())
     }
 
-    fn reader(&mut self) -> Result<File, StoreError> {
-        let body = lock(&self.body);
-        let file = body.file.as_ref().ok_or_else(|| io::ErrorKind::BrokenPipe.into());
-        file.and_then(File::try_clone).map_err(|error| StoreError::new("reading", &self.key, error))
-    }
-
     fn staged(&self) -> Result<Option<File>, StoreError> {
         let body = lock(&self.body);
         let file = body.file.as_ref().ok_or_else(|| io::ErrorKind::BrokenPipe.into());

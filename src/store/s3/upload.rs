@@ -10,6 +10,7 @@ use bytes::Bytes;
 use object_store::MultipartUpload;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
+use tracing::warn;
 
 use super::bucket::{Bucket, failed};
 use super::part::{Budget, PART, Part, Permit};
@@ -50,8 +51,6 @@ pub(super) struct S3Upload {
     parts: Option<Box<dyn MultipartUpload>>,
     /// The parts that are being sent.
     sending: JoinSet<object_store::Result<()>>,
-    /// A copy for readers, if there are any.
-    copy: Option<File>,
     /// Its size, if it is known.
     size: Option<u64>,
     written: u64,
@@ -83,7 +82,6 @@ impl S3Upload {
             is_slow: false,
             parts: None,
             sending: JoinSet::new(),
-            copy: None,
             size,
             written: 0,
         }
@@ -119,6 +117,12 @@ impl S3Upload {
         file.write_all(&bytes[..count])?;
         *length += count as u64;
         Ok(count)
+    }
+
+    /// There is no file for a part, so a slow upload takes as much memory as one that flows.
+    fn stay_in_memory(&mut self, error: &io::Error) {
+        warn!(%error, "a part of {} stays in memory: temporary files cannot be written", self.key);
+        self.is_slow = false;
     }
 
     /// Takes the part back into memory.
@@ -200,10 +204,6 @@ impl S3Upload {
 
 impl Upload for S3Upload {
     fn write(&mut self, mut bytes: &[u8]) -> Result<(), StoreError> {
-        if let Some(copy) = &mut self.copy {
-            let copied = copy.write_all(bytes);
-            copied.map_err(|error| StoreError::new("keeping a copy of", &self.key, error))?;
-        }
         while !bytes.is_empty() {
             // Only now is it known not to be the last one.
             if self.spilled.as_ref().is_some_and(|(_, length)| *length == self.part_size) {
@@ -213,11 +213,15 @@ impl Upload for S3Upload {
                 self.send()?;
             }
             let in_a_file = self.spilled.is_some() || (self.is_slow && self.part.is_none());
-            let count = if in_a_file {
-                let spilled = self.spill(bytes);
-                spilled.map_err(|error| StoreError::new("keeping a part of", &self.key, error))?
-            } else {
-                self.part()?.fill(bytes)
+            let spilled = if in_a_file { Some(self.spill(bytes)) } else { None };
+            let count = match spilled {
+                Some(Ok(count)) => count,
+                Some(Err(error)) => {
+                    self.stay_in_memory(&error);
+                    self.unspill()?;
+                    self.part()?.fill(bytes)
+                }
+                None => self.part()?.fill(bytes),
             };
             self.written += count as u64;
             bytes = &bytes[count..];
@@ -225,31 +229,21 @@ impl Upload for S3Upload {
         Ok(())
     }
 
-    fn reader(&mut self) -> Result<File, StoreError> {
-        let failed = |error| StoreError::new("keeping a copy of", &self.key, error);
-        let copy = match &self.copy {
-            Some(copy) => copy,
-            None if self.written > 0 => {
-                return Err(failed(io::Error::other("some of it has already been sent")));
-            }
-            None => self.copy.insert(tempfile::tempfile().map_err(failed)?),
-        };
-        copy.try_clone().map_err(failed)
-    }
-
     fn set_slow(&mut self, slow: bool) -> Result<(), StoreError> {
         self.is_slow = slow;
         if slow && let Some((part, permit)) = self.part.take() {
-            let spilled = self.spill(part.bytes());
-            drop((part, permit));
-            spilled.map_err(|error| StoreError::new("keeping a part of", &self.key, error))?;
+            if let Err(error) = self.spill(part.bytes()) {
+                self.stay_in_memory(&error);
+                self.spilled = None;
+                self.part = Some((part, permit));
+            }
         }
         Ok(())
     }
 
     fn staged(&self) -> Result<Option<File>, StoreError> {
-        let copy = self.copy.as_ref().map(File::try_clone).transpose();
-        copy.map_err(|error| StoreError::new("reading the copy of", &self.key, error))
+        // Its beginning may have been sent already.
+        Ok(None)
     }
 
     fn commit(mut self: Box<Self>) -> Result<Stored, StoreError> {
@@ -276,7 +270,7 @@ impl Drop for S3Upload {
             while sending.join_next().await.is_some() {}
             if let Err(error) = parts.abort().await {
                 let error = &error as &dyn std::error::Error;
-                tracing::warn!(error, "parts of {key} stay until they are swept away");
+                warn!(error, "parts of {key} stay until they are swept away");
             }
         });
     }

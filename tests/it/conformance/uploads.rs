@@ -97,28 +97,34 @@ pub async fn two_uploads_of_one_object_leave_one_of_them_whole(site: &impl Site)
     assert_eq!(site.unfinished(), 0);
 }
 
-pub async fn what_was_written_can_be_read_at_once(site: &impl Site) {
+pub async fn what_was_written_can_be_read_at_once_where_it_is_in_a_file(site: &impl Site) {
     let store = site.open().await;
-    let (bytes, store) = (noise(13 * MIB), Arc::clone(&store));
+    let bytes = noise(13 * MIB);
+    let (written, opened) = (bytes.clone(), Arc::clone(&store));
     blocking(move || {
-        let mut upload = store.begin(&path(NAR), None).unwrap();
-        let early = upload.reader().unwrap();
-        let mut written = 0;
+        let mut upload = opened.begin(&path(NAR), None).unwrap();
+        let early = upload.staged().unwrap();
+        let mut begin = 0;
         // To the middle of a part, to the end of one, and a few more.
         for end in [1, MIB + 1, 5 * MIB, 5 * MIB + 1, 13 * MIB] {
-            upload.write(&bytes[written..end]).unwrap();
-            for reader in [&early, &upload.reader().unwrap()] {
+            upload.write(&written[begin..end]).unwrap();
+            let late = upload.staged().unwrap();
+            assert_eq!(late.is_some(), early.is_some());
+            for file in [&early, &late].into_iter().flatten() {
                 let mut found = vec![0; end];
-                reader.read_exact_at(&mut found, 0).unwrap();
-                assert!(found == bytes[..end], "other bytes up to {end}");
+                file.read_exact_at(&mut found, 0).unwrap();
+                assert!(found == written[..end], "other bytes up to {end}");
             }
-            written = end;
+            begin = end;
         }
         assert_eq!(upload.commit().unwrap(), Stored::New);
         // Who reads it goes on, whatever became of it.
-        let mut end = vec![0; MIB];
-        early.read_exact_at(&mut end, 12 * MIB as u64).unwrap();
-        assert!(end == bytes[12 * MIB..], "other bytes at the end");
+        if let Some(early) = early {
+            let mut end = vec![0; MIB];
+            early.read_exact_at(&mut end, 12 * MIB as u64).unwrap();
+            assert!(end == written[12 * MIB..], "other bytes at the end");
+        }
     })
     .await;
+    assert!(content(&*store, &path(NAR)).await == bytes, "other bytes were stored");
 }
