@@ -31,9 +31,24 @@ pub(super) async fn open(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
                      s3:AbortMultipartUpload, or what is left of them stays in the bucket"
                 );
             }
+            say_if_no_temporary_files();
             debug!(?found, "looked at the bucket");
             Ok(Arc::new(store))
         }
+    }
+}
+
+/// A bucket has no files for what is not stored yet, so they are temporary ones.
+#[cfg(feature = "s3")]
+fn say_if_no_temporary_files() {
+    if let Err(error) = tempfile::tempfile() {
+        warn!(
+            %error,
+            "temporary files cannot be written in {}: large narinfos and encoded side files will be \
+             refused, slow uploads stay in memory, and NARs of upstreams are answered when they have \
+             been stored; set TMPDIR to a directory that this user can write to",
+            std::env::temp_dir().display()
+        );
     }
 }
 

@@ -25,6 +25,8 @@ mod slow;
 mod start;
 /// Something else than the server answers.
 mod strangers;
+/// Temporary files.
+mod temporary;
 /// The server is in trouble.
 mod trouble;
 

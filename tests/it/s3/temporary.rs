@@ -1,0 +1,87 @@
+//! Where temporary files cannot be written, or fill their disk: what needs one goes without it.
+
+use crate::s3::place::{Place, assert_nothing_is_false, get, over};
+use crate::support::daemon::Daemon;
+use crate::support::disk::Disk;
+use crate::support::noise::Noise;
+use crate::support::objects::{Sample, sample};
+use crate::support::s3_bucket::Bucket;
+use crate::support::scripted::{Gate, Scripted};
+use crate::support::wire::Wire;
+
+const NOWHERE: &str = "/nonexistent/temporary";
+
+fn large(number: u8) -> Sample {
+    sample(number, &Noise::new(number.into()).bytes(6 << 20))
+}
+
+/// A mirror over a bucket, with its temporary files there.
+fn mirror(bucket: &Bucket, upstream: &Scripted, temporary: &str) -> Daemon {
+    over(bucket).env("TMPDIR", temporary).env("NIX_STORED_UPSTREAMS", &upstream.url()).start()
+}
+
+#[test]
+fn an_upstreams_nars_are_served_without_temporary_files() {
+    let place = Place::folder();
+    let (bucket, sample) = (place.bucket(), large(1));
+    let upstream = Scripted::with(&[&sample]);
+    let mirror = mirror(&bucket, &upstream, NOWHERE);
+    let line = mirror.wait_for_log("temporary files cannot be written");
+    assert!(line.contains(NOWHERE) && line.contains("TMPDIR"), "{line}");
+    assert_eq!(get(&mirror, &sample.narinfo_path).status, 200);
+    for _ in 0..2 {
+        let nar = get(&mirror, &sample.nar_path);
+        assert_eq!((nar.status, nar.body == sample.nar), (200, true));
+    }
+    assert_eq!(upstream.count(&sample.nar_path), 1);
+    assert_eq!(assert_nothing_is_false(&bucket), 1);
+}
+
+#[test]
+fn a_disk_for_temporary_files_that_fills_up_stops_no_reader() {
+    let (place, disk) = (Place::folder(), Disk::new("size=1m"));
+    let (bucket, sample) = (place.bucket(), large(1));
+    let (upstream, gate) = (Scripted::with(&[&sample]), Gate::default());
+    let (opened, nar) = (gate.clone(), sample.nar.clone());
+    upstream.on(&sample.nar_path, move |exchange| {
+        exchange.head(0, nar.len());
+        exchange.raw(&nar[..500_000]);
+        opened.wait(1);
+        exchange.raw(&nar[500_000..]);
+    });
+    let temporary = disk.path().to_str().expect("a path of ours");
+    let mirror = mirror(&bucket, &upstream, temporary);
+    let request =
+        format!("GET {} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", sample.nar_path);
+    // One reads what fits the disk, and the rest as the others do.
+    let mut early = Wire::to(&mirror);
+    early.send(&request);
+    assert_eq!(early.head().status, 200);
+    gate.open();
+    mirror.wait_for_log("No space left on device");
+    let late = get(&mirror, &sample.nar_path);
+    assert!(late.body == sample.nar, "{} bytes", late.body.len());
+    assert!(early.rest() == sample.nar);
+    assert_eq!(upstream.count(&sample.nar_path), 1);
+}
+
+#[test]
+fn a_slow_upload_stays_in_memory() {
+    let place = Place::folder();
+    let (bucket, sample) = (place.bucket(), large(1));
+    let daemon = over(&bucket).env("TMPDIR", NOWHERE).start();
+    let mut slow = Wire::to(&daemon);
+    let length = sample.nar.len();
+    slow.send(&format!(
+        "PUT {} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n",
+        sample.nar_path
+    ));
+    slow.send_bytes(&sample.nar[..300_000]);
+    // It is slow from now on, because no more has come for a second.
+    daemon.wait_for_log("stays in memory");
+    slow.send_bytes(&sample.nar[300_000..]);
+    assert_eq!(slow.answer().status, 201);
+    let put = Wire::to(&daemon).request("PUT", &sample.narinfo_path, sample.narinfo.as_bytes());
+    assert_eq!(put.status, 201, "{}", put.text());
+    assert_eq!(assert_nothing_is_false(&bucket), 1);
+}
