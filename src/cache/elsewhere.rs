@@ -7,11 +7,11 @@ use crate::store::{Metadata, Object};
 
 #[cfg(feature = "upstream")]
 impl Cache {
-    /// The name under which an object is to be asked for. It is another one where a NAR of an
-    /// upstream had a provisional name, and has come in the meantime.
+    /// The name under which an object is stored. It differs from `path` if `path` is the provisional
+    /// name of a NAR of an upstream and the NAR has been fetched since.
     pub async fn canonical(&self, path: CachePath) -> Result<CachePath, GetError> {
         match path {
-            CachePath::Nar(name) => Ok(CachePath::Nar(self.meant_nar(name).await?)),
+            CachePath::Nar(name) => Ok(CachePath::Nar(self.resolve_nar_name(name).await?)),
             path => Ok(path),
         }
     }
@@ -60,7 +60,7 @@ impl Cache {
 
 #[cfg(not(feature = "upstream"))]
 impl Cache {
-    /// The name under which an object is to be asked for.
+    /// The name under which an object is stored, which is `path` without upstreams.
     pub async fn canonical(&self, path: CachePath) -> Result<CachePath, GetError> {
         Ok(path)
     }

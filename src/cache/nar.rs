@@ -70,19 +70,19 @@ impl NarContents {
     }
 }
 
-/// A NAR that has come, and is not stored yet.
+/// A NAR that has been received and is not stored yet.
 pub(super) struct Received {
-    /// SHA-256 of the file.
-    pub hash: Sha256Hash,
+    /// The name by the hash of the received file.
+    pub name: NarName,
     /// The length of the file, in bytes.
     pub size: u64,
-    /// None where it was not unpacked while it arrived, and cannot be read before it is stored: then
-    /// it is read again when its narinfo comes.
+    /// None if the NAR was not unpacked during the transfer and the staged file cannot be read. The
+    /// NAR is then unpacked when its narinfo is uploaded.
     pub contents: Option<NarContents>,
     pub upload: Box<dyn Upload>,
 }
 
-/// A NAR that has come and is stored, if it is to be kept.
+/// A NAR that has been received, and stored if it was to be kept.
 pub(super) struct Streamed {
     pub stored: Stored,
     /// The length of the file, in bytes.
@@ -152,7 +152,7 @@ impl Cache {
         let stage = Stage::new(upload, limit);
         let verify = self.admission.verify;
         let expected = Some(name.file_hash);
-        let Received { size, contents, upload, .. } =
+        let Received { name, size, contents, upload } =
             self.receive_nar(name.extension, expected, verify, stage, declared, feed).await?;
         let facts = contents.map(|contents| Facts { file_size: size, contents });
         let metrics = Arc::clone(&self.metrics);
@@ -167,8 +167,9 @@ impl Cache {
         Ok(Streamed { stored: stored.unwrap_or(Stored::New), size, facts })
     }
 
-    /// Receives a NAR of any size into `stage`. It is unpacked while it arrives, if it flows and a
-    /// decoder is free, and else from the staged file.
+    /// Receives a NAR of any size into `stage` and unpacks it: during the transfer if the body is not
+    /// slow and a decoder is free, otherwise afterwards from the staged file. A file whose SHA-256 is
+    /// not `expected` is an error.
     pub(super) async fn receive_nar(
         &self,
         extension: NarExtension,
@@ -205,8 +206,10 @@ impl Cache {
         // unpacking it.
         check_length(declared, staged.length)?;
         let Staged { hash, length: size, checked, mut busy, upload } = staged;
-        let name = NarName { file_hash: expected.unwrap_or(hash), extension };
-        check_hash(name, hash)?;
+        let name = NarName { file_hash: hash, extension };
+        if let Some(expected) = expected {
+            check_hash(NarName { file_hash: expected, extension }, hash)?;
+        }
 
         let unpacked = match unpacked {
             // Now its length is known, and so how much it may become.
@@ -234,7 +237,7 @@ impl Cache {
             },
         };
         self.metrics.verified(busy);
-        Ok(Received { hash, size, contents, upload })
+        Ok(Received { name, size, contents, upload })
     }
 
     /// Remembers the facts about a NAR that has just been stored, until its narinfo arrives.

@@ -7,8 +7,7 @@
 //! would have it.
 
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::sync::{Arc, PoisonError};
 use std::time::SystemTime;
 
@@ -19,6 +18,7 @@ use tracing::{info, warn};
 use super::client::{Client, Trouble};
 use super::growing::{self, Growing};
 use super::lookup::Remote;
+use super::notifying::{NotifyingUpload, TemporaryUpload, warn_without_copy};
 use super::provisional::Provisional;
 use super::resuming::{Begun, Source, resuming, size};
 use super::{UpstreamError, Upstreams};
@@ -28,10 +28,9 @@ use crate::cache::narinfo::check_against_nar;
 use crate::cache::stage::Stage;
 use crate::cache::{BodyError, Cache, GetError, PutError, UnpackError, ingest, metadata_of};
 use crate::config::Verify;
-use crate::logging::with_causes as causes;
-use crate::nix::cache_path::{NarExtension, NarName};
+use crate::nix::cache_path::NarName;
 use crate::nix::{CachePath, Compression, NarInfo};
-use crate::store::{Content, Metadata, Object, StoreError, Stored, Upload};
+use crate::store::{Content, Metadata, Object, StoreError, Upload};
 
 /// What a side file may have at most: the largest logs have some 100 MB.
 const SIDE_FILE_LIMIT: u64 = 1024 * 1024 * 1024;
@@ -55,7 +54,7 @@ impl Upstreams {
             .filter(|client| remote.is_none_or(|remote| !Arc::ptr_eq(client, &remote.client)));
         let url = CachePath::Nar(name).key();
         let others = others.map(|client| Source { client: Arc::clone(client), url: url.clone() });
-        // A name that is ours alone is nowhere else.
+        // No other cache has a NAR under a provisional name of this one.
         let others = others.filter(|_| Provisional::of(name).is_none());
         told.into_iter().chain(others).collect()
     }
@@ -129,26 +128,26 @@ impl Cache {
         name: NarName,
     ) -> Result<Option<Object>, GetError> {
         match self.begin_or_join(name).await? {
-            Some(Wanted::Here(object)) => Ok(Some(object)),
-            Some(Wanted::Coming(growing)) => Ok(Some(growing.object().await?)),
+            Some(Requested::Stored(object)) => Ok(Some(object)),
+            Some(Requested::InTransfer(growing)) => Ok(Some(growing.object().await?)),
             None => Ok(None),
         }
     }
 
     /// Begins to fetch a NAR, unless it is being fetched or has just come.
-    async fn begin_or_join(&self, name: NarName) -> Result<Option<Wanted>, GetError> {
+    async fn begin_or_join(&self, name: NarName) -> Result<Option<Requested>, GetError> {
         let Some(upstreams) = &self.upstreams else {
             return Ok(None);
         };
         let _lock = upstreams.beginnings.lock(name).await;
         let running = upstreams.fetches().get(&name).cloned();
         if let Some(growing) = running {
-            return Ok(Some(Wanted::Coming(growing)));
+            return Ok(Some(Requested::InTransfer(growing)));
         }
         // It may have arrived while others were waited for.
         let stored = self.stored_nar(name).await?;
         if let Some(object) = self.store.get(&CachePath::Nar(stored)).await? {
-            return Ok(Some(Wanted::Here(object)));
+            return Ok(Some(Requested::Stored(object)));
         }
         let remote = upstreams.nars.get(&name);
         let Some(begun) = upstreams.begin(name, remote.as_deref()).await? else {
@@ -163,46 +162,44 @@ impl Cache {
         upstreams.fetches().insert(name, Arc::clone(&growing));
         info!("fetching {} from {}", CachePath::Nar(name), client.name);
         tokio::spawn(self.clone().fetch(name, begun, remote, upload, Arc::clone(&growing), turn));
-        Ok(Some(Wanted::Coming(growing)))
+        Ok(Some(Requested::InTransfer(growing)))
     }
 
-    /// Where a NAR goes that begins to arrive, and where it can be read meanwhile.
+    /// Creates the upload for a NAR, and the state that its readers share.
+    ///
+    /// A NAR that is not kept or has no final name yet is staged in a temporary file.
     async fn stage(
         &self,
         name: NarName,
         size: Option<u64>,
         client: &Client,
     ) -> Result<(Box<dyn Upload>, Arc<Growing>), PutError> {
-        let path = CachePath::Nar(name);
-        let has_a_place = client.store && Provisional::of(name).is_none();
-        let store = Arc::clone(&self.store);
-        let scratch = move || -> Result<Scratch, StoreError> {
-            Ok(Scratch { key: path.key(), file: store.scratch(&path, size)? })
-        };
-        let (inner, copy): (Box<dyn Upload>, _) = if has_a_place {
-            let upload = ingest::begin(&self.store, &CachePath::Nar(name), size).await?;
-            let copy = match upload.staged()? {
-                Some(_) => None,
-                None => match ingest::in_the_pool(move || Ok(scratch()?)).await {
-                    Ok(copy) => Some(copy),
+        let (store, upstream) = (Arc::clone(&self.store), client.name.clone());
+        let is_final = client.store && Provisional::of(name).is_none();
+        ingest::in_the_pool(move || {
+            let path = CachePath::Nar(name);
+            let temporary = || TemporaryUpload::create(&*store, &path, size);
+            let inner: Box<dyn Upload> =
+                if is_final { store.begin(&path, size)? } else { Box::new(temporary()?) };
+            let (file, copy) = match inner.staged()? {
+                Some(file) => (Some(file), None),
+                None => match temporary() {
+                    Ok(copy) => (copy.staged()?, Some(copy)),
                     Err(error) => {
-                        warn!("{name} is answered when it has been stored: {}", causes(&error));
-                        None
+                        warn_without_copy(&error);
+                        (None, None)
                     }
                 },
             };
-            (upload, copy)
-        } else {
-            (Box::new(ingest::in_the_pool(move || Ok(scratch()?)).await?), None)
-        };
-        let mut told = Told { inner, copy, growing: None };
-        let (file, store) = (told.staged()?, Arc::clone(&self.store));
-        let growing = Arc::new(Growing::new(name, size, file, store, client.name.clone()));
-        told.growing = Some(Arc::clone(&growing));
-        Ok((Box::new(told), growing))
+            let growing = Growing::new(name, size, file, Arc::clone(&store), upstream);
+            let growing = Arc::new(growing);
+            let upload = NotifyingUpload::new(inner, copy, Arc::clone(&growing));
+            Ok((Box::new(upload) as Box<dyn Upload>, growing))
+        })
+        .await
     }
 
-    /// The name under which a NAR is stored here that somebody asks for by `name`.
+    /// The name under which the NAR `name` is stored.
     async fn stored_nar(&self, name: NarName) -> Result<NarName, GetError> {
         match Provisional::of(name) {
             Some(provisional) => Ok(self.own_nar_of(provisional).await?.unwrap_or(name)),
@@ -210,7 +207,7 @@ impl Cache {
         }
     }
 
-    /// The NAR that a provisional name means, if the path is here.
+    /// The stored NAR that a provisional name refers to, by the narinfo of its store path.
     async fn own_nar_of(&self, provisional: Provisional) -> Result<Option<NarName>, GetError> {
         let (hash, path) = (provisional.path, CachePath::NarInfo(provisional.path));
         let Some(object) = self.find_narinfo(&path, &hash).await? else {
@@ -223,8 +220,12 @@ impl Cache {
         Ok(info.and_then(|info| provisional.nar_of(&info)))
     }
 
-    /// The NAR that `name` means: the one of its path, where it is a provisional name.
-    pub(in crate::cache) async fn meant_nar(&self, name: NarName) -> Result<NarName, GetError> {
+    /// The NAR that `name` refers to. If `name` is provisional, that is the NAR of its store path, here or
+    /// at an upstream.
+    pub(in crate::cache) async fn resolve_nar_name(
+        &self,
+        name: NarName,
+    ) -> Result<NarName, GetError> {
         let Some(provisional) = Provisional::of(name) else {
             return Ok(name);
         };
@@ -234,7 +235,7 @@ impl Cache {
         let Some(upstreams) = &self.upstreams else {
             return Ok(name);
         };
-        // That its NAR is remembered is what matters; so it is asked for once more where it is not.
+        // The lookup also fills `upstreams.nars`, from which the NAR is fetched.
         let dir = &self.info.store_dir;
         let remote = upstreams.lookup(&provisional.path, dir, &self.decoders).await?;
         Ok(remote.and_then(|remote| provisional.nar_of(&remote.info(dir))).unwrap_or(name))
@@ -248,8 +249,8 @@ impl Cache {
         // Boxed, because fetching ends with a narinfo, and that asks for its NAR.
         async move {
             match self.begin_or_join(name).await? {
-                Some(Wanted::Coming(growing)) => drop(growing.end().await),
-                Some(Wanted::Here(_)) => {}
+                Some(Requested::InTransfer(growing)) => drop(growing.end().await),
+                Some(Requested::Stored(_)) => {}
                 None => return Ok(false),
             }
             Ok(self.store.head(&CachePath::Nar(name)).await?.is_some())
@@ -325,7 +326,7 @@ impl Cache {
         let info = remote.map(|remote| remote.info(&self.info.store_dir));
         let limit = match (size, &info) {
             (Some(size), _) => size,
-            (None, Some(info)) => largest_file(info.nar_size),
+            (None, Some(info)) => max_file_size(info.nar_size),
             (None, None) => u64::MAX,
         };
         let (name, facts, size) = match (Provisional::of(name), &info) {
@@ -333,7 +334,7 @@ impl Cache {
                 let extension = name.extension;
                 let stage = Stage::new(upload, limit);
                 let received = self.receive_nar(extension, None, Verify::Nar, stage, size, feed);
-                self.name_received(extension, info, received.await?, kept).await?
+                self.store_under_file_hash(info, received.await?, kept).await?
             }
             (_, info) => {
                 let info = info.clone();
@@ -360,23 +361,21 @@ impl Cache {
         Ok(size)
     }
 
-    /// Gives a NAR that has come the name that it turned out to have, if it is what its narinfo says,
-    /// and stores it if it is to be `kept`.
-    async fn name_received(
+    /// Checks a NAR that was received under a provisional name against its narinfo, and stores it under
+    /// the name by its file hash if it is to be `kept`.
+    async fn store_under_file_hash(
         &self,
-        extension: NarExtension,
         info: &NarInfo,
         received: Received,
         kept: bool,
     ) -> Result<(NarName, Option<Facts>, u64), PutError> {
-        let Received { hash, size, contents, upload } = received;
-        let name = NarName { file_hash: hash, extension };
+        let Received { name, size, contents, upload } = received;
         let path = CachePath::Nar(name);
         let unread = || PutError::Read { key: path.key(), source: io::ErrorKind::NotFound.into() };
         let facts = Facts { file_size: size, contents: contents.ok_or_else(unread)? };
         check_against_nar(info, name, facts)?;
         if let NarContents::NoDecoder(compression) = facts.contents {
-            // Nothing else says that it is the right one.
+            // Only NarHash could prove that this is the right file.
             return Err(UnpackError::NoDecoder(compression).into());
         }
         if kept {
@@ -499,15 +498,15 @@ fn cut_short(error: io::Error) -> BodyError {
     BodyError::CutShort(error.into())
 }
 
-/// A NAR that somebody asked for.
-enum Wanted {
-    Here(Object),
-    Coming(Arc<Growing>),
+/// A NAR that was requested.
+enum Requested {
+    Stored(Object),
+    InTransfer(Arc<Growing>),
 }
 
-/// The largest file that a NAR of this size may be compressed to: formats add some bytes for each
-/// block that they cannot make smaller.
-fn largest_file(nar_size: u64) -> u64 {
+/// The maximum size of a compressed NAR with `nar_size` bytes before compression. Every format stores
+/// incompressible blocks with a small header.
+fn max_file_size(nar_size: u64) -> u64 {
     nar_size.saturating_add(nar_size / 8).saturating_add(1 << 20)
 }
 
@@ -523,69 +522,5 @@ impl Drop for Ending<'_> {
     fn drop(&mut self) {
         self.growing.ended(self.right);
         self.upstreams.fetches().remove(&self.name);
-    }
-}
-
-/// A NAR in a file without a name, as it is not stored, or not yet.
-struct Scratch {
-    key: String,
-    file: File,
-}
-
-impl Upload for Scratch {
-    fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        let written = self.file.write_all(bytes);
-        written.map_err(|error| StoreError::new("keeping a copy of", &self.key, error))
-    }
-
-    fn staged(&self) -> Result<Option<File>, StoreError> {
-        let file = self.file.try_clone().map(Some);
-        file.map_err(|error| StoreError::new("reading the copy of", &self.key, error))
-    }
-
-    fn commit(self: Box<Self>) -> Result<Stored, StoreError> {
-        let error = io::Error::from(io::ErrorKind::Unsupported);
-        Err(StoreError::new("storing the copy of", &self.key, error))
-    }
-}
-
-/// Tells the readers what can be read, and keeps a copy for them where the store has no file for it.
-struct Told {
-    inner: Box<dyn Upload>,
-    copy: Option<Scratch>,
-    growing: Option<Arc<Growing>>,
-}
-
-impl Upload for Told {
-    fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        self.inner.write(bytes)?;
-        let copied = self.copy.as_mut().map_or(Ok(()), |copy| copy.write(bytes));
-        let Some(growing) = &self.growing else {
-            return copied;
-        };
-        match copied {
-            Ok(()) => growing.written(bytes.len() as u64),
-            Err(error) => {
-                warn!("the rest is answered when it has been stored: {}", causes(&error));
-                self.copy = None;
-                growing.out_of_sight();
-            }
-        }
-        Ok(())
-    }
-
-    fn set_slow(&mut self, slow: bool) -> Result<(), StoreError> {
-        self.inner.set_slow(slow)
-    }
-
-    fn staged(&self) -> Result<Option<File>, StoreError> {
-        match &self.copy {
-            Some(copy) => copy.staged(),
-            None => self.inner.staged(),
-        }
-    }
-
-    fn commit(self: Box<Self>) -> Result<Stored, StoreError> {
-        self.inner.commit()
     }
 }

@@ -46,8 +46,8 @@ pub(super) struct Growing {
 enum State {
     /// So many bytes are in the file.
     Written(u64),
-    /// More bytes come, and the file has not all of them.
-    OutOfSight,
+    /// The file is missing or incomplete. The NAR can be read from the store after its end.
+    InStore,
     /// All `size` bytes have come, and they are right.
     Right { size: u64, in_file: bool },
     /// They will never come, or they are wrong.
@@ -69,7 +69,7 @@ impl Growing {
         store: Arc<dyn Store>,
         upstream: String,
     ) -> Self {
-        let state = if file.is_some() { State::Written(0) } else { State::OutOfSight };
+        let state = if file.is_some() { State::Written(0) } else { State::InStore };
         let state = watch::Sender::new(state);
         let file = file.map(Arc::new);
         Self { name, size, begun: SystemTime::now(), file, store, upstream, state }
@@ -83,9 +83,9 @@ impl Growing {
         });
     }
 
-    /// What comes from now on is not in the file.
-    pub(super) fn out_of_sight(&self) {
-        self.state.send_replace(State::OutOfSight);
+    /// The file gets no more bytes; readers wait for the end and read from the store.
+    pub(super) fn copy_ended(&self) {
+        self.state.send_replace(State::InStore);
     }
 
     /// It has ended; with its length, if it is right.
@@ -175,7 +175,7 @@ impl Reader {
         let all_but_the_last = self.size.saturating_sub(1);
         let is_there = |state: &State| match *state {
             State::Written(count) => count.min(all_but_the_last) > at,
-            State::OutOfSight => false,
+            State::InStore => false,
             State::Right { .. } | State::Failed => true,
         };
         let state = self.state.wait_for(is_there).await.map(|state| *state);
@@ -334,7 +334,7 @@ mod tests {
         file.write_all(b"abc").unwrap();
         growing.written(3);
         assert_eq!(early.try_next().await.unwrap().unwrap(), "abc");
-        growing.out_of_sight();
+        growing.copy_ended();
         // It counts no more.
         growing.written(3);
         let late = read(&growing, 1..5).await;

@@ -11,6 +11,7 @@ mod fetch;
 mod growing;
 mod lookup;
 mod name_locks;
+mod notifying;
 mod provisional;
 mod redirects;
 mod resuming;

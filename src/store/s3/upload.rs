@@ -231,12 +231,13 @@ impl Upload for S3Upload {
 
     fn set_slow(&mut self, slow: bool) -> Result<(), StoreError> {
         self.is_slow = slow;
-        if slow && let Some((part, permit)) = self.part.take() {
-            if let Err(error) = self.spill(part.bytes()) {
-                self.stay_in_memory(&error);
-                self.spilled = None;
-                self.part = Some((part, permit));
-            }
+        if slow
+            && let Some((part, permit)) = self.part.take()
+            && let Err(error) = self.spill(part.bytes())
+        {
+            self.stay_in_memory(&error);
+            self.spilled = None;
+            self.part = Some((part, permit));
         }
         Ok(())
     }
