@@ -3,29 +3,11 @@
 use crate::nix::Sha256Hash;
 use crate::store::Stored;
 
-/// What became of an upload that was taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Taken {
-    /// There is a new object.
-    New,
-    /// There was one with this name before, and it is now what was uploaded or already was.
-    Again,
-}
-
-impl From<Stored> for Taken {
-    fn from(stored: Stored) -> Self {
-        match stored {
-            Stored::New => Self::New,
-            Stored::Again => Self::Again,
-        }
-    }
-}
-
 /// An upload that was taken, as the log tells it.
 #[derive(Debug, Clone)]
 pub struct Accepted {
-    /// What became of it.
-    pub taken: Taken,
+    /// Whether the object is new.
+    pub stored: Stored,
     /// Its length, as it is stored.
     pub size: u64,
     /// The store path, if it is the narinfo of one.
@@ -42,9 +24,9 @@ pub struct Accepted {
 
 impl Accepted {
     /// An object that says nothing of a NAR.
-    pub(super) fn plain(taken: Taken, size: u64) -> Self {
+    pub(super) fn plain(stored: Stored, size: u64) -> Self {
         Self {
-            taken,
+            stored,
             size,
             store_path: None,
             file_hash: None,

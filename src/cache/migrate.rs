@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::io::{self, BufReader};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,36 +21,19 @@ use tokio::sync::{OnceCell, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::gc::{Inventory, InventoryError, PinError, groups};
-use super::nar::{Hashed, reader};
+use super::inspect_reader::InspectReader;
+use super::nar::reader;
 use super::narinfo::Adopted;
 use super::verify::{Damage, DamageKind};
-use super::{BodyError, Cache, PutError};
+use super::{BodyError, Cache, Progress, PutError};
 use crate::logging::with_causes;
 use crate::nix::cache_path::NarName;
 use crate::nix::{CachePath, Compression, NarInfo, Sha256Hash};
 use crate::store::fs::OWN_FOLDER;
-use crate::store::fs::read::read_chunk;
 use crate::store::{Content, Object, StoreError};
-
-/// How much of a file is read at a time.
-const CHUNK: u64 = 256 * 1024;
 
 /// How often `progress` hears something.
 const TELL_EVERY: Duration = Duration::from_millis(200);
-
-/// How far it has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
-    /// So many objects were found in the other cache.
-    Found(u64),
-    /// So many bytes are here.
-    Copied {
-        /// So many.
-        done: u64,
-        /// Of so many.
-        of: u64,
-    },
-}
 
 /// What was taken over, and what was not.
 #[derive(Debug, Default, Serialize)]
@@ -119,9 +102,9 @@ impl Cache {
         from: &Self,
         at_a_time: usize,
         stop: &CancellationToken,
-        mut progress: impl FnMut(Step),
+        mut progress: impl FnMut(Progress),
     ) -> Result<Report, MigrateError> {
-        let inventory = from.inventory(|objects| progress(Step::Found(objects))).await?;
+        let inventory = from.inventory(|objects| progress(Progress::Found(objects))).await?;
         let migration = Migration::new(from, self, &inventory);
         for (path, error) in &inventory.unreadable {
             migration.report().damage.push(Damage::unreadable(path.clone(), error));
@@ -130,11 +113,11 @@ impl Cache {
         migration.pins().await?;
         let order: Vec<u32> = migration.groups.iter().flatten().copied().collect();
         let paths = stream::iter(order).map(|path| migration.path(path as usize));
-        let told = |done| progress(Step::Copied { done, of: inventory.size() });
+        let told = |done| progress(Progress::Done { done, of: inventory.size() });
         let whole = migration.carry_out(paths.buffer_unordered(at_a_time), stop, told).await?;
         let loose = stream::iter(&inventory.loose);
         let loose = loose.map(|object| migration.loose(&object.path, object.size));
-        let told = |done| progress(Step::Copied { done, of: inventory.size() });
+        let told = |done| progress(Progress::Done { done, of: inventory.size() });
         let stopped =
             !whole || !migration.carry_out(loose.buffer_unordered(at_a_time), stop, told).await?;
         Ok(Report { stopped, ..migration.finish() })
@@ -550,35 +533,22 @@ pub(super) fn relative_key(url: &str) -> Option<String> {
 
 /// An object's bytes as the body of an upload.
 fn body(object: Object) -> BoxStream<'static, Result<Bytes, BodyError>> {
-    let cut_short = |error: io::Error| BodyError::CutShort(error.into());
-    let size = object.metadata.size;
-    match object.content {
-        Content::Bytes(bytes) => stream::iter([Ok(bytes)]).boxed(),
-        Content::File(file) => {
-            let chunks = stream::try_unfold((Arc::new(file), 0), move |(file, at)| async move {
-                let length = CHUNK.min(size - at);
-                if length == 0 {
-                    return Ok(None);
-                }
-                let chunk = read_chunk(Arc::clone(&file), at, length as usize).await?;
-                Ok(Some((chunk, (file, at + length))))
-            });
-            chunks.map_err(cut_short).boxed()
-        }
-        Content::Stream(bytes) => bytes.read(0..size).map_err(cut_short).boxed(),
-    }
+    let bytes = object.content.into_stream(0..object.metadata.size);
+    bytes.map_err(|error| BodyError::CutShort(error.into())).boxed()
 }
 
 /// The hash of an object's bytes, which may have to be JSON.
 async fn look_through(object: Object, is_json: bool) -> serde_json::Result<Sha256Hash> {
     let look = move || {
-        let mut bytes =
-            Hashed { inner: reader(object.content, object.metadata.size), hasher: Sha256::new() };
+        let mut hasher = Sha256::new();
+        let object = reader(object.content, object.metadata.size);
+        let mut bytes = InspectReader::new(object, |bytes: &[u8]| hasher.update(bytes));
         if is_json {
             let IgnoredAny = serde_json::from_reader(BufReader::new(&mut bytes))?;
         }
         io::copy(&mut bytes, &mut io::sink()).map_err(serde_json::Error::io)?;
-        Ok(Sha256Hash::new(bytes.hasher.finalize().into()))
+        drop(bytes);
+        Ok(Sha256Hash::new(hasher.finalize().into()))
     };
     tokio::task::spawn_blocking(look)
         .await

@@ -14,9 +14,11 @@ mod health;
 mod hot;
 mod incoming;
 mod ingest;
+mod inspect_reader;
 pub mod migrate;
 mod nar;
 mod narinfo;
+mod progress;
 mod remove;
 mod signatures;
 mod stage;
@@ -34,10 +36,11 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use futures_util::Stream;
 
-pub use accepted::{Accepted, Taken};
+pub use accepted::Accepted;
 pub use audit::Agent;
 pub use error::{BodyError, GetError, PutError};
 pub use health::Health;
+pub use progress::Progress;
 pub use remove::{Referrers, Refusal, plan_removal};
 pub use stats::{Holding, Stats};
 pub use unpack::UnpackError;
@@ -363,7 +366,7 @@ impl Cache {
             _ => {
                 let (stored, size) =
                     ingest::side_file(self, path, encoding, declared, limit, feed).await?;
-                Ok(Accepted::plain(stored.into(), size))
+                Ok(Accepted::plain(stored, size))
             }
         }
     }
@@ -401,7 +404,7 @@ impl Cache {
 
     /// What is in the store has become more, if the object is new.
     fn count(&self, path: &CachePath, stored: Stored, size: u64) {
-        if stored == Stored::New {
+        if stored == Stored::Created {
             let paths = matches!(path, CachePath::NarInfo(_)).into();
             self.metrics.store.grew(size, paths);
         }
@@ -422,7 +425,7 @@ impl Cache {
         let text = String::from_utf8_lossy(&text);
         match CacheInfo::store_dir_of(&text) {
             Some(dir) if dir == self.info.store_dir.as_str() => {
-                Ok(Accepted::plain(Taken::Again, size))
+                Ok(Accepted::plain(Stored::Replaced, size))
             }
             theirs => Err(PutError::StoreDir {
                 ours: self.info.store_dir.clone(),

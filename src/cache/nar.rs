@@ -15,6 +15,7 @@ use super::decode_budget::Allowance;
 use super::feed::Feed;
 use super::incoming::Incoming;
 use super::ingest::{self, SMALL, check_length, push};
+use super::inspect_reader::InspectReader;
 use super::stage::{Stage, Staged};
 use super::unpack::{UnpackError, Unpacked, unpack};
 use super::{Accepted, BodyError, Cache, PutError};
@@ -115,7 +116,7 @@ impl Cache {
         }
         let nar_hash = facts.and_then(|facts| facts.contents.nar_hash(name));
         let file_hash = Some(name.file_hash);
-        Ok(Accepted { file_hash, nar_hash, ..Accepted::plain(stored.into(), size) })
+        Ok(Accepted { file_hash, nar_hash, ..Accepted::plain(stored, size) })
     }
 
     async fn inspect_small(&self, name: NarName, bytes: Bytes) -> Result<Facts, PutError> {
@@ -164,7 +165,7 @@ impl Cache {
         if let Some(stored) = stored {
             self.count(&CachePath::Nar(name), stored, size);
         }
-        Ok(Streamed { stored: stored.unwrap_or(Stored::New), size, facts })
+        Ok(Streamed { stored: stored.unwrap_or(Stored::Created), size, facts })
     }
 
     /// Receives a NAR of any size into `stage` and unpacks it: during the transfer if the body is not
@@ -417,13 +418,15 @@ pub(super) fn inspect(
     length: u64,
     allowance: Allowance,
 ) -> io::Result<Inspected> {
-    let mut file = Hashed { inner: input, hasher: Sha256::new() };
+    let mut hasher = Sha256::new();
+    let mut file = InspectReader::new(input, |bytes: &[u8]| hasher.update(bytes));
     let unpacked =
         (verify == Verify::Nar).then(|| unpack(&mut file, Some(length), name.extension, allowance));
     if !matches!(unpacked, Some(Err(UnpackError::Exceeded(_)))) {
         io::copy(&mut file, &mut io::sink())?;
     }
-    Ok(Inspected { file_hash: Sha256Hash::new(file.hasher.finalize().into()), unpacked })
+    drop(file);
+    Ok(Inspected { file_hash: Sha256Hash::new(hasher.finalize().into()), unpacked })
 }
 
 fn check_hash(name: NarName, actual: Sha256Hash) -> Result<(), PutError> {
@@ -516,33 +519,6 @@ struct InPlace<R>(R);
 impl<R: Read> Read for InPlace<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         tokio::task::block_in_place(|| self.0.read(buffer))
-    }
-}
-
-/// Hashes what is read.
-pub(super) struct Hashed<R> {
-    pub inner: R,
-    pub hasher: Sha256,
-}
-
-impl<R: BufRead> Read for Hashed<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        self.hasher.update(&buffer[..count]);
-        Ok(count)
-    }
-}
-
-impl<R: BufRead> BufRead for Hashed<R> {
-    fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        self.inner.fill_buf()
-    }
-
-    fn consume(&mut self, count: usize) {
-        if let Ok(buffer) = self.inner.fill_buf() {
-            self.hasher.update(&buffer[..count]);
-        }
-        self.inner.consume(count);
     }
 }
 

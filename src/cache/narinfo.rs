@@ -9,12 +9,12 @@ use tracing::warn;
 use super::feed::Feed;
 use super::ingest;
 use super::nar::{Facts, NarContents, check_compression};
-use super::{Accepted, BodyError, Cache, PutError, Taken};
+use super::{Accepted, BodyError, Cache, PutError};
 use crate::nix::cache_path::NarName;
 use crate::nix::{
     CachePath, Compression, LenientNarInfo, NarInfo, Signature, StorePath, StorePathHash, narinfo,
 };
-use crate::store::{Content, Object, StoreError};
+use crate::store::{Content, Object, StoreError, Stored};
 
 /// What became of the narinfo of another cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,11 +104,11 @@ impl Cache {
             // With the lock held, the store is waited for, and nothing else: no decoder, no upstream.
             let lock = self.turns.take(&hash).await;
             let Before { narinfo: ours, etag } = self.read_before(&path).await?;
-            let taken = if ours.is_some() { Taken::Again } else { Taken::New };
+            let stored = if ours.is_some() { Stored::Replaced } else { Stored::Created };
             match ours.map(|ours| (ours.fingerprint(), ours)) {
                 Some((before, ours)) if before == fingerprint => {
                     match self.merge(&path, ours, etag.as_ref(), &info, read).await? {
-                        Merge::Done => return Ok(self.accepted(taken, size, &info, signed_by)),
+                        Merge::Done => return Ok(self.accepted(stored, size, &info, signed_by)),
                         Merge::Replace => {}
                         Merge::ReadFirst(name) => {
                             drop(lock);
@@ -132,7 +132,7 @@ impl Cache {
             }
             if is_admitted {
                 if self.publish(&info, etag.as_ref()).await? {
-                    return Ok(self.accepted(taken, size, &info, signed_by));
+                    return Ok(self.accepted(stored, size, &info, signed_by));
                 }
                 changes.once_more(&path)?;
                 continue;
@@ -208,7 +208,7 @@ impl Cache {
 
     fn accepted(
         &self,
-        taken: Taken,
+        stored: Stored,
         size: u64,
         info: &NarInfo,
         signed_by: Option<String>,
@@ -221,7 +221,7 @@ impl Cache {
             nar_hash: Some(info.nar_hash),
             signed_by,
             unchecked_keys: (unchecked && !keys.is_empty()).then(|| keys.join(" ")),
-            ..Accepted::plain(taken, size)
+            ..Accepted::plain(stored, size)
         }
     }
 

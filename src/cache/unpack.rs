@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use super::decode_budget::Allowance;
+use super::inspect_reader::InspectReader;
 use crate::nix::cache_path::NarExtension;
 use crate::nix::nar::{NarChecker, NarError};
 use crate::nix::{Compression, Sha256Hash};
@@ -85,7 +86,8 @@ pub fn unpack(
     allowance: Allowance,
 ) -> Result<Unpacked, UnpackError> {
     let packed = Cell::new(0);
-    let mut input = Counted { inner: input, count: &packed };
+    let count = |bytes: &[u8]| packed.set(packed.get() + bytes.len() as u64);
+    let mut input = InspectReader::new(input, count);
     let beginning = input
         .fill_buf()
         .map_err(|source| UnpackError::Decode { compression: Compression::None, source })?;
@@ -246,31 +248,6 @@ fn lz4_memory(beginning: &[u8]) -> u64 {
     match beginning {
         [0x04, 0x22, 0x4d, 0x18, _, sizes, ..] => 3 * (1 << (8 + 2 * (sizes >> 4 & 7))),
         _ => 2 * (8 << 20),
-    }
-}
-
-/// Counts what is read of the input.
-struct Counted<'a, R> {
-    inner: R,
-    count: &'a Cell<u64>,
-}
-
-impl<R: BufRead> Read for Counted<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        self.count.set(self.count.get() + count as u64);
-        Ok(count)
-    }
-}
-
-impl<R: BufRead> BufRead for Counted<'_, R> {
-    fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        self.inner.fill_buf()
-    }
-
-    fn consume(&mut self, count: usize) {
-        self.count.set(self.count.get() + count as u64);
-        self.inner.consume(count);
     }
 }
 

@@ -10,7 +10,7 @@ use super::EXIT_NO;
 use super::argument::hash_part;
 use super::offline::on_cache;
 use super::output::{Output, count, size};
-use super::progress::Progress;
+use super::progress_bar::CommandProgressBar;
 use super::signals::stop_on_signals;
 use crate::cache::gc::{Analysis, CollectError, Name, Outcome, Pin, Plan};
 use crate::cache::{Cache, Referrers, Refusal, plan_removal};
@@ -60,11 +60,11 @@ async fn delete(
         bail!(CollectError::Busy);
     }
     let stop = stop_on_signals(|name| eprintln!("nix-stored: got {name}; stopping"))?;
-    let mut progress = Progress::new();
+    let mut bar = CommandProgressBar::new();
     let inventory = tokio::select! {
         biased;
         () = stop.cancelled() => bail!(CollectError::Stopped),
-        inventory = cache.inventory(|objects| progress.found(objects)) => inventory?.complete()?,
+        inventory = cache.inventory(|objects| bar.found(objects)) => inventory?.complete()?,
     };
     let pins = cache.pins().await?;
     let analysis = Analysis::new(&inventory, &pins);
@@ -72,7 +72,7 @@ async fn delete(
     let plan = match plan_removal(&analysis, wanted, referrers) {
         Ok(plan) => plan,
         Err(refusals) => {
-            drop(progress);
+            drop(bar);
             let refused = Refused::new(&refusals, &analysis, &pins, store_dir);
             args.output.refuse(&refused)?;
             return Ok(ExitCode::from(EXIT_NO));
@@ -81,10 +81,10 @@ async fn delete(
     let mut outcome = None;
     if !args.dry_run {
         let of = plan.removals.len() as u64;
-        let hear = |done| progress.done("removing", done, of);
-        outcome = Some(cache.remove(&inventory, &plan, &stop, hear).await?);
+        let show = |done| bar.done("removing", done, of);
+        outcome = Some(cache.remove(&inventory, &plan, &stop, show).await?);
     }
-    drop(progress);
+    drop(bar);
     args.output.print(&Deleted::new(&plan, &analysis, outcome, store_dir))?;
     let stopped = outcome.is_some_and(|outcome| outcome.stopped);
     Ok(if stopped { ExitCode::FAILURE } else { ExitCode::SUCCESS })

@@ -11,11 +11,12 @@ use super::argument::hash_part;
 use super::explain::Explained;
 use super::offline::{look, on_cache};
 use super::output::{Output, as_time, count, size, time};
-use super::progress::Progress;
+use super::progress_bar::CommandProgressBar;
 use super::signals::stop_on_signals;
 use crate::cache::Cache;
+use crate::cache::Progress;
 use crate::cache::gc::{
-    Analysis, CollectError, GRACE, Going, Limits, Name, Plan, Reason, Report, Step, Sum, Unparsed,
+    Analysis, CollectError, GRACE, Going, Limits, Name, Plan, Reason, Report, Sum, Unparsed,
 };
 use crate::config::{Config, parse_duration, parse_size};
 use crate::nix::{StoreDir, StorePathHash};
@@ -118,13 +119,13 @@ async fn break_lock(cache: &Cache) -> anyhow::Result<()> {
 
 async fn collect(cache: &Cache, limits: Limits, output: Output) -> anyhow::Result<ExitCode> {
     let stop = stop_on_signals(|name| eprintln!("nix-stored: got {name}; stopping"))?;
-    let mut progress = Progress::new();
-    let hear = |step| match step {
-        Step::Found(objects) => progress.found(objects),
-        Step::Removed { done, of } => progress.done("removing", done, of),
+    let mut bar = CommandProgressBar::new();
+    let show = |progress| match progress {
+        Progress::Found(objects) => bar.found(objects),
+        Progress::Done { done, of } => bar.done("removing", done, of),
     };
-    let collected = cache.collect_step_by_step(&limits, SystemTime::now(), &stop, hear).await;
-    drop(progress);
+    let collected = cache.collect_step_by_step(&limits, SystemTime::now(), &stop, show).await;
+    drop(bar);
     let report = match collected {
         Err(CollectError::Busy) => return Err(busy(cache).await),
         collected => collected?,

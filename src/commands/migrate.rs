@@ -12,10 +12,11 @@ use super::argument::Unusable;
 use super::opening::{open, open_existing};
 use super::output::{OneLine, Output, count, size};
 use super::owner::become_owner;
-use super::progress::Progress;
+use super::progress_bar::CommandProgressBar;
 use super::signals::stop_on_signals;
 use crate::cache::Cache;
-use crate::cache::migrate::{Report, Step};
+use crate::cache::Progress;
+use crate::cache::migrate::Report;
 use crate::cache::verify::Damage;
 use crate::config::{Config, Location};
 use crate::logging;
@@ -102,13 +103,13 @@ async fn migrate(
     output: Output,
 ) -> anyhow::Result<ExitCode> {
     let stop = stop_on_signals(|name| eprintln!("nix-stored: got {name}; stopping"))?;
-    let mut progress = Progress::new();
-    let hear = |step| match step {
-        Step::Found(objects) => progress.found(objects),
-        Step::Copied { done, of } => progress.read("copying", done, of),
+    let mut bar = CommandProgressBar::new();
+    let show = |progress| match progress {
+        Progress::Found(objects) => bar.found(objects),
+        Progress::Done { done, of } => bar.read("copying", done, of),
     };
-    let report = to.take_over(from, jobs.get().into(), &stop, hear).await?;
-    drop(progress);
+    let report = to.take_over(from, jobs.get().into(), &stop, show).await?;
+    drop(bar);
     let told = Told(report);
     output.print(&told)?;
     Ok(match told.0 {

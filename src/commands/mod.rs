@@ -12,7 +12,7 @@ mod opening;
 mod output;
 mod owner;
 mod pin;
-mod progress;
+mod progress_bar;
 mod reload;
 pub mod serve;
 mod signals;

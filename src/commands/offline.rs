@@ -8,7 +8,7 @@ use rustix::process::getuid;
 
 use super::opening::open_existing;
 use super::owner::become_owner;
-use super::progress::Progress;
+use super::progress_bar::CommandProgressBar;
 use crate::cache::gc::Inventory;
 use crate::cache::{Agent, Cache};
 use crate::config::{Config, Location};
@@ -59,6 +59,6 @@ fn agent(by: &str) -> Agent {
 
 /// What the cache holds; a bar is shown meanwhile.
 pub(super) async fn look(cache: &Cache) -> anyhow::Result<Inventory> {
-    let mut progress = Progress::new();
-    Ok(cache.inventory(|objects| progress.found(objects)).await?)
+    let mut bar = CommandProgressBar::new();
+    Ok(cache.inventory(|objects| bar.found(objects)).await?)
 }

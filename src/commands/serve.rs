@@ -121,8 +121,8 @@ async fn serve(config: Config, bound: Bound, user: Option<u32>) -> anyhow::Resul
 async fn keep_info(cache: &Cache) {
     match cache.keep_info().await {
         Ok(None) => {}
-        Ok(Some(Stored::New)) => info!("wrote nix-cache-info"),
-        Ok(Some(Stored::Again)) => {
+        Ok(Some(Stored::Created)) => info!("wrote nix-cache-info"),
+        Ok(Some(Stored::Replaced)) => {
             warn!("nix-cache-info had other settings; it has those of the configuration now");
         }
         Err(error) => {

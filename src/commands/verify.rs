@@ -10,8 +10,9 @@ use serde::Serialize;
 use super::EXIT_NO;
 use super::offline::on_cache;
 use super::output::{OneLine, Output, count, size};
-use super::progress::Progress;
-use crate::cache::verify::{Damage, Note, NoteKind, Options, Report, Step};
+use super::progress_bar::CommandProgressBar;
+use crate::cache::Progress;
+use crate::cache::verify::{Damage, Note, NoteKind, Options, Report};
 use crate::config::{Config, Verify};
 
 #[derive(Debug, Clone, clap::Args)]
@@ -37,13 +38,13 @@ pub(super) fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
     let depth = if args.deep { Verify::Nar } else { Verify::File };
     let options = Options { depth, repair: args.repair };
     on_cache("verify", config, async move |cache| {
-        let mut progress = Progress::new();
-        let hear = |step| match step {
-            Step::Found(objects) => progress.found(objects),
-            Step::Read { done, of } => progress.read("reading", done, of),
+        let mut bar = CommandProgressBar::new();
+        let show = |progress| match progress {
+            Progress::Found(objects) => bar.found(objects),
+            Progress::Done { done, of } => bar.read("reading", done, of),
         };
-        let report = Arc::new(cache).verify(options, hear).await?;
-        drop(progress);
+        let report = Arc::new(cache).verify(options, show).await?;
+        drop(bar);
         let told = Told { report, repair: args.repair };
         args.output.print(&told)?;
         match told.report {

@@ -16,9 +16,9 @@ use super::origin::Origin;
 use super::pages;
 use super::router::Site;
 use super::{body, health, metrics};
-use crate::cache::{Cache, Taken};
+use crate::cache::Cache;
 use crate::nix::{CachePath, Compression};
-use crate::store::{Content, Metadata, Object};
+use crate::store::{Content, Metadata, Object, Stored};
 
 type Answer = Result<Response<Body>, HttpError>;
 
@@ -117,9 +117,9 @@ async fn put(cache: &Cache, request: &Parts, body: Body) -> Answer {
     let declared = http_body::Body::size_hint(&body).exact();
     let accepted = cache.put(&path, encoding, declared, body::incoming(body)).await?;
     let mut response = Response::new(Body::empty());
-    *response.status_mut() = match accepted.taken {
-        Taken::New => StatusCode::CREATED,
-        Taken::Again => StatusCode::OK,
+    *response.status_mut() = match accepted.stored {
+        Stored::Created => StatusCode::CREATED,
+        Stored::Replaced => StatusCode::OK,
     };
     // `observe` tells it, with whom it is from.
     response.extensions_mut().insert(Arc::new(accepted));

@@ -14,11 +14,13 @@ mod turns;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
-use futures_util::stream::BoxStream;
+use futures_util::stream::{self, BoxStream};
 
 pub use error::{RemoteTrouble, StoreError, UnusableDirectory};
 pub use fs::{FsStore, MinimumRate};
@@ -27,6 +29,7 @@ pub use s3::S3Store;
 pub use turns::Turns;
 
 use crate::nix::CachePath;
+use fs::read::read_chunk;
 
 /// A place for objects.
 pub trait Store: Send + Sync + 'static {
@@ -210,13 +213,13 @@ pub trait Upload: Send {
     fn commit(self: Box<Self>) -> Result<Stored, StoreError>;
 }
 
-/// What an object that was stored found under its path.
+/// The effect of storing an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stored {
-    /// Nothing.
-    New,
-    /// An older one.
-    Again,
+    /// There was no object of this name.
+    Created,
+    /// There was an object of this name. It was replaced, or it already had the uploaded content.
+    Replaced,
 }
 
 /// What a store knows about an object without reading it.
@@ -302,6 +305,37 @@ pub enum Content {
     File(File),
     /// Elsewhere.
     Stream(Box<dyn Ranged>),
+}
+
+/// The number of bytes that [`Content::into_stream`] reads from a file at a time.
+const READ_CHUNK: u64 = 256 * 1024;
+
+impl Content {
+    /// The bytes in `range`, which must lie within the object.
+    pub fn into_stream(self, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>> {
+        match self {
+            Self::Bytes(bytes) => {
+                let bytes = bytes.slice(range.start as usize..range.end as usize);
+                stream::iter((!bytes.is_empty()).then_some(Ok(bytes))).boxed()
+            }
+            Self::File(file) => file_stream(Arc::new(file), range),
+            Self::Stream(bytes) => bytes.read(range),
+        }
+    }
+}
+
+/// The bytes in a range of a file, read on the blocking pool.
+pub fn file_stream(file: Arc<File>, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>> {
+    let chunks = stream::try_unfold((file, range), |(file, range)| async move {
+        if range.is_empty() {
+            return Ok(None);
+        }
+        let end = range.end.min(range.start + READ_CHUNK);
+        let length = (end - range.start) as usize;
+        let chunk = read_chunk(Arc::clone(&file), range.start, length).await?;
+        Ok(Some((chunk, (file, end..range.end))))
+    });
+    chunks.boxed()
 }
 
 /// The bytes of an object that have to be fetched.

@@ -24,7 +24,7 @@ pub use plan::{Analysis, Kept, Limits, Plan, Reason, Removal, Verdict};
 pub(super) use plan::{groups, reach};
 pub use preview::{Going, Name, Sum};
 
-use super::Cache;
+use super::{Cache, Progress};
 use crate::store::{Lock, StoreError, background};
 
 /// What was used or uploaded so recently is never taken: a build may still be uploading what refers
@@ -53,20 +53,6 @@ pub enum CollectError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-}
-
-/// How far a collection has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
-    /// It has found so many objects.
-    Found(u64),
-    /// It has done so many removals.
-    Removed {
-        /// So many.
-        done: u64,
-        /// Of so many.
-        of: u64,
-    },
 }
 
 /// What a collection did, in numbers.
@@ -124,19 +110,19 @@ impl Cache {
         limits: &Limits,
         now: SystemTime,
         stop: &CancellationToken,
-        mut progress: impl FnMut(Step),
+        mut progress: impl FnMut(Progress),
     ) -> Result<Report, CollectError> {
         let _lock = self.lock_collection().await?.ok_or(CollectError::Busy)?;
         let inventory = tokio::select! {
             biased;
             () = stop.cancelled() => return Err(CollectError::Stopped),
-            inventory = self.inventory(|objects| progress(Step::Found(objects))) => inventory?.complete()?,
+            inventory = self.inventory(|objects| progress(Progress::Found(objects))) => inventory?.complete()?,
         };
         self.metrics.store.seen(inventory.size(), inventory.paths.len() as u64);
         let pins = self.pins().await?;
         let (inventory, plan) = planned(inventory, pins, *limits, now).await?;
         let of = plan.removals.len() as u64;
-        let removed = |done| progress(Step::Removed { done, of });
+        let removed = |done| progress(Progress::Done { done, of });
         let outcome = self.apply(&inventory, &plan, limits, now, stop, removed).await;
         let report = outcome.map(|outcome| Report::new(&inventory, &plan, &outcome));
         // So many objects take their time, too.

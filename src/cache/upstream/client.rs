@@ -18,12 +18,13 @@ use tokio::sync::{OnceCell, Semaphore, SemaphorePermit};
 use tracing::{info, warn};
 
 use super::breaker::{Breaker, Change};
+use super::expiring::ExpiringCache;
 use super::redirects::Redirects;
 use crate::config::{Login, Upstream, authorities};
 use crate::metrics::{Metrics, UpstreamCounters};
 use crate::nix::cache_path::NarName;
 use crate::nix::{CachePath, PublicKey};
-use crate::store::fs::read::read_chunk;
+use crate::store::Content;
 
 /// The time to connect, at most.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -40,9 +41,6 @@ const FALSE_NARS: usize = 1024;
 /// Answers up to this length are collected by any number of questions at a time.
 const SMALL_ANSWER: usize = 1024 * 1024;
 
-/// How much of a file of a `file://` upstream is read at a time.
-const CHUNK: u64 = 256 * 1024;
-
 /// One upstream.
 pub(super) struct Client {
     /// Its URL, for logs.
@@ -57,7 +55,7 @@ pub(super) struct Client {
     /// Limits the answers above [`SMALL_ANSWER`] that are collected at a time.
     large: Arc<Semaphore>,
     /// NARs that were not what was said of them, and until when they are not asked for again.
-    false_nars: quick_cache::sync::Cache<NarName, Instant>,
+    false_nars: ExpiringCache<NarName, ()>,
     /// Whether a 403 means that something is absent, as S3 says it to who may not list a bucket.
     forbids_the_absent: OnceCell<bool>,
     counters: UpstreamCounters,
@@ -149,7 +147,7 @@ impl Client {
             breaker: Mutex::default(),
             questions: Semaphore::new(QUESTIONS),
             large,
-            false_nars: quick_cache::sync::Cache::new(FALSE_NARS),
+            false_nars: ExpiringCache::new(FALSE_NARS),
             forbids_the_absent: OnceCell::new(),
             counters: metrics.upstream(&upstream.to_string()),
         })
@@ -319,17 +317,17 @@ impl Client {
     }
 
     /// A NAR of this upstream was not what was said of it.
-    pub(super) fn distrust(&self, name: NarName, until: Instant) {
-        self.false_nars.insert(name, until);
+    pub(super) fn distrust(&self, name: NarName, ttl: Duration) {
+        self.false_nars.insert(name, (), ttl);
     }
 
     /// Trouble, if a NAR of this name was not what was said of it a moment ago.
     pub(super) fn check_trust(&self, name: NarName) -> Result<(), Trouble> {
         match self.false_nars.get(&name) {
-            Some(until) if until > Instant::now() => {
+            Some(()) => {
                 Err(Trouble::Nonsense(format!("a NAR that is not what it says of it, {name}")))
             }
-            _ => Ok(()),
+            None => Ok(()),
         }
     }
 
@@ -564,17 +562,6 @@ async fn read(path: PathBuf, from: u64) -> Result<Option<Answer>, Trouble> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Trouble::Connection(error.to_string())),
     };
-    let file = Arc::new(file);
-    let body = futures_util::stream::try_unfold(from, move |at| {
-        let file = Arc::clone(&file);
-        async move {
-            let len = CHUNK.min(length.saturating_sub(at));
-            if len == 0 {
-                return Ok(None);
-            }
-            let chunk = read_chunk(file, at, len as usize).await?;
-            Ok(Some((chunk, at + len)))
-        }
-    });
-    Ok(Some(Answer { length: Some(length), encoding: None, body: body.boxed() }))
+    let body = Content::File(file).into_stream(from.min(length)..length);
+    Ok(Some(Answer { length: Some(length), encoding: None, body }))
 }

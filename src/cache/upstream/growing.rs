@@ -22,8 +22,7 @@ use tokio::sync::watch;
 use super::{Trouble, UpstreamError};
 use crate::nix::CachePath;
 use crate::nix::cache_path::NarName;
-use crate::store::fs::read::read_chunk;
-use crate::store::{Content, Metadata, Object, Ranged, Store};
+use crate::store::{Content, Metadata, Object, Ranged, Store, file_stream};
 
 /// How much a reader takes at a time, at most.
 const CHUNK: u64 = 256 * 1024;
@@ -194,30 +193,10 @@ impl Reader {
     /// The bytes of `range`, from the store.
     async fn stored(&self, range: Range<u64>) -> io::Result<BoxStream<'static, io::Result<Bytes>>> {
         let object = self.store.get(&CachePath::Nar(self.name)).await.map_err(io::Error::other)?;
-        match object.map(|object| object.content) {
-            Some(Content::Bytes(bytes)) => {
-                let bytes = bytes.get(range.start as usize..range.end as usize);
-                let bytes = bytes.map(Bytes::copy_from_slice).ok_or(io::ErrorKind::UnexpectedEof);
-                Ok(stream::iter([bytes.map_err(io::Error::from)]).boxed())
-            }
-            Some(Content::File(file)) => Ok(chunks(Arc::new(file), range)),
-            Some(Content::Stream(bytes)) => Ok(bytes.read(range)),
-            None => Err(io::Error::other("it was removed in the middle of its answer")),
-        }
+        let object =
+            object.ok_or_else(|| io::Error::other("the NAR was removed during the response"))?;
+        Ok(object.content.into_stream(range))
     }
-}
-
-/// A range of a file.
-fn chunks(file: Arc<File>, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>> {
-    stream::try_unfold((file, range), |(file, range)| async move {
-        if range.is_empty() {
-            return Ok(None);
-        }
-        let len = CHUNK.min(range.end - range.start);
-        let chunk = read_chunk(Arc::clone(&file), range.start, len as usize).await?;
-        Ok(Some((chunk, (file, range.start + len..range.end))))
-    })
-    .boxed()
 }
 
 impl Ranged for Reader {
@@ -235,7 +214,7 @@ impl Ranged for Reader {
             let (part, end) = match reader.next(range.start).await? {
                 Next::InFile(file, end) => {
                     let end = end.min(range.end).min(range.start + CHUNK);
-                    (chunks(file, range.start..end), end)
+                    (file_stream(file, range.start..end), end)
                 }
                 Next::Stored => (reader.stored(range.clone()).await?, range.end),
             };

@@ -1,7 +1,7 @@
 //! Who has a path: asked once, and remembered for a while.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -23,22 +23,8 @@ use crate::store::{Content, Metadata, Object};
 /// For how long trouble is remembered: who asks at the same time need not wait for the same.
 const TROUBLE_TTL: Duration = Duration::from_secs(1);
 
-/// What the upstreams have said about a path.
-#[derive(Clone)]
-pub(super) struct Remembered {
-    answer: Result<Option<Arc<Remote>>, UpstreamError>,
-    until: Instant,
-}
-
-impl Remembered {
-    /// The length of the narinfo that is remembered, if there is one.
-    pub(super) fn length(&self) -> u64 {
-        match &self.answer {
-            Ok(Some(remote)) => remote.object.1.len() as u64,
-            _ => 0,
-        }
-    }
-}
+/// The result of requesting a path from the upstreams; none if no upstream has the path.
+pub(super) type LookupResult = Result<Option<Arc<Remote>>, UpstreamError>;
 
 /// A path that an upstream has.
 pub struct Remote {
@@ -77,37 +63,25 @@ impl Upstreams {
         hash: &StorePathHash,
         store_dir: &StoreDir,
         decoders: &DecodeBudget,
-    ) -> Result<Option<Arc<Remote>>, UpstreamError> {
-        loop {
-            // Who asks for the same path at the same time waits here for the first one's answer.
-            match self.paths.get_value_or_guard_async(hash).await {
-                Ok(known) if known.until > Instant::now() => return known.answer,
-                Ok(known) => {
-                    let until = known.until;
-                    self.paths.remove_if(hash, |found| found.until == until);
-                }
-                Err(guard) => {
-                    let answer = self.ask_all(hash, store_dir, decoders).await;
-                    let ttl = match &answer {
-                        Ok(Some(_)) => self.present_ttl,
-                        Ok(None) => self.absent_ttl,
-                        Err(_) => TROUBLE_TTL,
-                    };
-                    if let Ok(Some(remote)) = &answer {
-                        self.nars.insert(remote.nar, Arc::clone(remote));
-                    }
-                    let until = Instant::now() + ttl;
-                    // Should it have been dropped from memory meanwhile, it is asked again.
-                    let _ = guard.insert(Remembered { answer: answer.clone(), until });
-                    return answer;
-                }
+    ) -> LookupResult {
+        let ask = async || {
+            let answer = self.ask_all(hash, store_dir, decoders).await;
+            let ttl = match &answer {
+                Ok(Some(_)) => self.present_ttl,
+                Ok(None) => self.absent_ttl,
+                Err(_) => TROUBLE_TTL,
+            };
+            if let Ok(Some(remote)) = &answer {
+                self.nars.insert(remote.nar, Arc::clone(remote));
             }
-        }
+            (answer, ttl)
+        };
+        self.paths.get_or_compute(hash, ask).await
     }
 
     /// A NAR turned out not to be what this upstream said of it. Another one may have it right.
     pub(super) fn distrust(&self, client: &Client, name: NarName) {
-        client.distrust(name, Instant::now() + self.absent_ttl);
+        client.distrust(name, self.absent_ttl);
         self.forget(name);
     }
 

@@ -7,6 +7,7 @@
 
 mod breaker;
 mod client;
+mod expiring;
 mod fetch;
 mod growing;
 mod lookup;
@@ -18,7 +19,7 @@ mod resuming;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use quick_cache::Weighter;
 use thiserror::Error;
@@ -32,8 +33,9 @@ use crate::metrics::Metrics;
 use crate::nix::cache_path::NarName;
 use crate::nix::{CachePath, PublicKey, StorePathHash};
 use client::Client;
+use expiring::{Entry, ExpiringCache};
 use growing::Growing;
-use lookup::{Remembered, Remote};
+use lookup::{LookupResult, Remote};
 use name_locks::NameLocks;
 
 /// How many absent side files are remembered, and about how many paths: see [`PATHS_BYTES`]. A closure
@@ -60,13 +62,13 @@ pub struct Upstreams {
     clients: Vec<Arc<Client>>,
     absent_ttl: Duration,
     present_ttl: Duration,
-    paths: quick_cache::sync::Cache<StorePathHash, Remembered, ByLength>,
+    paths: ExpiringCache<StorePathHash, LookupResult, ByLength>,
     /// Where NARs are that were heard of in narinfos.
     nars: quick_cache::sync::Cache<NarName, Arc<Remote>, ByLength>,
     /// NARs on their way.
     fetches: Mutex<Fetches>,
     /// Side files that none of them has.
-    absent: quick_cache::sync::Cache<CachePath, Instant>,
+    absent: ExpiringCache<CachePath, ()>,
     /// Held while the upstreams are asked for the NAR of a name.
     beginnings: NameLocks,
     limit: TransferLimit,
@@ -97,9 +99,13 @@ struct ByLength;
 /// What an entry takes besides the text of its narinfo.
 const OVERHEAD: u64 = 512;
 
-impl Weighter<StorePathHash, Remembered> for ByLength {
-    fn weight(&self, _: &StorePathHash, remembered: &Remembered) -> u64 {
-        OVERHEAD + remembered.length()
+impl Weighter<StorePathHash, Entry<LookupResult>> for ByLength {
+    fn weight(&self, _: &StorePathHash, entry: &Entry<LookupResult>) -> u64 {
+        let length = match &entry.value {
+            Ok(Some(remote)) => remote.object.1.len() as u64,
+            _ => 0,
+        };
+        OVERHEAD + length
     }
 }
 
@@ -122,10 +128,10 @@ impl Upstreams {
             clients: clients.collect::<Result<_, SetUpError>>()?,
             absent_ttl: config.absent_ttl,
             present_ttl: config.present_ttl,
-            paths: quick_cache::sync::Cache::with_weighter(PATHS, PATHS_BYTES, ByLength),
+            paths: ExpiringCache::with_weighter(PATHS, PATHS_BYTES, ByLength),
             nars: quick_cache::sync::Cache::with_weighter(PATHS, PATHS_BYTES, ByLength),
             fetches: Mutex::default(),
-            absent: quick_cache::sync::Cache::new(PATHS),
+            absent: ExpiringCache::new(PATHS),
             beginnings: NameLocks::default(),
             limit: TransferLimit::new(FETCHES, SLOW_FETCHES),
         })
@@ -139,11 +145,11 @@ impl Upstreams {
     }
 
     fn is_known_absent(&self, path: &CachePath) -> bool {
-        self.absent.get(path).is_some_and(|since| since.elapsed() < self.absent_ttl)
+        self.absent.get(path).is_some()
     }
 
     fn remember_absent(&self, path: &CachePath) {
-        self.absent.insert(path.clone(), Instant::now());
+        self.absent.insert(path.clone(), (), self.absent_ttl);
     }
 
     /// Whether anything that comes from there is kept here.

@@ -9,6 +9,7 @@ use serde::de::IgnoredAny;
 
 use super::report::{Damage, DamageKind, Note, NoteKind};
 use crate::cache::decode_budget::Allowance;
+use crate::cache::inspect_reader::InspectReader;
 use crate::cache::migrate;
 use crate::cache::nar::{Facts, Inspected, NarContents, inspect, reader};
 use crate::cache::narinfo::check_against_nar;
@@ -468,33 +469,12 @@ impl Findings {
 struct Reading(#[source] io::Error);
 
 /// A reader that adds what was read to `bytes`.
-fn counted(content: Content, size: u64, bytes: &AtomicU64) -> impl BufRead {
+fn counted(content: Content, size: u64, bytes: &AtomicU64) -> impl BufRead + use<'_> {
     if let Content::File(file) = &content {
         background::read_once(file);
     }
-    Counted { inner: reader(content, size), bytes }
-}
-
-struct Counted<'a, R> {
-    inner: R,
-    bytes: &'a AtomicU64,
-}
-
-impl<R: BufRead> Read for Counted<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        self.bytes.fetch_add(count as u64, Ordering::Relaxed);
-        Ok(count)
-    }
-}
-
-impl<R: BufRead> BufRead for Counted<'_, R> {
-    fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        self.inner.fill_buf()
-    }
-
-    fn consume(&mut self, count: usize) {
-        self.bytes.fetch_add(count as u64, Ordering::Relaxed);
-        self.inner.consume(count);
-    }
+    let count = |read: &[u8]| {
+        bytes.fetch_add(read.len() as u64, Ordering::Relaxed);
+    };
+    InspectReader::new(reader(content, size), count)
 }

@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use report::{Checked, Damage, DamageKind, Note, NoteKind, Report};
 
-use super::Cache;
+use super::{Cache, Progress};
 use crate::config::Verify;
 use crate::nix::CachePath;
 use crate::nix::cache_path::NarName;
@@ -44,20 +44,6 @@ pub struct Options {
     pub depth: Verify,
     /// Whether what is false is put aside.
     pub repair: bool,
-}
-
-/// How far it has come.
-#[derive(Debug, Clone, Copy)]
-pub enum Step {
-    /// So many objects were found.
-    Found(u64),
-    /// So many bytes were read.
-    Read {
-        /// How many.
-        done: u64,
-        /// How many there are.
-        of: u64,
-    },
 }
 
 /// A verification that did not come to its end.
@@ -85,13 +71,13 @@ impl Cache {
     pub async fn verify(
         self: Arc<Self>,
         options: Options,
-        mut progress: impl FnMut(Step),
+        mut progress: impl FnMut(Progress),
     ) -> Result<Report, VerifyError> {
         let _lock = match options.repair {
             true => Some(self.lock_collection().await?.ok_or(VerifyError::Busy)?),
             false => None,
         };
-        let mut survey = self.survey(|count| progress(Step::Found(count))).await?;
+        let mut survey = self.survey(|count| progress(Progress::Found(count))).await?;
         if let Some(error) = survey.take_other_store_dir() {
             return Err(VerifyError::StoreDir(error));
         }
@@ -104,7 +90,7 @@ impl Cache {
         let (subjects, notes) = survey.finish(&self.info.store_dir);
         report.notes = notes;
         let read = Arc::new(AtomicU64::new(0));
-        let told = |done| progress(Step::Read { done, of });
+        let told = |done| progress(Progress::Done { done, of });
         let suspicious = self.first_look(subjects, options, &read, told, &mut report.notes).await?;
         report.checked.bytes = read.load(Ordering::Relaxed);
         if suspicious.is_empty() {

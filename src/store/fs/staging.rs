@@ -89,11 +89,11 @@ impl Staged {
     pub(super) fn publish(&mut self, to: impl AsFd, base: &str) -> Result<Stored, Errno> {
         let name = self.name.as_deref().expect("a file is published once");
         let stored = match rename_new(&self.folder.fd, name, &to, base) {
-            Ok(()) => Stored::New,
+            Ok(()) => Stored::Created,
             // There is one, or the file system cannot say: then this comes in its place.
             Err(_) => {
                 rustix::fs::renameat(&self.folder.fd, name, to, base)?;
-                Stored::Again
+                Stored::Replaced
             }
         };
         self.name = None;
@@ -256,7 +256,7 @@ mod tests {
         }
         let (_, mut staged) = staging.create(parent(dir.path())).unwrap();
         let to = File::open(dir.path()).unwrap();
-        assert_eq!(staged.publish(&to, "object").unwrap(), Stored::New);
+        assert_eq!(staged.publish(&to, "object").unwrap(), Stored::Created);
         drop((lost, staged, staging));
         assert_eq!(count(dir.path()), 1);
     }

@@ -374,7 +374,7 @@ impl Store for S3Store {
                 self.uses.mark(key.clone()).await?;
             }
             self.bucket.put(&key, bytes, path.content_type()).await?;
-            Ok(if older { Stored::Again } else { Stored::New })
+            Ok(if older { Stored::Replaced } else { Stored::Created })
         }
         .boxed()
     }
@@ -395,7 +395,7 @@ impl Store for S3Store {
     ) -> BoxFuture<'a, Result<Option<Stored>, StoreError>> {
         async move {
             let key = path.key();
-            let stored = if before.is_some() { Stored::Again } else { Stored::New };
+            let stored = if before.is_some() { Stored::Replaced } else { Stored::Created };
             if before.is_some() {
                 self.uses.mark(key.clone()).await?;
             }

@@ -256,7 +256,7 @@ impl Upload for S3Upload {
             self.runtime.block_on(self.uses.mark(self.key.clone()))?;
         }
         self.publish()?;
-        Ok(if older { Stored::Again } else { Stored::New })
+        Ok(if older { Stored::Replaced } else { Stored::Created })
     }
 }
 

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use nix_stored::cache::Cache;
-use nix_stored::cache::gc::{CollectError, GRACE, Limits, Step};
+use nix_stored::cache::Progress;
+use nix_stored::cache::gc::{CollectError, GRACE, Limits};
 use nix_stored::config::Admission;
 use nix_stored::nix::CacheInfo;
 use nix_stored::store::FsStore;
@@ -248,7 +249,7 @@ async fn a_collection_stops_between_two_removals() {
     let limits =
         Limits { max_size: None, max_age: Some(Duration::from_secs(86_400)), grace: GRACE };
     let stop_after_two = |step| {
-        if step == (Step::Removed { done: 2, of: 9 }) {
+        if step == (Progress::Done { done: 2, of: 9 }) {
             stop.cancel();
         }
     };

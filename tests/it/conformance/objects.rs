@@ -35,7 +35,7 @@ pub async fn what_was_put_is_found_by_head_and_get_alike(site: &impl Site) {
         let bytes = noise(1000 * number);
         let before = SystemTime::now() - ABOUT;
         let stored = store.put(&path, bytes.clone().into()).await.unwrap();
-        assert_eq!(stored, Stored::New, "{key}");
+        assert_eq!(stored, Stored::Created, "{key}");
         let found = metadata(&*store, &path).await;
         assert_eq!(found.size, bytes.len() as u64, "{key}");
         let now = before..SystemTime::now() + ABOUT;
@@ -55,7 +55,7 @@ pub async fn what_is_put_again_replaces_what_was_there(site: &impl Site) {
     // Of one length, and within one second.
     for (round, text) in ["first", "other", "third", "third"].into_iter().enumerate() {
         let stored = store.put(&path, text.into()).await.unwrap();
-        assert_eq!(stored, if round == 0 { Stored::New } else { Stored::Again });
+        assert_eq!(stored, if round == 0 { Stored::Created } else { Stored::Replaced });
         let etag = metadata(&*store, &path).await.etag;
         assert!(etag != before || round == 3, "{text} has the tag of another text");
         assert_eq!(content(&*store, &path).await, text.as_bytes());
@@ -80,7 +80,7 @@ pub async fn odd_names_are_kept_as_they_are(site: &impl Site) {
     for key in &keys {
         assert_eq!(path(key).key(), *key);
         let text = Bytes::from(key.clone());
-        assert_eq!(store.put(&path(key), text.clone()).await.unwrap(), Stored::New, "{key}");
+        assert_eq!(store.put(&path(key), text.clone()).await.unwrap(), Stored::Created, "{key}");
         assert_eq!(content(&*store, &path(key)).await, text, "{key}");
         assert!(there(store.head(&path(key)).await).size > 0, "{key}");
     }

@@ -25,7 +25,11 @@ pub async fn an_upload_of_any_size_arrives(site: &impl Site) {
         {
             let upload = upload(&store, &path, size, &bytes, step).await;
             let stored = commit(upload).await;
-            assert_eq!(stored, if round == 0 { Stored::New } else { Stored::Again }, "{length}");
+            assert_eq!(
+                stored,
+                if round == 0 { Stored::Created } else { Stored::Replaced },
+                "{length}"
+            );
             assert_eq!(metadata(&*store, &path).await.size, length as u64);
             assert!(content(&*store, &path).await == bytes, "{length} bytes came out otherwise");
         }
@@ -43,14 +47,14 @@ pub async fn nothing_is_visible_before_it_is_committed(site: &impl Site) {
         assert!(store.head(&path).await.unwrap().is_none(), "{key}");
         assert!(store.get(&path).await.unwrap().is_none(), "{key}");
         assert_eq!(site.look(key), None, "{key}");
-        assert_eq!(commit(first).await, Stored::New);
+        assert_eq!(commit(first).await, Stored::Created);
         let before = metadata(&*store, &path).await;
 
         let other = noise(length + 1);
         let second = upload(&store, &path, Some(length as u64 + 1), &other, MIB).await;
         assert_eq!(metadata(&*store, &path).await, before, "{key}");
         assert!(content(&*store, &path).await == bytes, "{key}");
-        assert_eq!(commit(second).await, Stored::Again);
+        assert_eq!(commit(second).await, Stored::Replaced);
         assert!(content(&*store, &path).await == other, "{key}");
         assert_ne!(there(store.head(&path).await).etag, before.etag, "{key}");
     }
@@ -88,7 +92,7 @@ pub async fn two_uploads_of_one_object_leave_one_of_them_whole(site: &impl Site)
         let second = upload(&store, &path, None, &other, MIB).await;
         let (first, second) = tokio::join!(commit(first), commit(second));
         // Which of two that end in the same moment came first, not every store can say.
-        assert!(first == Stored::New || second == Stored::New);
+        assert!(first == Stored::Created || second == Stored::Created);
         let found = content(&*store, &path).await;
         assert!(found == one || found == other, "{} bytes of neither", found.len());
         assert_eq!(metadata(&*store, &path).await.size, found.len() as u64);
@@ -117,7 +121,7 @@ pub async fn what_was_written_can_be_read_at_once_where_it_is_in_a_file(site: &i
             }
             begin = end;
         }
-        assert_eq!(upload.commit().unwrap(), Stored::New);
+        assert_eq!(upload.commit().unwrap(), Stored::Created);
         // Who reads it goes on, whatever became of it.
         if let Some(early) = early {
             let mut end = vec![0; MIB];

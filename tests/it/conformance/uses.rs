@@ -37,7 +37,7 @@ pub async fn what_was_stored_since_stays(site: &impl Site) {
     let path = path(KEYS[0]);
     store.put(&path, "old".into()).await.unwrap();
     let since = later().await;
-    assert_eq!(store.put(&path, "new".into()).await.unwrap(), Stored::Again);
+    assert_eq!(store.put(&path, "new".into()).await.unwrap(), Stored::Replaced);
     assert_eq!(store.remove(&path, since).await.unwrap(), Removed::InUse);
     assert_eq!(content(&*store, &path).await, b"new");
 }
@@ -67,7 +67,7 @@ pub async fn what_was_removed_can_be_stored_again(site: &impl Site) {
     let store = site.open().await;
     let path = path(KEYS[0]);
     for text in ["one", "two"] {
-        assert_eq!(store.put(&path, text.into()).await.unwrap(), Stored::New);
+        assert_eq!(store.put(&path, text.into()).await.unwrap(), Stored::Created);
         assert_eq!(content(&*store, &path).await, text.as_bytes());
         let since = SystemTime::now() - Duration::from_secs(3600);
         assert_eq!(store.remove(&path, since).await.unwrap(), Removed::InUse);

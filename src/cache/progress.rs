@@ -1,0 +1,16 @@
+//! The progress of an operation on the whole cache.
+
+/// The progress of a collection, a verification or a migration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// The number of objects that have been listed; the total is not known.
+    Found(u64),
+    /// The work that is done after listing. A collection counts removals, a verification bytes that were
+    /// read, and a migration bytes that were copied.
+    Done {
+        /// The work that is done.
+        done: u64,
+        /// The total.
+        of: u64,
+    },
+}
