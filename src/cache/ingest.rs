@@ -88,28 +88,53 @@ impl Collected {
     }
 }
 
-/// How many large texts are in memory at a time: a narinfo takes several times its length when it is
-/// parsed, and may have to wait for its NAR.
-pub(super) struct LargeTexts(Arc<Semaphore>);
+/// Limits the memory and the processors that narinfos of more than [`SMALL`] bytes take.
+pub(super) struct LargeNarInfos {
+    memory: Arc<Semaphore>,
+    parsing: Semaphore,
+}
 
-impl LargeTexts {
-    /// So much of them, in MiB.
-    const ROOM: u64 = 64;
+impl LargeNarInfos {
+    /// The limit of the texts in memory, in MiB. A parsed narinfo takes several times the length of its
+    /// text, and may wait for its NAR.
+    const MEMORY: u64 = 64;
 
-    /// Waits for room for a text of this length; a small one needs none.
-    pub(super) async fn take(&self, length: u64) -> Option<OwnedSemaphorePermit> {
+    /// The number of narinfos that are parsed at the same time. Parsing takes milliseconds per megabyte,
+    /// and more threads would take processor time from other requests.
+    const PARSING: usize = 2;
+
+    /// Waits for memory for a text of `length` bytes; a small text needs none.
+    pub(super) async fn reserve(&self, length: u64) -> Option<OwnedSemaphorePermit> {
         if length <= SMALL {
             return None;
         }
-        let mib = length.div_ceil(1 << 20).min(Self::ROOM);
+        let mib = length.div_ceil(1 << 20).min(Self::MEMORY);
         // The semaphore is never closed.
-        Arc::clone(&self.0).acquire_many_owned(mib as u32).await.ok()
+        Arc::clone(&self.memory).acquire_many_owned(mib as u32).await.ok()
+    }
+
+    /// Runs `parse` on a text of `length` bytes: in place if the text is small, otherwise on the blocking
+    /// pool.
+    pub(super) async fn parse<T: Send + 'static>(
+        &self,
+        length: usize,
+        parse: impl FnOnce() -> T + Send + 'static,
+    ) -> T {
+        if length as u64 <= SMALL {
+            return parse();
+        }
+        // The semaphore is never closed.
+        let _permit = self.parsing.acquire().await.ok();
+        joined(spawn_blocking(parse)).await
     }
 }
 
-impl Default for LargeTexts {
+impl Default for LargeNarInfos {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(Self::ROOM as usize)))
+        Self {
+            memory: Arc::new(Semaphore::new(Self::MEMORY as usize)),
+            parsing: Semaphore::new(Self::PARSING),
+        }
     }
 }
 

@@ -80,7 +80,7 @@ pub struct Inner {
     /// The memory budget of all decoders.
     decoders: DecodeBudget,
     /// Limits what uploads of large narinfos have in memory.
-    large_narinfos: ingest::LargeTexts,
+    large_narinfos: Arc<ingest::LargeNarInfos>,
     /// Who may change a narinfo, by its name.
     turns: Turns,
     /// Whether clients are sent to where the store has its objects for NARs.
@@ -135,7 +135,7 @@ impl Cache {
             facts: quick_cache::sync::Cache::new(FACTS),
             uploads: TransferLimit::new(UPLOADS, SLOW_UPLOADS),
             decoders: DecodeBudget::default(),
-            large_narinfos: ingest::LargeTexts::default(),
+            large_narinfos: Arc::default(),
             turns: Turns::default(),
             redirect: false,
             #[cfg(feature = "upstream")]

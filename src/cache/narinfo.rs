@@ -3,7 +3,6 @@
 
 use bytes::Bytes;
 use futures_util::Stream;
-use tokio::task::spawn_blocking;
 use tracing::warn;
 
 use super::feed::Feed;
@@ -85,12 +84,12 @@ impl Cache {
         let limit = narinfo::MAX_SIZE;
         let text = ingest::collect(&self.store, &path, declared, limit, feed).await?;
         // Held while it is in memory.
-        let mut _room = self.large_narinfos.take(text.len()).await;
+        let mut _room = self.large_narinfos.reserve(text.len()).await;
         let mut text = text.into_bytes(&path).await?;
         if encoding != Compression::None {
             text = ingest::decode(&self.decoders, encoding, text).await?;
             _room = None;
-            _room = self.large_narinfos.take(text.len() as u64).await;
+            _room = self.large_narinfos.reserve(text.len() as u64).await;
         }
         let size = text.len() as u64;
         let UploadedNarInfo { mut info, fingerprint, signed_by } =
@@ -149,8 +148,7 @@ impl Cache {
         hash: StorePathHash,
         text: Bytes,
     ) -> Result<UploadedNarInfo, PutError> {
-        let is_large = text.len() as u64 > ingest::SMALL;
-        let cache = self.clone();
+        let (cache, length) = (self.clone(), text.len());
         let parse = move || {
             let mut info = NarInfo::parse(&text, &cache.info.store_dir)?;
             // Who uploads a path has it, wherever it was mirrored from before.
@@ -163,7 +161,7 @@ impl Cache {
             cache.select_signatures(&mut info, &[]);
             Ok(UploadedNarInfo { fingerprint: info.fingerprint(), info, signed_by })
         };
-        if is_large { ingest::in_the_pool(parse).await } else { parse() }
+        self.large_narinfos.parse(length, parse).await
     }
 
     /// Takes over the signatures of `theirs`, a narinfo with the same fingerprint as `ours`, which has
@@ -322,10 +320,9 @@ impl Cache {
 
     /// A narinfo of the store, if it parses.
     pub(super) async fn parse_stored(&self, text: Bytes) -> Option<NarInfo> {
-        let store_dir = self.info.store_dir.clone();
-        let is_large = text.len() as u64 > ingest::SMALL;
+        let (store_dir, length) = (self.info.store_dir.clone(), text.len());
         let parse = move || NarInfo::parse(&text, &store_dir).ok();
-        if is_large { ingest::joined(spawn_blocking(parse)).await } else { parse() }
+        self.large_narinfos.parse(length, parse).await
     }
 
     /// What the narinfo at `path` names, as leniently as any Nix reads it; none if there is none.

@@ -1,12 +1,14 @@
-//! Work for pages: off the reactor, and little of it at a time. Whatever a page costs, it costs other
-//! visitors at most, and never those who upload or substitute.
+//! Work for pages: on threads of the lowest priority, and two at a time. A page that is expensive delays
+//! other pages, but no uploads or downloads.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::task::spawn_blocking;
+use tokio::runtime::Handle;
 
 use crate::cache::Cache;
+use crate::store::background;
 
 /// How much work for pages is done at a time.
 pub(super) const WORKERS: usize = 2;
@@ -27,13 +29,18 @@ impl Cache {
     ) -> Result<T, TooManyPages> {
         let turn = self.browse.workers.clone().acquire_owned();
         let turn = tokio::time::timeout(TURN_TIMEOUT, turn).await.map_err(|_| TooManyPages)?;
-        let work = spawn_blocking(move || {
+        let runtime = Handle::current();
+        let work = move || {
             let _turn = turn;
-            work()
-        });
-        match work.await {
-            Ok(done) => Ok(done),
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
+            // Some work waits for the store.
+            let _runtime = runtime.enter();
+            catch_unwind(AssertUnwindSafe(work))
+        };
+        match background::run("page", work).await {
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(panic)) => resume_unwind(panic),
+            // The system has no more threads.
+            Err(_) => Err(TooManyPages),
         }
     }
 }

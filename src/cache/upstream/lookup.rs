@@ -165,6 +165,8 @@ async fn read_narinfo(
         let mut signed = info.signatures.iter().filter(by).take(narinfo::MAX_SIGNATURES);
         let is_valid = |sig| keys.iter().any(|key| key.verifies(&fingerprint, sig));
         let trusted = keys.is_empty() || signed.any(is_valid);
+        // Of too many signatures, those that readers of this cache may need are kept first.
+        info.signatures.sort_by_key(|signature| !by(&signature));
         info.signatures.truncate(narinfo::MAX_SIGNATURES);
         Ok((info, trusted))
     };

@@ -8,6 +8,7 @@ use super::place::{Place, get, on_every_server, over, upload};
 use crate::support::daemon::Daemon;
 use crate::support::noise::Noise;
 use crate::support::objects::{nar_of_file, sample};
+use crate::support::trickle::raise_file_limit;
 use crate::support::wire::Wire;
 
 /// As documented, for 32 at a time.
@@ -21,9 +22,17 @@ const UPLOADS: usize = 32;
 const READ: usize = 600;
 const LEFT: usize = 8 << 20;
 
+/// Clients that download slowly at the same time, and the memory that they may take together. The
+/// daemon holds two chunks of the store's answer for each: one that is being sent, and the next one.
+/// hyper's client reads at most 408 KiB at a time, and how much of that depends on what the store has
+/// sent by then. At 1 MiB for each client it would be 300 MiB.
+const SLOW: usize = 300;
+const FOR_SLOW: usize = 280 << 20;
+
 on_every_server! {
     memory_does_not_grow_with_large_uploads
     memory_does_not_grow_with_paths_that_are_read
+    clients_that_download_slowly_cost_little_memory
 }
 
 /// A NAR of so many MiB that exists only while it is sent.
@@ -102,4 +111,34 @@ fn memory_does_not_grow_with_paths_that_are_read(place: &Place) {
     }
     let grown = daemon.memory().saturating_sub(after_warming_up);
     assert!(grown < LEFT, "{} KiB for {READ} paths", grown >> 10);
+}
+
+fn clients_that_download_slowly_cost_little_memory(place: &Place) {
+    raise_file_limit();
+    let bucket = place.bucket();
+    let large = sample(1, &Noise::new(3).bytes(8 << 20));
+    bucket.put(&large.nar_path[1..], &large.nar);
+    bucket.put(&large.narinfo_path[1..], large.narinfo.as_bytes());
+    let daemon = over(&bucket).start();
+    assert!(get(&daemon, &large.nar_path).body == large.nar);
+    let before = daemon.memory();
+    // What the kernel would take from the daemon costs the daemon nothing.
+    let mut clients: Vec<Wire> =
+        (0..SLOW).map(|_| Wire::with_receive_buffer(&daemon, 16 << 10)).collect();
+    for client in &mut clients {
+        client.send(&format!("GET {} HTTP/1.1\r\nHost: x\r\n\r\n", large.nar_path));
+    }
+    for client in &mut clients {
+        assert_eq!(client.head().status, 200);
+    }
+    // Each waits for its turn with a body that the daemon has begun to send, until an eighth is read.
+    let mut read = vec![0; SLOW];
+    while read.iter().any(|&read| read < 1 << 20) {
+        for (client, read) in clients.iter_mut().zip(&mut read) {
+            *read += client.discard(64 << 10);
+        }
+    }
+    let grown = daemon.peak_memory().saturating_sub(before);
+    eprintln!("{} MiB for {SLOW} slow downloads", grown >> 20);
+    assert!(grown < FOR_SLOW, "{} KiB for {SLOW} slow downloads", grown >> 10);
 }

@@ -78,7 +78,7 @@ impl Trickle {
 }
 
 /// Room for many sockets in this process.
-fn raise_file_limit() {
+pub fn raise_file_limit() {
     let maximum = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).expect("it is allowed");
 }

@@ -1,8 +1,10 @@
 //! HTTP by hand, for what no client library would send.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
+
+use rustix::net;
 
 use super::daemon::Daemon;
 
@@ -42,7 +44,23 @@ impl Wire {
     }
 
     pub fn to_address(address: &str) -> Self {
-        let stream = TcpStream::connect(address).expect("the daemon accepts connections");
+        Self::over(TcpStream::connect(address).expect("the daemon accepts connections"))
+    }
+
+    /// A connection whose receive buffer has this size, in bytes: what the client does not read stays
+    /// with the daemon.
+    pub fn with_receive_buffer(daemon: &Daemon, size: usize) -> Self {
+        let address: SocketAddr =
+            daemon.url().trim_start_matches("http://").parse().expect("an address");
+        let socket =
+            net::socket(net::AddressFamily::INET, net::SocketType::STREAM, None).expect("a socket");
+        // Set before the connection exists: the window is negotiated with it.
+        net::sockopt::set_socket_recv_buffer_size(&socket, size).expect("a size can be set");
+        net::connect(&socket, &address).expect("the daemon accepts connections");
+        Self::over(socket.into())
+    }
+
+    fn over(stream: TcpStream) -> Self {
         // Only a failing test waits so long.
         stream.set_read_timeout(Some(Duration::from_secs(120))).expect("a timeout can be set");
         Self { stream, ahead: Vec::new() }
@@ -96,6 +114,20 @@ impl Wire {
         while self.ahead.len() < length && self.read_more() > 0 {}
         received.body = self.ahead.drain(..length.min(self.ahead.len())).collect();
         received
+    }
+
+    /// Reads at least `count` bytes of a body, and keeps none of them; the number of bytes read.
+    #[track_caller]
+    pub fn discard(&mut self, count: usize) -> usize {
+        let mut total = 0;
+        while total < count {
+            if self.ahead.is_empty() {
+                assert!(self.read_more() > 0, "the body ended after {total} bytes");
+            }
+            total += self.ahead.len();
+            self.ahead.clear();
+        }
+        total
     }
 
     /// Everything until the daemon closes the connection.
