@@ -21,6 +21,8 @@ mod redirect;
 mod several;
 /// Uploads that hardly arrive.
 mod slow;
+/// The server, or a client, stands still in the middle of a read.
+mod stalls;
 /// What a start finds out.
 mod start;
 /// Something else than the server answers.

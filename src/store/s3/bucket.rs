@@ -19,6 +19,7 @@ use object_store::{
     Attribute, Attributes, Error, GetOptions, GetRange, GetResult, MultipartUpload, ObjectStore,
     ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, UpdateVersion,
 };
+use reqwest::Url;
 
 use super::client::{Clients, PATIENCE};
 use super::listing::{Meta, pause};
@@ -47,6 +48,7 @@ pub(super) struct Bucket {
     /// The same for what may take longer.
     uploads: AmazonS3,
     signed: reqwest::Client,
+    skip_signature: bool,
     prefix: String,
 }
 
@@ -54,8 +56,8 @@ impl Bucket {
     /// `prefix` is empty, or ends in no slash.
     pub(super) fn new(clients: Clients, prefix: &str) -> Self {
         let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
-        let Clients { requests: s3, uploads, signed } = clients;
-        Self { s3, uploads, signed, prefix }
+        let Clients { requests: s3, uploads, signed, skip_signature } = clients;
+        Self { s3, uploads, signed, skip_signature, prefix }
     }
 
     pub(super) fn s3(&self) -> &AmazonS3 {
@@ -260,8 +262,9 @@ impl Bucket {
         etag: Option<&str>,
         patience: Duration,
     ) -> Result<Deleted, Unanswered> {
-        let signed = self.s3.signed_url(Method::DELETE, &self.path(key), SIGNATURE_VALID).await;
-        let mut request = self.signed.delete(signed.map_err(Unanswered::unsigned)?);
+        let path = self.path(key);
+        let url = self.signed_url(Method::DELETE, &path, SIGNATURE_VALID, &[]).await;
+        let mut request = self.signed.delete(url.map_err(Unanswered::unsigned)?);
         if let Some(etag) = etag {
             request = request.header(IF_MATCH, etag);
         }
@@ -279,8 +282,28 @@ impl Bucket {
 
     /// A URL by which anybody can fetch an object for some time.
     pub(super) async fn link(&self, key: &str, valid: Duration) -> Result<String, StoreError> {
-        let signed = self.s3.signed_url(Method::GET, &self.path(key), valid).await;
-        signed.map(String::from).map_err(failed("signing a link to", key))
+        let url = self.signed_url(Method::GET, &self.path(key), valid, &[]).await;
+        url.map(String::from).map_err(failed("signing a link to", key))
+    }
+
+    /// The URL of a request with these parameters, with a signature that is valid for some time unless
+    /// requests are not signed.
+    async fn signed_url(
+        &self,
+        method: Method,
+        path: &Path,
+        valid: Duration,
+        parameters: &[(&str, &str)],
+    ) -> object_store::Result<Url> {
+        let options = SignedUrlOptions::new().with_query(parameters.iter().copied());
+        let mut url = self.s3.signed_url_opts(method, path, valid, &options).await?;
+        if self.skip_signature {
+            url.set_query(None);
+            if !parameters.is_empty() {
+                url.query_pairs_mut().extend_pairs(parameters);
+            }
+        }
+        Ok(url)
     }
 
     /// Asks for something about the bucket itself, with these parameters, until it is answered or
@@ -309,10 +332,9 @@ impl Bucket {
         parameters: &[(&str, &str)],
         limit: usize,
     ) -> Result<Vec<u8>, Unanswered> {
-        let options = SignedUrlOptions::new().with_query(parameters.iter().copied());
         let root = Path::default();
-        let signed = self.s3.signed_url_opts(Method::GET, &root, SIGNATURE_VALID, &options).await;
-        let request = self.signed.get(signed.map_err(Unanswered::unsigned)?);
+        let url = self.signed_url(Method::GET, &root, SIGNATURE_VALID, parameters).await;
+        let request = self.signed.get(url.map_err(Unanswered::unsigned)?);
         let (status, text) = read_answer(request, limit).await?;
         match status {
             200..=299 => Ok(text),

@@ -34,8 +34,10 @@ pub(super) struct Clients {
     pub requests: AmazonS3,
     /// For what sends or copies many bytes.
     pub uploads: AmazonS3,
-    /// For what `object_store` cannot ask, by signed URLs.
+    /// For requests that `object_store` cannot send, by signed URLs.
     pub signed: reqwest::Client,
+    /// Whether requests are sent without a signature (`AWS_SKIP_SIGNATURE`).
+    pub skip_signature: bool,
 }
 
 impl Clients {
@@ -53,6 +55,7 @@ impl Clients {
             requests: connect(bucket, http(SILENCE)?)?,
             uploads: connect(bucket, http(SILENCE_IN_UPLOADS)?)?,
             signed: http(SILENCE)?,
+            skip_signature: skips_signature(&AmazonS3Builder::from_env()),
         })
     }
 }
@@ -93,7 +96,16 @@ fn connect(bucket: &Bucket, http: reqwest::Client) -> Result<AmazonS3, OpenError
         .with_http_connector(StrictConnector(http))
         .with_retry(retry)
         .with_virtual_hosted_style_request(bucket.virtual_hosted);
-    builder = with_profile(builder, bucket)?;
+    builder = if skips_signature(&builder) {
+        // `object_store` asks for credentials to make a signed URL, even where it signs no request.
+        builder.with_credentials(Arc::new(StaticCredentialProvider::new(AwsCredential {
+            key_id: "unsigned".to_owned(),
+            secret_key: String::new(),
+            token: None,
+        })))
+    } else {
+        with_profile(builder, bucket)?
+    };
     if let Some(region) = &bucket.region {
         builder = builder.with_region(region);
     }
@@ -101,6 +113,10 @@ fn connect(bucket: &Bucket, http: reqwest::Client) -> Result<AmazonS3, OpenError
         builder = builder.with_endpoint(endpoint_of(endpoint, bucket));
     }
     builder.build().map_err(|error| OpenError::new(bucket, "cannot be used", error))
+}
+
+fn skips_signature(builder: &AmazonS3Builder) -> bool {
+    builder.get_config_value(&AmazonS3ConfigKey::SkipSignature).as_deref() == Some("true")
 }
 
 /// A server whose host names have the bucket in them is wanted with it.

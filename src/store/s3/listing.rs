@@ -18,6 +18,10 @@ use crate::store::{RemoteTrouble, StoreError};
 /// The longest page that is read. A thousand keys of the longest kind have 2 MB.
 const PAGE_LIMIT: usize = 8 << 20;
 
+/// The number of pages without keys that are accepted in a row. A server that reads a thousand keys for
+/// each page, and leaves out those of deleted objects, sends such pages after a large collection.
+const EMPTY_PAGES: u32 = 1000;
+
 /// What a bucket says of an object without its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Meta {
@@ -62,6 +66,8 @@ struct Position {
     token: Option<String>,
     /// The last key so far. Keys come in order, so one that is not after it has come before.
     last: String,
+    /// The number of pages without keys since the last key.
+    empty_pages: u32,
     ended: bool,
 }
 
@@ -69,7 +75,7 @@ impl Bucket {
     /// Everything whose key begins with `prefix`, by keys without the bucket's own prefix.
     pub(super) fn list(&self, prefix: &str) -> BoxStream<'_, Result<(String, Meta), StoreError>> {
         let whole = format!("{}{prefix}", self.prefix());
-        let position = Position { token: None, last: String::new(), ended: false };
+        let position = Position { token: None, last: String::new(), empty_pages: 0, ended: false };
         let pages = stream::try_unfold(position, move |position| {
             let whole = whole.clone();
             async move {
@@ -112,6 +118,7 @@ impl Bucket {
         let page: Page = quick_xml::de::from_reader(text.as_slice())
             .map_err(|error| failed(format!("sent a list that cannot be read: {error}")))?;
         let encoded = page.encoding_type.as_deref() == Some("url");
+        position.empty_pages = if page.contents.is_empty() { position.empty_pages + 1 } else { 0 };
         let mut entries = Vec::with_capacity(page.contents.len());
         for entry in page.contents {
             let key = if encoded { decoded(&entry.key) } else { entry.key };
@@ -134,8 +141,12 @@ impl Bucket {
             let next = page.next_continuation_token.filter(|token| !token.is_empty());
             let next =
                 next.ok_or_else(|| failed("sent a part of a list and no token".to_owned()))?;
-            if entries.is_empty() || position.token.as_ref() == Some(&next) {
+            let repeats_keys = entries.is_empty() && position.empty_pages == 0;
+            if repeats_keys || position.token.as_ref() == Some(&next) {
                 return Err(failed("sends the same list again and again".to_owned()));
+            }
+            if position.empty_pages > EMPTY_PAGES {
+                return Err(failed(format!("sent {EMPTY_PAGES} pages of a list without a key")));
             }
             position.token = Some(next);
         }

@@ -36,8 +36,14 @@ const MERGE_FROM: usize = 64;
 /// A batch below this size, in bytes, is small.
 const SMALL_BATCH: u64 = 1 << 20;
 
-/// How many bytes of batches are merged at a time, and how many a merged one has, about.
-const PART: u64 = 8 << 20;
+/// How many bytes of batches are merged at a time, and how many a merged one has, about. Less than a part
+/// of an upload has, and a merged batch has as long to be sent: a line that is fast enough for uploads is
+/// fast enough for merging.
+const PART: u64 = 4 << 20;
+
+/// How many batches are merged at a time at most. What is merged then stays merged, whatever ends the
+/// merging later; over a slow line a request takes its time.
+const MERGED_AT_A_TIME: usize = 256;
 
 /// How many bytes a use takes in a batch, about.
 const LINE: u64 = 80;
@@ -329,9 +335,10 @@ impl Shared {
         batches: &[Batch],
         gone: &HashMap<String, u64>,
     ) -> Result<(), StoreError> {
-        let mut merged = HashMap::<String, u64>::new();
-        let (mut bytes, mut rewritten) = (0, Vec::new());
-        for batch in batches {
+        let merged = Mutex::new(HashMap::<String, u64>::new());
+        // Nothing else is awaited until all are read: an answer that is not read meanwhile times out.
+        let names: Vec<String> = batches.iter().map(|batch| batch.name.clone()).collect();
+        let read = stream::iter(names).map(async |name| {
             let add = |key: &str, second: u64| {
                 let is_gone = gone.get(key).is_some_and(|gone| second <= *gone);
                 // What is known is recorded, so a later use is in another batch.
@@ -339,38 +346,45 @@ impl Shared {
                 if is_gone || is_old {
                     return;
                 }
+                let mut merged = merged.lock().unwrap_or_else(PoisonError::into_inner);
                 if let Some(last) = merged.get_mut(key) {
                     *last = second.max(*last);
                 } else {
-                    bytes += key.len() as u64 + 12;
                     merged.insert(key.to_owned(), second);
                 }
             };
             // One that has gone somebody else has written anew.
-            if each_use(&self.bucket, &batch.name, add).await? {
-                rewritten.push(batch.name.clone());
-            }
-            // Only one that was written before there was this bound can be much larger.
-            if bytes >= PART {
-                self.write_merged(&mut merged).await?;
-                bytes = 0;
-            }
-        }
-        if !merged.is_empty() {
-            self.write_merged(&mut merged).await?;
-        }
+            let found = each_use(&self.bucket, &name, add).await?;
+            Ok::<_, StoreError>(found.then_some(name))
+        });
+        let rewritten: Vec<Option<String>> = read.buffer_unordered(READERS).try_collect().await?;
+        self.write_merged(merged.into_inner().unwrap_or_else(PoisonError::into_inner)).await?;
+        let rewritten = rewritten.into_iter().flatten();
         let deleted = stream::iter(rewritten).map(async |name| self.bucket.delete(&name).await);
         deleted.buffer_unordered(READERS).try_collect().await
     }
 
-    async fn write_merged(&self, merged: &mut HashMap<String, u64>) -> Result<(), StoreError> {
-        let uses = merged.iter().map(|(key, second)| (key.as_str(), *second));
-        let name = write(&self.bucket, uses).await?;
-        let mut known = self.known();
-        // Some of it can have been recorded since all was read.
-        merged.drain().for_each(|(key, second)| known.used(&key, second));
-        known.batches.insert(name);
-        Ok(())
+    /// Writes uses in batches of about [`PART`].
+    async fn write_merged(&self, merged: HashMap<String, u64>) -> Result<(), StoreError> {
+        let mut left = merged.into_iter();
+        loop {
+            let (mut bytes, mut part) = (0, Vec::new());
+            while bytes < PART
+                && let Some((key, second)) = left.next()
+            {
+                bytes += key.len() as u64 + 12;
+                part.push((key, second));
+            }
+            if part.is_empty() {
+                return Ok(());
+            }
+            let uses = part.iter().map(|(key, second)| (key.as_str(), *second));
+            let name = write(&self.bucket, uses).await?;
+            let mut known = self.known();
+            // Some of it can have been recorded since all was read.
+            part.iter().for_each(|(key, second)| known.used(key, *second));
+            known.batches.insert(name);
+        }
     }
 }
 
@@ -396,14 +410,15 @@ async fn batches(bucket: &Bucket) -> Result<Vec<Batch>, StoreError> {
     Ok(found)
 }
 
-/// Takes the first ones, about [`PART`] together.
+/// Takes the first ones, about [`PART`] together, and no more than [`MERGED_AT_A_TIME`].
 fn first_part(batches: &mut Vec<Batch>) -> Vec<Batch> {
     let mut size = 0;
     let fits = |batch: &&Batch| {
         size += batch.size;
         size <= PART
     };
-    let count = batches.iter().take_while(fits).count().max(1).min(batches.len());
+    let count = batches.iter().take(MERGED_AT_A_TIME).take_while(fits).count();
+    let count = count.max(1).min(batches.len());
     batches.drain(..count).collect()
 }
 
@@ -611,9 +626,11 @@ mod tests {
         let many: Vec<Batch> = (0..100).map(|name| batch(name, 100_000)).collect();
         assert_eq!(worth_merging(many[..63].to_vec(), 1000), []);
         let part = worth_merging(many.clone(), 1000);
-        assert_eq!(part, many[..83]);
+        assert_eq!(part, many[..41]);
+        let tiny: Vec<Batch> = (0..1000).map(|name| batch(name, 100)).collect();
+        assert_eq!(worth_merging(tiny.clone(), 1000), tiny[..256]);
         // What is as large as it can be is left in peace, however large it is together.
-        let large: Vec<Batch> = (0..30).map(|name| batch(name, 8 << 20)).collect();
+        let large: Vec<Batch> = (0..60).map(|name| batch(name, 4 << 20)).collect();
         assert_eq!(worth_merging(large.clone(), 3_000_000), []);
         // But not if most of it has been recorded anew.
         assert_eq!(worth_merging(large.clone(), 10_000), large[..1]);

@@ -114,6 +114,8 @@ pub fn has_keys(keys: Keys, test: &str) -> bool {
     let told = [output.stdout, output.stderr].concat();
     let told = String::from_utf8_lossy(&told);
     assert!(output.status.success() && told.contains("1 passed"), "{told}");
+    // What the test counts is shown with `--nocapture`.
+    eprintln!("{told}");
     false
 }
 

@@ -1,5 +1,6 @@
 //! Several processes act on the same objects at the same time, and what was acknowledged stays.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
@@ -62,6 +63,8 @@ on_every_server! {
     a_lease_is_ended_only_by_its_holder
     a_lease_that_was_left_can_be_broken
     merging_is_in_nobodys_way
+    merging_over_a_slow_line_makes_progress_and_ends
+    merged_batches_are_smaller_than_parts_of_uploads
 }
 
 async fn store(bucket: &Bucket) -> Arc<S3Store> {
@@ -458,24 +461,138 @@ async fn merging_is_in_nobodys_way(place: &Place) {
         store.mark_used(path).await.expect("it works");
         assert!(begun.elapsed() < Duration::from_secs(5), "it took {:?}", begun.elapsed());
     }
-    let batches = || {
-        let keys = bucket.all_keys();
-        keys.into_iter().filter(|key| key.contains("/uses/")).collect::<Vec<_>>()
-    };
-    assert!(batches().len() > 60, "it was not merged at once");
+    assert!(batches(&bucket).len() > 60, "it was not merged at once");
     faults.all(Fate::Passes);
     let begun = Instant::now();
-    while batches().len() > 20 {
-        assert!(begun.elapsed() < Duration::from_secs(60), "{} batches", batches().len());
+    while batches(&bucket).len() > 20 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{} batches", batches(&bucket).len());
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    let texts: Vec<String> = batches()
+    let texts: Vec<String> = batches(&bucket)
         .iter()
         .filter_map(|key| bucket.get(key))
         .map(|text| String::from_utf8_lossy(&text).into_owned())
         .collect();
     let text = texts.concat();
     assert!(paths.iter().all(|path| text.contains(&path.key())), "a use was lost");
+}
+
+/// The batches of uses in a bucket.
+fn batches(bucket: &Bucket) -> Vec<String> {
+    let query = [("list-type", "2"), ("prefix", ".nix-stored/uses/")];
+    // The folder's server fails when an object is deleted while it lists.
+    for _ in 0..100 {
+        let listed = bucket.request("GET", "", &query, &[], b"");
+        if listed.status == 200 {
+            let text = listed.text();
+            assert!(!text.contains("<IsTruncated>true"), "there are more than a page has");
+            let keys = text.split("<Key>").skip(1).filter_map(|rest| rest.split('<').next());
+            return keys.map(str::to_owned).collect();
+        }
+        assert_eq!(listed.status, 500, "{}", listed.text());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    panic!("the batches cannot be listed");
+}
+
+/// A key like those in batches, and as long.
+fn used_key(number: usize) -> String {
+    format!("nar/{number:052}.nar.xz")
+}
+
+async fn merging_over_a_slow_line_makes_progress_and_ends(place: &Place) {
+    const BATCHES: usize = 400;
+    let bucket = place.bucket();
+    for number in 0..BATCHES {
+        let key = format!(".nix-stored/uses/{number:013}-0000000000000000");
+        bucket.put(&key, format!("{} {}\n", 1_700_000_000 + number, used_key(number)).as_bytes());
+    }
+    let faults = Faults::before(bucket.address());
+    faults.all(Fate::Late(Duration::from_millis(300)));
+    let through = bucket.through(faults.address());
+    let begun = Instant::now();
+    // Two daemons do it at the same time, as each does at its start.
+    let stores = [store(&through).await, store(&through).await];
+    let mut steps = vec![BATCHES];
+    while steps.last().is_none_or(|count| *count >= 64) {
+        assert!(begun.elapsed() < Duration::from_secs(180), "{steps:?}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let count = batches(&bucket).len();
+        if steps.last() != Some(&count) {
+            steps.push(count);
+        }
+    }
+    let asked = faults.asked();
+    let (lists, others): (Vec<_>, Vec<_>) =
+        asked.iter().filter(|line| line.contains("uses")).partition(|line| line.contains("list-"));
+    let (lists, others) = (lists.len(), others.len());
+    eprintln!(
+        "{BATCHES} batches were merged in {:?}, by {lists} lists and {others} other requests of 2 \
+         daemons; there were {steps:?}",
+        begun.elapsed()
+    );
+    // A daemon that ends in the middle has merged some of them for good.
+    assert!(steps.iter().any(|count| (64..BATCHES).contains(count)), "{steps:?}");
+    // Each of both reads all of them at its start, before it merges and to merge, and deletes them.
+    assert!(others < 2 * (4 * BATCHES + 50), "{others} requests");
+    // Those that fail at the folder's server are sent again.
+    assert!(lists < BATCHES, "{lists} lists");
+    // And no use is lost.
+    let mut left: HashSet<String> = (0..BATCHES).map(used_key).collect();
+    while !left.is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(180), "lost: {left:?}");
+        // One that goes meanwhile has been merged into another one.
+        for text in batches(&bucket).iter().filter_map(|batch| bucket.get(batch)) {
+            let text = String::from_utf8(text).expect("a text");
+            text.lines().filter_map(|line| line.split(' ').nth(1)).for_each(|key| {
+                left.remove(key);
+            });
+        }
+    }
+    drop(stores);
+}
+
+async fn merged_batches_are_smaller_than_parts_of_uploads(place: &Place) {
+    const PART: usize = 5 << 20;
+    // As many uses as there can be in a batch of an earlier version.
+    const USES: usize = 150_000;
+    let bucket = place.bucket();
+    let mut text = String::new();
+    for number in 0..USES {
+        text += &format!("{} {}\n", 1_700_000_000, used_key(number));
+    }
+    assert!(text.len() > 2 * PART, "{}", text.len());
+    bucket.put(".nix-stored/uses/0000000000000-0000000000000000", text.as_bytes());
+    let path: CachePath = sample(1, b"one").narinfo_path[1..].parse().expect("a path");
+    let faults = Faults::before(bucket.address());
+    let sizes = Arc::new(std::sync::Mutex::new(Vec::<usize>::new()));
+    faults.on({
+        let sizes = Arc::clone(&sizes);
+        move |head| {
+            if head.starts_with("PUT ") && head.contains("/uses/") {
+                let length = head.to_ascii_lowercase();
+                let length = length.split("content-length: ").nth(1).unwrap_or_default();
+                let length = length.lines().next().unwrap_or_default().parse();
+                sizes.lock().expect("nobody panics with it").push(length.expect("a length"));
+            }
+            Fate::Passes
+        }
+    });
+    let store = store(&bucket.through(faults.address())).await;
+    // A collection writes all of it anew.
+    let old = sample(2, b"two");
+    upload(&cache(&store), &old).await.expect("it is stored");
+    until_it_is_old().await;
+    let limits = Limits { max_size: Some(0), max_age: None, grace: GRACE };
+    let report = cache(&store).collect(&limits, SystemTime::now(), &CancellationToken::new()).await;
+    assert_eq!(report.expect("it collects").paths, 1);
+    let begun = Instant::now();
+    while sizes.lock().expect("nobody panics with it").iter().sum::<usize>() < text.len() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{sizes:?}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert!(sizes.lock().expect("nobody panics with it").iter().all(|size| *size < PART));
+    store.mark_used(&path).await.expect("it works");
 }
 
 mod of_others {

@@ -173,6 +173,30 @@ fn objects_have_the_content_types_that_nix_gives_them(place: &Place) {
 }
 
 #[test]
+fn a_server_without_keys_gets_requests_without_signatures() {
+    let server = S3Server::for_everyone();
+    let bucket = server.bucket("cache");
+    let daemon = at(&bucket, &bucket.url())
+        .env("AWS_SKIP_SIGNATURE", "true")
+        .env("NIX_STORED_S3_REDIRECT", "1")
+        .start();
+    let sample = sample(1, &Noise::new(1).bytes(100_000));
+    upload(&daemon, &sample);
+    // Listing and deleting are requests that `object_store` does not send.
+    let gc = crate::support::daemon::command(env!("CARGO_BIN_EXE_nix-stored"), &["gc", "--json"])
+        .env("NIX_STORED_PATH", bucket.url())
+        .envs(bucket.env())
+        .env("AWS_SKIP_SIGNATURE", "true")
+        .output()
+        .expect("it runs");
+    assert!(gc.status.success(), "{}", String::from_utf8_lossy(&gc.stderr));
+    let link = get(&daemon, &sample.nar_path);
+    assert_eq!(link.status, 307, "{}", link.text());
+    assert!(!link.header("location").contains("X-Amz"), "{}", link.header("location"));
+    assert_eq!(assert_nothing_is_false(&bucket), 1);
+}
+
+#[test]
 #[ignore = "needs a Nix with s3:// stores; Debian's has none before 2.34"]
 fn nix_reads_from_the_bucket_what_the_daemon_stored_and_the_other_way_round() {
     let (server, fixture) = (S3Server::for_everyone(), fixture());

@@ -49,15 +49,15 @@ impl Place {
 
 /// Makes every case a test on every server.
 macro_rules! on_every_server {
-    ($($case:ident)+) => {
+    ($($(#[$attribute:meta])* $case:ident)+) => {
         mod folder {
-            $(#[test]
+            $($(#[$attribute])* #[test]
             fn $case() {
                 super::$case(&crate::s3::place::Place::folder());
             })+
         }
         mod garage {
-            $(#[test]
+            $($(#[$attribute])* #[test]
             #[ignore = "needs Garage: tests/run --garage"]
             fn $case() {
                 super::$case(&crate::s3::place::Place::garage());
@@ -68,11 +68,11 @@ macro_rules! on_every_server {
 pub(crate) use on_every_server;
 
 /// A daemon whose requests to the S3 server can be made to fail.
-pub struct Site {
+pub struct Site<S = S3Server> {
     pub faults: Faults,
     pub bucket: Bucket,
     pub daemon: Daemon,
-    pub server: S3Server,
+    pub server: S,
 }
 
 impl Site {
@@ -83,7 +83,19 @@ impl Site {
         let daemon = over(&bucket.through(faults.address())).start();
         Self { faults, bucket, daemon, server }
     }
+}
 
+impl Site<()> {
+    /// A site on a server of any kind, in a new bucket.
+    pub fn at(place: &Place) -> Self {
+        let bucket = place.bucket();
+        let faults = Faults::before(bucket.address());
+        let daemon = over(&bucket.through(faults.address())).start();
+        Self { faults, bucket, daemon, server: () }
+    }
+}
+
+impl<S> Site<S> {
     /// Puts a path into the bucket, so that the daemon has not seen it.
     pub fn plant(&self, sample: &Sample) {
         self.bucket.put(&sample.nar_path[1..], &sample.nar);

@@ -13,6 +13,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 on_every_server! {
     uploads_that_trickle_keep_no_memory_for_parts
+    uploads_of_unknown_length_that_trickle_keep_no_memory_for_parts
+    #[cfg(feature = "upstream")]
+    nars_of_an_upstream_that_trickles_keep_no_memory_for_parts
     what_was_slow_in_any_part_comes_whole
 }
 
@@ -28,6 +31,16 @@ fn nameless_files(daemon: &Daemon) -> usize {
     files.flat_map(|file| std::fs::read_link(file.path())).filter(is_nameless).count()
 }
 
+/// Uploads of others are not held up.
+#[track_caller]
+fn assert_others_can_upload(daemon: &Daemon) {
+    for number in 100..103 {
+        let begun = Instant::now();
+        upload(daemon, &large(number, 400_000));
+        assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
+    }
+}
+
 fn uploads_that_trickle_keep_no_memory_for_parts(place: &Place) {
     let bucket = place.bucket();
     let daemon = over(&bucket).start();
@@ -35,14 +48,64 @@ fn uploads_that_trickle_keep_no_memory_for_parts(place: &Place) {
     // More than there is memory for parts.
     let bodies = vec![(&*slow.nar_path, &*slow.nar); 80];
     let trickle = Trickle::start(&daemon, &bodies, 100_000);
-    for number in 10..13 {
-        let begun = Instant::now();
-        upload(&daemon, &large(number, 400_000));
-        assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
-    }
+    assert_others_can_upload(&daemon);
     let answers = trickle.finish();
     assert!(answers.iter().all(|answer| answer.status == 200 || answer.status == 201));
     assert_eq!(get(&daemon, &slow.nar_path).body, slow.nar);
+}
+
+fn uploads_of_unknown_length_that_trickle_keep_no_memory_for_parts(place: &Place) {
+    let bucket = place.bucket();
+    let daemon = over(&bucket).start();
+    let slow = large(1, 300_000);
+    // Their parts have 16 MiB, so that these take all memory for parts.
+    let bodies = vec![(&*slow.nar_path, &*slow.nar); 16];
+    let trickle = Trickle::start_chunked(&daemon, &bodies, 100_000);
+    assert_others_can_upload(&daemon);
+    let answers = trickle.finish();
+    assert!(answers.iter().all(|answer| answer.status == 200 || answer.status == 201));
+    assert_eq!(get(&daemon, &slow.nar_path).body, slow.nar);
+}
+
+/// More than there is memory for parts.
+#[cfg(feature = "upstream")]
+const FETCHES: u8 = 66;
+
+#[cfg(feature = "upstream")]
+fn nars_of_an_upstream_that_trickles_keep_no_memory_for_parts(place: &Place) {
+    use crate::support::scripted::Scripted;
+    use crate::support::wire::Wire;
+
+    let slow: Vec<Sample> = (1..=FETCHES).map(|number| large(number, 300_000)).collect();
+    let upstream = Scripted::start();
+    for sample in &slow {
+        upstream.has(&sample.narinfo_path, sample.narinfo.as_bytes());
+        let nar = sample.nar.clone();
+        upstream.on(&sample.nar_path, move |exchange| {
+            exchange.head(0, nar.len());
+            exchange.raw(&nar[..100_000]);
+            for byte in &nar[100_000..] {
+                std::thread::park_timeout(Duration::from_millis(100));
+                if !exchange.raw(std::slice::from_ref(byte)) {
+                    break;
+                }
+            }
+        });
+    }
+    let mirror = over(&place.bucket()).env("NIX_STORED_UPSTREAMS", &upstream.url()).start();
+    // Whoever may read can make the daemon fetch.
+    let fetches: Vec<Wire> = slow
+        .iter()
+        .map(|sample| {
+            assert_eq!(get(&mirror, &sample.narinfo_path).status, 200);
+            let mut wire = Wire::to(&mirror);
+            wire.send(&format!("GET {} HTTP/1.1\r\nHost: x\r\n\r\n", sample.nar_path));
+            assert_eq!(wire.head().status, 200);
+            wire
+        })
+        .collect();
+    assert_others_can_upload(&mirror);
+    drop(fetches);
 }
 
 fn what_was_slow_in_any_part_comes_whole(place: &Place) {

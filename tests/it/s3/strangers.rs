@@ -6,7 +6,9 @@ use std::time::Duration;
 use nix_stored::nix::Compression;
 
 use super::commands::run;
-use super::place::{Site, assert_nothing_is_false, get, head, over, put, upload};
+use super::place::{
+    Place, Site, assert_nothing_is_false, get, head, on_every_server, over, put, upload,
+};
 use crate::support::daemon::Daemon;
 use crate::support::noise::Noise;
 use crate::support::objects::{Sample, sample};
@@ -25,6 +27,12 @@ const TEXT: Fate = Fate::Page(
     "welcome\n",
 );
 const SEE_OTHER: Fate = Fate::Page("303 See Other", "Location: http://127.0.0.1:1/elsewhere", "");
+
+on_every_server! {
+    a_client_that_pauses_longer_than_a_break_may_last_gets_the_rest
+    a_nar_that_breaks_off_while_it_is_read_is_not_damaged
+    a_nar_whose_first_reading_differs_is_read_again
+}
 
 #[test]
 fn a_404_that_is_not_the_servers_own_is_no_absence() {
@@ -145,6 +153,86 @@ fn a_list_that_never_ends_is_given_up() {
     run(&through, &["stats"]).is(1).complains("again and again");
 }
 
+/// A page of a list: keys with the sizes of their objects, and the number of the next page.
+fn list_page(objects: &[(String, usize)], next: Option<u32>) -> Fate {
+    let objects = objects.iter().map(|(key, size)| {
+        format!(
+            "<Contents><Key>{key}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>\
+             <Size>{size}</Size></Contents>"
+        )
+    });
+    let next = next.map(|page| {
+        format!(
+            "<IsTruncated>true</IsTruncated>\
+             <NextContinuationToken>page-{page}</NextContinuationToken>"
+        )
+    });
+    let text = format!(
+        "<?xml version=\"1.0\"?><ListBucketResult><Name>cache</Name>{}{}</ListBucketResult>",
+        next.unwrap_or_default(),
+        objects.collect::<String>()
+    );
+    Fate::Page("200 OK", "Content-Type: application/xml", text.leak())
+}
+
+/// The number of the page that is requested of a list of the whole bucket.
+fn requested_page(head: &str) -> Option<u32> {
+    let is_list =
+        head.starts_with("GET ") && head.contains("list-type=2") && !head.contains("prefix=");
+    let token = head.split("continuation-token=page-").nth(1);
+    let number = token.and_then(|token| token.split(|it: char| !it.is_ascii_digit()).next());
+    is_list.then(|| number.map_or(0, |number| number.parse().expect("it is one of ours")))
+}
+
+/// The number of pages without keys that are accepted in a row.
+const EMPTY_PAGES: u32 = 1000;
+
+#[test]
+fn pages_of_a_list_without_keys_are_skipped() {
+    let site = Site::new();
+    let ones = [sample(1, b"one"), sample(2, b"two")];
+    let mut objects = Vec::new();
+    for one in &ones {
+        upload(&site.daemon, one);
+        objects.push((one.nar_path[1..].to_owned(), one.nar.len()));
+        objects.push((one.narinfo_path[1..].to_owned(), one.narinfo.len()));
+    }
+    objects.sort();
+    // As many as are accepted in a row, both before the first keys and after them.
+    site.faults.on(move |head| match requested_page(head) {
+        None => Fate::Passes,
+        Some(EMPTY_PAGES) => list_page(&objects[..2], Some(EMPTY_PAGES + 1)),
+        Some(page) if page > 2 * EMPTY_PAGES => list_page(&objects[2..], None),
+        Some(page) => list_page(&[], Some(page + 1)),
+    });
+    let through = site.bucket.through(site.faults.address());
+    let stats = run(&through, &["stats", "--json"]).is(0).json();
+    assert_eq!(stats["paths"], ones.len());
+}
+
+#[test]
+fn a_list_of_pages_without_keys_is_given_up() {
+    let site = Site::new();
+    let through = site.bucket.through(site.faults.address());
+    let is_given_up = |next: fn(u32) -> u32, error: &str| {
+        site.faults.on(move |head| match requested_page(head) {
+            None => Fate::Passes,
+            Some(page) => list_page(&[], Some(next(page))),
+        });
+        site.faults.forget();
+        run(&through, &["stats"]).is(1).complains(error);
+        // The daemon can list at the same time.
+        let requests = site.faults.asked();
+        let pages = requests.iter().filter_map(|line| requested_page(line)).count();
+        assert!(pages <= 2 * (EMPTY_PAGES as usize + 1), "{pages} pages");
+    };
+    is_given_up(|page| page + 1, "1000 pages of a list without a key");
+    // In a circle.
+    is_given_up(|page| (page + 1) % 7, "1000 pages of a list without a key");
+    // The page itself is the next one.
+    is_given_up(|_| 1, "again and again");
+}
+
 #[test]
 fn a_use_that_cannot_be_is_ignored() {
     let server = S3Server::start();
@@ -158,9 +246,8 @@ fn a_use_that_cannot_be_is_ignored() {
     daemon.wait_for_log("is not a use");
 }
 
-#[test]
-fn a_client_that_pauses_longer_than_a_break_may_last_gets_the_rest() {
-    let site = Site::new();
+fn a_client_that_pauses_longer_than_a_break_may_last_gets_the_rest(place: &Place) {
+    let site = Site::at(place);
     let one = sample(1, &Noise::new(1).bytes(9 << 20));
     upload(&site.daemon, &one);
     // The first answer breaks off, and so does the second, after the pause.
@@ -215,15 +302,14 @@ fn cut_nar(path: &str) -> impl FnMut(&str) -> Fate + Send + 'static {
 }
 
 #[track_caller]
-fn nothing_is_quarantined(site: &Site, sample: &Sample) {
+fn nothing_is_quarantined<S>(site: &Site<S>, sample: &Sample) {
     let keys = site.bucket.all_keys();
     assert!(keys.contains(&sample.nar_path[1..].to_owned()), "{keys:?}");
     assert!(!keys.iter().any(|key| key.contains("quarantine")), "{keys:?}");
 }
 
-#[test]
-fn a_nar_that_breaks_off_while_it_is_read_is_not_damaged() {
-    let site = Site::new();
+fn a_nar_that_breaks_off_while_it_is_read_is_not_damaged(place: &Place) {
+    let site = Site::at(place);
     // One is compressed: a decoder meets the end of what came.
     let ones = [
         sample(1, &Noise::new(1).bytes(300_000)),
@@ -249,9 +335,8 @@ fn a_nar_that_breaks_off_while_it_is_read_is_not_damaged() {
     run(&through, &["verify", "--deep"]).is(0);
 }
 
-#[test]
-fn a_nar_whose_first_reading_differs_is_read_again() {
-    let site = Site::new();
+fn a_nar_whose_first_reading_differs_is_read_again(place: &Place) {
+    let site = Site::at(place);
     let one = sample(1, &Noise::new(1).bytes(200_000));
     let wrong = vec![b'x'; one.nar.len()];
     // Replaced under its name, it is read twice, and quarantined.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::place::{Site, assert_nothing_is_false, get, head, put};
+use super::place::{Place, Site, assert_nothing_is_false, get, head, on_every_server, put};
 use crate::support::daemon::Daemon;
 use crate::support::noise::Noise;
 use crate::support::objects::{Sample, sample};
@@ -17,6 +17,11 @@ const NO_BUCKET: Fate = Fate::Error(404, "NoSuchBucket");
 
 /// A client need not wait longer for an answer, whatever is the matter.
 const IN_TIME: Duration = Duration::from_secs(75);
+
+on_every_server! {
+    a_download_that_breaks_off_behind_the_daemon_goes_on
+    a_download_that_cannot_go_on_does_not_end_as_if_it_were_whole
+}
 
 #[track_caller]
 fn assert_trouble(answer: &Received, expected: &[u16]) {
@@ -147,9 +152,8 @@ fn short_trouble_is_not_even_noticed() {
     }
 }
 
-#[test]
-fn a_download_that_breaks_off_behind_the_daemon_goes_on() {
-    let site = Site::new();
+fn a_download_that_breaks_off_behind_the_daemon_goes_on(place: &Place) {
+    let site = Site::at(place);
     let one = sample(1, &Noise::new(1).bytes(9 << 20));
     site.plant(&one);
     site.faults.next(2, Fate::Cut(1 << 20));
@@ -158,9 +162,8 @@ fn a_download_that_breaks_off_behind_the_daemon_goes_on() {
     assert!(answer.body == one.nar, "{} bytes", answer.body.len());
 }
 
-#[test]
-fn a_download_that_cannot_go_on_does_not_end_as_if_it_were_whole() {
-    let site = Site::new();
+fn a_download_that_cannot_go_on_does_not_end_as_if_it_were_whole(place: &Place) {
+    let site = Site::at(place);
     let one = sample(1, &Noise::new(1).bytes(9 << 20));
     site.plant(&one);
     // The first part comes, and no other.

@@ -20,11 +20,18 @@ pub enum Fate {
     Hangs,
     /// The server gets it, and the connection ends after so many bytes of the answer's body.
     Cut(u64),
+    /// The answer's body pauses for this time after so many bytes.
+    Stalls(u64, Duration),
+    /// The line to and from the server carries so many bytes of a body in a second.
+    Slow(u64),
     /// It is passed on after this time.
     Late(Duration),
     /// The connection ends at once.
     Refused,
 }
+
+/// In how many pieces a slow line carries what it carries in a second.
+const SLOW_PIECES: u32 = 20;
 
 type Rule = Box<dyn FnMut(&str) -> Fate + Send>;
 
@@ -175,7 +182,7 @@ fn pass_on(shared: &Shared, client: &TcpStream) -> io::Result<()> {
                 continue;
             }
             Fate::Late(time) => std::thread::sleep(time),
-            Fate::Passes | Fate::Cut(_) => {}
+            Fate::Passes | Fate::Cut(_) | Fate::Stalls(..) | Fate::Slow(_) => {}
         }
         let server = match &mut server {
             Some(server) => server,
@@ -187,9 +194,8 @@ fn pass_on(shared: &Shared, client: &TcpStream) -> io::Result<()> {
             }
         };
         server.get_ref().write_all(head.as_bytes())?;
-        io::copy(&mut (&mut from_client).take(length), &mut server.get_ref())?;
-        let at_most = if let Fate::Cut(bytes) = fate { Some(bytes) } else { None };
-        if !pass_back(server, to_client, head.starts_with("HEAD "), at_most)? {
+        pass_body(&mut (&mut from_client).take(length), server.get_ref(), fate)?;
+        if !pass_back(server, to_client, head.starts_with("HEAD "), fate)? {
             return Ok(());
         }
     }
@@ -201,8 +207,9 @@ fn pass_back(
     server: &mut BufReader<TcpStream>,
     mut client: &TcpStream,
     is_head: bool,
-    at_most: Option<u64>,
+    fate: Fate,
 ) -> io::Result<bool> {
+    let at_most = if let Fate::Cut(bytes) = fate { Some(bytes) } else { None };
     loop {
         let Some(head) = read_head(server)? else {
             return Ok(false);
@@ -223,10 +230,30 @@ fn pass_back(
                 return Ok(true);
             }
             _ => {
-                io::copy(&mut server.take(rest), &mut client)?;
+                let mut body = server.take(rest);
+                if let Fate::Stalls(bytes, time) = fate {
+                    io::copy(&mut (&mut body).take(bytes), &mut client)?;
+                    std::thread::sleep(time);
+                }
+                pass_body(&mut body, client, fate)?;
                 return Ok(at_most.is_none() && length.is_some());
             }
         }
+    }
+}
+
+/// Passes a body on, as fast as the line is.
+fn pass_body(body: &mut impl Read, mut to: &TcpStream, fate: Fate) -> io::Result<()> {
+    let Fate::Slow(bytes_per_second) = fate else {
+        return io::copy(body, &mut to).map(drop);
+    };
+    let pieces = u64::from(SLOW_PIECES);
+    loop {
+        let piece = (bytes_per_second / pieces).max(1);
+        if io::copy(&mut body.by_ref().take(piece), &mut to)? < piece {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_secs(1) / SLOW_PIECES);
     }
 }
 

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::address::free_address;
 use super::nix::utf8;
@@ -93,6 +93,21 @@ impl Garage {
     /// SIGKILL for a node.
     pub fn kill(&mut self, node: usize) {
         self.nodes[node].process = None;
+    }
+
+    /// SIGSTOP for a node: its connections stay, and nothing is answered.
+    pub fn pause(&self, node: usize) {
+        self.signal(node, Signal::STOP);
+    }
+
+    /// SIGCONT for a node that was paused.
+    pub fn resume(&self, node: usize) {
+        self.signal(node, Signal::CONT);
+    }
+
+    fn signal(&self, node: usize, signal: Signal) {
+        let process = self.nodes[node].process.as_ref().expect("the node runs");
+        kill_process(Pid::from_child(&process.child), signal).expect("the node is there");
     }
 
     /// Starts a node again, and waits until every node sees every other.

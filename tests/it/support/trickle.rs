@@ -18,6 +18,31 @@ struct Upload {
     wire: Wire,
     body: Vec<u8>,
     sent: usize,
+    chunked: bool,
+}
+
+impl Upload {
+    /// Sends so many bytes more.
+    fn send(&mut self, count: usize) {
+        let bytes = &self.body[self.sent..self.sent + count];
+        self.sent += count;
+        if self.chunked {
+            let chunk = [format!("{count:x}\r\n").as_bytes(), bytes, b"\r\n"].concat();
+            self.wire.send_or_give_up(&chunk);
+        } else {
+            self.wire.send_or_give_up(bytes);
+        }
+    }
+
+    /// Sends the rest, and returns the answer.
+    #[track_caller]
+    fn finish(mut self) -> Received {
+        self.send(self.body.len() - self.sent);
+        if self.chunked {
+            self.wire.send_or_give_up(b"0\r\n\r\n");
+        }
+        self.wire.answer()
+    }
 }
 
 /// Some uploads, until they are finished.
@@ -30,15 +55,26 @@ impl Trickle {
     /// Begins to upload each body to its path: the first `at_once` bytes, and then byte after byte.
     /// None may end before it is finished.
     pub fn start(daemon: &Daemon, bodies: &[(&str, &[u8])], at_once: usize) -> Self {
+        Self::begin(daemon, bodies, at_once, false)
+    }
+
+    /// The same by uploads that do not say how long they are.
+    pub fn start_chunked(daemon: &Daemon, bodies: &[(&str, &[u8])], at_once: usize) -> Self {
+        Self::begin(daemon, bodies, at_once, true)
+    }
+
+    fn begin(daemon: &Daemon, bodies: &[(&str, &[u8])], at_once: usize, chunked: bool) -> Self {
         raise_file_limit();
         let begin = |(path, body): &(&str, &[u8])| {
             let mut wire = Wire::to(daemon);
-            let length = body.len();
-            wire.send(&format!(
-                "PUT {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"
-            ));
-            wire.send_bytes(&body[..at_once]);
-            Upload { wire, body: body.to_vec(), sent: at_once }
+            let framing = match chunked {
+                true => "Transfer-Encoding: chunked".to_owned(),
+                false => format!("Content-Length: {}", body.len()),
+            };
+            wire.send(&format!("PUT {path} HTTP/1.1\r\nHost: x\r\n{framing}\r\n\r\n"));
+            let mut upload = Upload { wire, body: body.to_vec(), sent: 0, chunked };
+            upload.send(at_once);
+            upload
         };
         let mut uploads: Vec<Upload> = bodies.iter().map(begin).collect();
         let stop = Arc::new(AtomicBool::new(false));
@@ -47,8 +83,7 @@ impl Trickle {
             while !stopped.load(Ordering::Relaxed) {
                 for upload in &mut uploads {
                     if upload.sent + 1 < upload.body.len() {
-                        upload.wire.send_or_give_up(&upload.body[upload.sent..=upload.sent]);
-                        upload.sent += 1;
+                        upload.send(1);
                     }
                 }
                 std::thread::park_timeout(EVERY);
@@ -68,12 +103,7 @@ impl Trickle {
     /// Sends the rest of each at once; the answers.
     #[track_caller]
     pub fn finish(mut self) -> Vec<Received> {
-        let uploads = self.uploads().into_iter();
-        let finish = |mut upload: Upload| {
-            upload.wire.send_or_give_up(&upload.body[upload.sent..]);
-            upload.wire.answer()
-        };
-        uploads.map(finish).collect()
+        self.uploads().into_iter().map(Upload::finish).collect()
     }
 }
 

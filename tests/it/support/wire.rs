@@ -136,6 +136,11 @@ impl Wire {
         self.ahead
     }
 
+    /// Waits until so many bytes have come that are not yet taken.
+    pub fn wait_for(&mut self, count: usize) {
+        while self.ahead.len() < count && self.read_more() > 0 {}
+    }
+
     fn read_more(&mut self) -> usize {
         let mut chunk = vec![0; 64 * 1024];
         match self.stream.read(&mut chunk) {
