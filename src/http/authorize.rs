@@ -8,23 +8,24 @@
 //! their clients and authors are not. Both say so in headers.
 
 use std::future::{Ready, ready};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use arc_swap::ArcSwap;
-use axum::body::Body;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::future::Either;
 use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
-use http::{Method, Request, Response};
+use http::request::Parts;
+use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
+use super::call::{Answer, Call, User};
 use super::error::HttpError;
-use super::health;
-use super::observe::User;
 use super::origin::Origin;
+use super::route::{Route, is_read};
 use crate::config::{Access, Credentials, Requirement};
 
 /// What is asked of clients, which can be changed while requests are served. A clone is the same
@@ -78,39 +79,56 @@ pub struct Authorize<S> {
     gate: Gate,
 }
 
-impl<S, B> Service<Request<B>> for Authorize<S>
+impl<S> Service<Call> for Authorize<S>
 where
-    S: Service<Request<B>, Response = Response<Body>>,
+    S: Service<Call, Response = Answer>,
 {
-    type Response = S::Response;
+    type Response = Answer;
     type Error = S::Error;
-    type Future = Either<S::Future, Ready<Result<Response<Body>, S::Error>>>;
+    type Future = Either<AuthorizedFuture<S::Future>, Ready<Result<Answer, S::Error>>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        match decide(&self.gate.0.load(), &request) {
-            Ok(None) => Either::Left(self.inner.call(request)),
-            Ok(Some(user)) => {
-                user.tell(request.extensions_mut());
-                Either::Left(self.inner.call(request))
-            }
-            Err(_) if health::is_asked(&request) => Either::Left(self.inner.call(request)),
-            Err(error) => Either::Right(ready(Ok(error.into_response(request.uri().path())))),
-        }
+    fn call(&mut self, call: Call) -> Self::Future {
+        let user = match decide(&self.gate.0.load(), &call.request) {
+            Ok(user) => user,
+            // It needs no credentials.
+            Err(_) if matches!(call.route, Route::Health) => None,
+            Err(error) => return Either::Right(ready(Ok(error.into_answer(call.kind)))),
+        };
+        Either::Left(AuthorizedFuture { inner: self.inner.call(call), user })
     }
 }
 
-/// The user, where one was asked for.
-fn decide<B>(access: &Access, request: &Request<B>) -> Result<Option<User>, HttpError> {
-    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+pin_project! {
+    /// The future of a request that was allowed.
+    pub struct AuthorizedFuture<F> {
+        #[pin]
+        inner: F,
+        user: Option<User>,
+    }
+}
+
+impl<F: Future<Output = Result<Answer, E>>, E> Future for AuthorizedFuture<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let answer = ready!(this.inner.poll(cx))?;
+        Poll::Ready(Ok(Answer { user: this.user.take(), ..answer }))
+    }
+}
+
+/// The user, if credentials were needed.
+fn decide(access: &Access, request: &Parts) -> Result<Option<User>, HttpError> {
+    let reads = is_read(&request.method);
     let requirement = if reads { &access.read } else { &access.write };
     let allowed = match requirement {
         Requirement::Anyone => return Ok(None),
         Requirement::Local => {
-            return match header_of_another_machine(request.headers()) {
+            return match header_of_another_machine(&request.headers) {
                 None => Ok(None),
                 Some(header) => Err(HttpError::NotLocal { header: header.to_owned() }),
             };
@@ -119,11 +137,11 @@ fn decide<B>(access: &Access, request: &Request<B>) -> Result<Option<User>, Http
         Requirement::Certificate => Err(HttpError::NoCertificate),
         Requirement::User(allowed) => Ok(allowed),
     };
-    if let Some(holder) = holder(request) {
+    if let Some(holder) = certificate_holder(request) {
         return Ok(Some(User::new(holder)));
     }
     let allowed = allowed?;
-    let presented = request.headers().get(AUTHORIZATION).ok_or(HttpError::NoCredentials)?;
+    let presented = request.headers.get(AUTHORIZATION).ok_or(HttpError::NoCredentials)?;
     let presented = Presented::parse(presented).ok_or(HttpError::WrongCredentials)?;
     if let Some(credentials) = presented.find(allowed) {
         return Ok(Some(User::new(credentials.user())));
@@ -151,9 +169,9 @@ fn header_of_another_machine(headers: &HeaderMap) -> Option<&str> {
     headers.keys().map(HeaderName::as_str).find(is_one)
 }
 
-/// Who holds the certificate that the connection began with: the write user, whatever else is sent.
-fn holder<B>(request: &Request<B>) -> Option<&str> {
-    request.extensions().get::<Origin>()?.certificate.as_deref()
+/// The subject of the client certificate of the connection: the write user, whatever else is sent.
+fn certificate_holder(request: &Parts) -> Option<&str> {
+    request.extensions.get::<Origin>()?.certificate.as_deref()
 }
 
 /// What a client sent in `Authorization`.

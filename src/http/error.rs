@@ -1,9 +1,7 @@
 //! Every refusal and failure, and the one table that turns each into a status.
 //!
-//! An answer carries one plain line that Nix shows to its user, and the error itself in its
-//! extensions, from where `observe` logs it once. Making an answer has no side effect.
-
-use std::sync::Arc;
+//! The response has one plain line that Nix shows to its user. The error itself is a part of the
+//! [`Answer`], and `observe` logs it once.
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -11,10 +9,13 @@ use http::header::{self, HeaderValue};
 use http::{Response, StatusCode};
 use thiserror::Error;
 
+use super::call::Answer;
+
 #[cfg(feature = "upstream")]
 use crate::cache::upstream::Trouble;
 use crate::cache::{BodyError, GetError, PutError};
 use crate::logging::printable;
+use crate::nix::Kind;
 use crate::nix::cache_path::ParseCachePathError;
 use crate::store::{RemoteTrouble, StoreError};
 
@@ -191,16 +192,16 @@ impl HttpError {
         }
     }
 
-    /// The answer. `path` is the request's: a NAR's download can only be resumed if the last answer
-    /// before, even an error, had `Accept-Ranges` (Nix's `src/libstore/filetransfer.cc`).
-    pub fn into_response(self, path: &str) -> Response<Body> {
+    /// The answer to a request for an object of this kind. A NAR's download can only be resumed if the
+    /// last response before, even an error, had `Accept-Ranges` (Nix's `src/libstore/filetransfer.cc`).
+    pub(super) fn into_answer(self, kind: Option<Kind>) -> Answer {
         let mut response = Response::new(Body::from(self.line()));
         *response.status_mut() = self.status();
         let headers = response.headers_mut();
         let mut set = |name, value| headers.insert(name, HeaderValue::from_static(value));
         set(header::CONTENT_TYPE, "text/plain; charset=utf-8");
         set(header::CACHE_CONTROL, "no-store");
-        if path.trim_start_matches('/').starts_with("nar/") {
+        if kind == Some(Kind::Nar) {
             set(header::ACCEPT_RANGES, "bytes");
         }
         match &self {
@@ -230,11 +231,8 @@ impl HttpError {
             }
             _ => {}
         }
-        if !matches!(self, Self::Absent) {
-            // A plain miss explains itself, and is most of what a cache answers.
-            response.extensions_mut().insert(Arc::new(self));
-        }
-        response
+        let error = (!matches!(self, Self::Absent)).then_some(self);
+        Answer { error, ..response.into() }
     }
 }
 

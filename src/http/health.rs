@@ -1,16 +1,15 @@
 //! `/health`: whether the daemon can do what it is there for, for whoever watches it.
 
-use std::sync::Arc;
-
 use axum::body::Body;
+use http::Response;
 use http::header::{self, HeaderValue};
-use http::{Method, Request, Response};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use serde::Serialize;
 
+use super::call::Answer;
 use super::error::{HttpError, LINE};
-use super::router::Site;
+use super::router::AppState;
 use crate::config::Requirement;
 use crate::logging::{printable, with_causes};
 use crate::store::{Condition, StoreError};
@@ -40,11 +39,6 @@ struct StoreReport {
     free_bytes: Option<u64>,
 }
 
-/// Whether a request asks for it: then it needs no credentials.
-pub(super) fn is_asked<B>(request: &Request<B>) -> bool {
-    matches!(*request.method(), Method::GET | Method::HEAD) && request.uri().path() == PATH
-}
-
 /// Why no more files can be opened, if so: then nothing can be read that is not in memory.
 fn too_many_files() -> Option<String> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
@@ -57,13 +51,13 @@ fn too_many_files() -> Option<String> {
     }
 }
 
-pub(super) async fn answer(site: &Site) -> Response<Body> {
-    let health = site.cache.health().await;
-    let uploads = !matches!(site.gate.access().write, Requirement::Nobody);
+pub(super) async fn answer(state: &AppState) -> Answer {
+    let health = state.cache.health().await;
+    let uploads = !matches!(state.gate.access().write, Requirement::Nobody);
     // A cache that nobody can upload to need not be writable.
     let reason = match &*health.condition {
         Condition::Unusable(error) => Some(with_causes(error)),
-        Condition::ReadOnly(error) if uploads || site.cache.mirrors() => Some(with_causes(error)),
+        Condition::ReadOnly(error) if uploads || state.cache.mirrors() => Some(with_causes(error)),
         Condition::Good | Condition::ReadOnly(_) => None,
     };
     let reason = reason.or_else(too_many_files);
@@ -87,10 +81,9 @@ pub(super) async fn answer(site: &Site) -> Response<Body> {
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    if let Some(reason) = reason {
-        let error = HttpError::Unhealthy(reason);
+    let error = reason.map(HttpError::Unhealthy);
+    if let Some(error) = &error {
         *response.status_mut() = error.status();
-        response.extensions_mut().insert(Arc::new(error));
     }
-    response
+    Answer { error, ..response.into() }
 }

@@ -6,6 +6,7 @@ use axum::body::Body;
 use http::header::{self, HeaderValue};
 use http::{Method, Response};
 
+use super::call::Answer;
 use super::error::HttpError;
 use crate::cache::{BodyError, Cache, PutError};
 use crate::metrics::{self, CONTENT_TYPE};
@@ -14,19 +15,19 @@ use crate::store::StoreError;
 /// Where the metrics are.
 pub(super) const PATH: &str = "/metrics";
 
-pub(super) async fn answer(cache: &Arc<Cache>) -> Response<Body> {
+pub(super) async fn answer(cache: &Arc<Cache>) -> Answer {
     let cache = Arc::clone(cache);
     // The disk and `/proc` may have to be waited for.
     let rendered =
         tokio::task::spawn_blocking(move || cache.metrics().render(cache.free_space())).await;
     let Ok(text) = rendered else {
-        return HttpError::Panicked.into_response(PATH);
+        return HttpError::Panicked.into_answer(None);
     };
     let mut response = Response::new(Body::from(text));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(CONTENT_TYPE));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
+    response.into()
 }
 
 /// The label of a method.

@@ -3,6 +3,7 @@
 mod authorize;
 mod body;
 mod budget;
+mod call;
 pub mod conditional;
 mod error;
 mod health;
@@ -12,11 +13,11 @@ mod observe;
 mod origin;
 #[cfg(feature = "pages")]
 mod pages;
+mod route;
 mod router;
 
-pub use authorize::{AuthorizeLayer, Gate};
+pub use authorize::Gate;
 pub use body::OnDemand;
 pub use budget::{AnswerBudget, ConnectionBudget};
-pub use observe::ObserveLayer;
 pub use origin::{LendFile, Origin, Peer};
 pub use router::{App, app};

@@ -3,55 +3,47 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::State;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Response, StatusCode};
 
-use super::body::{Again, OnDemand};
+use super::body::{self, Again, OnDemand};
+use super::call::Answer;
 use super::conditional::{self, Selection};
 use super::error::HttpError;
 use super::origin::Origin;
-#[cfg(feature = "pages")]
-use super::pages;
-use super::router::Site;
-use super::{body, health, metrics};
+use super::router::AppState;
 use crate::cache::Cache;
 use crate::nix::{CachePath, Compression};
 use crate::store::{Content, Metadata, Object, Stored};
 
-type Answer = Result<Response<Body>, HttpError>;
-
-/// Answers any request.
-pub async fn answer(State(site): State<Arc<Site>>, request: Request<Body>) -> Response<Body> {
-    let (request, body) = request.into_parts();
-    let answer = match request.method {
-        #[cfg(feature = "pages")]
-        Method::GET | Method::HEAD if pages::are_asked_for(&request) => {
-            pages::answer(&site.cache, site.gate.access(), &request).await
-        }
-        Method::GET => get(&site, &request).await,
-        Method::HEAD => head(&site, &request).await,
-        Method::PUT => put(&site.cache, &request, body).await,
-        _ => Err(HttpError::Method),
+/// Answers GET and HEAD of an object.
+pub(super) async fn read(
+    state: &AppState,
+    request: &Parts,
+    path: CachePath,
+) -> Result<Answer, HttpError> {
+    let path = state.cache.canonical(path).await?;
+    let response = match request.method {
+        Method::HEAD => head(&state.cache, request, &path).await?,
+        _ => get(&state.cache, request, path).await?,
     };
-    answer.unwrap_or_else(|error| error.into_response(request.uri.path()))
+    Ok(response.into())
 }
 
-async fn get(site: &Site, request: &Parts) -> Answer {
-    let path = match readable(request) {
-        Ok(path) => path,
-        Err(absent) => return page(site, request).await.unwrap_or(Err(absent)),
-    };
-    let path = site.cache.canonical(path).await?;
-    if let Some(link) = site.cache.link(&path).await? {
+async fn get(
+    cache: &Arc<Cache>,
+    request: &Parts,
+    path: CachePath,
+) -> Result<Response<Body>, HttpError> {
+    if let Some(link) = cache.link(&path).await? {
         return Ok(redirect(link));
     }
-    let Object { metadata, content } = site.cache.get(&path).await?.ok_or(HttpError::Absent)?;
+    let Object { metadata, content } = cache.get(&path).await?.ok_or(HttpError::Absent)?;
     let (mut response, range) = head_of_answer(&path, &metadata, &request.headers)?;
     if response.status() != StatusCode::NOT_MODIFIED {
         let (size, etag) = (metadata.size, metadata.etag);
-        let again = Again { cache: Arc::clone(&site.cache), path, etag };
+        let again = Again { cache: Arc::clone(cache), path, etag };
         let origin = request.extensions.get::<Origin>();
         if !matches!(content, Content::Bytes(_)) {
             response.extensions_mut().insert(OnDemand);
@@ -75,15 +67,14 @@ fn redirect(link: String) -> Response<Body> {
     response
 }
 
-/// The headers of GET, and nothing is read for it.
-async fn head(site: &Site, request: &Parts) -> Answer {
-    let path = match readable(request) {
-        Ok(path) => path,
-        Err(absent) => return head_of_page(page(site, request).await.unwrap_or(Err(absent))?),
-    };
-    let path = site.cache.canonical(path).await?;
-    let metadata = site.cache.head(&path).await?.ok_or(HttpError::Absent)?;
-    let (mut response, range) = head_of_answer(&path, &metadata, &request.headers)?;
+/// The headers of GET; the object is not read.
+async fn head(
+    cache: &Cache,
+    request: &Parts,
+    path: &CachePath,
+) -> Result<Response<Body>, HttpError> {
+    let metadata = cache.head(path).await?.ok_or(HttpError::Absent)?;
+    let (mut response, range) = head_of_answer(path, &metadata, &request.headers)?;
     if response.status() != StatusCode::NOT_MODIFIED {
         let length = range.end - range.start;
         response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
@@ -91,39 +82,22 @@ async fn head(site: &Site, request: &Parts) -> Answer {
     Ok(response)
 }
 
-/// What the daemon says of itself, under names that no object can have: nothing is looked up for it
-/// before a name has turned out to be none.
-async fn page(site: &Site, request: &Parts) -> Option<Answer> {
-    match request.uri.path() {
-        metrics::PATH => Some(Ok(metrics::answer(&site.cache).await)),
-        health::PATH => Some(Ok(health::answer(site).await)),
-        _ => None,
-    }
-}
-
-fn head_of_page(page: Response<Body>) -> Answer {
-    let length = http_body::Body::size_hint(page.body()).exact();
-    let mut response = page.map(|_| Body::empty());
-    if let Some(length) = length {
-        response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
-    }
-    Ok(response)
-}
-
-async fn put(cache: &Cache, request: &Parts, body: Body) -> Answer {
-    let path = CachePath::from_request(request.uri.path(), request.uri.query())
-        .map_err(HttpError::BadName)?;
+/// Answers PUT of an object.
+pub(super) async fn put(
+    cache: &Cache,
+    request: &Parts,
+    path: &CachePath,
+    body: Body,
+) -> Result<Answer, HttpError> {
     let encoding = encoding(&request.headers)?;
     let declared = http_body::Body::size_hint(&body).exact();
-    let accepted = cache.put(&path, encoding, declared, body::incoming(body)).await?;
+    let accepted = cache.put(path, encoding, declared, body::incoming(body)).await?;
     let mut response = Response::new(Body::empty());
     *response.status_mut() = match accepted.stored {
         Stored::Created => StatusCode::CREATED,
         Stored::Replaced => StatusCode::OK,
     };
-    // `observe` tells it, with whom it is from.
-    response.extensions_mut().insert(Arc::new(accepted));
-    Ok(response)
+    Ok(Answer { accepted: Some(accepted), ..response.into() })
 }
 
 /// What is to be undone before storing. Nix names encodings as it names compressions, `none`
@@ -140,15 +114,6 @@ fn encoding(headers: &HeaderMap) -> Result<Compression, HttpError> {
             name.parse().map_err(HttpError::Encoding)
         }
     }
-}
-
-fn readable(request: &Parts) -> Result<CachePath, HttpError> {
-    let path = request.uri.path();
-    CachePath::from_request(path, request.uri.query()).or_else(|error| match path {
-        // What is there for people to look at is for programs to read.
-        "/" => Ok(CachePath::CacheInfo),
-        _ => Err(HttpError::NoSuchName(error)),
-    })
 }
 
 /// As many headers as an answer has, so that their map is allocated once.

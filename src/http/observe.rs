@@ -6,21 +6,22 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use axum::body::Body;
 use bytes::Bytes;
-use http::header::AUTHORIZATION;
-use http::{Extensions, HeaderMap, Method, Request, Response, StatusCode, Uri};
+use http::request::Parts;
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 use tracing::Level;
 
+use super::call::{Answer, Call, User};
 use super::error::HttpError;
 use super::metrics;
 use super::origin::{Origin, Peer};
@@ -31,25 +32,6 @@ use crate::nix::Kind;
 
 // The numbers of an outcome are read when nobody changes them any more.
 const ORDER: Ordering = Ordering::Relaxed;
-
-/// Who a request is from. `observe` puts the empty slot into a request, `authorize` fills it.
-#[derive(Debug, Clone)]
-pub(super) struct User(Arc<str>);
-
-type UserSlot = Arc<OnceLock<User>>;
-
-impl User {
-    pub(super) fn new(name: &str) -> Self {
-        Self(name.into())
-    }
-
-    pub(super) fn tell(self, extensions: &mut Extensions) {
-        if let Some(slot) = extensions.get::<UserSlot>() {
-            // Filled once: there is one `authorize`.
-            let _ = slot.set(self);
-        }
-    }
-}
 
 /// Wraps a service so that every request is counted and logged once.
 #[derive(Debug, Clone)]
@@ -79,16 +61,9 @@ pub struct Observe<S> {
     metrics: Arc<Metrics>,
 }
 
-impl<S> Observe<S> {
-    /// Where it counts.
-    pub fn metrics(&self) -> &Arc<Metrics> {
-        &self.metrics
-    }
-}
-
-impl<S, B> Service<Request<B>> for Observe<S>
+impl<S> Service<Request<Body>> for Observe<S>
 where
-    S: Service<Request<B>, Response = Response<Body>>,
+    S: Service<Call, Response = Answer>,
 {
     type Response = Response<Body>;
     type Error = S::Error;
@@ -98,33 +73,27 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        // Only who shows something can turn out to be somebody.
-        let origin = request.extensions().get::<Origin>();
-        let shown = request.headers().contains_key(AUTHORIZATION)
-            || origin.is_some_and(|origin| origin.certificate.is_some());
-        let peer = origin.map(|origin| origin.peer);
-        let user = shown.then(UserSlot::default);
-        if let Some(user) = &user {
-            request.extensions_mut().insert(Arc::clone(user));
-        }
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let begun = Instant::now();
+        let call = Call::from(request);
+        let request = &call.request;
         let record = Record {
-            begun: Instant::now(),
-            method: request.method().clone(),
-            uri: request.uri().clone(),
-            peer,
-            forwarded_for: forwarded_for(&request),
-            uploaded: content_length(request.headers()),
-            user,
+            begun,
+            kind: call.kind,
+            method: request.method.clone(),
+            uri: request.uri.clone(),
+            peer: request.extensions.get::<Origin>().map(|origin| origin.peer),
+            forwarded_for: forwarded_for(request),
+            uploaded: content_length(&request.headers),
             metrics: Arc::clone(&self.metrics),
         };
-        ObserveFuture { inner: self.inner.call(request), record: Some(record) }
+        ObserveFuture { inner: self.inner.call(call), record: Some(record) }
     }
 }
 
-fn forwarded_for<B>(request: &Request<B>) -> Option<String> {
-    request.extensions().get::<Origin>().filter(|origin| origin.peer.is_local())?;
-    let value = request.headers().get("x-forwarded-for")?;
+fn forwarded_for(request: &Parts) -> Option<String> {
+    request.extensions.get::<Origin>().filter(|origin| origin.peer.is_local())?;
+    let value = request.headers.get("x-forwarded-for")?;
     Some(value.to_str().ok()?.chars().take(200).collect())
 }
 
@@ -143,41 +112,35 @@ pin_project! {
 
 impl<F, E> Future for ObserveFuture<F>
 where
-    F: Future<Output = Result<Response<Body>, E>>,
+    F: Future<Output = Result<Answer, E>>,
 {
-    type Output = F::Output;
+    type Output = Result<Response<Body>, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let inner = this.inner;
         // The last net: a broken invariant breaks one answer, and not the connection.
         let polled = catch_unwind(AssertUnwindSafe(|| inner.poll(cx)));
-        let response = match polled {
+        let answer = match polled {
             Ok(polled) => ready!(polled)?,
             Err(_) => {
-                let path = this.record.as_ref().map_or("", |record| record.uri.path());
-                HttpError::Panicked.into_response(path)
+                let kind = this.record.as_ref().and_then(|record| record.kind);
+                HttpError::Panicked.into_answer(kind)
             }
         };
+        let Answer { response, error, accepted, user } = answer;
         let Some(record) = this.record.take() else {
             return Poll::Ready(Ok(response));
         };
-        let error = response.extensions().get::<Arc<HttpError>>().cloned();
         let status = response.status();
         let level = level(&record.method, status);
         if !enabled(level) && is_at_hand(response.body()) {
-            record.count(status, error.as_deref());
+            record.count(status, error.as_ref());
             return Poll::Ready(Ok(response));
         }
-        let outcome = Arc::new(Outcome {
-            accepted: response.extensions().get::<Arc<Accepted>>().cloned(),
-            record,
-            level,
-            status,
-            error,
-            sent: AtomicU64::new(0),
-            finished: AtomicBool::new(false),
-        });
+        let (sent, finished) = (AtomicU64::new(0), AtomicBool::new(false));
+        let outcome = Outcome { record, level, status, error, accepted, user, sent, finished };
+        let outcome = Arc::new(outcome);
         Poll::Ready(Ok(response.map(|inner| Body::new(ObserveBody { inner, outcome }))))
     }
 }
@@ -185,20 +148,19 @@ where
 /// What a request asked for.
 struct Record {
     begun: Instant,
+    kind: Option<Kind>,
     method: Method,
     uri: Uri,
     peer: Option<Peer>,
     forwarded_for: Option<String>,
     uploaded: Option<u64>,
-    user: Option<UserSlot>,
     metrics: Arc<Metrics>,
 }
 
 impl Record {
     fn count(&self, status: StatusCode, error: Option<&HttpError>) {
-        let kind = Kind::asked_for(self.uri.path());
         let (method, took) = (metrics::method(&self.method), self.begun.elapsed());
-        self.metrics.traffic.answered(kind, method, status.as_u16(), took);
+        self.metrics.traffic.answered(self.kind, method, status.as_u16(), took);
         if let (Some(error), true) = (error, self.method == Method::PUT) {
             self.metrics.refused.with_label_values(&[metrics::reason(error)]).inc();
         }
@@ -211,15 +173,16 @@ struct Outcome {
     record: Record,
     level: Level,
     status: StatusCode,
-    error: Option<Arc<HttpError>>,
-    accepted: Option<Arc<Accepted>>,
+    error: Option<HttpError>,
+    accepted: Option<Accepted>,
+    user: Option<User>,
     sent: AtomicU64,
     finished: AtomicBool,
 }
 
 impl Drop for Outcome {
     fn drop(&mut self) {
-        self.record.count(self.status, self.error.as_deref());
+        self.record.count(self.status, self.error.as_ref());
         if enabled(self.level) {
             self.log();
         }
@@ -264,8 +227,8 @@ impl Outcome {
             _ if uploads => "uploaded",
             _ => "served",
         };
-        let accepted = self.accepted.as_deref();
-        let user = record.user.as_ref().and_then(|slot| slot.get()).map(|user| &*user.0);
+        let accepted = self.accepted.as_ref();
+        let user = self.user.as_ref().map(|user| &*user.0);
         // Who uploads is always told.
         let user = user.or(accepted.map(|_| "anonymous"));
         // The level of an event is part of its call site, and so is its target: there is one for
@@ -290,7 +253,7 @@ impl Outcome {
                     nar_hash = accepted.and_then(|it| it.nar_hash).map(tracing::field::display),
                     signed_by = accepted.and_then(|it| it.signed_by.as_deref()),
                     unchecked_keys = accepted.and_then(|it| it.unchecked_keys.as_deref()),
-                    reason = self.error.as_deref().map(|error| with_causes(error)),
+                    reason = self.error.as_ref().map(|error| with_causes(error)),
                     "{message}"
                 )
             };
@@ -387,11 +350,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_breaks_one_answer_only() {
-        let service = tower::service_fn(|_: Request<Body>| async {
+        let service = tower::service_fn(|_: Call| async {
             if true {
                 panic!("a broken invariant");
             }
-            Ok::<_, Infallible>(Response::new(Body::empty()))
+            Ok::<_, Infallible>(Response::new(Body::empty()).into())
         });
         let layer = ObserveLayer::new(Metrics::new());
         let answer = layer.layer(service).oneshot(Request::new(Body::empty())).await;

@@ -1,34 +1,121 @@
-//! The whole URL space and the whole stack, each in one place.
+//! The whole stack: route, access, dispatch, observation.
 
+use std::convert::Infallible;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use axum::Router;
+use axum::body::Body;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use http::{Method, Request, Response};
 use tower::ServiceBuilder;
+use tower_service::Service;
 
-use super::authorize::{Authorize, AuthorizeLayer, Gate};
-use super::objects;
-use super::observe::{Observe, ObserveLayer};
+use super::authorize::{AuthorizeLayer, Gate};
+use super::call::{Answer, Call};
+use super::error::HttpError;
+use super::observe::ObserveLayer;
+#[cfg(feature = "pages")]
+use super::pages;
+use super::route::Route;
+use super::{health, metrics, objects};
 use crate::cache::Cache;
+use crate::metrics::Metrics;
+use crate::nix::CachePath;
 
-/// The daemon as a service: what a socket is put in front of, and what tests call.
-pub type App = Observe<Authorize<Router>>;
+/// The daemon as a service, for sockets and tests.
+#[derive(Clone)]
+pub struct App {
+    router: Router,
+    metrics: Arc<Metrics>,
+}
 
-/// What requests are answered from.
-pub(super) struct Site {
+impl App {
+    /// The metrics that requests are counted in.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+}
+
+impl Service<Request<Body>> for App {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = <Router as Service<Request<Body>>>::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        <Router as Service<Request<Body>>>::poll_ready(&mut self.router, cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        self.router.call(request)
+    }
+}
+
+/// The state that requests are answered from.
+pub(super) struct AppState {
     pub cache: Arc<Cache>,
-    /// Who may do what, for what tells it. It is `authorize` that sees to it.
+    /// For pages and the health check; `authorize` enforces it.
     pub gate: Gate,
 }
 
-/// Serves `cache` to those whom `gate` lets.
+/// Serves `cache` to the clients that `gate` admits.
 pub fn app(cache: Arc<Cache>, gate: impl Into<Gate>) -> App {
-    // Every name and method goes the same way: `CachePath` is the grammar, and parses a name once.
-    // A fallback pays for no captures that nobody reads, and one handler for no clone of several.
-    // The layers are around the router and not inside, because axum boxes what is inside, once a
-    // layer.
-    let observe = ObserveLayer::new(Arc::clone(cache.metrics()));
-    let gate = gate.into();
-    let site = Arc::new(Site { cache, gate: gate.clone() });
-    let router = Router::new().fallback(objects::answer).with_state(site);
-    ServiceBuilder::new().layer(observe).layer(AuthorizeLayer::new(gate)).service(router)
+    let (gate, metrics) = (gate.into(), Arc::clone(cache.metrics()));
+    // The first layer classifies the request ([`Route::of`]) and the last one dispatches it, so the
+    // router has one service for all names. axum boxes that service; the layers are within it.
+    let service = ServiceBuilder::new()
+        .layer(ObserveLayer::new(Arc::clone(&metrics)))
+        .layer(AuthorizeLayer::new(gate.clone()))
+        .service(Dispatch(Arc::new(AppState { cache, gate })));
+    App { router: Router::new().fallback_service(service), metrics }
+}
+
+/// The innermost service.
+#[derive(Clone)]
+struct Dispatch(Arc<AppState>);
+
+impl Service<Call> for Dispatch {
+    type Response = Answer;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Answer, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, call: Call) -> Self::Future {
+        let state = Arc::clone(&self.0);
+        async move {
+            let kind = call.kind;
+            let answer = dispatch(&state, call).await;
+            Ok(answer.unwrap_or_else(|error| error.into_answer(kind)))
+        }
+        .boxed()
+    }
+}
+
+/// Answers a request that the client may make.
+async fn dispatch(state: &AppState, call: Call) -> Result<Answer, HttpError> {
+    let Call { route, request, body, .. } = call;
+    match request.method {
+        Method::GET | Method::HEAD => match route {
+            Route::Object(path) => objects::read(state, &request, path).await,
+            Route::Root => objects::read(state, &request, CachePath::CacheInfo).await,
+            #[cfg(feature = "pages")]
+            Route::Page(page) => {
+                let access = state.gate.access();
+                pages::answer(&state.cache, access, &request, page).await.map(Answer::from)
+            }
+            Route::Metrics => Ok(metrics::answer(&state.cache).await),
+            Route::Health => Ok(health::answer(state).await),
+            Route::Unknown(error) => Err(HttpError::NoSuchName(error)),
+        },
+        Method::PUT => match route {
+            Route::Object(path) => objects::put(&state.cache, &request, &path, body).await,
+            Route::Unknown(error) => Err(HttpError::BadName(error)),
+            _ => Err(HttpError::Method),
+        },
+        _ => Err(HttpError::Method),
+    }
 }

@@ -21,7 +21,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
-use http::{Response, StatusCode};
+use http::{Response, StatusCode, Uri};
 use maud::Markup;
 use percent_encoding::percent_decode_str;
 use sha2::{Digest, Sha256};
@@ -47,35 +47,42 @@ struct Visit {
     now: SystemTime,
 }
 
-/// A page that can be asked for.
-enum Page {
+/// A page, by its URL.
+#[derive(Debug)]
+pub(super) enum Page {
+    /// The front page.
     Front,
-    List {
-        query: String,
-        number: usize,
-    },
-    Path(StorePathHash),
-    /// A path was asked for where names are.
-    Elsewhere(StorePathHash),
-    /// There is no page of this name.
-    Nothing,
+    /// The list of paths whose names contain `query`.
+    List { query: String, number: usize },
+    /// The page of the path with this name: a hash part or a store path.
+    Path(String),
 }
 
-/// Whether a page is asked for, and not an object.
-pub(super) fn are_asked_for(request: &Parts) -> bool {
-    match request.uri.path() {
-        "/" => accept::prefers_html(&request.headers),
-        path => path
-            .strip_prefix(BROWSE)
-            .is_some_and(|rest| matches!(rest.bytes().next(), None | Some(b'/'))),
+/// The page that a URL names; none if it names no page.
+pub(super) fn page(uri: &Uri, headers: &HeaderMap) -> Option<Page> {
+    if uri.path() == "/" {
+        return accept::prefers_html(headers).then_some(Page::Front);
     }
+    let below = uri.path().strip_prefix(BROWSE)?;
+    if !matches!(below.bytes().next(), None | Some(b'/')) {
+        return None;
+    }
+    let name = below.trim_matches('/');
+    if !name.is_empty() {
+        return Some(Page::Path(name.to_owned()));
+    }
+    let field = |name| field(uri.query().unwrap_or_default(), name);
+    let number = field("page").and_then(|number| number.parse().ok()).unwrap_or(1);
+    let query = field("q").unwrap_or_default().chars().take(LONGEST_QUERY).collect();
+    Some(Page::List { query, number })
 }
 
-/// The page that is asked for.
+/// Renders a page.
 pub(super) async fn answer(
     cache: &Arc<Cache>,
     access: Arc<Access>,
     request: &Parts,
+    page: Page,
 ) -> Result<Response<Body>, HttpError> {
     let visit = Visit {
         cache: Arc::clone(cache),
@@ -83,21 +90,24 @@ pub(super) async fn answer(
         address: Address::of(request),
         now: SystemTime::now(),
     };
-    match Page::parse(request, &cache.about().info.store_dir) {
+    let store_dir = &cache.about().info.store_dir;
+    match page {
         Page::Front => {
             let overview = visit.cache.overview().await;
             rendered(cache, move || front::page(&visit, &overview)).await
         }
-        // Who has the hash part need not choose from a list.
-        Page::Elsewhere(hash) => Ok(see_other(&path::address(hash))),
-        Page::List { query, number } => {
-            let overview = visit.cache.overview().await;
-            rendered(cache, move || list::page(&visit, &overview, &query, number)).await
-        }
-        Page::Path(hash) => path_answer(visit, hash).await,
-        Page::Nothing => {
-            Ok(response(StatusCode::NOT_FOUND, layout::nothing("there is no such page")))
-        }
+        Page::List { query, number } => match hash_in(&query, store_dir) {
+            // A search for a hash part has at most one result.
+            Some(hash) => Ok(see_other(&path::address(hash))),
+            None => {
+                let overview = visit.cache.overview().await;
+                rendered(cache, move || list::page(&visit, &overview, &query, number)).await
+            }
+        },
+        Page::Path(name) => match hash_in(&name, store_dir) {
+            Some(hash) => path_answer(visit, hash).await,
+            None => Ok(response(StatusCode::NOT_FOUND, layout::nothing("there is no such page"))),
+        },
     }
 }
 
@@ -109,28 +119,6 @@ async fn path_answer(visit: Visit, hash: StorePathHash) -> Result<Response<Body>
     };
     let (files, overview) = tokio::join!(cache.files_of(&look.info), cache.overview());
     rendered(&cache, move || path::page(&visit, &look, files, &overview)).await
-}
-
-impl Page {
-    fn parse(request: &Parts, store_dir: &StoreDir) -> Self {
-        let path = request.uri.path();
-        let Some(below) = path.strip_prefix(BROWSE) else {
-            return Self::Front;
-        };
-        match below.trim_matches('/') {
-            "" => {
-                let field = |name| field(request.uri.query().unwrap_or_default(), name);
-                let number = field("page").and_then(|number| number.parse().ok()).unwrap_or(1);
-                let query =
-                    field("q").unwrap_or_default().chars().take(LONGEST_QUERY).collect::<String>();
-                match hash_in(&query, store_dir) {
-                    Some(hash) => Self::Elsewhere(hash),
-                    None => Self::List { query, number },
-                }
-            }
-            name => hash_in(name, store_dir).map_or(Self::Nothing, Self::Path),
-        }
-    }
 }
 
 /// The hash part that a text is, or that it begins with as a store path does.

@@ -1,0 +1,57 @@
+//! A request on its way through the layers, and the result on its way back.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use http::request::Parts;
+use http::{Request, Response};
+
+use super::error::HttpError;
+use super::route::Route;
+use crate::cache::Accepted;
+use crate::nix::Kind;
+
+/// A request that has been classified.
+pub struct Call {
+    pub(super) route: Route,
+    /// The kind of object that the request is for.
+    pub(super) kind: Option<Kind>,
+    pub(super) request: Parts,
+    pub(super) body: Body,
+}
+
+impl From<Request<Body>> for Call {
+    fn from(request: Request<Body>) -> Self {
+        let (request, body) = request.into_parts();
+        let route = Route::of(&request);
+        let kind = route.kind(&request.uri);
+        Self { route, kind, request, body }
+    }
+}
+
+/// The result of a request: the response, and what is counted and logged of it.
+pub struct Answer {
+    pub(super) response: Response<Body>,
+    /// Why the request failed. A plain miss has none: its status says everything.
+    pub(super) error: Option<HttpError>,
+    /// The object that was uploaded.
+    pub(super) accepted: Option<Accepted>,
+    /// The user whose credentials were checked.
+    pub(super) user: Option<User>,
+}
+
+impl From<Response<Body>> for Answer {
+    fn from(response: Response<Body>) -> Self {
+        Self { response, error: None, accepted: None, user: None }
+    }
+}
+
+/// The name of a user.
+#[derive(Debug, Clone)]
+pub struct User(pub(super) Arc<str>);
+
+impl User {
+    pub(super) fn new(name: &str) -> Self {
+        Self(name.into())
+    }
+}

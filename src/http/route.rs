@@ -1,0 +1,117 @@
+//! The classification of requests: every request is classified once, here.
+
+use http::request::Parts;
+use http::{Method, Uri};
+
+use super::{health, metrics};
+use crate::nix::cache_path::ParseCachePathError;
+use crate::nix::{CachePath, Kind};
+
+#[cfg(feature = "pages")]
+use super::pages::{self, Page};
+
+/// The resource that a request names.
+#[derive(Debug)]
+pub(super) enum Route {
+    /// An object of the cache.
+    Object(CachePath),
+    /// `/`, for clients that do not ask for HTML. The response is `nix-cache-info`.
+    Root,
+    /// A page for people.
+    #[cfg(feature = "pages")]
+    Page(Page),
+    /// The metrics.
+    Metrics,
+    /// The health check.
+    Health,
+    /// No resource has this name.
+    Unknown(ParseCachePathError),
+}
+
+impl Route {
+    /// Classifies a request. Only GET and HEAD reach resources that are no objects.
+    pub(super) fn of(request: &Parts) -> Self {
+        let (uri, reads) = (&request.uri, is_read(&request.method));
+        #[cfg(feature = "pages")]
+        if reads && let Some(page) = pages::page(uri, &request.headers) {
+            return Self::Page(page);
+        }
+        match CachePath::from_request(uri.path(), uri.query()) {
+            Ok(path) => Self::Object(path),
+            Err(error) if reads => match uri.path() {
+                "/" => Self::Root,
+                metrics::PATH => Self::Metrics,
+                health::PATH => Self::Health,
+                _ => Self::Unknown(error),
+            },
+            Err(error) => Self::Unknown(error),
+        }
+    }
+
+    /// The kind of object by which the request is counted, also if no object can have the name.
+    pub(super) fn kind(&self, uri: &Uri) -> Option<Kind> {
+        match self {
+            Self::Object(path) => Some(path.kind()),
+            Self::Unknown(_) => Kind::asked_for(uri.path()),
+            Self::Root | Self::Metrics | Self::Health => None,
+            #[cfg(feature = "pages")]
+            Self::Page(_) => None,
+        }
+    }
+}
+
+/// Whether a method only reads: GET and HEAD.
+pub(super) fn is_read(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD)
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+    use http::header::ACCEPT;
+
+    use super::*;
+
+    fn route(method: &str, uri: &str, accept: &str) -> String {
+        let request = Request::builder().method(method).uri(uri).header(ACCEPT, accept);
+        let (parts, ()) = request.body(()).unwrap().into_parts();
+        let route = format!("{:?}", Route::of(&parts));
+        route.split(['(', ' ', '{']).next().unwrap_or_default().to_owned()
+    }
+
+    #[test]
+    fn each_request_has_one_route() {
+        const NAR: &str = "/nar/0g8ww6m6ahj3zw0gd94q2bxx6x8dyvcw2vzyxrysc6hx1zy7w0ny.nar";
+        for (method, uri, expected) in [
+            ("GET", "/nix-cache-info", "Object"),
+            ("HEAD", NAR, "Object"),
+            ("PUT", NAR, "Object"),
+            ("GET", "/", "Root"),
+            ("GET", "/metrics", "Metrics"),
+            ("HEAD", "/health", "Health"),
+            ("GET", "/x", "Unknown"),
+            // These can be read and not written.
+            ("PUT", "/", "Unknown"),
+            ("PUT", "/health", "Unknown"),
+            ("POST", "/metrics", "Unknown"),
+        ] {
+            assert_eq!(route(method, uri, "*/*"), expected, "{method} {uri}");
+        }
+    }
+
+    #[cfg(feature = "pages")]
+    #[test]
+    fn pages_are_for_those_who_ask_for_html() {
+        for (method, uri, accept, expected) in [
+            ("GET", "/", "text/html", "Page"),
+            ("HEAD", "/", "text/html", "Page"),
+            ("PUT", "/", "text/html", "Unknown"),
+            ("GET", "/browse", "*/*", "Page"),
+            ("GET", "/browse/x", "*/*", "Page"),
+            ("GET", "/browser", "*/*", "Unknown"),
+            ("PUT", "/browse", "*/*", "Unknown"),
+        ] {
+            assert_eq!(route(method, uri, accept), expected, "{method} {uri} {accept}");
+        }
+    }
+}
