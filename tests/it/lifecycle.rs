@@ -97,8 +97,8 @@ fn all_problems_of_the_configuration_are_told_at_once_with_status_64() {
     assert_eq!(failed.code, 64);
     for part in [
         "NIX_STORED_PRIORITY: “high” is not a whole number",
-        "NIX_STORED_USER_READ: a user needs a password",
-        "NIX_STORED_PRIORTY: there is no such variable; did you mean NIX_STORED_PRIORITY?",
+        "NIX_STORED_USER_READ: the user has no password",
+        "NIX_STORED_PRIORTY: unknown variable; did you mean NIX_STORED_PRIORITY?",
     ] {
         assert!(failed.log.contains(part), "{part} is not in:\n{}", failed.log);
     }

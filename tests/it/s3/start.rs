@@ -173,7 +173,7 @@ fn what_the_server_does_with_conditions_is_found_out() {
 #[test]
 fn a_url_that_cannot_be_is_an_error_of_the_configuration() {
     for (url, why) in [
-        ("s3://", "has no bucket's name"),
+        ("s3://", "has no valid bucket name"),
         ("s3://cache?compression=xz", "“compression”"),
         ("s3://cache?scheme=ftp", "neither http nor https"),
     ] {
