@@ -80,7 +80,7 @@ fn a_transfer_under_way_is_finished_before_the_daemon_ends() {
     });
     wire.send_bytes(&sample.nar[1000..]);
     assert_eq!(wire.answer().status, 201);
-    daemon.wait_for_log("every transfer was finished");
+    daemon.wait_for_log("all transfers were finished");
     let dir = daemon.dir().join(&sample.nar_path[1..]);
     let stored = std::fs::read(dir).expect("it is there");
     assert!(stored == sample.nar);

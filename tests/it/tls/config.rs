@@ -71,7 +71,7 @@ fn a_certificate_that_has_expired_is_warned_of() {
     assert!(refused.status == 0 && refused.error.contains("expired"), "{refused:?}");
 
     let daemon = signed_by(&authority).start();
-    assert!(!daemon.log().contains("clients will not accept it"), "{}", daemon.log());
+    assert!(!daemon.log().contains("clients will reject it"), "{}", daemon.log());
 }
 
 #[test]
