@@ -15,27 +15,27 @@ let
 
   isBucket = lib.hasPrefix "s3://" path;
 
-  # systemd makes and owns what is below /var/lib.
-  # Any other directory needs an owner who exists before the service does.
+  # systemd creates and owns directories below /var/lib.
+  # Any other directory needs an owner that exists before the service starts.
   inStateDirectory = lib.hasPrefix "/var/lib/" path;
   isForeignDirectory = lib.hasPrefix "/" path && !inStateDirectory;
 
-  # A reverse proxy enters a socket as a member of the group.
+  # A reverse proxy connects to a socket as a member of the group.
   isSocket = lib.hasPrefix "unix:" listen;
   socketParts = builtins.match "unix:([^?]*)(.mode=([0-7]+))?" listen;
   socketMode = if socketParts == null then null else lib.elemAt socketParts 2;
 
-  # The slash keeps out socket paths, which may hold a colon.
+  # The slash excludes socket paths, which may contain a colon.
   portMatch = builtins.match "[^/]*:([0-9]+)" listen;
   port = if portMatch == null then null else lib.toInt (builtins.head portMatch);
   isLoopback = builtins.match "(127\\.[0-9.]+|localhost|\\[::1]):[0-9]+" listen != null;
-  # systemd looks up no names.
+  # systemd does not resolve host names.
   isAddress = builtins.match "([0-9.]+|\\[[0-9a-fA-F:.]+]):[0-9]+" listen != null;
 
   isActivated = cfg.socketActivation.enable;
   bindsPrivilegedPort = port != null && port < 1024 && !isActivated;
 
-  # What systemd hands to the service, by the name that it has there.
+  # Credentials that systemd passes to the service, by credential name.
   files = {
     read-pass = {
       variable = "NIX_STORED_USER_READ_PASSFILE";
@@ -64,10 +64,10 @@ let
   };
   credentials = lib.filterAttrs (_: { option, ... }: cfg.${option} != null) files;
 
-  # The text of a variable. To systemd a percent sign is a specifier, to an S3 URL it is not.
+  # The value of a variable as text. systemd would expand a percent sign, which S3 URLs contain.
   render =
     value:
-    # An empty list is no value: an empty variable would be a mistake to the daemon.
+    # An empty list leaves the variable unset: the daemon rejects an empty list of keys.
     if value == null || value == [ ] then
       null
     else if lib.isBool value then
@@ -82,8 +82,8 @@ let
       default = null;
       inherit example;
       description = ''
-        ${description} Only root needs to be able to read it: systemd hands it to the service, and
-        reads it again when that is restarted.
+        ${description} It may be readable only by root: systemd passes it to the service, and reads
+        it again when the service restarts.
       '';
     };
 
@@ -97,10 +97,10 @@ let
   passwordFile =
     who:
     secretFile "/run/secrets/nix-stored-${who}" ''
-      File with the password of the ${who} user. One newline at its end is no part of the password.
+      File with the password of the ${who} user. One trailing newline is ignored.
     '';
 
-  # What both services can do to the rest of the machine.
+  # The sandbox of both services.
   sandbox = {
     DynamicUser = true;
     User = "nix-stored";
@@ -127,7 +127,7 @@ let
     ProcSubset = "pid";
     ProtectClock = true;
     ProtectControlGroups = true;
-    # ReadWritePaths does not reach into what is inaccessible.
+    # ReadWritePaths has no effect below an inaccessible directory.
     ProtectHome = if lib.hasPrefix "/home/" path then "read-only" else true;
     ProtectHostname = true;
     ProtectKernelLogs = true;
@@ -150,7 +150,7 @@ let
       "@system-service"
       "~@privileged"
       "~@resources"
-      # Collection and verification give way to requests.
+      # Collection and verification lower their priority.
       "sched_setscheduler"
       "setpriority"
     ];
@@ -176,9 +176,9 @@ let
         type = types.strMatching "(/|s3://).+";
         default = "/var/lib/nixStored";
         description = ''
-          Where the cache is kept: a directory, or an `s3://` URL in Nix's own form, with its
-          credentials in {option}`environmentFile`. Outside {file}`/var/lib`, the directory is made
-          for, and owned by, the user `nix-stored`.
+          Directory of the cache, or a bucket: an `s3://` URL in Nix's syntax, with credentials in
+          {option}`environmentFile`. A directory outside {file}`/var/lib` is created with the owner
+          `nix-stored`.
         '';
       };
 
@@ -187,30 +187,31 @@ let
         default = "127.0.0.1:8100";
         example = "[::]:8100";
         description = ''
-          `host:port`, `[v6]:port`, `unix:/path` or `unix:/path?mode=0660`. A socket belongs in
-          {file}`/run/nix-stored`; who connects to it, such as a reverse proxy, has to be in the group
-          `nix-stored`, unless the mode says otherwise.
+          Address to listen on: `host:port`, `[v6]:port`, `unix:/path` or `unix:/path?mode=0660`. Put a
+          Unix socket into {file}`/run/nix-stored`; its clients, such as a reverse proxy, must be in the
+          group `nix-stored`, unless the mode allows others.
         '';
       };
 
       NIX_STORED_USER_READ = mkOption {
         type = types.str;
         default = "";
-        description = "Who may read, with the password in {option}`readPasswordFile`. Empty: everyone.";
+        description = "User that may read, with the password in {option}`readPasswordFile`. Empty: anyone may read.";
       };
 
       NIX_STORED_USER_WRITE = mkOption {
         type = types.str;
         default = "";
-        description = "Who may upload, and read, with the password in {option}`writePasswordFile`.";
+        description = "User that may upload and read, with the password in {option}`writePasswordFile`.";
       };
 
       NIX_STORED_ANONYMOUS_WRITE = mkOption {
         type = types.nullOr types.bool;
         default = null;
         description = ''
-          Whether everyone may upload while there are no users at all. Unset: only over a
-          loopback address or a unix socket, and not through a proxy.
+          Uploads without credentials, if no write user is set: `true` allows them from anywhere,
+          `false` refuses them. Unset: allowed only from this machine, not through a proxy, and only if no
+          users are configured.
         '';
       };
 
@@ -224,7 +225,7 @@ let
           "trace"
         ];
         default = "info";
-        description = "The least serious messages to log.";
+        description = "Minimum level of log messages.";
       };
 
       NIX_STORED_LOG_FORMAT = mkOption {
@@ -233,32 +234,32 @@ let
           "json"
         ];
         default = "text";
-        description = "How a line of the log is written.";
+        description = "Format of the log.";
       };
 
       NIX_STORED_STORE_DIR = mkOption {
         type = types.strMatching "/.+";
         default = "/nix/store";
-        description = "The store directory of the paths in this cache.";
+        description = "Store directory of all paths in the cache.";
       };
 
       NIX_STORED_PRIORITY = mkOption {
         type = types.ints.unsigned;
         default = 30;
-        description = "Which cache clients ask first: the one with the lowest number.";
+        description = "Priority in `nix-cache-info`; clients query caches with lower numbers first.";
       };
 
       NIX_STORED_WANT_MASS_QUERY = mkOption {
         type = types.bool;
         default = true;
-        description = "Whether clients may ask for many paths at once.";
+        description = "Whether clients may query many paths at once.";
       };
 
       NIX_STORED_TRUSTED_PUBLIC_KEYS = mkOption {
         type = types.listOf types.str;
         default = [ ];
         example = [ "cache.example.org-1:wAeZxbkuz3z4P622XGrk571eKC7b9jkxwaANwuDRIwY=" ];
-        description = "Uploads need a signature by one of these keys. Empty: they need none.";
+        description = "Public keys; if not empty, every uploaded narinfo needs a valid signature by one of them.";
       };
 
       NIX_STORED_VERIFY = mkOption {
@@ -267,34 +268,34 @@ let
           "file"
         ];
         default = "nar";
-        description = "What an upload is checked against: its unpacked NAR too, or the compressed file only.";
+        description = "Verification of uploads: `nar` unpacks every NAR, `file` checks only hash and size of the file.";
       };
 
       NIX_STORED_REQUIRE_REFERENCES = mkOption {
         type = types.bool;
         default = false;
-        description = "Whether to refuse a path whose references are not in the cache.";
+        description = "Whether to refuse a path unless all its references are in the cache.";
       };
 
       NIX_STORED_MAX_UPLOAD_SIZE = mkOption {
         type = types.nullOr size;
         default = null;
         example = "8G";
-        description = "Larger uploads are refused. Bytes, or with one of the units `K`, `M`, `G`, `T`.";
+        description = "Maximum size of one upload, in bytes or with a unit `K`, `M`, `G` or `T`.";
       };
 
       NIX_STORED_MIN_FREE_SPACE = mkOption {
         type = size;
         default = 0;
         example = "10G";
-        description = "Uploads are refused when less than this would stay free on the disk.";
+        description = "Free disk space that uploads must leave.";
       };
 
       NIX_STORED_MAX_SIZE = mkOption {
         type = types.nullOr size;
         default = null;
         example = "200G";
-        description = "Above this, what has been unused the longest goes, down to 90 % of it. Closures stay whole.";
+        description = "Maximum size of the cache; above it, least recently used paths are removed until the cache is at 90 %.";
       };
 
       NIX_STORED_MAX_AGE = mkOption {
@@ -302,8 +303,8 @@ let
         default = null;
         example = "90d";
         description = ''
-          What has not been used for this long goes. Clients remember for 30 days what the cache
-          has, so a shorter time can make them miss what they count on.
+          Maximum time without use; paths unused for longer are removed. Nix clients remember positive
+          lookups for 30 days: with a smaller value, clients may rely on removed paths.
         '';
       };
 
@@ -313,35 +314,35 @@ let
         apply = lib.concatStringsSep " ";
         example = [ "https://cache.nixos.org" ];
         description = ''
-          Other caches, in the order of trust: what is not here is asked of them, and kept. Options
-          are parameters of the URL: `proxy`, `trusted-public-keys`, `timeout`, `store`. Passwords
-          for them are in {option}`upstreamNetrcFile`.
+          URLs of upstream caches; objects that are missing here are requested from them in this order,
+          and stored. Options are URL parameters: `proxy`, `trusted-public-keys`, `timeout`, `store`.
+          Passwords belong in {option}`upstreamNetrcFile`.
         '';
       };
 
       NIX_STORED_UPSTREAM_ABSENT_TTL = mkOption {
         type = duration;
         default = "60s";
-        description = "For how long it is remembered that none of them has a path.";
+        description = "Time for which a path that no upstream has is remembered as absent.";
       };
 
       NIX_STORED_UPSTREAM_PRESENT_TTL = mkOption {
         type = duration;
         default = "1h";
-        description = "For how long it is remembered that one of them has a path.";
+        description = "Time for which a narinfo from an upstream is remembered.";
       };
 
       NIX_STORED_GC_INTERVAL = mkOption {
         type = duration;
         default = "1h";
-        description = "How often the daemon looks whether something has to go.";
+        description = "Interval between garbage collections.";
       };
 
       NIX_STORED_S3_REDIRECT = mkOption {
         type = types.nullOr types.bool;
         default = null;
         description = ''
-          Whether clients fetch NARs from the bucket itself, by presigned URLs. Unset: they do not.
+          Whether to redirect clients to the bucket for NARs, with presigned URLs. Unset: no.
         '';
       };
     };
@@ -363,17 +364,17 @@ in
     writePasswordFile = passwordFile "write";
 
     upstreamNetrcFile = secretFile "/run/secrets/nix-stored-netrc" ''
-      A netrc file with the passwords for `NIX_STORED_UPSTREAMS`.
+      netrc file with the passwords for `NIX_STORED_UPSTREAMS`.
     '';
 
     tlsCertFile = fileOption types.path "/var/lib/acme/cache.example.org/fullchain.pem" ''
-      Certificate chain in PEM: the daemon speaks HTTPS, with {option}`tlsKeyFile`.
+      PEM file with the certificate chain; with {option}`tlsKeyFile`, the daemon serves HTTPS.
     '';
     tlsKeyFile = secretFile "/var/lib/acme/cache.example.org/key.pem" ''
-      The key of {option}`tlsCertFile` in PEM.
+      PEM file with the key of {option}`tlsCertFile`.
     '';
     tlsClientCaFile = fileOption types.path "/run/secrets/nix-stored-client-ca" ''
-      Certificate authorities in PEM: who has a certificate of theirs may upload.
+      PEM file with a CA; clients with a certificate signed by this CA may read and upload.
     '';
 
     environmentFile = mkOption {
@@ -381,37 +382,37 @@ in
       default = null;
       example = "/run/secrets/nix-stored-s3";
       description = ''
-        File with more variables, one `NAME=value` a line, which root reads: `AWS_ACCESS_KEY_ID` and
-        `AWS_SECRET_ACCESS_KEY` of a bucket.
+        File with more variables, one `NAME=value` per line, such as `AWS_ACCESS_KEY_ID` and
+        `AWS_SECRET_ACCESS_KEY` of a bucket. It may be readable only by root.
       '';
     };
 
     socketActivation.enable = lib.mkEnableOption ''
-      a socket unit: systemd holds the socket, so a restart of the daemon refuses no connection
+      socket activation: systemd keeps the socket open, so a restart of the daemon refuses no connection
     '';
 
     gc = {
       enable = lib.mkEnableOption ''
-        collections at set times, besides those that the daemon does by itself every
-        `NIX_STORED_GC_INTERVAL` where `settings` have a limit
+        garbage collections at set times, in addition to those of the daemon every
+        `NIX_STORED_GC_INTERVAL` if `settings` contain a limit
       '';
       dates = mkOption {
         type = types.str;
         default = "03:15";
         example = "Sun 03:15";
-        description = "When, in the words of {manpage}`systemd.time(7)`.";
+        description = "Time of the collections, in the syntax of {manpage}`systemd.time(7)`.";
       };
       maxSize = mkOption {
         type = types.nullOr size;
         default = null;
         example = "200G";
-        description = "The limit of these collections; without it, `NIX_STORED_MAX_SIZE`.";
+        description = "Maximum size of the cache in these collections; by default `NIX_STORED_MAX_SIZE`.";
       };
       maxAge = mkOption {
         type = types.nullOr duration;
         default = null;
         example = "90d";
-        description = "The limit of these collections; without it, `NIX_STORED_MAX_AGE`.";
+        description = "Maximum time without use in these collections; by default `NIX_STORED_MAX_AGE`.";
       };
     };
 
@@ -423,8 +424,8 @@ in
         NIX_STORED_USER_WRITE = "builder";
       };
       description = ''
-        The environment of the daemon, name by name. `null` leaves a variable unset, a list is
-        joined with spaces.
+        Environment variables of the daemon. `null` leaves a variable unset; lists are joined with
+        spaces.
       '';
     };
   };
@@ -437,11 +438,11 @@ in
           [
             {
               assertion = (cfg.settings.${variable} != "") == (cfg.${option} != null);
-              message = "services.nix-stored: settings.${variable} and ${option} need each other; set both, or none.";
+              message = "services.nix-stored: set settings.${variable} and ${option} together, or neither.";
             }
             {
               assertion = cfg.settings."${variable}_PASS" or null == null;
-              message = "services.nix-stored: the Nix store is no place for settings.${variable}_PASS; put the name of a file with the password into ${option}.";
+              message = "services.nix-stored: settings.${variable}_PASS would be readable in the Nix store; put the password into a file and set ${option}.";
             }
           ]
         )
@@ -460,13 +461,13 @@ in
         { variable, option }:
         {
           assertion = cfg.settings.${variable} or null == null;
-          message = "services.nix-stored: the service cannot read what settings.${variable} names; put the name of the file into ${option}.";
+          message = "services.nix-stored: the service cannot read the file in settings.${variable}; set ${option} instead.";
         }
       ) files
       ++ [
         {
           assertion = (cfg.tlsCertFile != null) == (cfg.tlsKeyFile != null);
-          message = "services.nix-stored: tlsCertFile and tlsKeyFile need each other; set both, or none.";
+          message = "services.nix-stored: set tlsCertFile and tlsKeyFile together, or neither.";
         }
         {
           assertion = cfg.tlsClientCaFile != null -> cfg.tlsCertFile != null;
@@ -474,7 +475,7 @@ in
         }
         {
           assertion = isActivated -> socketParts != null || isAddress;
-          message = "services.nix-stored: socketActivation needs an address such as [::]:8100, and no name; settings.NIX_STORED_LISTEN_INTERFACE is ${listen}.";
+          message = "services.nix-stored: socketActivation needs an address such as [::]:8100, not a host name; settings.NIX_STORED_LISTEN_INTERFACE is ${listen}.";
         }
         {
           assertion = cfg.openFirewall -> port != null;
@@ -484,11 +485,11 @@ in
 
     warnings = lib.optional (
       cfg.openFirewall && isLoopback
-    ) "services.nix-stored: openFirewall has no use while the daemon only listens on ${listen}.";
+    ) "services.nix-stored: openFirewall has no effect, because the daemon listens only on ${listen}.";
 
     networking.firewall.allowedTCPPorts = lib.optional (cfg.openFirewall && port != null) port;
 
-    # Where others have to know the user, it exists; systemd then takes it for the dynamic one.
+    # A static user, if a proxy or a directory needs it; systemd uses it in place of a dynamic user.
     users = lib.mkIf (isForeignDirectory || isSocket) {
       users.nix-stored = {
         isSystemUser = true;
@@ -529,7 +530,7 @@ in
       wants = [ "network-online.target" ];
       requires = lib.optional isActivated "nix-stored.socket";
       after = [ "network-online.target" ] ++ lib.optional isActivated "nix-stored.socket";
-      # A new configuration restarts it under its socket, which is not closed.
+      # A new configuration restarts the service, but keeps the socket open.
       stopIfChanged = !isActivated;
 
       unitConfig.RequiresMountsFor = lib.optional isForeignDirectory path;
@@ -555,22 +556,22 @@ in
 
         Restart = "on-failure";
         RestartSec = 5;
-        # A configuration error is still there the next time.
+        # A restart does not fix a configuration error.
         RestartPreventExitStatus = 64;
-        # Transfers get 30 s to end.
+        # Transfers have 30 s to finish.
         TimeoutStopSec = 45;
         WatchdogSec = 60;
         LimitNOFILE = 65536;
 
         AmbientCapabilities = lib.optional bindsPrivilegedPort "CAP_NET_BIND_SERVICE";
         CapabilityBoundingSet = if bindsPrivilegedPort then "CAP_NET_BIND_SERVICE" else "";
-        # In a user namespace, a capability says nothing about the host's ports.
+        # In a user namespace, the capability would not apply to ports of the host.
         PrivateUsers = !bindsPrivilegedPort;
       };
     };
 
     systemd.services.nix-stored-gc = lib.mkIf cfg.gc.enable {
-      description = "Collection in the HTTP binary cache for Nix";
+      description = "Garbage collection of the HTTP binary cache for Nix";
       startAt = cfg.gc.dates;
       unitConfig.RequiresMountsFor = lib.optional isForeignDirectory path;
 
@@ -589,7 +590,7 @@ in
           ++ lib.optional (cfg.gc.maxAge != null) "--max-age ${cfg.gc.maxAge}"
         );
         EnvironmentFile = lib.optional (cfg.environmentFile != null) cfg.environmentFile;
-        # The limits are exceeded and nothing more can go: that is no failure of the unit.
+        # Status 2: the cache is above its limit, but nothing more can be removed. The unit did not fail.
         SuccessExitStatus = 2;
         UMask = "0077";
       };

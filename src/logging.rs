@@ -54,7 +54,7 @@ impl FromStr for LogLevel {
             "info" => Ok(Self::Info),
             "debug" => Ok(Self::Debug),
             "trace" => Ok(Self::Trace),
-            _ => Err("is none of error, warn, info, debug and trace"),
+            _ => Err("is not error, warn, info, debug or trace"),
         }
     }
 }
@@ -87,7 +87,7 @@ impl FromStr for LogFormat {
         match text.to_ascii_lowercase().as_str() {
             "text" => Ok(Self::Text),
             "json" => Ok(Self::Json),
-            _ => Err("is neither text nor json"),
+            _ => Err("is not text or json"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Store paths as people name them on a command line.
+//! Store paths given as command line arguments.
 
 use std::path::{Path, PathBuf};
 
@@ -6,24 +6,23 @@ use thiserror::Error;
 
 use crate::nix::{StoreDir, StorePath, StorePathHash};
 
-/// An argument that cannot be used as it is.
+/// Invalid command line argument. The program exits with `EXIT_USAGE`.
 #[derive(Debug, Error)]
 #[error("{0}")]
 pub(super) struct Unusable(pub String);
 
-/// How many symlinks are followed (`MAXSYMLINKS` of Linux).
+/// Maximum number of symlinks to follow (`MAXSYMLINKS` of Linux).
 const MAX_LINKS: usize = 40;
 
-/// The whole store path that an argument names: in full or as its base name, as something inside
-/// it, or as a symlink to one of those, such as the `./result` that `nix build` makes.
+/// Resolves an argument to a store path. The argument is a complete store path, its base name, a file
+/// inside the store path, or a symlink to one of these, such as the `./result` of `nix build`.
 pub(super) fn store_path(text: &str, store_dir: &StoreDir) -> Result<StorePath, Unusable> {
     let no_store_path = |why: String| {
         Unusable(format!(
-            "“{text}” is no store path: {why}; name it like {store_dir}/<hash>-<name>, or a symlink \
-             to one"
+            "“{text}” is not a store path: {why}; pass {store_dir}/<hash>-<name>, or a symlink to it"
         ))
     };
-    // Not looked for among the files: a base name names a path in the cache.
+    // A base name always means a path in the cache, even if a file of this name exists.
     if let Ok(path) = text.parse() {
         return Ok(path);
     }
@@ -43,12 +42,12 @@ pub(super) fn store_path(text: &str, store_dir: &StoreDir) -> Result<StorePath, 
     Err(no_store_path(format!("it is not in {store_dir}")))
 }
 
-/// Like [`store_path`], and a hash part alone is enough.
+/// Like [`store_path`], but also accepts a hash part alone.
 pub(super) fn hash_part(text: &str, store_dir: &StoreDir) -> Result<StorePathHash, Unusable> {
     text.parse().or_else(|_| store_path(text, store_dir).map(|path| path.hash()))
 }
 
-/// Where a symlink at `link` leads to.
+/// Resolves the `target` of the symlink at `link`.
 fn beside(link: &Path, target: &Path) -> PathBuf {
     let mut at = link.parent().unwrap_or(Path::new("/")).to_owned();
     for part in target.components() {

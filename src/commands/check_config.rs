@@ -1,4 +1,4 @@
-//! `nix-stored check-config`: the configuration as it is understood.
+//! `nix-stored check-config`: prints the effective configuration.
 
 use std::fmt;
 use std::net::ToSocketAddrs;
@@ -13,13 +13,13 @@ use crate::config::{
 };
 use crate::logging::{LogFormat, LogLevel};
 
-/// What stands for a password.
+/// Printed in place of a password.
 const MASK: &str = "***";
 
 #[derive(Debug, Clone, clap::Args)]
-#[command(after_help = "It reads the environment and the files that it names, and no cache. What \
-                        stands behind a # is where a value comes from.\n\nExit status: 0 the \
-                        configuration is right; 64 the configuration or the arguments are wrong.")]
+#[command(after_help = "Needs no cache, but reads the files that the variables name. The comment \
+                        after a value is its source.\n\nExit status: 0 the configuration is valid; 64 \
+                        the configuration or the arguments are wrong.")]
 pub(super) struct Args {
     #[command(flatten)]
     output: Output,
@@ -39,38 +39,36 @@ pub(super) fn run(args: &Args, config: Result<Config, Problems>) -> anyhow::Resu
     }
 }
 
-/// What the daemon would do.
+/// The effective configuration and the access rules that follow from it.
 #[derive(Debug, Serialize)]
 struct Effective {
     variables: Vec<Setting>,
     may_read: Who,
     may_upload: Who,
-    /// Whether who holds a client certificate may do both, whatever the others may.
+    /// Whether clients with a certificate may read and upload.
     certificates_count: bool,
 }
 
-/// A variable.
 #[derive(Debug, Serialize)]
 struct Setting {
     name: &'static str,
-    /// In the variable's own words, as far as it may be shown; none where nothing is the default.
+    /// The value in the syntax of the variable, with passwords masked; `None` if the variable is unset
+    /// and has no default.
     value: Option<String>,
     source: Source,
 }
 
-/// Where a value comes from.
+/// Source of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Source {
-    /// The variable.
     Environment,
-    /// The file that the password's other variable names.
+    /// The file named by the `…FILE` variant of the variable.
     File,
-    /// Nobody set it.
     Default,
 }
 
-/// Who may do something.
+/// Clients that may read or upload.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Who {
@@ -79,17 +77,18 @@ enum Who {
     #[serde(rename = "anyone")]
     Local,
     Users(Vec<String>),
-    /// Whoever holds a client certificate.
+    /// Clients with a certificate.
     Certificate,
     Nobody,
 }
 
 impl Effective {
-    /// `set` is the environment.
+    /// `set` looks up a variable in the environment.
     fn new(config: &Config, set: impl Fn(&str) -> Option<String>) -> Self {
         let variables = VARIABLES.iter().filter(|variable| variable.supported).map(|variable| {
             let (name, suffix) = (variable.name, variable.suffix());
-            // What is forgotten there is not shown: it could be a secret. A test finds it.
+            // A variable that `shown` does not handle could be a secret, so it is masked. A test
+            // checks that `shown` handles all variables.
             let value = shown(config, suffix, &set).unwrap_or_else(|| Some(MASK.to_owned()));
             let from_file = suffix.ends_with("_PASS") && set(&format!("{name}FILE")).is_some();
             let source = match set(name) {
@@ -109,14 +108,14 @@ impl Effective {
     }
 }
 
-/// The value of `NIX_STORED_<suffix>`, which may be that there is none; none if it is not known
-/// here.
+/// The value of `NIX_STORED_<suffix>`, or `Some(None)` if it has no value; `None` if this function does
+/// not handle the variable.
 fn shown(
     config: &Config,
     suffix: &str,
     set: impl Fn(&str) -> Option<String>,
 ) -> Option<Option<String>> {
-    // Named one by one, so that a new one cannot be forgotten.
+    // Without `..`, so that a new field does not compile until it is handled here.
     let Config {
         location,
         listen,
@@ -129,7 +128,7 @@ fn shown(
         retention: Retention { max_size, max_age, gc_interval },
         #[cfg(feature = "s3")]
         s3_redirect,
-        // Its files are all there is to show.
+        // Only the names of its files are shown.
         #[cfg(feature = "tls")]
             tls: _,
         #[cfg(feature = "upstream")]
@@ -144,7 +143,7 @@ fn shown(
         "USER_WRITE" => write.map(|user| user.user().to_owned()),
         "USER_READ_PASS" => read.map(|_| MASK.to_owned()),
         "USER_WRITE_PASS" => write.map(|_| MASK.to_owned()),
-        // Where a secret is, is none.
+        // The path of a secret file is not secret.
         "USER_READ_PASSFILE"
         | "USER_WRITE_PASSFILE"
         | "UPSTREAM_NETRC"
@@ -213,12 +212,12 @@ fn verify_name(verify: Verify) -> &'static str {
     }
 }
 
-/// A size as a variable takes it.
+/// A size in the syntax of a variable.
 fn size(bytes: u64) -> String {
     in_units(bytes, &[(1 << 40, "T"), (1 << 30, "G"), (1 << 20, "M"), (1 << 10, "K")], "")
 }
 
-/// Whether only this machine would reach the socket, as far as that is known before it is bound.
+/// Whether the socket will be reachable only from this machine. Host names are resolved.
 fn is_local(listen: &Listen) -> bool {
     match listen {
         Listen::Unix { .. } => true,
@@ -256,7 +255,7 @@ impl fmt::Display for Effective {
         let from = if self.may_upload == Who::Local { " from this machine" } else { "" };
         writeln!(f, "# {} may upload{from}", self.may_upload)?;
         if self.certificates_count {
-            writeln!(f, "# whoever has a client certificate may do both")?;
+            writeln!(f, "# clients with a certificate may read and upload")?;
         }
         Ok(())
     }
@@ -267,13 +266,13 @@ impl fmt::Display for Who {
         match self {
             Self::Anyone | Self::Local => f.write_str("anyone"),
             Self::Users(users) => write!(f, "the user {}", users.join(" or ")),
-            Self::Certificate => f.write_str("whoever has a client certificate"),
+            Self::Certificate => f.write_str("clients with a certificate"),
             Self::Nobody => f.write_str("nobody"),
         }
     }
 }
 
-/// What the daemon would not start with.
+/// Configuration errors that keep the daemon from starting.
 #[derive(Debug, Serialize)]
 struct Wrong {
     problems: Vec<WrongVariable>,
@@ -329,11 +328,11 @@ mod tests {
 
     #[test]
     fn what_is_shown_means_the_same_again() {
-        // The examples of the table, one of the two ways to give a password, and odd numbers.
+        // The examples of the table, passwords without files, and numbers that are not round.
         let mut vars: HashMap<String, String> = VARIABLES
             .iter()
             .filter(|variable| variable.supported)
-            // Those name files, which are read.
+            // These name files, which do not exist here.
             .filter(|variable| {
                 let files = ["PASSFILE", "_NETRC", "_TLS_CERT", "_TLS_KEY", "_CLIENT_CA"];
                 !files.iter().any(|end| variable.name.ends_with(end))

@@ -1,4 +1,4 @@
-//! `nix-stored delete`: store paths go because somebody says so.
+//! `nix-stored delete`: removes the given store paths, whatever the limits are.
 
 use std::fmt;
 use std::process::ExitCode;
@@ -17,25 +17,25 @@ use crate::cache::{Cache, Referrers, Refusal, plan_removal};
 use crate::config::Config;
 use crate::nix::{StoreDir, StorePathHash};
 
-/// How many of the paths that need another are named.
+/// Maximum number of referrers printed for each refused path.
 const EXAMPLES: usize = 5;
 
 #[derive(Debug, Clone, clap::Args)]
 #[command(
-    after_help = "All of them are removed, or none: what is not in the cache, what is pinned \
-                        and what other paths need is refused, and then nothing is removed. Clients \
-                        remember for up to 30 days what the cache has, and do not upload that again.\
-                        \n\nExit status: 0 done; 1 failed, or stopped before the end; 2 refused; 64 \
-                        the configuration or the arguments are wrong."
+    after_help = "Removes all given paths or none. Refuses paths that are not in the cache, pinned \
+                        paths with their dependencies, and paths that other paths depend on. Nix \
+                        clients remember positive lookups for up to 30 days, and do not upload removed \
+                        paths again within this time.\n\nExit status: 0 done; 1 failed or was stopped; \
+                        2 refused; 64 the configuration or the arguments are wrong."
 )]
 pub(super) struct Args {
-    /// What goes: in full, by base name or by hash part, or a symlink such as ./result
+    /// Store path to remove: complete, base name, hash part, or a symlink such as ./result
     #[arg(value_name = "STORE-PATH", required = true)]
     store_paths: Vec<String>,
-    /// Removes what needs them too
+    /// Also remove the paths that depend on the given paths
     #[arg(long)]
     with_referrers: bool,
-    /// Shows what would go, and removes nothing
+    /// Preview what would be removed
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
@@ -59,7 +59,7 @@ async fn delete(
     if lock.is_none() && !args.dry_run {
         bail!(CollectError::Busy);
     }
-    let stop = stop_on_signals(|name| eprintln!("nix-stored: got {name}; stopping"))?;
+    let stop = stop_on_signals(|name| eprintln!("nix-stored: received {name}; stopping"))?;
     let mut bar = CommandProgressBar::new();
     let inventory = tokio::select! {
         biased;
@@ -90,16 +90,16 @@ async fn delete(
     Ok(if stopped { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// What was done, or would be.
+/// Result of a removal, or of its preview.
 #[derive(Debug, Serialize)]
 struct Deleted {
     dry_run: bool,
     stopped: bool,
-    /// What was to go.
+    /// The store paths to remove.
     store_paths: Vec<String>,
-    /// Store paths that are gone.
+    /// Number of removed store paths; 0 in a preview.
     paths: usize,
-    /// Bytes that are free, or would be.
+    /// Bytes freed, or to be freed in a preview.
     freed: u64,
 }
 
@@ -129,11 +129,11 @@ impl fmt::Display for Deleted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (named, freed) = (count(self.store_paths.len(), "path"), size(self.freed));
         match self {
-            Self { dry_run: true, .. } => writeln!(f, "{named} would go: {freed}")?,
+            Self { dry_run: true, .. } => writeln!(f, "would remove {named}: {freed}")?,
             Self { stopped: true, .. } => writeln!(
                 f,
-                "stopped before the end: of {named}, {} went, {freed}; the rest is whole, and a NAR \
-                 that no path has any more goes with the next collection",
+                "stopped before the end: removed {} of {named}, {freed}; the cache is consistent, and \
+                 the next collection removes NARs that no path uses",
                 self.paths
             )?,
             _ => writeln!(f, "removed {named}: {freed}")?,
@@ -142,7 +142,7 @@ impl fmt::Display for Deleted {
     }
 }
 
-/// Why nothing was done.
+/// Reasons why nothing was removed.
 #[derive(Debug, Default, Serialize)]
 struct Refused {
     refused: bool,
@@ -155,7 +155,7 @@ struct Refused {
 struct Pinned {
     store_path: String,
     pin: String,
-    /// What the pin names: the path, or one that needs it.
+    /// The path that the pin names: the path itself, or one that depends on it.
     through: String,
 }
 
@@ -163,7 +163,7 @@ struct Pinned {
 struct Needed {
     store_path: String,
     referrers: usize,
-    /// Some of them.
+    /// At most [`EXAMPLES`] referrers.
     examples: Vec<String>,
 }
 
@@ -203,11 +203,11 @@ impl fmt::Display for Refused {
         }
         for Pinned { store_path, pin, through } in &self.pinned {
             match through == store_path {
-                true => writeln!(f, "{store_path} is pinned: nix-stored unpin {pin} first")?,
+                true => writeln!(f, "{store_path} is pinned; run nix-stored unpin {pin} first")?,
                 false => writeln!(
                     f,
-                    "{store_path} is needed by {through}, which is pinned: nix-stored unpin {pin} \
-                     first"
+                    "{store_path} is a dependency of {through}, which is pinned; run nix-stored unpin \
+                     {pin} first"
                 )?,
             }
         }
@@ -215,8 +215,8 @@ impl fmt::Display for Refused {
             let examples = examples.join(" ");
             writeln!(
                 f,
-                "{store_path} is needed by {}, such as {examples}; --with-referrers removes what \
-                 needs it too",
+                "{store_path} is a dependency of {}, such as {examples}; --with-referrers also \
+                 removes the paths that depend on it",
                 count(*referrers, "path")
             )?;
         }

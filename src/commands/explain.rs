@@ -1,4 +1,4 @@
-//! Why a path goes or stays, in words.
+//! `nix-stored gc --explain`: why a collection would remove or keep a path.
 
 use std::fmt;
 use std::time::SystemTime;
@@ -9,16 +9,16 @@ use super::output::{as_time, duration, size, time};
 use crate::cache::gc::{Analysis, Kept, Limits, Pin, Reason, Verdict};
 use crate::nix::{StoreDir, StorePathHash};
 
-/// What a collection would make of one path.
+/// Verdict of a collection about one path, with its reason.
 #[derive(Debug, Serialize)]
 pub(super) struct Explained {
-    /// Its whole name; its hash part where it is not here.
+    /// The complete store path, or only its hash part if the path is absent.
     store_path: String,
     verdict: &'static str,
     reason: Option<Why>,
-    /// The pin that keeps it.
+    /// Name of the pin that keeps the path.
     pin: Option<String>,
-    /// The path that is pinned or was used: itself, or one that needs it.
+    /// The pinned or used path: the path itself, or one that depends on it.
     through: Option<String>,
     #[serde(serialize_with = "as_time_if_any")]
     last_used: Option<SystemTime>,
@@ -37,7 +37,7 @@ enum Why {
 }
 
 impl Explained {
-    /// `verdict` about the path with this hash part.
+    /// `verdict` is about the path with the given hash part; `None` if the path is absent.
     pub(super) fn new(
         hash: StorePathHash,
         verdict: Option<Verdict>,
@@ -88,38 +88,46 @@ impl fmt::Display for Explained {
             return writeln!(f, "{path} is not in the cache");
         };
         let used = time(used);
-        let needs_it = match through == path {
+        let dependent = match through == path {
             true => String::new(),
-            false => format!(" through {through}, which needs it"),
+            false => format!(" through {through}, which depends on it"),
         };
-        write!(f, "{path} {}: ", self.verdict)?;
+        let verdict = match reason {
+            Why::Age | Why::Size => "removed",
+            Why::Pinned | Why::Recent | Why::WithinLimits => "kept",
+        };
+        write!(f, "{path} would be {verdict}: ")?;
         match reason {
             Why::Age => {
                 let age = self.limits.max_age.unwrap_or_default();
-                writeln!(f, "the last use, at {used}{needs_it}, is more than {} ago", duration(age))
+                writeln!(
+                    f,
+                    "its last use, at {used}{dependent}, is more than {} ago",
+                    duration(age)
+                )
             }
             Why::Size => {
                 let limit = size(self.limits.max_size.unwrap_or_default());
                 writeln!(
                     f,
-                    "the cache has more than {limit}, and this is among what has been unused the \
-                     longest; the last use was at {used}{needs_it}"
+                    "the cache is larger than {limit}, and this path is among the least recently used; \
+                     its last use was at {used}{dependent}"
                 )
             }
             Why::Pinned => {
                 let pin = self.pin.as_deref().unwrap_or_default();
                 match through == path {
                     true => writeln!(f, "the pin {pin} names it"),
-                    false => writeln!(f, "the pin {pin} names {through}, which needs it"),
+                    false => writeln!(f, "the pin {pin} names {through}, which depends on it"),
                 }
             }
             Why::Recent => writeln!(
                 f,
-                "the last use or upload, at {used}{needs_it}, is less than {} ago",
+                "its last use or upload, at {used}{dependent}, is less than {} ago",
                 duration(self.limits.grace)
             ),
             Why::WithinLimits => {
-                writeln!(f, "no limit asks for it to go; the last use was at {used}{needs_it}")
+                writeln!(f, "no limit requires its removal; its last use was at {used}{dependent}")
             }
         }
     }

@@ -1,4 +1,4 @@
-//! `nix-stored gc`: what the daemon does every now and then, now, or only shown.
+//! `nix-stored gc`: collects garbage, or previews or explains a collection.
 
 use std::fmt;
 use std::process::ExitCode;
@@ -23,25 +23,25 @@ use crate::nix::{StoreDir, StorePathHash};
 
 #[derive(Debug, Clone, clap::Args)]
 #[command(
-    after_help = "Exit status: 0 the cache keeps to its limits; 1 failed, or stopped before the \
-                        end; 2 the cache is still too large and nothing more can go, or the path to \
-                        explain is not in the cache; 64 the configuration or the arguments are wrong."
+    after_help = "Exit status: 0 the cache is within its limits; 1 failed or was stopped; 2 the cache \
+                        is still too large and nothing more can be removed, or the path to explain is \
+                        not in the cache; 64 the configuration or the arguments are wrong."
 )]
 pub(super) struct Args {
-    /// Shows what would go and why, and removes nothing
+    /// Preview what would be removed and why
     #[arg(long)]
     dry_run: bool,
-    /// Above so many bytes the longest unused goes, like 200G; without it, NIX_STORED_MAX_SIZE
+    /// Maximum size of the cache, such as 200G, in place of NIX_STORED_MAX_SIZE
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     max_size: Option<u64>,
-    /// What has not been used for so long goes, like 90d; without it, NIX_STORED_MAX_AGE
+    /// Maximum time without use, such as 90d, in place of NIX_STORED_MAX_AGE
     #[arg(long, value_name = "AGE", value_parser = parse_duration)]
     max_age: Option<Duration>,
-    /// Says why a path would go or stay, and removes nothing
+    /// Print why a path would be kept or removed
     #[arg(long, value_name = "STORE-PATH", conflicts_with = "dry_run")]
     explain: Option<String>,
-    /// Takes the right to collect from whoever has it, after saying who that is: in a bucket it outlives
-    /// a collection that was killed, by five minutes
+    /// Take over the collection lock of a bucket, after printing its holder; the lock of a killed
+    /// collection expires after five minutes
     #[arg(long, conflicts_with_all = ["dry_run", "explain"])]
     break_lock: bool,
     #[command(flatten)]
@@ -68,7 +68,7 @@ pub(super) fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// What a collection with these limits does.
+/// The limits of a collection.
 #[derive(Debug, Serialize)]
 struct Bounds {
     max_size: Option<u64>,
@@ -85,8 +85,8 @@ impl Bounds {
     fn tell(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.max_size.is_none() && self.max_age_seconds.is_none() {
             f.write_str(
-                "no limit is set (NIX_STORED_MAX_SIZE, NIX_STORED_MAX_AGE), so only uploads that \
-                 were given up go\n",
+                "no limit is set (NIX_STORED_MAX_SIZE, NIX_STORED_MAX_AGE): only abandoned uploads are \
+                 removed\n",
             )?;
         }
         Ok(())
@@ -98,8 +98,8 @@ impl Bounds {
         };
         writeln!(
             f,
-            "the cache is {} above its limit of {}, and everything in it was used or uploaded \
-             within the last 24 hours or is pinned",
+            "the cache is {} above its limit of {}, but all its paths are pinned or were used or \
+             uploaded within the last 24 hours",
             size(over),
             size(limit)
         )
@@ -109,16 +109,16 @@ impl Bounds {
 async fn break_lock(cache: &Cache) -> anyhow::Result<()> {
     match cache.collection_lock_holder().await? {
         Some(holder) => {
-            eprintln!("nix-stored: took the right to collect from {holder}");
+            eprintln!("nix-stored: took over the collection lock of {holder}");
             cache.break_collection_lock().await?;
         }
-        None => eprintln!("nix-stored: there is no lock that outlives its holder"),
+        None => eprintln!("nix-stored: there is no collection lock to break"),
     }
     Ok(())
 }
 
 async fn collect(cache: &Cache, limits: Limits, output: Output) -> anyhow::Result<ExitCode> {
-    let stop = stop_on_signals(|name| eprintln!("nix-stored: got {name}; stopping"))?;
+    let stop = stop_on_signals(|name| eprintln!("nix-stored: received {name}; stopping"))?;
     let mut bar = CommandProgressBar::new();
     let show = |progress| match progress {
         Progress::Found(objects) => bar.found(objects),
@@ -138,19 +138,19 @@ async fn collect(cache: &Cache, limits: Limits, output: Output) -> anyhow::Resul
     })
 }
 
-/// Says also who collects, where that can be known.
+/// [`CollectError::Busy`], with the holder of the collection lock if it is known.
 async fn busy(cache: &Cache) -> anyhow::Error {
     let busy = anyhow::Error::from(CollectError::Busy);
     match cache.collection_lock_holder().await {
         Ok(Some(holder)) => busy.context(format!(
-            "{holder} collects; if that one was killed, wait until five minutes are over, or use \
-             --break-lock"
+            "{holder} holds the collection lock; if that process was killed, wait five minutes until \
+             the lock expires, or use --break-lock"
         )),
         _ => busy,
     }
 }
 
-/// What was done.
+/// Result of a collection.
 #[derive(Debug, Serialize)]
 struct Collected {
     #[serde(flatten)]
@@ -168,7 +168,7 @@ impl fmt::Display for Collected {
         }
         writeln!(
             f,
-            "removed {} and {}: {}; {} stay",
+            "removed {} and {}: {}; {} remain",
             count(report.paths, "path"),
             count(report.shared + report.loose, "other object"),
             size(report.size_before - report.size_after),
@@ -176,7 +176,7 @@ impl fmt::Display for Collected {
         )?;
         tell_unparsed(f, report.unparsed_narinfos)?;
         if report.given_way > 0 {
-            writeln!(f, "{} stay because of a use meanwhile", count(report.given_way, "path"))?;
+            writeln!(f, "kept {} used during the collection", count(report.given_way, "path"))?;
         }
         self.limits.tell_excess(f, if report.stopped { 0 } else { report.over_limit })
     }
@@ -187,7 +187,8 @@ fn tell_unparsed(f: &mut fmt::Formatter<'_>, unparsed: Unparsed) -> fmt::Result 
         0 => Ok(()),
         number => writeln!(
             f,
-            "{} cannot be parsed; what they name is kept; run nix-stored verify for details",
+            "{} cannot be parsed; the objects that they name are kept; run nix-stored verify for \
+             details",
             count(number, "narinfo")
         ),
     }
@@ -207,7 +208,7 @@ async fn preview(
     Ok(ExitCode::from(if plan.over_limit() > 0 { EXIT_NO } else { 0 }))
 }
 
-/// What would be done.
+/// Preview of a collection.
 #[derive(Debug, Serialize)]
 struct Preview {
     dry_run: bool,
@@ -221,12 +222,11 @@ struct Preview {
     removals: Vec<Line>,
 }
 
-/// One thing that would go.
+/// A store path or an object that would be removed.
 #[derive(Debug, Serialize)]
 struct Line {
-    /// Its whole name where it is one.
     store_path: Option<String>,
-    /// The object's key where it belongs to no path that goes.
+    /// Key of an object that belongs to none of the removed paths.
     object: Option<String>,
     size: u64,
     reason: Reason,
@@ -264,10 +264,10 @@ impl fmt::Display for Preview {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.limits.tell(f)?;
         if self.removals.is_empty() {
-            writeln!(f, "nothing would go; {} stay", size(self.size_after))?;
+            writeln!(f, "nothing would be removed; {} remain", size(self.size_after))?;
         } else {
             let freed = size(self.size_before - self.size_after);
-            writeln!(f, "{freed} would go, {} would stay", size(self.size_after))?;
+            writeln!(f, "{freed} would be removed, {} would remain", size(self.size_after))?;
         }
         for sum in &self.by_reason {
             writeln!(f, "  {}", OfReason(sum))?;
@@ -282,7 +282,7 @@ impl fmt::Display for Preview {
     }
 }
 
-/// A reason with its sum, for people.
+/// Human-readable form of a [`Sum`].
 pub(super) struct OfReason<'a>(pub &'a Sum);
 
 impl fmt::Display for OfReason<'_> {

@@ -1,4 +1,4 @@
-//! `nix-stored migrate`: from one cache into another.
+//! `nix-stored migrate`: copies one cache into another.
 
 use std::fmt;
 use std::num::NonZeroU8;
@@ -23,19 +23,18 @@ use crate::logging;
 
 #[derive(Debug, Clone, clap::Args)]
 #[command(
-    after_help = "FROM and TO are directories, or s3:// URLs as NIX_STORED_PATH takes them; that \
-                        variable itself is not looked at. What is in TO already is not copied again, \
-                        so this goes on where it was stopped.\n\nExit status: 0 all of FROM is in TO; \
-                        1 failed, or stopped before the end, or something in FROM could not be read; \
-                        2 something in FROM is damaged and was not copied; 64 the configuration or \
-                        the arguments are wrong."
+    after_help = "FROM and TO are directories, or s3:// URLs as in NIX_STORED_PATH; the variable \
+                        itself is ignored. Objects that are already in TO are skipped, so a stopped \
+                        migration can be continued.\n\nExit status: 0 everything in FROM is in TO; 1 \
+                        failed, was stopped, or could not read an object in FROM; 2 damaged objects in \
+                        FROM were not copied; 64 the configuration or the arguments are wrong."
 )]
 pub(super) struct Args {
-    /// The cache to copy; nothing in it is changed
+    /// Cache to copy; it is not changed
     from: String,
-    /// Where to copy it; a directory is made where there is none
+    /// Target cache; a missing directory is created
     to: String,
-    /// How many objects are copied at a time
+    /// Number of objects copied at a time
     #[arg(long, value_name = "COUNT", default_value = "8")]
     jobs: NonZeroU8,
     #[command(flatten)]
@@ -46,7 +45,7 @@ pub(super) fn run(args: Args, mut config: Config) -> anyhow::Result<ExitCode> {
     logging::init(config.log_level, config.log_format);
     let (from, mut to) = (place("FROM", &args.from)?, place("TO", &args.to)?);
     if from == to {
-        return Err(Unusable(format!("{from} is given twice; name another place")).into());
+        return Err(Unusable(format!("FROM and TO are both {from}; pass another cache")).into());
     }
     if let Location::Directory(path) = &from
         && !path.is_dir()
@@ -58,7 +57,7 @@ pub(super) fn run(args: Args, mut config: Config) -> anyhow::Result<ExitCode> {
     {
         become_owner(path)?;
     }
-    // What is in a cache has been let in before.
+    // FROM may contain objects that were accepted before the limit was set.
     config.admission.max_upload_size = None;
     let source = Config { location: from, min_free_space: 0, ..config.clone() };
     let target = Config { location: to, ..config };
@@ -76,19 +75,19 @@ pub(super) fn run(args: Args, mut config: Config) -> anyhow::Result<ExitCode> {
         })
 }
 
-/// The place that an argument names. It is not quoted where it cannot be used, because it may hold
+/// Parses an argument as a location. The error does not quote the text, which may contain
 /// credentials.
 fn place(argument: &str, text: &str) -> anyhow::Result<Location> {
     let location = text.parse().map_err(|why| Unusable(format!("{argument} {why}")))?;
     whole(location)
 }
 
-/// A directory by the name that it has from everywhere.
+/// Makes a directory absolute, so that FROM and TO can be compared.
 fn whole(location: Location) -> anyhow::Result<Location> {
     match location {
         Location::Directory(path) => {
             let whole = path.canonicalize().or_else(|_| std::path::absolute(&path));
-            let whole = whole.with_context(|| format!("{} is no path", path.display()))?;
+            let whole = whole.with_context(|| format!("{} is not a valid path", path.display()))?;
             Ok(Location::Directory(whole))
         }
         #[cfg(feature = "s3")]
@@ -102,7 +101,7 @@ async fn migrate(
     jobs: NonZeroU8,
     output: Output,
 ) -> anyhow::Result<ExitCode> {
-    let stop = stop_on_signals(|name| eprintln!("nix-stored: got {name}; stopping"))?;
+    let stop = stop_on_signals(|name| eprintln!("nix-stored: received {name}; stopping"))?;
     let mut bar = CommandProgressBar::new();
     let show = |progress| match progress {
         Progress::Found(objects) => bar.found(objects),
@@ -120,7 +119,7 @@ async fn migrate(
     })
 }
 
-/// What was done.
+/// Result of a migration.
 #[derive(Debug, Serialize)]
 #[serde(transparent)]
 struct Told(Report);
@@ -131,28 +130,22 @@ impl fmt::Display for Told {
             &self.0;
         damage.iter().try_for_each(|damage| writeln!(f, "{}", OneLine(damage)))?;
         for path in differing {
-            writeln!(f, "{path}: both have it, with other contents; the copy stays as it was")?;
+            writeln!(f, "{path}: FROM and TO have different contents; kept the object in TO")?;
         }
         if *orphans > 0 {
             let nars = count(*orphans, "NAR");
-            writeln!(
-                f,
-                "note: {nars} that no narinfo names: uploads that were given up stay behind"
-            )?;
+            writeln!(f, "note: skipped {nars} without a narinfo (abandoned uploads)")?;
         }
         if *stopped {
             f.write_str("stopped before the end; ")?;
         }
         writeln!(
             f,
-            "copied {} and {}, {}; {} there already, {}",
+            "copied {} and {}, {}; {} already in TO, {}",
             count(*paths, "path"),
             count(*objects, "other object"),
             size(*bytes),
-            match present {
-                1 => "1 path was".to_owned(),
-                more => format!("{} were", count(*more, "path")),
-            },
+            count(*present, "path"),
             count(*pins, "pin"),
         )?;
         let (damaged, unreadable): (Vec<_>, Vec<_>) =
@@ -166,7 +159,7 @@ impl fmt::Display for Told {
             0 => Ok(()),
             number => writeln!(
                 f,
-                "{} could not be read and may be right; migrate again when the reasons above are gone",
+                "{} could not be read and may be intact; fix the causes above and migrate again",
                 count(number, "object")
             ),
         }

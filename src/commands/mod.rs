@@ -1,4 +1,4 @@
-//! What the program can be told to do.
+//! The command line: arguments, commands and exit statuses.
 
 mod argument;
 mod check_config;
@@ -28,11 +28,11 @@ use crate::config::{Config, Problems};
 use crate::logging::{LINE, printable, with_causes};
 use argument::Unusable;
 
-/// A binary cache for Nix: plain `nix copy` in, plain substituters out.
+/// Standalone HTTP binary cache daemon for Nix
 ///
-/// Everything is configured by NIX_STORED_* environment variables; without any, the cache in
-/// /var/lib/nixStored is served on 127.0.0.1:8100. The commands work on the same cache, whether it
-/// is being served or not.
+/// Environment variables (NIX_STORED_*) configure the daemon and the commands. By default, the daemon
+/// serves the cache in /var/lib/nixStored on 127.0.0.1:8100. The other commands work directly on the
+/// cache, whether the daemon runs or not.
 #[derive(Debug, Parser)]
 #[command(name = "nix-stored", version, after_help = EXIT_STATUSES)]
 struct Cli {
@@ -42,51 +42,51 @@ struct Cli {
 
 #[derive(Debug, Clone, Subcommand)]
 enum Command {
-    /// Serves the cache until it is told to stop; what is done without a command
+    /// Run the server (default)
     Serve,
-    /// Removes what the limits say, or shows what that would be
+    /// Collect garbage, or preview it
     Gc(gc::Args),
-    /// Says what is in the cache
+    /// Print statistics of the cache
     Stats(stats::Args),
-    /// Checks that everything in the cache is what it claims to be
+    /// Check every object in the cache
     Verify(verify::Args),
-    /// Removes store paths now
+    /// Remove store paths immediately
     Delete(delete::Args),
-    /// Keeps store paths, with everything that they need, under a name
+    /// Keep store paths with their closures under a name
     Pin(pin::PinArgs),
-    /// Takes a pin away
+    /// Remove a pin
     Unpin(pin::UnpinArgs),
-    /// Lists the pins, and what each of them keeps
+    /// List the pins with the paths that they keep
     Pins(pin::PinsArgs),
-    /// Asks the daemon whether it can do what it is there for
+    /// Check whether the daemon is healthy
     Health(health::Args),
-    /// Copies a cache between directories and buckets
+    /// Copy a cache between directories and buckets
     Migrate(Box<migrate::Args>),
-    /// Prints the configuration as it is understood, without passwords
+    /// Print the effective configuration, without passwords
     CheckConfig(check_config::Args),
 }
 
-/// What holds for all commands.
-const EXIT_STATUSES: &str = "Exit status: 0 done; 1 failed; 2 the answer is no (each command's \
-                             --help says to what); 64 the configuration or the arguments are wrong.";
+/// The exit statuses that all commands share.
+const EXIT_STATUSES: &str = "Exit status: 0 done; 1 failed; 2 negative result (see the --help of each \
+                             command); 64 the configuration or the arguments are wrong.";
 
-/// The answer is no.
+/// Negative result, such as damage found by `verify`.
 const EXIT_NO: u8 = 2;
 
 /// The configuration or the arguments are wrong: `EX_USAGE` of sysexits(3).
 const EXIT_USAGE: u8 = 64;
 
-/// What the program understands. The man page and the shell completions are made of it.
+/// The command line definition. The man page and the shell completions are generated from it.
 pub fn command() -> clap::Command {
     Cli::command()
 }
 
-/// Does what the arguments say, of which the first is the program's name.
+/// Runs the command in `arguments`; the first argument is the name of the program.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(told) => {
-            // Nothing can be done where nobody listens.
+            // A closed standard error cannot be reported anywhere.
             let _ = told.print();
             return ExitCode::from(if told.use_stderr() { EXIT_USAGE } else { 0 });
         }
@@ -100,7 +100,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     done.unwrap_or_else(|error| tell(&error))
 }
 
-/// Does what needs the configuration to be right.
+/// Runs a command with a valid configuration.
 fn on_config(command: Command, config: Config) -> anyhow::Result<ExitCode> {
     match command {
         Command::Serve => serve::run(config).map(|()| ExitCode::SUCCESS),
@@ -117,14 +117,14 @@ fn on_config(command: Command, config: Config) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Says on standard error why nothing came of it, and with what exit status.
+/// Prints an error to standard error, and returns its exit status.
 fn tell(error: &anyhow::Error) -> ExitCode {
     let problems = error.downcast_ref::<Problems>();
     let text = match problems {
         Some(problems) => problems.to_string(),
         None => format!("nix-stored: {}\n", printable(&with_causes(error.as_ref()), LINE)),
     };
-    // Nothing can be done where nobody listens.
+    // A closed standard error cannot be reported anywhere.
     let _ = output::write(std::io::stderr().lock(), &text);
     if problems.is_some() || error.is::<Unusable>() {
         ExitCode::from(EXIT_USAGE)

@@ -1,4 +1,4 @@
-//! What all commands that work on the cache itself have in common.
+//! Setup that all commands share that work directly on the cache.
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -14,8 +14,8 @@ use crate::cache::{Agent, Cache};
 use crate::config::{Config, Location};
 use crate::logging;
 
-/// Runs `work`, for the command with the name `by`, on the configured cache. There must be one: a
-/// command does not make a cache where none is.
+/// Runs `work` of the command named `by` on the configured cache. Fails if there is no cache: commands
+/// do not create one.
 pub(super) fn on_cache(
     by: &str,
     mut config: Config,
@@ -37,7 +37,7 @@ pub(super) fn on_cache(
             let cache = Cache::new(store, config.cache_info, config.admission);
             let cache = cache.with_agent(agent);
             let done = work(cache.clone()).await;
-            // Nothing of ours stays behind that others wait for.
+            // Also after an error: the flush records uses and waits until locks are released.
             if let Err(error) = cache.flush().await {
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
@@ -48,8 +48,8 @@ pub(super) fn on_cache(
         })
 }
 
-/// Whom the log names for what a command removes. On a terminal nobody keeps a log, and whoever sits
-/// there hears from the command itself.
+/// The name that the audit log gives for removals by a command. On a terminal nothing is logged,
+/// because the command prints its result there.
 fn agent(by: &str) -> Agent {
     if std::io::stderr().is_terminal() {
         return Agent::onlooker();
@@ -57,7 +57,7 @@ fn agent(by: &str) -> Agent {
     Agent::named(format!("nix-stored {by}, user {}", getuid().as_raw()))
 }
 
-/// What the cache holds; a bar is shown meanwhile.
+/// Lists the cache, with a progress bar.
 pub(super) async fn look(cache: &Cache) -> anyhow::Result<Inventory> {
     let mut bar = CommandProgressBar::new();
     Ok(cache.inventory(|objects| bar.found(objects)).await?)

@@ -1,4 +1,4 @@
-//! From where the cache is to the store that is there.
+//! Opens the store at the configured location.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use tracing::{debug, warn};
 use crate::config::{Config, Location};
 use crate::store::{FsStore, Store};
 
-/// Opens the store, and makes what is missing of it.
+/// Opens the store; creates missing directories.
 pub(super) async fn open(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
     match &config.location {
         Location::Directory(path) => Ok(Arc::new(FsStore::open(path, config.min_free_space)?)),
@@ -16,43 +16,43 @@ pub(super) async fn open(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
         Location::Bucket(bucket) => {
             if config.min_free_space > 0 {
                 warn!(
-                    "NIX_STORED_MIN_FREE_SPACE does nothing: nobody knows how much fits a bucket"
+                    "NIX_STORED_MIN_FREE_SPACE is ignored: the free space of a bucket is unknown"
                 );
             }
             let (store, found) = crate::store::S3Store::open(bucket).await?;
             if !found.writable {
                 warn!(
-                    "nothing may be stored in the bucket: uploads will fail, and what is served is \
-                     not protected from collection, because its use cannot be recorded"
+                    "the key may not write to the bucket: uploads will fail, and used paths are not \
+                     protected from collection, because their use cannot be recorded"
                 );
             } else if !found.may_abort {
                 warn!(
-                    "uploads in parts may not be given up: the key needs the right \
-                     s3:AbortMultipartUpload, or what is left of them stays in the bucket"
+                    "the key may not abort multipart uploads: parts of failed uploads will stay in \
+                     the bucket; grant s3:AbortMultipartUpload to the key"
                 );
             }
             say_if_no_temporary_files();
-            debug!(?found, "looked at the bucket");
+            debug!(?found, "checked the bucket");
             Ok(Arc::new(store))
         }
     }
 }
 
-/// A bucket has no files for what is not stored yet, so they are temporary ones.
+/// Warns if uploads cannot be staged: with a bucket, they are staged in temporary files.
 #[cfg(feature = "s3")]
 fn say_if_no_temporary_files() {
     if let Err(error) = tempfile::tempfile() {
         warn!(
             %error,
-            "temporary files cannot be written in {}: large narinfos and encoded side files will be \
-             refused, slow uploads stay in memory, and NARs of upstreams are answered when they have \
-             been stored; set TMPDIR to a directory that this user can write to",
+            "cannot write temporary files in {}: large narinfos and compressed side files will be \
+             refused, slow uploads stay in memory, and NARs from upstreams are sent only after they \
+             are stored; set TMPDIR to a directory that this user can write to",
             std::env::temp_dir().display()
         );
     }
 }
 
-/// Opens a store that is there.
+/// Opens an existing store; creates nothing.
 pub(super) async fn open_existing(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
     match &config.location {
         Location::Directory(path) => {

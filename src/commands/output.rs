@@ -1,4 +1,4 @@
-//! What commands print: one JSON document, or text for people.
+//! Output of the commands: human-readable text, or one JSON document.
 
 use std::fmt::{self, Display};
 use std::io::{self, Write};
@@ -10,21 +10,21 @@ use serde::{Serialize, Serializer};
 
 use crate::logging::{LINE, printable, printable_json};
 
-/// Whom a result is for.
+/// Output format.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub(super) struct Output {
-    /// Prints one JSON document: sizes in bytes, times as in RFC 3339
+    /// Print one JSON document: sizes in bytes, times in RFC 3339 format
     #[arg(long)]
     pub json: bool,
 }
 
 impl Output {
-    /// Prints a result.
+    /// Prints a result to standard output.
     pub(super) fn print(self, result: &(impl Serialize + Display)) -> anyhow::Result<()> {
         self.write(io::stdout().lock(), result)
     }
 
-    /// Prints why nothing came of it: for people, where they look for errors.
+    /// Prints the reasons for a refusal: JSON to standard output, text to standard error.
     pub(super) fn refuse(self, reasons: &(impl Serialize + Display)) -> anyhow::Result<()> {
         if self.json {
             self.write(io::stdout().lock(), reasons)
@@ -43,13 +43,13 @@ impl Output {
     }
 }
 
-/// Prints a text for people. In each of its lines may be what came from outside.
+/// Prints human-readable text, with control characters escaped: lines may contain untrusted text.
 pub(super) fn write(to: impl Write, text: &str) -> anyhow::Result<()> {
     let lines: Vec<_> = text.split('\n').map(|line| printable(line, LINE)).collect();
     write_raw(to, &lines.join("\n"))
 }
 
-/// What was found in a cache or answered by a server, on one line.
+/// Untrusted text on one line, with line breaks and control characters escaped.
 pub(super) struct OneLine<T>(pub T);
 
 impl<T: Display> Display for OneLine<T> {
@@ -60,13 +60,13 @@ impl<T: Display> Display for OneLine<T> {
 
 fn write_raw(mut to: impl Write, text: &str) -> anyhow::Result<()> {
     match to.write_all(text.as_bytes()).and_then(|()| to.flush()) {
-        // Who stops reading, as `head` does, has seen enough.
+        // A reader such as `head` may close the pipe early.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         written => written.context("the result cannot be printed"),
     }
 }
 
-/// A number of bytes for people.
+/// A human-readable number of bytes, such as `1.21 GiB`.
 pub(super) fn size(bytes: u64) -> impl Display {
     BinaryBytes(bytes)
 }
@@ -77,24 +77,24 @@ pub(super) fn count(number: usize, noun: &str) -> String {
     format!("{} {noun}{plural}", HumanFloatCount(number as f64))
 }
 
-/// A time as in RFC 3339.
+/// A time in RFC 3339 format.
 pub(super) fn time(time: SystemTime) -> String {
     humantime::format_rfc3339_seconds(time).to_string()
 }
 
-/// A length of time as a variable takes it, like `90d`.
+/// A duration in the syntax of a variable, such as `90d`.
 pub(super) fn duration(duration: Duration) -> String {
     in_units(duration.as_secs(), &[(86_400, "d"), (3600, "h"), (60, "m")], "s")
 }
 
-/// A number in the largest unit that it is a multiple of.
+/// A number in the largest of `units` that divides it.
 pub(super) fn in_units(number: u64, units: &[(u64, &str)], smallest: &str) -> String {
     let unit = units.iter().find(|(unit, _)| number > 0 && number.is_multiple_of(*unit));
     let (unit, name) = unit.copied().unwrap_or((1, smallest));
     format!("{}{name}", number / unit)
 }
 
-/// For `#[serde(serialize_with)]`: a time as in RFC 3339.
+/// For `#[serde(serialize_with)]`: a time in RFC 3339 format.
 pub(super) fn as_time<S: Serializer>(at: &SystemTime, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_str(&time(*at))
 }

@@ -1,4 +1,4 @@
-//! `nix-stored pin`, `unpin` and `pins`: what an operator keeps.
+//! `nix-stored pin`, `unpin` and `pins`: closures that collections never remove.
 
 use std::fmt;
 use std::process::ExitCode;
@@ -16,14 +16,14 @@ use crate::nix::{CachePath, StoreDir};
 
 #[derive(Debug, Clone, clap::Args)]
 #[command(
-    after_help = "What is pinned is never removed, nor is anything that it needs. A path that \
-                        is not in the cache yet is kept from when it comes.\n\nExit status: 0 done; 1 \
-                        failed; 64 the configuration or the arguments are wrong."
+    after_help = "Pinned paths and their closures are never removed. A path that is not in the cache \
+                        yet is kept as soon as it is uploaded.\n\nExit status: 0 done; 1 failed; 64 the \
+                        configuration or the arguments are wrong."
 )]
 pub(super) struct PinArgs {
-    /// The pin's name; what it held before is let go
+    /// Name of the pin; the new paths replace its previous paths
     name: String,
-    /// What it holds: in full or by base name, or a symlink such as ./result
+    /// Store path to keep: complete, base name, or a symlink such as ./result
     #[arg(value_name = "STORE-PATH", required = true)]
     store_paths: Vec<String>,
     #[command(flatten)]
@@ -36,7 +36,7 @@ pub(super) struct PinArgs {
                         or the arguments are wrong."
 )]
 pub(super) struct UnpinArgs {
-    /// The pin's name
+    /// Name of the pin
     name: String,
     #[command(flatten)]
     output: Output,
@@ -97,7 +97,7 @@ async fn list(cache: &Cache, store_dir: &StoreDir) -> anyhow::Result<List> {
     Ok(List { pins: pins.iter().map(|pin| Entry::new(pin, &inventory, store_dir)).collect() })
 }
 
-/// A name that cannot be one is wrong usage.
+/// Makes an invalid name a usage error.
 fn sort(error: PinError) -> anyhow::Error {
     match error {
         PinError::Name(_) => Unusable(error.to_string()).into(),
@@ -109,7 +109,6 @@ fn sort(error: PinError) -> anyhow::Error {
 #[derive(Debug, Serialize)]
 struct Held {
     store_path: String,
-    /// Whether it is in the cache.
     present: bool,
 }
 
@@ -123,10 +122,13 @@ struct Set {
 impl fmt::Display for Set {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (name, paths) = (&self.name, count(self.store_paths.len(), "path"));
-        let instead = if self.replaced { ", in place of what it held before" } else { "" };
-        writeln!(f, "the pin {name} holds {paths} and all that they need{instead}")?;
+        let instead = if self.replaced { ", in place of its previous paths" } else { "" };
+        writeln!(f, "the pin {name} keeps {paths} and all dependencies{instead}")?;
         for Held { store_path, .. } in self.store_paths.iter().filter(|held| !held.present) {
-            writeln!(f, "{store_path} is not in the cache yet, and is kept from when it comes")?;
+            writeln!(
+                f,
+                "{store_path} is not in the cache yet; it is kept as soon as it is uploaded"
+            )?;
         }
         Ok(())
     }
@@ -141,8 +143,8 @@ struct Gone {
 impl fmt::Display for Gone {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.removed {
-            true => writeln!(f, "the pin {} is gone", self.name),
-            false => writeln!(f, "there is no pin {}; nix-stored pins lists them", self.name),
+            true => writeln!(f, "removed the pin {}", self.name),
+            false => writeln!(f, "there is no pin {}; run nix-stored pins to list them", self.name),
         }
     }
 }
@@ -152,7 +154,7 @@ struct List {
     pins: Vec<Entry>,
 }
 
-/// A pin and what it keeps.
+/// A pin with the size of its closure.
 #[derive(Debug, Serialize)]
 struct Entry {
     name: String,

@@ -1,4 +1,4 @@
-//! SIGHUP: what is in files is read again, and holds for what comes from then on.
+//! SIGHUP: reloads the files that the configuration names; new requests and connections use them.
 
 use tokio::signal::unix::Signal;
 use tokio::task::spawn_blocking;
@@ -10,11 +10,11 @@ use crate::http::Gate;
 use crate::net::Secure;
 use crate::net::systemd;
 
-/// What can be changed while the daemon runs.
+/// The parts of the daemon that SIGHUP changes.
 pub(super) struct Reload {
-    /// What was read last.
+    /// The configuration, with the file contents of the last successful read.
     pub config: Config,
-    /// Whether only this machine reaches the daemon.
+    /// Whether the daemon is reachable only from this machine.
     pub local: bool,
     pub gate: Gate,
     #[cfg(feature = "upstream")]
@@ -24,7 +24,7 @@ pub(super) struct Reload {
 }
 
 impl Reload {
-    /// Reads the files again at every one of `hangups`, for ever.
+    /// Reloads the files at each SIGHUP. Ends only with the signal stream.
     pub(super) async fn at(mut self, mut hangups: Signal) {
         while hangups.recv().await.is_some() {
             systemd::reloading();
@@ -48,12 +48,12 @@ impl Reload {
         }
         #[cfg(feature = "upstream")]
         self.cache.log_in_to_upstreams(&self.config.upstreams);
-        // What is told holds by now.
+        // Logged only after the new values are in use.
         match reread {
-            Ok(()) => info!("got SIGHUP; passwords, certificates and keys were read again"),
+            Ok(()) => info!("received SIGHUP: reloaded passwords, certificates and keys"),
             Err(problems) => {
                 for problem in problems.0 {
-                    warn!("got SIGHUP; what was read before stays in use: {problem}");
+                    warn!("received SIGHUP: the previous value stays in use: {problem}");
                 }
             }
         }

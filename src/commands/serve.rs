@@ -1,4 +1,4 @@
-//! `nix-stored serve`: the daemon itself.
+//! `nix-stored serve`: the daemon.
 
 use std::sync::Arc;
 
@@ -15,15 +15,15 @@ use crate::net::{Bound, Inherited, Listener, systemd};
 use crate::store::Stored;
 use crate::{http, logging, net};
 
-/// How long recording what was used may hold up the end.
+/// Maximum time to record the last uses before the daemon exits.
 const FLUSH: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// Serves the cache until SIGTERM or SIGINT.
 pub fn run(config: Config) -> anyhow::Result<()> {
     logging::init(config.log_level, config.log_format);
-    // While there is one thread only, and while root may still bind what others may not. Files with
-    // passwords and keys have been read.
-    let inherited = Inherited::take().context("cannot listen on the sockets that were passed")?;
+    // Before other threads are started, and while root may still bind privileged ports. The files with
+    // passwords and keys have already been read.
+    let inherited = Inherited::take().context("cannot listen on the sockets passed by systemd")?;
     let bound = if inherited.is_empty() {
         Bound::bind(&config.listen)
             .with_context(|| format!("cannot listen on {}", config.listen))?
@@ -46,7 +46,7 @@ async fn serve(config: Config, bound: Bound, user: Option<u32>) -> anyhow::Resul
     let stop = stop_on_signals(|name| {
         systemd::stopping();
         info!(
-            "got {name}; no new connections, transfers have {} s to finish",
+            "received {name}: no new connections, transfers have {} s to finish",
             net::GRACE.as_secs()
         );
     })?;
@@ -54,8 +54,8 @@ async fn serve(config: Config, bound: Bound, user: Option<u32>) -> anyhow::Resul
     let store = match (open(&config).await, user) {
         (Err(error), Some(user)) => Err(error).with_context(|| {
             format!(
-                "user {user} cannot use the cache that is this user's; if root has made files in \
-                 it before, run: chown -R {user} {}",
+                "user {user} owns the cache but cannot use it; if root has created files in it, \
+                 run: chown -R {user} {}",
                 config.location
             )
         })?,
@@ -69,7 +69,7 @@ async fn serve(config: Config, bound: Bound, user: Option<u32>) -> anyhow::Resul
     #[cfg(feature = "tls")]
     let listener = listener.encrypted(secure.clone());
 
-    info!("nix-stored {} serves {}", env!("CARGO_PKG_VERSION"), whole(config.location.clone()));
+    info!("nix-stored {}: serving {}", env!("CARGO_PKG_VERSION"), whole(config.location.clone()));
     say_who_may_upload(&access.write);
     #[cfg(feature = "tls")]
     config.tls.iter().for_each(say_if_out_of_date);
@@ -101,7 +101,7 @@ async fn serve(config: Config, bound: Bound, user: Option<u32>) -> anyhow::Resul
     tokio::spawn(systemd::keep_alive());
     systemd::ready();
     let drained = net::serve(listener, http::app(cache, gate), stop).await;
-    // It ends between two removals.
+    // The collector stops between two removals.
     collecting.await.context("the collector panicked")?;
     match tokio::time::timeout(FLUSH, ending.flush()).await {
         Ok(Ok(())) => {}
@@ -111,23 +111,23 @@ async fn serve(config: Config, bound: Bound, user: Option<u32>) -> anyhow::Resul
         Err(_) => warn!("the last uses were not recorded in time"),
     }
     match drained.cut_off {
-        0 => info!("stopped; every transfer was finished"),
-        count => warn!("stopped; {count} connections were cut off after the time of grace"),
+        0 => info!("stopped; all transfers were finished"),
+        count => warn!("stopped; {count} connections were closed during a transfer"),
     }
     Ok(())
 }
 
-/// For those who read the directory or the bucket without the daemon.
+/// Writes `nix-cache-info`, for clients that read the directory or the bucket without the daemon.
 async fn keep_info(cache: &Cache) {
     match cache.keep_info().await {
         Ok(None) => {}
         Ok(Some(Stored::Created)) => info!("wrote nix-cache-info"),
         Ok(Some(Stored::Replaced)) => {
-            warn!("nix-cache-info had other settings; it has those of the configuration now");
+            warn!("replaced nix-cache-info, because its settings differed from the configuration");
         }
         Err(error) => {
             let error = &error as &dyn std::error::Error;
-            warn!(error, "cannot write nix-cache-info, which readers without the daemon need");
+            warn!(error, "cannot write nix-cache-info; clients need it to read the store directly");
         }
     }
 }
@@ -138,13 +138,13 @@ fn with_upstreams(cache: Cache, config: &crate::config::Upstreams) -> anyhow::Re
         return Ok(cache);
     }
     for upstream in &config.list {
-        info!("what is not here is asked of {upstream}");
+        info!("upstream {upstream}");
     }
     let upstreams = crate::cache::upstream::Upstreams::new(config, cache.metrics())?;
     Ok(cache.with_upstreams(upstreams))
 }
 
-/// A directory by its whole name.
+/// Makes a directory absolute, for the log.
 fn whole(location: Location) -> Location {
     match location {
         Location::Directory(path) => {
@@ -158,37 +158,37 @@ fn whole(location: Location) -> Location {
 fn say_who_may_upload(write: &Requirement) {
     match write {
         Requirement::Local => warn!(
-            "anyone on this machine may upload, because no user is configured; set \
-             NIX_STORED_USER_WRITE and NIX_STORED_USER_WRITE_PASSFILE before others can reach it"
+            "anyone on this machine may upload, because no users are configured; set \
+             NIX_STORED_USER_WRITE and NIX_STORED_USER_WRITE_PASSFILE to require a password"
         ),
         Requirement::Anyone => warn!("anyone may upload, because NIX_STORED_ANONYMOUS_WRITE=1"),
         Requirement::User(_) | Requirement::Certificate => {}
         Requirement::Nobody => info!(
-            "nobody may upload; set NIX_STORED_USER_WRITE and NIX_STORED_USER_WRITE_PASSFILE to \
-             change that"
+            "uploads are refused; set NIX_STORED_USER_WRITE and NIX_STORED_USER_WRITE_PASSFILE to \
+             allow them"
         ),
     }
 }
 
-/// Clients that check certificates would not come in.
+/// Warns if the certificate has expired or is not valid yet.
 #[cfg(feature = "tls")]
 pub(super) fn say_if_out_of_date(tls: &crate::config::Tls) {
     if let Some(state) = tls.out_of_date(std::time::SystemTime::now()) {
-        warn!("the certificate in NIX_STORED_TLS_CERT {state}, and clients will not accept it");
+        warn!("the certificate in NIX_STORED_TLS_CERT {state}; clients will reject it");
     }
 }
 
-/// The first lines that a newcomer sees.
+/// Logs the addresses, and the commands that a new user runs next.
 fn say_what_to_type(urls: &[String]) {
     for url in urls {
         info!("listening on {url}");
     }
-    // Nix cannot type a socket's path.
+    // Nix has no URL for HTTP over a Unix socket.
     let Some(url) = urls.iter().find(|url| url.starts_with("http")) else {
         return;
     };
-    info!("put builds in:  nix copy --to {url} ./result");
+    info!("upload a build:  nix copy --to {url} ./result");
     info!(
-        "take them out:  nix build --extra-substituters {url} …  (or in nix.conf: extra-substituters = {url})"
+        "substitute:  nix build --extra-substituters {url} …  (or in nix.conf: extra-substituters = {url})"
     );
 }

@@ -1,10 +1,10 @@
-//! Being told to stop, or to read files again.
+//! Signals: SIGTERM and SIGINT stop the program, SIGHUP reloads files.
 
 use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// A token that is cancelled by the first SIGTERM or SIGINT; `told` hears which it was.
+/// Returns a token that the first SIGTERM or SIGINT cancels; `told` is called with the signal's name.
 pub(super) fn stop_on_signals(
     told: impl FnOnce(&str) + Send + 'static,
 ) -> anyhow::Result<CancellationToken> {
@@ -23,7 +23,7 @@ pub(super) fn stop_on_signals(
     Ok(stop)
 }
 
-/// Every SIGHUP from now on. Without this, the first one would end the process.
+/// Receives SIGHUP. Without this, SIGHUP would end the process.
 pub(super) fn hangups() -> anyhow::Result<Signal> {
     signal(SignalKind::hangup()).context("cannot wait for SIGHUP")
 }

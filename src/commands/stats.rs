@@ -1,4 +1,4 @@
-//! `nix-stored stats`: what is in the cache.
+//! `nix-stored stats`: statistics of the cache.
 
 use std::fmt;
 use std::process::ExitCode;
@@ -14,7 +14,7 @@ use crate::cache::gc::{Analysis, GRACE, Inventory, Limits, Plan, Sum};
 use crate::config::Config;
 use crate::nix::StoreDir;
 
-/// How many of the largest paths are named.
+/// Number of largest paths to list.
 const LARGEST: usize = 10;
 
 #[derive(Debug, Clone, clap::Args)]
@@ -50,7 +50,7 @@ pub(super) fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
 #[derive(Debug, Serialize)]
 struct View {
     paths: usize,
-    /// Those of them that came from an upstream, and that nobody has uploaded since.
+    /// Number of paths mirrored from an upstream and not uploaded since.
     mirrored_paths: usize,
     own_nar_bytes: u64,
     mirrored_nar_bytes: u64,
@@ -59,7 +59,7 @@ struct View {
     bytes: u64,
     nar_bytes: u64,
     unpacked_bytes: u64,
-    /// How many bytes one stored byte of a NAR unpacks to.
+    /// Unpacked size of the NARs, divided by their stored size.
     compression_ratio: Option<f64>,
     orphan_nars: usize,
     orphan_nar_bytes: u64,
@@ -90,7 +90,7 @@ struct Large {
     nar_size: u64,
 }
 
-/// What a collection would do now.
+/// Preview of a collection by the configured limits.
 #[derive(Debug, Serialize)]
 struct Retention {
     max_size: Option<u64>,
@@ -187,21 +187,22 @@ impl fmt::Display for View {
         }
         if self.orphan_nars > 0 {
             let (nars, bytes) = (count(self.orphan_nars, "NAR"), size(self.orphan_nar_bytes));
-            writeln!(f, "no path has {nars}, {bytes}: uploads that go on or were given up")?;
+            writeln!(f, "without a path: {nars}, {bytes} (running or abandoned uploads)")?;
         }
         if self.paths_without_nar > 0 {
             let paths = count(self.paths_without_nar, "path");
-            writeln!(f, "{paths} without a NAR; see nix-stored verify")?;
+            writeln!(f, "{paths} without a NAR; run nix-stored verify for details")?;
         }
         if self.unparsed_narinfos > 0 {
             let narinfos = count(self.unparsed_narinfos, "narinfo");
-            writeln!(f, "{narinfos} cannot be parsed; see nix-stored verify")?;
+            writeln!(f, "{narinfos} cannot be parsed; run nix-stored verify for details")?;
         }
         if self.unreadable_narinfos > 0 {
             let narinfos = count(self.unreadable_narinfos, "narinfo");
             writeln!(
                 f,
-                "{narinfos} cannot be read, so nothing is collected; see nix-stored verify"
+                "{narinfos} cannot be read, so collections remove nothing; run nix-stored verify for \
+                 details"
             )?;
         }
         for (what, span) in [("last use", &self.last_used), ("upload", &self.uploaded)] {
@@ -214,14 +215,14 @@ impl fmt::Display for View {
             writeln!(f, "free space: {}", size(free))?;
         }
         match &self.retention.by_reason[..] {
-            [] => writeln!(f, "a collection would remove nothing now")?,
+            [] => writeln!(f, "a collection now would remove nothing")?,
             sums => {
-                writeln!(f, "a collection would remove now:")?;
+                writeln!(f, "a collection now would remove:")?;
                 sums.iter().try_for_each(|sum| writeln!(f, "  {}", OfReason(sum)))?;
             }
         }
         if !self.largest.is_empty() {
-            writeln!(f, "the largest paths:")?;
+            writeln!(f, "largest paths:")?;
         }
         for Large { store_path, size: bytes, .. } in &self.largest {
             let bytes = size(*bytes).to_string();

@@ -1,4 +1,4 @@
-//! `nix-stored verify`: whether everything in the cache is what it claims to be.
+//! `nix-stored verify`: checks every object in the cache.
 
 use std::fmt;
 use std::process::ExitCode;
@@ -17,17 +17,18 @@ use crate::config::{Config, Verify};
 
 #[derive(Debug, Clone, clap::Args)]
 #[command(
-    after_help = "Exit status: 0 nothing is wrong (there may be notes); 1 failed, or an object could \
-                        not be read or quarantined; 2 damage was found, even if all of it was \
-                        quarantined; 64 the configuration or the arguments are wrong."
+    after_help = "Exit status: 0 no damage (there may be notes); 1 failed, or an object could not be \
+                        read or quarantined; 2 damage was found, even if all of it was quarantined; 64 \
+                        the configuration or the arguments are wrong."
 )]
 pub(super) struct Args {
-    /// Moves what is false to .nix-stored/quarantine/, so that Nix uploads it again
+    /// Quarantine damaged objects in .nix-stored/quarantine/, so that Nix uploads them again
     ///
-    /// A damaged NAR goes with every narinfo that names it. What cannot be read stays where it is.
+    /// A damaged NAR is quarantined with every narinfo that names it. Objects that cannot be read stay
+    /// in place.
     #[arg(long)]
     repair: bool,
-    /// Unpacks every NAR, and compares NarHash, NarSize and Compression too
+    /// Unpack every NAR, and compare NarHash, NarSize and Compression
     #[arg(long)]
     deep: bool,
     #[command(flatten)]
@@ -49,7 +50,7 @@ pub(super) fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
         args.output.print(&told)?;
         match told.report {
             Report { not_put_aside: Some(error), .. } => {
-                Err(error).context("not everything could be put aside")
+                Err(error).context("not all damaged objects could be quarantined")
             }
             Report { damage, .. } if damage.iter().any(Damage::is_known) => {
                 Ok(ExitCode::from(EXIT_NO))
@@ -60,7 +61,7 @@ pub(super) fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// A report, and what was asked for.
+/// A report with the option that changes its text.
 #[derive(Debug, Serialize)]
 struct Told {
     #[serde(flatten)]
@@ -78,13 +79,13 @@ impl fmt::Display for Told {
         for Note { object, text, .. } in others {
             writeln!(f, "note: {}: {}", OneLine(object), OneLine(text))?;
         }
-        // There can be as many of them as there are paths.
+        // Counted, not listed: every path may have missing references.
         if !absent.is_empty() {
             writeln!(
                 f,
-                "note: {} that paths here refer to are not here: a cache may hold less than a \
-                 closure (--json names them)",
-                count(absent.len(), "path"),
+                "note: {} missing from the cache, which need not hold complete closures (--json \
+                 lists them)",
+                count(absent.len(), "reference"),
             )?;
         }
         let unreadable = damage.iter().filter(|damage| !damage.is_known()).count();
@@ -97,7 +98,7 @@ impl fmt::Display for Told {
             size(checked.bytes),
             match damage.len() - unreadable {
                 0 if unreadable > 0 => format!("{} unreadable", count(unreadable, "object")),
-                0 => "nothing is wrong".to_owned(),
+                0 => "no damage".to_owned(),
                 damaged => format!("{} damaged", count(damaged, "object")),
             },
             count(notes.len(), "note"),
@@ -106,19 +107,19 @@ impl fmt::Display for Told {
         if repaired > 0 {
             write!(
                 f,
-                "\nput aside {} in .nix-stored/quarantine/; Nix uploads again what is missing",
+                "\nquarantined {} in .nix-stored/quarantine/; Nix will upload missing objects again",
                 count(repaired, "object")
             )?;
         } else if !self.repair && damage.len() > unreadable {
             f.write_str(
-                "\nnix-stored verify --repair puts it aside, so that Nix uploads it again",
+                "\nrun nix-stored verify --repair to quarantine the damage, so that Nix uploads the \
+                 objects again",
             )?;
         }
         if unreadable > 0 {
             write!(
                 f,
-                "\n{} could not be read and may be right: the reasons are above; nothing was done to \
-                 them",
+                "\n{} could not be read and may be intact, so nothing was changed; see the reasons above",
                 count(unreadable, "object")
             )?;
         }

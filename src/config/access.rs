@@ -1,12 +1,12 @@
-//! Who may read and who may upload.
+//! Users, and what clients need to read and to upload.
 
 use std::fmt;
 
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 
-/// A user and a password, as digests: comparing them takes the same time whatever was sent, and
-/// nothing that prints a configuration can print them.
+/// A user and a password, stored as digests: comparisons take constant time, and the password cannot be
+/// printed with the configuration.
 #[derive(Clone)]
 pub struct Credentials {
     user: String,
@@ -15,7 +15,7 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    /// Credentials that match exactly `user` with `password`.
+    /// Creates credentials that match exactly `user` with `password`.
     pub fn new(user: String, password: &str) -> Self {
         Self {
             user_digest: Sha256::digest(&user).into(),
@@ -24,18 +24,18 @@ impl Credentials {
         }
     }
 
-    /// The user's name.
+    /// The name of the user.
     pub fn user(&self) -> &str {
         &self.user
     }
 
-    /// Whether these are the user and the password, in constant time.
+    /// Compares user and password in constant time.
     pub fn matches(&self, user: &str, password: &str) -> bool {
         let user_digest: [u8; 32] = Sha256::digest(user).into();
         (self.user_digest.ct_eq(&user_digest) & self.password(password)).into()
     }
 
-    /// Whether this is the password, in constant time. A bearer of it needs no name.
+    /// Compares only the password, in constant time, for `Authorization: Bearer`.
     pub fn matches_bearer(&self, password: &str) -> bool {
         self.password(password).into()
     }
@@ -55,44 +55,45 @@ impl fmt::Debug for Credentials {
 /// The configured users.
 #[derive(Debug, Clone)]
 pub struct Users {
-    /// Who may read; none: everyone.
+    /// The user that may read; `None`: anyone may read.
     pub read: Option<Credentials>,
-    /// Who may upload and read.
+    /// The user that may upload and read.
     pub write: Option<Credentials>,
-    /// Who may upload when no write user is set.
+    /// Clients that may upload if no write user is set.
     pub anonymous: Writers,
-    /// Whether who holds a client certificate is the write user, too.
+    /// Whether clients with a certificate may read and upload.
     pub certificates: bool,
 }
 
-/// Who may upload without credentials when no write user is set.
+/// Clients that may upload without credentials if no write user is set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Writers {
-    /// Clients on this machine, if no user is configured at all: what a first try needs.
+    /// Clients on this machine, if no users are configured. The default, so that a first upload needs
+    /// no configuration.
     LocalOnly,
-    /// Whoever reaches the socket.
+    /// All clients.
     Anyone,
-    /// Nobody.
+    /// No client.
     Nobody,
 }
 
-/// What one kind of access asks of a client.
+/// What a client needs for one kind of access.
 #[derive(Debug, Clone)]
 pub enum Requirement {
     /// Nothing.
     Anyone,
-    /// Nothing of a client on this machine, and what no other client can give. The socket is local;
-    /// whether the request is can only be seen from the request.
+    /// Nothing for clients on this machine; other clients are refused. The socket is local, but a request
+    /// may have come through a proxy, so each request is checked too.
     Local,
-    /// To be one of these users, or to hold a client certificate where those count.
+    /// The credentials of one of these users, or a client certificate if these are enabled.
     User(Vec<Credentials>),
-    /// To hold a client certificate.
+    /// A client certificate.
     Certificate,
-    /// What no client can give.
+    /// Always refused.
     Nobody,
 }
 
-/// What reading and what writing ask of a client.
+/// What clients need to read and to write.
 #[derive(Debug, Clone)]
 pub struct Access {
     /// GET and HEAD.
@@ -102,7 +103,7 @@ pub struct Access {
 }
 
 impl Users {
-    /// What is asked of clients on a socket that is `local` (loopback or unix) or not.
+    /// The requirements for a socket; `local` is true for loopback and Unix sockets.
     pub fn access(&self, local: bool) -> Access {
         let unconfigured = self.read.is_none() && self.write.is_none() && !self.certificates;
         Access {

@@ -1,4 +1,4 @@
-//! Whom to trust over TLS besides the authorities of the system.
+//! Certificate authorities to trust in addition to those of the system.
 
 use std::ffi::OsString;
 
@@ -6,10 +6,10 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::{Error as PemError, PemObject};
 use thiserror::Error;
 
-/// Where Nix has them.
+/// The variable from which Nix reads its CA file.
 const VARIABLE: &str = "NIX_SSL_CERT_FILE";
 
-/// Why the file cannot be used.
+/// Error of reading the CA file.
 #[derive(Debug, Error)]
 #[error("{VARIABLE}={}", file.display())]
 pub struct AuthoritiesError {
@@ -17,7 +17,8 @@ pub struct AuthoritiesError {
     source: PemError,
 }
 
-/// The certificate authorities that Nix is told to trust, for everything that is asked over TLS.
+/// Reads the certificate authorities in the file that `NIX_SSL_CERT_FILE` names; empty if unset. All TLS
+/// clients of the program trust them.
 pub fn authorities() -> Result<Vec<CertificateDer<'static>>, AuthoritiesError> {
     let Some(file) = std::env::var_os(VARIABLE).filter(|file| !file.is_empty()) else {
         return Ok(Vec::new());

@@ -1,11 +1,11 @@
-//! Where the cache is: a directory, or a bucket in the words of Nix's own `s3://` store.
+//! Location of the cache: a directory, or a bucket in the URL syntax of Nix's own `s3://` store.
 
 use std::fmt;
 use std::path::PathBuf;
 #[cfg(feature = "s3")]
 use std::time::Duration;
 
-/// Where the cache is.
+/// Location of the cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Location {
     /// A directory.
@@ -15,45 +15,45 @@ pub enum Location {
     Bucket(Bucket),
 }
 
-/// `s3://bucket[/prefix]?endpoint=…&region=…&scheme=…&profile=…&addressing-style=…`, as Nix takes
-/// it (`src/libstore/s3-url.cc`), and one option of our own.
+/// `s3://bucket[/prefix]?endpoint=…&region=…&scheme=…&profile=…&addressing-style=…`, as Nix parses it
+/// (`src/libstore/s3-url.cc`), with the additional option `abandoned-after`.
 #[cfg(feature = "s3")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bucket {
-    /// Its name.
+    /// Name of the bucket.
     pub name: String,
-    /// What all keys begin with, without slashes at its ends; empty for none.
+    /// Prefix of all keys, without leading and trailing slashes; may be empty.
     pub prefix: String,
-    /// The server's URL; none for Amazon's.
+    /// URL of the server; `None` for Amazon S3.
     pub endpoint: Option<String>,
-    /// The region; none where the environment or the profile says it.
+    /// Region; `None`: taken from the environment or the profile.
     pub region: Option<String>,
-    /// The profile in `~/.aws` that has the credentials.
+    /// Profile in `~/.aws` with the credentials.
     pub profile: Option<String>,
-    /// Whether the bucket's name is a part of the host name.
+    /// Whether the name of the bucket is a part of the host name.
     pub virtual_hosted: bool,
-    /// For how long an upload in parts may be unfinished before it counts as abandoned.
+    /// Age after which an unfinished multipart upload counts as abandoned.
     pub abandoned_after: Duration,
 }
 
-/// Why a URL with an `@` is refused. Such a URL is never quoted.
+/// Error for a URL with an `@`. Such a URL is never quoted.
 #[cfg(feature = "s3")]
-const HAS_CREDENTIALS: &str = "has an “@”, so it may hold credentials; set AWS_ACCESS_KEY_ID and \
-                               AWS_SECRET_ACCESS_KEY, or a profile, and leave them out of the URL";
+const HAS_CREDENTIALS: &str = "contains “@”, so it may contain credentials; remove them from the URL, and \
+                               set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile";
 
 #[cfg(feature = "s3")]
 impl Bucket {
     /// Longer than any upload takes: 100 GB at 10 Mbit/s.
     const ABANDONED_AFTER: Duration = Duration::from_secs(24 * 3600);
 
-    /// Whether the host name has the bucket's name where nothing is said of it. As Nix does it:
-    /// servers of one's own rarely have a host name for each bucket.
+    /// The default of `virtual_hosted`, as in Nix: self-hosted servers rarely have a host name for each
+    /// bucket.
     fn auto_style(&self) -> bool {
         self.endpoint.is_none() && !self.name.contains('.')
     }
 
     fn parse(text: &str) -> Result<Self, String> {
-        // Before anything is quoted: whatever else is wrong, this may hold a password.
+        // Checked first, because other errors quote parts of the text, which may contain a password.
         if text.contains('@') || text.contains("%40") {
             return Err(HAS_CREDENTIALS.to_owned());
         }
@@ -61,11 +61,11 @@ impl Bucket {
         let (name, prefix) = place.split_once('/').unwrap_or((place, ""));
         let fits = |c: char| c.is_ascii_alphanumeric() || ".-_".contains(c);
         if name.is_empty() || !name.chars().all(fits) {
-            return Err("has no bucket's name after “s3://”".to_owned());
+            return Err("has no valid bucket name after “s3://”".to_owned());
         }
         let prefix = decoded(prefix.trim_matches('/'))?;
         if prefix.split('/').any(|part| [".", ".."].contains(&part) || part.contains("//")) {
-            return Err("has a prefix that is no path".to_owned());
+            return Err("has an invalid prefix".to_owned());
         }
         let mut bucket = Self {
             name: name.to_owned(),
@@ -90,12 +90,12 @@ impl Bucket {
                 "abandoned-after" => {
                     let time = super::parse_duration(&value);
                     bucket.abandoned_after =
-                        time.map_err(|why| format!("has an abandoned-after that {why}"))?;
+                        time.map_err(|why| format!("has an option abandoned-after that {why}"))?;
                 }
                 _ => {
                     return Err(format!(
-                        "has the option “{key}”, which a cache in a bucket does not take; it takes \
-                         endpoint, region, scheme, profile, addressing-style and abandoned-after"
+                        "has the unknown option “{key}”; known options are endpoint, region, scheme, \
+                         profile, addressing-style and abandoned-after"
                     ));
                 }
             }
@@ -115,7 +115,7 @@ impl Bucket {
     }
 }
 
-/// What means something in a URL.
+/// Characters to percent-encode in a URL.
 #[cfg(feature = "s3")]
 const RESERVED: &percent_encoding::AsciiSet =
     &percent_encoding::CONTROLS.add(b' ').add(b'%').add(b'&').add(b'?').add(b'#').add(b'+');
@@ -134,7 +134,7 @@ impl std::str::FromStr for Location {
             #[cfg(feature = "s3")]
             Some(rest) => Bucket::parse(rest).map(Self::Bucket),
             #[cfg(not(feature = "s3"))]
-            Some(_) => Err("is in a bucket, and this build has no S3".to_owned()),
+            Some(_) => Err("is a bucket; use a build with the cargo feature s3".to_owned()),
             None => Ok(Self::Directory(text.into())),
         }
     }
@@ -245,10 +245,10 @@ mod tests {
         #[test]
         fn what_cannot_be_used_is_explained() {
             for (text, why) in [
-                ("s3://", "no bucket's name"),
-                ("s3:///prefix", "no bucket's name"),
-                ("s3://a b", "no bucket's name"),
-                ("s3://c/../d", "no path"),
+                ("s3://", "no valid bucket name"),
+                ("s3:///prefix", "no valid bucket name"),
+                ("s3://a b", "no valid bucket name"),
+                ("s3://c/../d", "invalid prefix"),
                 ("s3://c?compression=xz", "“compression”"),
                 ("s3://c?scheme=ftp", "neither http nor https"),
                 ("s3://c?addressing-style=x", "addressing-style"),

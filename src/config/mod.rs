@@ -1,7 +1,7 @@
-//! `NIX_STORED_*` in, [`Config`] out, every problem reported at once.
+//! Parses the `NIX_STORED_*` variables into a [`Config`], and reports all errors at once.
 //!
-//! The environment is the only source. `envy` reads it into plain strings; everything
-//! after that is parsing, and no problem hides another.
+//! The environment is the only source. `envy` reads it into plain strings; each string is then parsed
+//! separately, so that one error does not hide another.
 
 #[cfg(any(feature = "s3", feature = "tls", feature = "upstream"))]
 mod authorities;
@@ -43,77 +43,76 @@ use crate::nix::{CacheInfo, PublicKey};
 use access::Users;
 use parse::Parser;
 
-/// What every variable of the daemon begins with.
+/// Prefix of all variables.
 pub const PREFIX: &str = "NIX_STORED_";
 
-/// Where the cache is when nobody says it.
+/// Default of `NIX_STORED_PATH`.
 const DEFAULT_PATH: &str = "/var/lib/nixStored";
 
-/// How the daemon shall run.
+/// The configuration of the daemon and of the commands.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Where the cache is.
+    /// Directory or bucket of the cache.
     pub location: Location,
-    /// Where to listen.
+    /// Address to listen on.
     pub listen: Listen,
-    /// Who may read and who may upload, before the address decides about anonymous uploads.
+    /// Users. Whether anonymous uploads are allowed also depends on `listen`; see [`Users::access`].
     pub users: Users,
-    /// What is logged.
+    /// Minimum level of log messages.
     pub log_level: LogLevel,
-    /// How it is logged.
+    /// Format of the log.
     pub log_format: LogFormat,
-    /// What `nix-cache-info` says.
+    /// Contents of `nix-cache-info`.
     pub cache_info: CacheInfo,
-    /// What an upload must be.
+    /// Conditions for uploads.
     pub admission: Admission,
-    /// How many bytes of the disk stay free.
+    /// Free disk space, in bytes, that uploads must leave.
     pub min_free_space: u64,
-    /// What the cache keeps to by itself.
+    /// Limits of garbage collections.
     pub retention: Retention,
-    /// Whether clients are sent to the bucket for NARs.
+    /// Whether clients are redirected to the bucket for NARs.
     #[cfg(feature = "s3")]
     pub s3_redirect: bool,
-    /// How connections are encrypted, if they are.
+    /// Certificate and key; `None`: no TLS.
     #[cfg(feature = "tls")]
     pub tls: Option<Tls>,
-    /// Other caches behind this one.
+    /// Upstream caches.
     #[cfg(feature = "upstream")]
     pub upstreams: Upstreams,
 }
 
-/// What the cache keeps to by itself.
+/// Limits of garbage collections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {
-    /// Above so many bytes, the longest unused goes.
+    /// Maximum size of the cache, in bytes; above it, least recently used paths are removed.
     pub max_size: Option<u64>,
-    /// What has not been used for so long goes.
+    /// Maximum time without use; paths unused for longer are removed.
     pub max_age: Option<Duration>,
-    /// How often the daemon looks.
+    /// Interval between collections of the daemon.
     pub gc_interval: Duration,
 }
 
-/// What an upload must be.
+/// Conditions for uploads.
 #[derive(Debug, Clone, Default)]
 pub struct Admission {
-    /// Where there are any, every narinfo needs a valid signature by one of them.
+    /// If not empty, every narinfo needs a valid signature by one of these keys.
     pub trusted_public_keys: Vec<PublicKey>,
-    /// The URL of each upstream, and the keys by which a narinfo that was mirrored from there is
-    /// judged.
+    /// URL of each upstream, with the keys that verify narinfos mirrored from it.
     pub upstream_keys: Vec<(String, Vec<PublicKey>)>,
-    /// How deep a NAR is checked.
+    /// Depth of the verification of NARs.
     pub verify: Verify,
-    /// Whether the references of a narinfo must be here before it.
+    /// Whether a narinfo is refused unless all its references are in the cache.
     pub require_references: bool,
-    /// The length of the largest upload, in bytes.
+    /// Maximum size of one upload, in bytes.
     pub max_upload_size: Option<u64>,
 }
 
-/// How deep a NAR is checked.
+/// Depth of the verification of NARs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Verify {
-    /// The file's hash and size.
+    /// Hash and size of the file.
     File,
-    /// And, unpacked, the NAR's.
+    /// Also hash and size of the unpacked NAR.
     #[default]
     Nar,
 }
@@ -130,14 +129,14 @@ impl std::str::FromStr for Verify {
     }
 }
 
-/// Variables whose empty value would weaken security if it counted as unset: a command substitution
-/// that fails leaves one.
+/// Variables whose empty value is an error: if it counted as unset, a failed command substitution would
+/// weaken security.
 const NEVER_EMPTY: [&str; 1] = ["NIX_STORED_TRUSTED_PUBLIC_KEYS"];
 
-/// The variables as text; an empty one counts as unset, but for [`NEVER_EMPTY`].
+/// The values as text; an empty value counts as unset, except for [`NEVER_EMPTY`].
 #[cfg_attr(
     not(all(feature = "s3", feature = "tls", feature = "upstream")),
-    expect(dead_code, reason = "told as not in this build")
+    expect(dead_code, reason = "rejected by `check_known` in builds without the feature")
 )]
 #[derive(Debug, Default, Deserialize)]
 struct Raw {
@@ -174,7 +173,7 @@ struct Raw {
 }
 
 impl Raw {
-    /// What `vars` say, passing over what does not begin with [`PREFIX`].
+    /// Reads `vars`; ignores names without [`PREFIX`].
     fn read(vars: impl IntoIterator<Item = (String, String)>) -> (Self, Parser) {
         let vars: Vec<(String, String)> = vars
             .into_iter()
@@ -194,22 +193,22 @@ impl Raw {
     }
 }
 
-/// The process's environment.
+/// The environment of the process.
 fn process_vars() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os().map(|(name, value)| {
-        // What is not UTF-8 turns into replacement characters, which no variable accepts.
+        // Invalid UTF-8 becomes replacement characters, which no variable but PATH accepts.
         let text = |os: std::ffi::OsString| os.to_string_lossy().into_owned();
         (text(name), text(value))
     })
 }
 
 impl Config {
-    /// Reads the process's environment.
+    /// Reads the environment of the process.
     pub fn from_env() -> Result<Self, Problems> {
         Self::from_vars(process_vars())
     }
 
-    /// Reads `vars`, passing over what does not begin with [`PREFIX`].
+    /// Reads `vars`; ignores names without [`PREFIX`].
     pub fn from_vars(vars: impl IntoIterator<Item = (String, String)>) -> Result<Self, Problems> {
         let (raw, mut parser) = Raw::read(vars);
         let defaults = CacheInfo::default();
@@ -320,27 +319,27 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_list_of_trusted_keys_does_not_mean_everybody() {
+    fn an_empty_list_of_trusted_keys_does_not_turn_off_signature_checks() {
         for empty in ["", " ", "\n"] {
             let told = problems(&[("TRUSTED_PUBLIC_KEYS", empty)]);
-            assert!(told.contains("would trust everybody"), "{told}");
+            assert!(told.contains("would turn off signature checks"), "{told}");
         }
         #[cfg(feature = "upstream")]
         for empty in ["", "%20", ","] {
             let upstream = format!("https://cache.example.org?trusted-public-keys={empty}");
             let told = problems(&[("UPSTREAMS", &upstream)]);
-            assert!(told.contains("would trust everybody"), "{told}");
+            assert!(told.contains("would turn off signature checks"), "{told}");
         }
     }
 
     #[test]
-    fn every_variable_of_the_table_is_read_or_says_when_it_will_be() {
+    fn every_variable_of_the_table_is_read() {
         for variable in VARIABLES {
-            // A value that no variable accepts: whoever reads it complains or keeps it.
+            // A value that no variable but PATH accepts.
             let told = read(&[(variable.suffix(), "\u{fffd}")]);
             match variable.suffix() {
                 "PATH" => assert_eq!(told.unwrap().location.to_string(), "\u{fffd}"),
-                // A lone password is told as a missing user.
+                // A password without a user is an error of the user's variable.
                 suffix => {
                     let name = suffix.strip_suffix("_PASS").unwrap_or(suffix);
                     assert!(told.unwrap_err().to_string().contains(name), "{suffix}");
@@ -350,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn all_problems_are_told_at_once_each_with_an_example() {
+    fn all_errors_are_reported_at_once_each_with_an_example() {
         let told = problems(&[
             ("PRIORITY", "first"),
             ("LISTEN_INTERFACE", "8100"),
@@ -369,7 +368,7 @@ mod tests {
             "NIX_STORED_STORE_DIR: “nix/store”",
             "NIX_STORED_LOG_LEVEL: “loud”",
             "NIX_STORED_LOG_FORMAT: “xml”",
-            "NIX_STORED_USER_WRIET: there is no such variable; did you mean NIX_STORED_USER_WRITE?",
+            "NIX_STORED_USER_WRIET: unknown variable; did you mean NIX_STORED_USER_WRITE?",
         ] {
             assert!(told.contains(part), "{part} in {told}");
         }
@@ -380,7 +379,7 @@ mod tests {
         assert!(problems(&[("USER_READ", "me")]).contains("NIX_STORED_USER_READ_PASSFILE"));
         assert!(problems(&[("USER_WRITE_PASS", "x")]).contains("NIX_STORED_USER_WRITE"));
         let both = [("USER_READ", "me"), ("USER_READ_PASS", "x"), ("USER_READ_PASSFILE", "/y")];
-        assert!(problems(&both).contains("only one"));
+        assert!(problems(&both).contains("set only one of them"));
         assert!(problems(&[("USER_READ", "a:b"), ("USER_READ_PASS", "x")]).contains("colon"));
         let same = [
             ("USER_READ", "me"),

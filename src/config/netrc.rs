@@ -1,6 +1,6 @@
-//! A netrc file, as curl and Nix read it (curl's `lib/netrc.c`): words, in which `machine`, `default`,
-//! `login`, `password` and `macdef` mean something. A word in double quotes may hold white space, and
-//! `\"`, `\\`, `\n`, `\r` and `\t`.
+//! Parser for netrc files, compatible with curl and Nix (curl's `lib/netrc.c`). A netrc file is a sequence
+//! of words; the keywords are `machine`, `default`, `login`, `password` and `macdef`. A word in double
+//! quotes may contain white space and the escapes `\"`, `\\`, `\n`, `\r` and `\t`.
 
 use super::upstream::Login;
 
@@ -10,7 +10,7 @@ pub struct Netrc(Vec<Entry>);
 
 #[derive(Default)]
 struct Entry {
-    /// None: any.
+    /// `None` for `default`, which matches every host.
     machine: Option<String>,
     login: Option<String>,
     password: Option<String>,
@@ -22,19 +22,19 @@ impl std::fmt::Debug for Entry {
     }
 }
 
-/// What a netrc file has for a machine.
+/// Result of a search for a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
     /// Credentials.
     Login(Login),
-    /// An entry without a password: nothing can be sent.
+    /// There is an entry, but it has no password.
     NoPassword,
-    /// No entry.
+    /// There is no entry.
     Nothing,
 }
 
 impl Netrc {
-    /// Reads `text`; words that mean nothing are passed over.
+    /// Parses `text`; ignores unknown words.
     pub fn parse(text: &str) -> Self {
         let mut entries: Vec<Entry> = Vec::new();
         let mut words = Words(text);
@@ -42,7 +42,7 @@ impl Netrc {
             match (word.as_str(), entries.last_mut()) {
                 ("machine", _) => entries.push(Entry { machine: words.next(), ..Entry::default() }),
                 ("default", _) => entries.push(Entry::default()),
-                // A macro ends with an empty line, and its words mean nothing.
+                // A macro ends at an empty line; its words are ignored.
                 ("macdef", _) => words.skip_macro(),
                 ("login", Some(entry)) => entry.login = words.next(),
                 ("password", Some(entry)) => entry.password = words.next(),
@@ -52,8 +52,8 @@ impl Netrc {
         Self(entries)
     }
 
-    /// The first entry for `host` with a password. One without a login is for the empty user, as curl
-    /// sends it: attic and cachix give tokens of that kind.
+    /// Finds the first entry for `host` with a password. Without a login, the user name is empty, as in
+    /// curl: tokens of attic and cachix have no user name.
     pub fn find(&self, host: &str) -> Found {
         let is_for = |entry: &&Entry| {
             entry.machine.as_deref().is_none_or(|machine| machine.eq_ignore_ascii_case(host))
@@ -70,11 +70,11 @@ impl Netrc {
     }
 }
 
-/// The words of a text.
+/// Iterator over the words of a text.
 struct Words<'a>(&'a str);
 
 impl Words<'_> {
-    /// Passes over everything up to an empty line.
+    /// Skips all text up to an empty line.
     fn skip_macro(&mut self) {
         let end = self.0.find("\n\n").or_else(|| self.0.find("\n\r\n"));
         self.0 = end.map_or("", |end| &self.0[end..]);
@@ -111,7 +111,7 @@ impl Iterator for Words<'_> {
                     other => word.push(other),
                 }
             }
-            // A quote that is never closed.
+            // The closing quote is missing.
             self.0 = "";
             return Some(word);
         }

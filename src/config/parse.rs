@@ -1,4 +1,4 @@
-//! From text to values, collecting problems on the way.
+//! Parsers for the values of variables. They collect errors instead of stopping at the first one.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -8,16 +8,16 @@ use std::time::Duration;
 use super::{Credentials, PREFIX, Problem, Problems, VARIABLES};
 use crate::nix::PublicKey;
 
-/// Where to listen.
+/// Address to listen on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Listen {
-    /// `host:port` or `[v6]:port`; port 0 takes a free one.
+    /// `host:port` or `[v6]:port`; with port 0, the kernel chooses a free port.
     Tcp(String),
     /// `unix:/path`, or `unix:/path?mode=0660`
     Unix {
-        /// The socket's file.
+        /// File of the socket.
         path: PathBuf,
-        /// The file's permissions; none: what the umask leaves.
+        /// Permissions of the file; `None`: as the umask allows.
         mode: Option<u32>,
     },
 }
@@ -46,11 +46,11 @@ impl FromStr for Listen {
             text.rsplit_once(':').ok_or("is not host:port, [v6]:port or unix:/path")?;
         let bracketed = host.starts_with('[') && host.ends_with(']');
         if host.is_empty() {
-            Err("has no host before its port; 0.0.0.0 or [::] stand for every address")
+            Err("has no host before the port; use 0.0.0.0 or [::] for all addresses")
         } else if host.contains(':') && !bracketed {
-            Err("has an IPv6 address without brackets around it")
+            Err("has an IPv6 address without brackets")
         } else if port.parse::<u16>().is_err() {
-            Err("has no port from 0 to 65535 at its end")
+            Err("has no port from 0 to 65535 at the end")
         } else {
             Ok(Self::Tcp(text.to_owned()))
         }
@@ -69,27 +69,27 @@ impl fmt::Display for Listen {
     }
 }
 
-/// The permissions in `mode=0660`, which is all that a socket can be told.
+/// Parses `mode=0660`, the only option of a socket.
 fn socket_mode(options: &str) -> Result<u32, &'static str> {
     let mode = options.strip_prefix("mode=").and_then(|mode| u32::from_str_radix(mode, 8).ok());
     mode.filter(|mode| *mode <= 0o777)
-        .ok_or("has something else than a mode in octal digits, like mode=0660, after its “?”")
+        .ok_or("has an invalid option after “?”; use a mode in octal digits, such as mode=0660")
 }
 
-/// Turns raw values into typed ones; what cannot be turned becomes a [`Problem`] and the default.
+/// Parses raw values into typed ones. An invalid value adds a [`Problem`] and yields the default.
 #[derive(Default)]
 pub(super) struct Parser {
     problems: Vec<Problem>,
 }
 
 impl Parser {
-    /// Notes a problem with `NIX_STORED_<suffix>`.
+    /// Adds an error about `NIX_STORED_<suffix>`.
     pub(super) fn problem(&mut self, suffix: &str, reason: impl Into<String>) {
         self.problems
             .push(Problem { variable: format!("{PREFIX}{suffix}"), reason: reason.into() });
     }
 
-    /// Notes that `value` cannot be used, and gives the example of the table.
+    /// Adds an error about `value`, with the example of the table.
     fn unusable(&mut self, suffix: &str, value: &str, why: &str) {
         let example = VARIABLES
             .iter()
@@ -99,7 +99,7 @@ impl Parser {
         self.problem(suffix, format!("“{value}” {why}; for example {PREFIX}{suffix}={example}"));
     }
 
-    /// A value with a parser of its own.
+    /// Parses a value of a type that implements [`FromStr`].
     pub(super) fn parsed<T>(&mut self, suffix: &str, value: Option<String>, default: T) -> T
     where
         T: FromStr<Err: Explain>,
@@ -114,7 +114,7 @@ impl Parser {
         }
     }
 
-    /// `1` or `0`, and the words for them.
+    /// Parses `1` or `0`, `true` or `false`, `yes` or `no`, `on` or `off`.
     pub(super) fn switch(&mut self, suffix: &str, value: Option<String>) -> Option<bool> {
         let text = value?;
         match text.to_ascii_lowercase().as_str() {
@@ -127,7 +127,7 @@ impl Parser {
         }
     }
 
-    /// A number of bytes; `K`, `M`, `G` and `T` are powers of 1024.
+    /// Parses a size with [`parse_size`].
     pub(super) fn size(&mut self, suffix: &str, value: Option<String>) -> Option<u64> {
         let text = value?;
         let bytes = parse_size(&text);
@@ -137,7 +137,7 @@ impl Parser {
         bytes.ok()
     }
 
-    /// A time of at least a second, like `30d` or `12h`.
+    /// Parses a duration with [`parse_duration`].
     pub(super) fn duration(&mut self, suffix: &str, value: Option<String>) -> Option<Duration> {
         let text = value?;
         let duration = parse_duration(&text);
@@ -147,14 +147,15 @@ impl Parser {
         duration.ok()
     }
 
-    /// Public keys, separated by spaces.
+    /// Parses public keys separated by white space.
     pub(super) fn public_keys(&mut self, value: Option<String>) -> Vec<PublicKey> {
         let mut keys = Vec::new();
         if value.as_deref().is_some_and(|text| text.trim().is_empty()) {
             self.unusable(
                 "TRUSTED_PUBLIC_KEYS",
                 "",
-                "has no key in it and would trust everybody; unset it if that is meant",
+                "contains no key, which would turn off signature checks; unset the variable if you want \
+                 that",
             );
         }
         for text in value.as_deref().unwrap_or_default().split_whitespace() {
@@ -170,7 +171,7 @@ impl Parser {
         keys
     }
 
-    /// Caches, separated by spaces, and the netrc file that has the passwords for them.
+    /// Parses upstreams separated by white space, with passwords from the netrc file.
     #[cfg(feature = "upstream")]
     pub(super) fn upstreams(
         &mut self,
@@ -181,7 +182,7 @@ impl Parser {
             None => super::netrc::Netrc::default(),
             Some((Ok(text), _)) => super::netrc::Netrc::parse(&text),
             Some((Err(error), path)) => {
-                self.problem("UPSTREAM_NETRC", format!("“{path}” cannot be read: {error}"));
+                self.problem("UPSTREAM_NETRC", format!("cannot read “{path}”: {error}"));
                 super::netrc::Netrc::default()
             }
         };
@@ -189,15 +190,14 @@ impl Parser {
         for text in value.as_deref().unwrap_or_default().split_whitespace() {
             match super::Upstream::parse(text, &netrc) {
                 Ok(upstream) => upstreams.push(upstream),
-                // The text can have a password in it.
+                // The URL may contain a password.
                 Err(why) => self.unusable("UPSTREAMS", &without_secrets(text), &why),
             }
         }
         upstreams
     }
 
-    /// The user for `what` (`READ` or `WRITE`) with the password, from the one variable or the
-    /// other.
+    /// The user for `what` (`READ` or `WRITE`), with the password from `…_PASS` or `…_PASSFILE`.
     pub(super) fn credentials(
         &mut self,
         what: &str,
@@ -210,7 +210,7 @@ impl Parser {
             (Some(_), Some(_)) => {
                 self.problem(
                     &format!("{name}_PASS"),
-                    format!("{PREFIX}{name}_PASSFILE is set too; only one of them may be"),
+                    format!("conflicts with {PREFIX}{name}_PASSFILE; set only one of them"),
                 );
                 return None;
             }
@@ -221,7 +221,7 @@ impl Parser {
         match (user, password) {
             (None, None) => None,
             (Some(user), Some(_)) if user.contains(':') => {
-                self.problem(&name, format!("“{user}” has a colon, which Basic auth cannot send"));
+                self.problem(&name, format!("“{user}” contains a colon, which Basic auth forbids"));
                 None
             }
             (Some(user), Some(password)) => Some(Credentials::new(user, &password)),
@@ -229,8 +229,8 @@ impl Parser {
                 self.problem(
                     &name,
                     format!(
-                        "a user needs a password: set {PREFIX}{name}_PASSFILE to a file that holds \
-                         it, or {PREFIX}{name}_PASS"
+                        "the user has no password; set {PREFIX}{name}_PASSFILE to a file that \
+                         contains it, or set {PREFIX}{name}_PASS"
                     ),
                 );
                 None
@@ -238,8 +238,7 @@ impl Parser {
             (None, Some(_)) => {
                 self.problem(
                     &name,
-                    "a password is set for it and no user name; for example \
-                     NIX_STORED_USER_WRITE=builder"
+                    "a password is set, but no user; for example NIX_STORED_USER_WRITE=builder"
                         .replace("WRITE", what),
                 );
                 None
@@ -264,7 +263,7 @@ impl Parser {
         }
     }
 
-    /// Puts into `value` what `read` makes of it, unless there was a problem with that.
+    /// Replaces `value` with the result of `read`, unless `read` adds an error.
     pub(super) fn replace<T>(&mut self, value: &mut T, read: impl FnOnce(&mut Self) -> T) {
         let problems = self.problems.len();
         let new = read(self);
@@ -273,13 +272,13 @@ impl Parser {
         }
     }
 
-    /// `config`, if there was no problem.
+    /// Returns `config`, or all errors.
     pub(super) fn finish<T>(self, config: T) -> Result<T, Problems> {
         if self.problems.is_empty() { Ok(config) } else { Err(Problems(self.problems)) }
     }
 }
 
-/// A number of bytes: a whole number, or one of `K`, `M`, `G` or `T`, powers of 1024.
+/// Parses a number of bytes: a whole number, optionally with a unit `K`, `M`, `G` or `T` (powers of 1024).
 pub fn parse_size(text: &str) -> Result<u64, &'static str> {
     let (number, unit) = number_and_unit(text);
     let shift = match unit.to_ascii_uppercase().as_str() {
@@ -291,10 +290,10 @@ pub fn parse_size(text: &str) -> Result<u64, &'static str> {
         _ => None,
     };
     let bytes = number.zip(shift).and_then(|(number, shift)| number.checked_mul(1 << shift));
-    bytes.ok_or("is not a whole number of bytes, or of K, M, G or T")
+    bytes.ok_or("is not a whole number of bytes, optionally with a unit K, M, G or T")
 }
 
-/// A time: a whole number of `s`, `m`, `h`, `d` or `w`.
+/// Parses a duration: a positive whole number with a unit `s`, `m`, `h`, `d` or `w`.
 pub fn parse_duration(text: &str) -> Result<Duration, &'static str> {
     let (number, unit) = number_and_unit(text);
     let unit = match unit {
@@ -307,7 +306,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, &'static str> {
     };
     let seconds = number.zip(unit).and_then(|(number, unit)| number.checked_mul(unit));
     let seconds = seconds.filter(|seconds| *seconds > 0);
-    seconds.map(Duration::from_secs).ok_or("is not a whole number of s, m, h, d or w")
+    seconds.map(Duration::from_secs).ok_or("is not a whole number with a unit s, m, h, d or w")
 }
 
 fn number_and_unit(text: &str) -> (Option<u64>, &str) {
@@ -316,7 +315,8 @@ fn number_and_unit(text: &str) -> (Option<u64>, &str) {
     (plain.then(|| digits.parse().ok()).flatten(), &text[digits.len()..])
 }
 
-/// A URL without user, password and options, as far as it is one: a proxy has a password, too.
+/// Removes user, password and options from a URL that may be invalid. The option `proxy` may also contain
+/// a password.
 fn without_secrets(text: &str) -> String {
     let (scheme, rest) = match text.split_once("://") {
         Some((scheme, rest)) if !scheme.contains(['@', '?']) => (format!("{scheme}://"), rest),
@@ -332,7 +332,7 @@ fn without_secrets(text: &str) -> String {
     }
 }
 
-/// A value that is quoted: what stands before an `@` may hold a password.
+/// Removes secrets from a value that will be quoted, if it is a URL with an `@`.
 fn without_password(value: &str) -> std::borrow::Cow<'_, str> {
     match value.contains("://") && (value.contains('@') || value.contains("%40")) {
         true => without_secrets(&value.replace("%40", "@")).into(),
@@ -342,7 +342,6 @@ fn without_password(value: &str) -> std::borrow::Cow<'_, str> {
 
 /// A parse error as the rest of a sentence that begins with the value in quotes.
 pub(super) trait Explain {
-    /// The rest of the sentence.
     fn explain(&self) -> String;
 }
 
@@ -366,7 +365,7 @@ impl Explain for std::num::ParseIntError {
 
 impl Explain for crate::nix::store_path::ParseStorePathError {
     fn explain(&self) -> String {
-        "is not an absolute path without “/” at its end".to_owned()
+        "is not an absolute path without a trailing “/”".to_owned()
     }
 }
 

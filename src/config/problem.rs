@@ -1,13 +1,13 @@
-//! What is wrong with the configuration, in the operator's words.
+//! Configuration errors.
 
 use std::fmt;
 
-/// One variable that cannot be used as it is.
+/// An error in one variable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// The variable's whole name.
+    /// Complete name of the variable.
     pub variable: String,
-    /// What was wrong and, where that helps, what would be right.
+    /// What is wrong, and what to do.
     pub reason: String,
 }
 
@@ -17,7 +17,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Everything that is wrong with the configuration, one line each; never empty.
+/// All configuration errors; never empty. Prints one line for each error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problems(pub Vec<Problem>);
 

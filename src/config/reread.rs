@@ -1,16 +1,16 @@
-//! The files that the variables name, read again while the daemon runs: passwords, certificates and
-//! keys are exchanged in their files, and the environment of a process stays as it is.
+//! Reloads the files that the variables name. Passwords, certificates and keys can change in their files
+//! while the daemon runs; its environment cannot.
 
 use super::{Config, Problems, Raw, process_vars};
 
 impl Config {
-    /// Reads again the files that the environment names. What cannot be used stays as it was, and
-    /// is told.
+    /// Reloads the files that the environment names. If a file is invalid, the previous value stays in
+    /// use, and the error is returned.
     pub fn reread(&mut self) -> Result<(), Problems> {
         self.reread_vars(process_vars())
     }
 
-    /// Reads again the files that `vars` name, which are those of the first time.
+    /// Like [`Config::reread`], with `vars` in place of the environment.
     pub fn reread_vars(
         &mut self,
         vars: impl IntoIterator<Item = (String, String)>,

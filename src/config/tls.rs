@@ -1,4 +1,4 @@
-//! How connections are encrypted: the certificate and its key, and whose client certificates count.
+//! TLS settings: the certificate and its key, and the CA of client certificates.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,15 +14,15 @@ use rustls::{CertificateError, Error, RootCertStore, ServerConfig};
 use super::PREFIX;
 use super::parse::Parser;
 
-/// What is offered to clients, in the order of preference. All that Nix does, it does over either.
+/// ALPN protocols in the order of preference. Nix supports both.
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
-/// A certificate with its key, ready to be served.
+/// A certificate with its key, as rustls needs them.
 #[derive(Clone)]
 pub struct Tls {
-    /// All of it, as rustls wants it.
+    /// The rustls configuration.
     pub server: Arc<ServerConfig>,
-    /// What clients are shown first.
+    /// The server certificate, the first of the chain.
     pub certificate: CertificateDer<'static>,
 }
 
@@ -33,13 +33,13 @@ impl fmt::Debug for Tls {
 }
 
 impl Tls {
-    /// Why clients will not accept the certificate at `time`, if that is the reason.
+    /// Returns `has expired` or `is not valid yet` if the certificate is not valid at `time`.
     pub fn out_of_date(&self, time: SystemTime) -> Option<&'static str> {
         let time = time.duration_since(SystemTime::UNIX_EPOCH).ok()?;
         let parsed = ParsedCertificate::try_from(&self.certificate).ok()?;
         let mut roots = RootCertStore::empty();
         roots.add(self.certificate.clone()).ok()?;
-        // Whether it is its own authority or not, its dates are looked at first.
+        // The certificate need not be its own CA: the dates are checked before the signature.
         let verified = verify_server_cert_signed_by_trust_anchor(
             &parsed,
             &roots,
@@ -60,7 +60,7 @@ impl Tls {
 }
 
 impl Parser {
-    /// The files of the certificate, its key and the authority of the clients.
+    /// Reads the files of the certificate, its key and the CA of client certificates.
     pub(super) fn tls(
         &mut self,
         cert: Option<String>,
@@ -70,27 +70,26 @@ impl Parser {
         let (cert, key) = match (cert, key) {
             (Some(cert), Some(key)) => (cert, key),
             (Some(_), None) => {
-                let why = format!("a certificate needs its key: set {PREFIX}TLS_KEY to its file");
+                let why = format!("the certificate has no key; set {PREFIX}TLS_KEY to its file");
                 self.problem("TLS_CERT", why);
                 return None;
             }
             (None, Some(_)) => {
-                let why = format!("a key needs its certificate: set {PREFIX}TLS_CERT to its file");
+                let why = format!("the key has no certificate; set {PREFIX}TLS_CERT to its file");
                 self.problem("TLS_KEY", why);
                 return None;
             }
             (None, None) => {
                 if client_ca.is_some() {
                     let why = format!(
-                        "clients show certificates over TLS only: set {PREFIX}TLS_CERT and \
-                         {PREFIX}TLS_KEY"
+                        "client certificates need TLS; set {PREFIX}TLS_CERT and {PREFIX}TLS_KEY"
                     );
                     self.problem("TLS_CLIENT_CA", why);
                 }
                 return None;
             }
         };
-        // Whatever is wrong with any of them is told at once.
+        // All files are read before the first return, so that all errors are reported.
         let chain = self.certificates("TLS_CERT", &cert);
         let private = self.private_key(&key);
         let authorities = client_ca.map(|file| self.authorities(&file));
@@ -108,7 +107,7 @@ impl Parser {
                 None
             }
             Err(error) => {
-                self.problem("TLS_CERT", format!("“{cert}” with “{key}” cannot be used: {error}"));
+                self.problem("TLS_CERT", format!("cannot use “{cert}” with “{key}”: {error}"));
                 None
             }
         }
@@ -128,7 +127,7 @@ impl Parser {
         let mut roots = RootCertStore::empty();
         for certificate in self.certificates("TLS_CLIENT_CA", file)? {
             if let Err(error) = roots.add(certificate) {
-                let why = format!("“{file}” has a certificate that cannot be used: {error}");
+                let why = format!("“{file}” contains an invalid certificate: {error}");
                 self.problem("TLS_CLIENT_CA", why);
                 return None;
             }
@@ -160,8 +159,8 @@ impl Parser {
         let why = match read {
             Ok(read) => return Some(read),
             Err(PemError::Io(error)) => format!("cannot read “{file}”: {error}"),
-            Err(PemError::NoItemsFound) => format!("“{file}” has no {what} in PEM form"),
-            Err(error) => format!("“{file}” is not in PEM form: {error}"),
+            Err(PemError::NoItemsFound) => format!("“{file}” contains no {what} in PEM format"),
+            Err(error) => format!("“{file}” is not in PEM format: {error}"),
         };
         self.problem(suffix, why);
         None
@@ -181,7 +180,7 @@ fn server_config(
         Some(authorities) => {
             let verifier =
                 WebPkiClientVerifier::builder_with_provider(Arc::new(authorities), provider)
-                    // Who has none may still have a password, or only want to read.
+                    // Clients without a certificate may use a password, or may only read.
                     .allow_unauthenticated()
                     .build()
                     .map_err(|error| Error::General(error.to_string()))?;

@@ -1,5 +1,4 @@
-//! Other caches behind this one: `NIX_STORED_UPSTREAMS`, with options as URL parameters, which is
-//! Nix's own habit.
+//! Upstream caches: `NIX_STORED_UPSTREAMS`, with options as URL parameters, as in Nix's store URLs.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -12,42 +11,42 @@ use super::netrc::{Found, Netrc};
 use super::parse::parse_duration;
 use crate::nix::PublicKey;
 
-/// The caches behind this one, and how long their answers are remembered.
+/// The upstream caches, and how long their responses are remembered.
 #[derive(Debug, Clone)]
 pub struct Upstreams {
-    /// In the order of trust.
+    /// The upstreams, in the order of requests.
     pub list: Vec<Upstream>,
-    /// For how long it is remembered that none of them has a path.
+    /// Time for which a path that no upstream has is remembered as absent.
     pub absent_ttl: Duration,
-    /// For how long it is remembered that one of them has a path.
+    /// Time for which a narinfo from an upstream is remembered.
     pub present_ttl: Duration,
 }
 
-/// One cache.
+/// An upstream cache.
 #[derive(Clone)]
 pub struct Upstream {
-    /// Where it is, without credentials and options, and with a slash at its end.
+    /// URL without credentials and options, with a trailing slash.
     pub url: Url,
-    /// How to log in.
+    /// User and password, from the URL or the netrc file.
     pub login: Option<Login>,
-    /// Whether the netrc file has an entry for it that cannot be used, because it has no password.
+    /// Whether the netrc file has an entry for the host, but without a password.
     pub lacks_password: bool,
-    /// The proxy on the way to it: an `http`, `https`, `socks5` or `socks5h` URL.
+    /// Proxy for this upstream: an `http`, `https`, `socks5` or `socks5h` URL.
     pub proxy: Option<Url>,
-    /// Where there are any, every narinfo from there needs a valid signature by one of them.
+    /// If not empty, every narinfo of this upstream needs a valid signature by one of these keys.
     pub trusted_public_keys: Vec<PublicKey>,
-    /// How long it may take to begin with an answer.
+    /// Maximum time until a response starts.
     pub timeout: Duration,
-    /// Whether what comes from there is kept.
+    /// Whether objects of this upstream are stored.
     pub store: bool,
 }
 
 /// A user and a password.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Login {
-    /// The user.
+    /// Name of the user, without percent-encoding; may be empty.
     pub user: String,
-    /// The password.
+    /// Password, without percent-encoding.
     pub password: String,
 }
 
@@ -59,7 +58,7 @@ impl fmt::Debug for Login {
 
 impl fmt::Debug for Upstream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // A proxy's URL can have a password in it.
+        // The URL of the proxy may contain a password.
         f.debug_struct("Upstream").field("url", &self.url.as_str()).finish_non_exhaustive()
     }
 }
@@ -70,11 +69,11 @@ impl fmt::Display for Upstream {
     }
 }
 
-/// How long an upstream may take to begin with an answer, if nothing else is said.
+/// Default of the option `timeout`.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Upstream {
-    /// Reads a URL with options; credentials that it does not have are looked for in `netrc`.
+    /// Parses a URL with options. If the URL has no credentials, they are taken from `netrc`.
     pub(super) fn parse(text: &str, netrc: &Netrc) -> Result<Self, String> {
         let mut url = Url::parse(text).map_err(|error| format!("is not a URL: {error}"))?;
         match url.scheme() {
@@ -83,7 +82,7 @@ impl Upstream {
             _ => return Err("is not an http, https or file URL".to_owned()),
         }
         if url.fragment().is_some() {
-            return Err("has a fragment (#…), which no cache has".to_owned());
+            return Err("has a fragment (#…); remove it".to_owned());
         }
         let found = match (take_login(&mut url)?, url.host_str()) {
             (Some(login), _) => Found::Login(login),
@@ -112,7 +111,7 @@ impl Upstream {
         };
         for option in options.split('&').filter(|option| !option.is_empty()) {
             let (name, value) = option.split_once('=').unwrap_or((option, ""));
-            // As Nix decodes them: a plus is a plus, and base64 has some.
+            // As in Nix, `+` does not mean a space: keys in base64 contain it.
             let value = percent_decode_str(value).decode_utf8_lossy();
             upstream.set(name, &value)?;
         }
@@ -126,19 +125,21 @@ impl Upstream {
                 if !["http", "https", "socks5", "socks5h"].contains(&proxy.scheme()) {
                     return Err("has a proxy that is not http, https, socks5 or socks5h".to_owned());
                 }
-                Proxy::all(proxy.clone()).map_err(|_| "has a proxy that cannot be used")?;
+                Proxy::all(proxy.clone()).map_err(|_| "has an invalid proxy")?;
                 self.proxy = Some(proxy);
             }
             "trusted-public-keys" => {
                 for key in value.split([' ', ',']).filter(|key| !key.is_empty()) {
                     let key =
-                        key.parse().map_err(|_| format!("has the key “{key}”, which is none"))?;
+                        key.parse().map_err(|_| format!("has the invalid public key “{key}”"))?;
                     self.trusted_public_keys.push(key);
                 }
                 if self.trusted_public_keys.is_empty() {
-                    return Err("has a trusted-public-keys with no key in it, which would trust \
-                                everybody; leave it out if that is meant"
-                        .to_owned());
+                    return Err(
+                        "has an option trusted-public-keys without a key, which would turn off \
+                                signature checks; remove the option if you want that"
+                            .to_owned(),
+                    );
                 }
             }
             "timeout" => {
@@ -149,23 +150,24 @@ impl Upstream {
                 self.store = match value {
                     "1" | "true" => true,
                     "0" | "false" => false,
-                    _ => return Err("has a value for store that is neither 1 nor 0".to_owned()),
+                    _ => return Err("has an option store that is neither 1 nor 0".to_owned()),
                 };
             }
             _ => {
                 return Err(format!(
-                    "has the option “{name}”; there are proxy, trusted-public-keys, timeout and store"
+                    "has the unknown option “{name}”; known options are proxy, trusted-public-keys, \
+                     timeout and store"
                 ));
             }
         }
         Ok(())
     }
 
-    /// All that is set, as it could be set again, but for the passwords.
+    /// The upstream with all options in the syntax of the variable, with passwords masked.
     pub fn masked(&self) -> String {
         let mut url = self.url.clone();
         if let Some(login) = &self.login {
-            // A URL of a host can have a user.
+            // Cannot fail: a URL that had credentials has a host.
             let _ = url.set_username(&login.user).and_then(|()| url.set_password(Some("***")));
         }
         let mut options = Vec::new();
@@ -186,13 +188,13 @@ impl Upstream {
         format!("{}?{}", url.as_str().trim_end_matches('/'), options.join("&"))
     }
 
-    /// The directory, if it is one of this machine.
+    /// The directory of a `file://` upstream.
     pub fn directory(&self) -> Option<PathBuf> {
         self.url.to_file_path().ok().filter(|_| self.url.scheme() == "file")
     }
 }
 
-/// Takes user and password out of a URL, which is shown in logs.
+/// Removes user and password from a URL, because the URL is logged.
 fn take_login(url: &mut Url) -> Result<Option<Login>, String> {
     let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
     let login = match (url.username(), url.password()) {
@@ -200,10 +202,10 @@ fn take_login(url: &mut Url) -> Result<Option<Login>, String> {
         (user, Some(password)) if !user.is_empty() => {
             Login { user: decoded(user), password: decoded(password) }
         }
-        _ => return Err("has a user without a password, or the reverse".to_owned()),
+        _ => return Err("has a user without a password, or a password without a user".to_owned()),
     };
     let cleared = url.set_username("").and_then(|()| url.set_password(None));
-    cleared.map_err(|()| "cannot have a user".to_owned())?;
+    cleared.map_err(|()| "cannot contain a user".to_owned())?;
     Ok(Some(login))
 }
 
@@ -252,10 +254,10 @@ mod tests {
             ("cache.nixos.org", "is not a URL"),
             ("ftp://x", "is not an http, https or file URL"),
             ("s3://x", "is not an http, https or file URL"),
-            ("https://x?priority=3", "the option “priority”"),
+            ("https://x?priority=3", "the unknown option “priority”"),
             ("https://x?proxy=ftp://x", "a proxy that is not http"),
             ("https://x?timeout=soon", "the timeout “soon”"),
-            ("https://x?trusted-public-keys=key", "the key “key”"),
+            ("https://x?trusted-public-keys=key", "the invalid public key “key”"),
             ("https://x?store=perhaps", "neither 1 nor 0"),
             ("https://me@x", "a user without a password"),
             ("https://x#y", "a fragment"),

@@ -1,17 +1,17 @@
-//! Every variable, named once. The README's table and the NixOS module are compared with this.
+//! Table of all variables. Tests compare the README and the NixOS module with it.
 
 use super::PREFIX;
 use super::parse::Parser;
 
-/// A variable of the daemon.
+/// An environment variable.
 #[derive(Debug, Clone, Copy)]
 pub struct Variable {
-    /// Its whole name.
+    /// Complete name.
     pub name: &'static str,
-    /// A value that works.
+    /// A valid value, for error messages.
     pub example: &'static str,
-    /// Whether this build reads it. One that only others read is an error here, because silently
-    /// doing without, say, TLS would be worse.
+    /// Whether this build supports the variable. An unsupported one is an error, because running without
+    /// TLS, for example, must not go unnoticed.
     pub supported: bool,
 }
 
@@ -38,7 +38,7 @@ const fn s3(name: &'static str, example: &'static str) -> Variable {
     Variable { name, example, supported: cfg!(feature = "s3") }
 }
 
-/// Every variable.
+/// All variables, in the order of the README.
 pub const VARIABLES: &[Variable] = &[
     now("NIX_STORED_PATH", "/var/lib/nixStored"),
     now("NIX_STORED_LISTEN_INTERFACE", "127.0.0.1:8100"),
@@ -75,12 +75,12 @@ pub const VARIABLES: &[Variable] = &[
     tls("NIX_STORED_TLS_CLIENT_CA", "/run/keys/builders-ca.pem"),
 ];
 
-/// Notes a problem where `name` is not a variable of this version.
+/// Adds an error if `name` is not a variable of this build.
 pub(super) fn check_known(name: &str, parser: &mut Parser) {
     let suffix = name.strip_prefix(PREFIX).unwrap_or(name);
     match VARIABLES.iter().find(|variable| variable.name == name) {
         Some(variable) if variable.supported => {}
-        Some(_) => parser.problem(suffix, "this build does not have what it sets; unset it"),
+        Some(_) => parser.problem(suffix, "this build does not support the variable; unset it"),
         None => {
             let nearest = VARIABLES
                 .iter()
@@ -90,7 +90,7 @@ pub(super) fn check_known(name: &str, parser: &mut Parser) {
                     likeness(a).total_cmp(&likeness(b))
                 })
                 .map_or("", |variable| variable.name);
-            parser.problem(suffix, format!("there is no such variable; did you mean {nearest}?"));
+            parser.problem(suffix, format!("unknown variable; did you mean {nearest}?"));
         }
     }
 }

@@ -268,7 +268,7 @@ fn a_right_cache_has_nothing_wrong() {
                 (Some(&vec![]), Some(&vec![]))
             );
         } else {
-            verified.says("checked 3 paths, 3 NARs and 2 other objects").says("nothing is wrong");
+            verified.says("checked 3 paths, 3 NARs and 2 other objects").says("no damage");
         }
     }
     assert!(cache.aside().is_empty());
@@ -321,7 +321,7 @@ fn a_running_daemon_serves_nothing_of_what_went_and_takes_it_again() {
     }
 
     cache.verify(&["--deep"]).exits(2);
-    cache.verify(&["--deep", "--repair"]).exits(2).says("put aside 14 objects");
+    cache.verify(&["--deep", "--repair"]).exits(2).says("quarantined 14 objects");
     for (sample, harm) in harmed.iter().zip(&HARMS) {
         daemon.wait_until("404 for what went", || daemon.get(&sample.narinfo_path).0 == 404);
         if harm.nar.is_some() {
@@ -431,7 +431,7 @@ fn notes_are_no_damage_and_are_left_alone() {
     ];
     assert_eq!(notes, BTreeMap::from(expected));
     assert_eq!(objects_without(&cache.dir, "lost+found"), before);
-    cache.verify(&["--deep"]).exits(0).says("note: README: ").says("note: 1 path that");
+    cache.verify(&["--deep"]).exits(0).says("note: README: ").says("note: 1 reference missing");
 }
 
 #[test]
@@ -512,7 +512,7 @@ fn what_cannot_be_read_is_told_and_stays() {
         assert_eq!(verified.damage(), BTreeMap::from(expected));
         assert_eq!(verified.json()["damage"][0]["repaired"], false);
     }
-    cache.verify(&["--repair"]).exits(1).says("2 objects could not be read and may be right");
+    cache.verify(&["--repair"]).exits(1).says("2 objects could not be read and may be intact");
     assert!(cache.aside().is_empty());
 }
 

@@ -126,7 +126,7 @@ fn the_command_asks_where_the_daemon_listens() {
     drop(daemon);
     let (code, told) = asked(&[("NIX_STORED_LISTEN_INTERFACE", &socket)], &[]);
     assert_eq!(code, 1, "{told}");
-    assert!(told.contains("does not answer"), "{told}");
+    assert!(told.contains("does not respond"), "{told}");
     assert_eq!(asked(&[], &["cache.example.org"]).0, 64);
     assert_eq!(asked(&[("NIX_STORED_LISTEN_INTERFACE", "127.0.0.1:0")], &[]).0, 64);
     assert_eq!(asked(&[("NIX_STORED_PRIORITY", "x")], &[]).0, 64);
@@ -146,6 +146,6 @@ fn who_is_no_daemon_of_ours_is_not_healthy() {
     });
     let (code, told) = asked(&[], &[&url]);
     assert_eq!(code, 1, "{told}");
-    assert!(told.contains("does not answer as a nix-stored does"), "{told}");
+    assert!(told.contains("is not a nix-stored daemon"), "{told}");
     assert!(answers.join().expect("no panic").starts_with("GET /health HTTP/1.1\r\nHost: 127."));
 }

@@ -80,7 +80,7 @@ fn a_transfer_under_way_is_finished_before_the_daemon_ends() {
     });
     wire.send_bytes(&sample.nar[1000..]);
     assert_eq!(wire.answer().status, 201);
-    daemon.wait_for_log("every transfer was finished");
+    daemon.wait_for_log("all transfers were finished");
     let dir = daemon.dir().join(&sample.nar_path[1..]);
     let stored = std::fs::read(dir).expect("it is there");
     assert!(stored == sample.nar);
@@ -97,8 +97,8 @@ fn all_problems_of_the_configuration_are_told_at_once_with_status_64() {
     assert_eq!(failed.code, 64);
     for part in [
         "NIX_STORED_PRIORITY: “high” is not a whole number",
-        "NIX_STORED_USER_READ: a user needs a password",
-        "NIX_STORED_PRIORTY: there is no such variable; did you mean NIX_STORED_PRIORITY?",
+        "NIX_STORED_USER_READ: the user has no password",
+        "NIX_STORED_PRIORTY: unknown variable; did you mean NIX_STORED_PRIORITY?",
     ] {
         assert!(failed.log.contains(part), "{part} is not in:\n{}", failed.log);
     }

@@ -79,7 +79,7 @@ fn environment() -> String {
 }
 
 /// When the text of the page that stands here last changed.
-const DATE: &str = "2026-11-21";
+const DATE: &str = "2026-11-30";
 
 /// What `clap_mangen` writes, without what every page begins with.
 fn rendered(render: impl FnOnce(&mut Vec<u8>) -> std::io::Result<()>) -> String {

@@ -95,10 +95,10 @@ fn mistakes_are_caught_at_evaluation() {
     let bad = strings(&module["cases"]["bad"]["failedAssertions"]);
     let about = [
         "readPasswordFile",
-        "_READ_PASS;",
+        "_READ_PASS would",
         "WRITE and writePasswordFile",
-        "_WRITE_PASSFILE names",
-        "_TLS_KEY names",
+        "_WRITE_PASSFILE;",
+        "_TLS_KEY;",
         "tlsClientCaFile needs",
         "openFirewall",
     ];

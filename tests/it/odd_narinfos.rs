@@ -85,7 +85,7 @@ fn a_narinfo_of_more_than_a_megabyte_is_read_by_every_command() {
     let daemon = Daemon::builder().dir(cache.dir()).start();
     assert_eq!(daemon.get(&one.narinfo_path), (200, narinfo.clone().into_bytes()));
     drop(daemon);
-    cache.run(&["verify", "--deep"]).is(0).says("checked 2 paths, 2 NARs").says("nothing is wrong");
+    cache.run(&["verify", "--deep"]).is(0).says("checked 2 paths, 2 NARs").says("no damage");
 
     let copy = Scratch::new();
     let to = copy.join("cache");
@@ -124,7 +124,7 @@ fn what_an_odd_narinfo_names_is_known_to_every_command() {
 fn the_same_signature_twice_is_once() {
     let cache =
         cache_with(|one| format!("{0}Sig: key-1:{ZEROS}\nSig: key-1:{ZEROS}\n", one.narinfo));
-    cache.run(&["verify", "--deep"]).is(0).says("nothing is wrong, 0 notes");
+    cache.run(&["verify", "--deep"]).is(0).says("no damage, 0 notes");
     is_known_to_every_command(&cache);
 }
 

@@ -98,10 +98,10 @@ fn root_serves_as_the_owner_of_the_directory() {
         let made = fs::metadata(dir.join(key)).expect("it was made");
         assert_eq!((made.uid(), made.gid()), (user, user), "{key}");
     }
-    assert!(daemon.log().contains("from now on the daemon is user 65534"), "{}", daemon.log());
+    assert!(daemon.log().contains("switched to user 65534"), "{}", daemon.log());
     // What only root may read cannot be read again, which is said; it holds on.
     daemon.reload();
-    assert!(daemon.log().contains("what was read before stays in use"), "{}", daemon.log());
+    assert!(daemon.log().contains("the previous value stays in use"), "{}", daemon.log());
     put("/log/7b42idxwrsfbjmqz2d4h92x2w6z2lrkg-hello-2.12.2.drv", b"text");
     assert_eq!(assert_nothing_is_false(&dir), 1);
     assert_eq!(daemon.stop().0.code(), Some(0));
@@ -157,7 +157,7 @@ fn root_says_what_to_do_where_the_owner_cannot_reach_the_directory() {
     fs::set_permissions(scratch.path(), Permissions::from_mode(0o700)).expect("it is ours");
     let failed = Daemon::builder().env("NIX_STORED_PATH", utf8(&dir)).start_fails();
     assert_eq!(failed.code, 1);
-    assert!(failed.log.contains("let that user enter the directories above it"), "{}", failed.log);
+    assert!(failed.log.contains("let this user enter the parent directories"), "{}", failed.log);
 }
 
 #[test]

@@ -22,9 +22,9 @@ fn page_of(sample: &Sample) -> String {
     format!("/browse/{}", &sample.narinfo_path[1..33])
 }
 
-/// What a page says while the cache is being gone through. That is done on processors that nobody else
-/// wants, so it can take its time.
-const NOT_YET: &str = "being gone through";
+/// Text of a page while the index is being built. The index is built only on idle processors, so this can
+/// take some time.
+const NOT_YET: &str = "index is being built";
 
 async fn page(cache: &TestCache, path: &str) -> Answer {
     loop {
@@ -120,7 +120,7 @@ async fn a_path_is_found_by_its_hash_part_and_in_full() {
     }
     page(&cache, &page_of(&sample)).await.is(200).says(&sample.store_path[44..]);
     page(&cache, &format!("/browse/{}", &sample.store_path[11..])).await.is(200);
-    page(&cache, "/browse/8ha1dhmx807czjczmwy078s4r9s254il").await.is(404).says("does not have it");
+    page(&cache, "/browse/8ha1dhmx807czjczmwy078s4r9s254il").await.is(404).says("not in the cache");
 }
 
 #[tokio::test]
@@ -165,7 +165,7 @@ async fn a_path_without_its_nar_says_so() {
     page(&cache, &page_of(&sample))
         .await
         .is(200)
-        .says("it cannot be fetched")
+        .says("the path cannot be fetched")
         .says("its NAR is not here");
 }
 
@@ -218,5 +218,5 @@ async fn lists_come_in_pages() {
     assert_eq!(second.text().matches("href=\"/browse/").count(), 10);
     // Beyond the end is the end.
     page(&cache, "/browse?q=sample&page=99").await.is(200).says("page 2 of 2");
-    page(&cache, "/browse?q=nothing+here").await.is(200).says("No path here");
+    page(&cache, "/browse?q=nothing+here").await.is(200).says("No path has all these words");
 }

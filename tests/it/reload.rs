@@ -60,7 +60,7 @@ fn new_passwords_hold_from_the_next_request_on() {
     assert_eq!((reads("r1"), reads("r2")), (200, 401));
     daemon.reload();
     assert_eq!((reads("r1"), reads("w1"), reads("r2"), reads("w2")), (401, 401, 200, 200));
-    assert!(daemon.log().contains("passwords, certificates and keys were read again"));
+    assert!(daemon.log().contains("reloaded passwords, certificates and keys"));
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn a_file_that_cannot_be_used_leaves_what_was_there_and_the_other_is_taken() {
     let nar = sample(1, b"x");
     assert_eq!(Wire::to(&daemon).request("PUT", &nar.nar_path, &nar.nar).status, 401);
     assert_eq!((reads("r1"), reads("r2"), reads("w1")), (401, 200, 200));
-    let told = "what was read before stays in use: NIX_STORED_USER_WRITE_PASSFILE: cannot read ";
+    let told = "the previous value stays in use: NIX_STORED_USER_WRITE_PASSFILE: cannot read ";
     assert_eq!(daemon.log().matches(told).count(), 1, "{}", daemon.log());
     files.write("write", "\n");
     daemon.reload();

@@ -1,4 +1,4 @@
-//! One request, in a limited time.
+//! One HTTP request with a total timeout.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use super::place::{Encryption, Place, Socket};
 
-/// An answer has some hundred bytes.
+/// Maximum size of the response; a `/health` response has some hundred bytes.
 const LIMIT: u64 = 64 * 1024;
 
-/// The whole answer, head and body.
+/// Sends the request, and returns the complete response, head and body.
 pub(super) fn ask(place: &Place, until: Instant) -> io::Result<String> {
     match &place.socket {
         Socket::Tcp(address) => {
@@ -25,7 +25,7 @@ pub(super) fn ask(place: &Place, until: Instant) -> io::Result<String> {
 }
 
 fn connect(address: &str, until: Instant) -> io::Result<TcpStream> {
-    let mut failed = io::Error::new(io::ErrorKind::NotFound, "its name has no address");
+    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the host name has no address");
     for address in address.to_socket_addrs()? {
         match TcpStream::connect_timeout(&address, left(until)?) {
             Ok(stream) => return Ok(stream),
@@ -76,7 +76,7 @@ impl Timeouts for UnixStream {
     }
 }
 
-/// A socket that has until then, for everything together.
+/// A socket with one deadline for all reads and writes together.
 struct Patient<S> {
     socket: S,
     until: Instant,
@@ -86,7 +86,7 @@ impl<S: Timeouts> Patient<S> {
     fn in_time<T>(&mut self, act: impl FnOnce(&mut S) -> io::Result<T>) -> io::Result<T> {
         self.socket.set_timeouts(left(self.until)?)?;
         act(&mut self.socket).map_err(|error| match error.kind() {
-            // What a timeout of a socket is called.
+            // The error that a socket timeout causes.
             io::ErrorKind::WouldBlock => io::ErrorKind::TimedOut.into(),
             _ => error,
         })

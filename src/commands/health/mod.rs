@@ -1,4 +1,4 @@
-//! `nix-stored health`: whether a daemon can do what it is there for, asked as anybody would ask it.
+//! `nix-stored health`: requests `/health` from a daemon.
 
 mod ask;
 mod place;
@@ -17,17 +17,17 @@ use super::output::{OneLine, size};
 use crate::config::{Config, Problems};
 use place::Place;
 
-/// The time for all of it. Longer than the daemon takes to find out that its disk hangs.
+/// Timeout of the command. Longer than the daemon takes to detect that its disk hangs.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, clap::Args)]
 #[command(
-    after_help = "Exit status: 0 it is well; 1 it is not, or does not answer; 64 the configuration \
-                        or the arguments are wrong."
+    after_help = "Exit status: 0 healthy; 1 unhealthy, or no response; 64 the configuration or the \
+                        arguments are wrong."
 )]
 pub(super) struct Args {
-    /// Where the daemon is, http://host:port, https://host:port or unix:/path; without it, where
-    /// NIX_STORED_LISTEN_INTERFACE says
+    /// Address of the daemon: http://host:port, https://host:port or unix:/path; by default the address
+    /// in NIX_STORED_LISTEN_INTERFACE
     url: Option<String>,
 }
 
@@ -37,17 +37,17 @@ pub(super) fn run(args: &Args, config: Result<Config, Problems>) -> anyhow::Resu
         None => Place::of(&config?)?,
     };
     let answer = ask::ask(&place, Instant::now() + PATIENCE);
-    let answer = answer.with_context(|| format!("{place} does not answer"))?;
+    let answer = answer.with_context(|| format!("{place} does not respond"))?;
     let Some(health) = Health::read(&answer) else {
         let line = answer.lines().next().unwrap_or_default();
-        bail!("{place} does not answer as a nix-stored does: “{line}”");
+        bail!("{place} is not a nix-stored daemon: it responded “{line}”");
     };
     let line = OneLine(format!("{place} {health}"));
     super::output::write(io::stdout().lock(), &format!("{line}\n"))?;
     Ok(if health.status == "ok" { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What the daemon says.
+/// The body of a `/health` response.
 #[derive(Debug, Deserialize)]
 struct Health {
     status: String,

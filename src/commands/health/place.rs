@@ -1,4 +1,4 @@
-//! Where a daemon is, and whether it is spoken to over TLS.
+//! Address of a daemon, and whether it uses TLS.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -7,14 +7,13 @@ use std::path::PathBuf;
 use crate::commands::argument::Unusable;
 use crate::config::{Config, Listen};
 
-/// A daemon's place.
+/// Address of a daemon.
 #[derive(Debug)]
 pub(super) struct Place {
     pub(super) socket: Socket,
     pub(super) encryption: Encryption,
 }
 
-/// Where it listens.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Socket {
     /// `host:port`
@@ -22,15 +21,15 @@ pub(super) enum Socket {
     Unix(PathBuf),
 }
 
-/// How it is spoken to, and who it has to be.
+/// Encryption of the connection, and how the server is authenticated.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Encryption {
     None,
-    /// It has this certificate, whatever name is in that: it is asked where it listens, and not by
-    /// the name that its clients know.
+    /// TLS with exactly this server certificate. The host name is not checked, because the command
+    /// connects to the local address, not to the name that clients use.
     #[cfg(feature = "tls")]
     Shows(rustls::pki_types::CertificateDer<'static>),
-    /// It has a certificate for the host by an authority that this machine trusts.
+    /// TLS with a server certificate for this name, signed by a CA that the system trusts.
     #[cfg(feature = "tls")]
     CertifiedAs(rustls::pki_types::ServerName<'static>),
 }
@@ -45,7 +44,7 @@ impl Place {
             (Some(rest), _) => (rest, 80, false),
             (_, Some(rest)) => (rest, 443, true),
             _ => {
-                let what = "is neither http://host:port nor https://host:port nor unix:/path";
+                let what = "is not http://host:port, https://host:port or unix:/path";
                 return Err(Unusable(format!("“{url}” {what}")));
             }
         };
@@ -58,7 +57,7 @@ impl Place {
         Ok(Self { socket: Socket::Tcp(address), encryption })
     }
 
-    /// Where a daemon with this configuration is reached from the same machine.
+    /// The address at which a daemon with this configuration is reachable from the same machine.
     pub(super) fn of(config: &Config) -> Result<Self, Unusable> {
         #[cfg(feature = "tls")]
         let encryption = match &config.tls {
@@ -75,13 +74,13 @@ impl Place {
 fn certified_as(url: &str, host: &str) -> Result<Encryption, Unusable> {
     let name = host.trim_start_matches('[').trim_end_matches(']').to_owned();
     let name = rustls::pki_types::ServerName::try_from(name);
-    let name = name.map_err(|_| Unusable(format!("“{url}” names no host that can be")))?;
+    let name = name.map_err(|_| Unusable(format!("“{url}” has an invalid host name")))?;
     Ok(Encryption::CertifiedAs(name))
 }
 
 #[cfg(not(feature = "tls"))]
 fn certified_as(url: &str, _: &str) -> Result<Encryption, Unusable> {
-    Err(Unusable(format!("“{url}” needs a build with the feature “tls”")))
+    Err(Unusable(format!("“{url}” needs a build with the cargo feature tls")))
 }
 
 impl Socket {
@@ -92,7 +91,7 @@ impl Socket {
         };
         let local = match address.parse::<SocketAddr>() {
             Ok(socket) if socket.port() == 0 => {
-                let why = "NIX_STORED_LISTEN_INTERFACE has no port; say where the daemon is";
+                let why = "NIX_STORED_LISTEN_INTERFACE has port 0; pass the address of the daemon";
                 return Err(Unusable(why.to_owned()));
             }
             Ok(socket) if socket.ip().is_unspecified() => {

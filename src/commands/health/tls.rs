@@ -1,4 +1,4 @@
-//! Over TLS, to the daemon of this machine or to one of that name.
+//! TLS connection to a daemon, authenticated by its exact certificate or by host name and CA.
 
 use std::io::{self, Read, Write};
 use std::net::Ipv4Addr;
@@ -15,7 +15,7 @@ use rustls_platform_verifier::Verifier;
 use super::place::Encryption;
 use crate::config::authorities;
 
-/// Speaks TLS on `socket`.
+/// Starts TLS on `socket`.
 pub(super) fn encrypt<S: Read + Write>(
     socket: S,
     encryption: &Encryption,
@@ -29,7 +29,7 @@ pub(super) fn encrypt<S: Read + Write>(
         }
         Encryption::Shows(certificate) => {
             let certificate = certificate.clone();
-            // An address is not sent to the server, and nobody compares it.
+            // rustls sends no SNI for an address, and `Shown` ignores the name.
             let name = Ipv4Addr::LOCALHOST.into();
             (Arc::new(Shown { certificate, provider: Arc::clone(&provider) }), name)
         }
@@ -45,7 +45,7 @@ pub(super) fn encrypt<S: Read + Write>(
     Ok(StreamOwned::new(connection, socket))
 }
 
-/// Accepts one certificate, from whoever has its key.
+/// Accepts exactly one server certificate.
 #[derive(Debug)]
 struct Shown {
     certificate: CertificateDer<'static>,
@@ -64,8 +64,8 @@ impl ServerCertVerifier for Shown {
         if *end_entity == self.certificate {
             return Ok(ServerCertVerified::assertion());
         }
-        let why = "it shows another certificate than NIX_STORED_TLS_CERT has; SIGHUP makes a \
-                   daemon read that again";
+        let why = "the certificate of the server is not the one in NIX_STORED_TLS_CERT; send SIGHUP \
+                   to the daemon to reload the file";
         Err(Error::General(why.to_owned()))
     }
 

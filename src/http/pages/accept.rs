@@ -1,10 +1,10 @@
-//! Who wants a page, and who wants the text that Nix reads.
+//! Content negotiation: browsers get pages, other clients get the text that Nix reads.
 
 use http::HeaderMap;
 use http::header::ACCEPT;
 
-/// Whether a client says that it takes HTML at least as gladly as plain text (RFC 9110, section
-/// 12.5.1). Browsers name `text/html`; Nix, curl and proxies take anything, and so mean the text.
+/// Whether a client accepts HTML with at least the weight of plain text (RFC 9110, section 12.5.1).
+/// Browsers name `text/html`; Nix, curl and proxies accept `*/*`, which selects the text.
 pub(super) fn prefers_html(headers: &HeaderMap) -> bool {
     let mut html: Option<f32> = None;
     let mut plain: Option<f32> = None;

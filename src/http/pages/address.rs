@@ -1,4 +1,4 @@
-//! The address that a visitor used, for what is there to be pasted.
+//! The address that the browser used, for the configuration to copy.
 
 use http::header;
 use http::request::Parts;
@@ -10,23 +10,23 @@ use crate::http::origin::Origin;
 pub(super) struct Address {
     /// `http://cache.example.org:8100`
     pub url: String,
-    /// The same without scheme and port, as a netrc names it.
+    /// The host without scheme and port, as in a netrc file.
     pub host: String,
 }
 
-/// What is shown where the request does not say it.
+/// Shown if the request has no valid host.
 const EXAMPLE: &str = "cache.example.org";
 
-/// The longest name of a host, a port and the brackets around an IPv6 address.
+/// Maximum length of a host name with a port and brackets.
 const LONGEST: usize = 253 + 8;
 
 impl Address {
-    /// The address of a request, as a reverse proxy says it or the client. Whoever sends it gets it
-    /// back, and nobody else: pages are not kept for others. So it need not be a trusted proxy.
+    /// The address of a request, from the headers of a reverse proxy or the `Host` header. The proxy need
+    /// not be trusted: pages are not cached, so only the sender of the headers sees the result.
     pub(super) fn of(request: &Parts) -> Self {
         let header = |name: &str| {
             let text = request.headers.get(name)?.to_str().ok()?;
-            // The first proxy of several is the one that the client spoke to.
+            // The first value is from the proxy that the client connected to.
             text.split(',').next().map(str::trim)
         };
         let authority = || request.uri.authority().map(http::uri::Authority::as_str);
@@ -40,8 +40,8 @@ impl Address {
     }
 }
 
-/// Whether this is a name or an address of a host, perhaps with a port, and cannot be anything else
-/// wherever it is pasted.
+/// Whether `text` is a host name or an address, optionally with a port. It then has no special
+/// characters, so it is safe to paste into a shell, a netrc file or Nix code.
 fn is_host(text: &str) -> bool {
     let name = without_port(text);
     let port = &text[name.len()..];
@@ -104,7 +104,7 @@ mod tests {
         ];
         assert_eq!(of(&proxied), "https://c.org c.org");
         assert_eq!(over(true, &[("host", "c.org:443")]), "https://c.org c.org");
-        // Whoever encrypts it for the daemon alone knows better what the visitor typed.
+        // The proxy knows the scheme that the browser used, even if it connects to the daemon with TLS.
         let inside = [("host", "c.org"), ("x-forwarded-proto", "http")];
         assert_eq!(over(true, &inside), "http://c.org c.org");
     }
@@ -135,7 +135,7 @@ mod tests {
             "'",
         ] {
             assert_eq!(of(&[("host", host)]), format!("http://{EXAMPLE} {EXAMPLE}"), "{host}");
-            // What the client itself says is better than nonsense of a proxy.
+            // An invalid X-Forwarded-Host is ignored, and Host is used.
             let both = [("host", "c.org"), ("x-forwarded-host", host)];
             assert_eq!(of(&both), "http://c.org c.org", "{host}");
         }

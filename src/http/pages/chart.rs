@@ -1,5 +1,5 @@
-//! Drawings: use by day, and how full something is. They are as wide as there is room, so they have no
-//! text in them.
+//! Charts: uploads and uses by day, and a fill level. They stretch to the width of the page, so they
+//! contain no text.
 
 use std::time::Duration;
 
@@ -10,10 +10,10 @@ use crate::cache::browse::{DAYS, Days};
 
 const HEIGHT: f64 = 100.0;
 
-/// The least that can be seen.
+/// Minimum height of a bar, so that it is visible.
 const LEAST: f64 = 1.5;
 
-/// How many paths came and were last used, by day.
+/// Number of paths uploaded and last used, by day.
 pub(super) fn use_by_day(days: &Days) -> Markup {
     let most = days.uploaded.iter().chain(&days.used).copied().max().unwrap_or_default().max(1);
     let height = |number: u32| match number {
@@ -31,7 +31,7 @@ pub(super) fn use_by_day(days: &Days) -> Markup {
     };
     let sum = |numbers: &[u32]| numbers.iter().map(|number| *number as usize).sum();
     let told = format!(
-        "In the last {DAYS} days {} came; {} were used for the last time. No day had more than {}.",
+        "Last {DAYS} days: {} uploaded, {} last used, at most {} per day.",
         count(sum(&days.uploaded), "path"),
         count(sum(&days.used), "path"),
         count(most as usize, "path"),
@@ -42,7 +42,7 @@ pub(super) fn use_by_day(days: &Days) -> Markup {
             figcaption {
                 span.key { (key("uploaded")) "Paths uploaded" }
                 span.key { (key("used")) "Paths last used" }
-                span { "at most " (count(most as usize, "path")) " a day" }
+                span { "at most " (count(most as usize, "path")) " per day" }
             }
             svg.chart viewBox={ "0 0 " (DAYS) " " (HEIGHT) } preserveAspectRatio="none" role="img" aria-label=(told) {
                 @for at in 0..DAYS {
@@ -63,7 +63,7 @@ pub(super) fn use_by_day(days: &Days) -> Markup {
     }
 }
 
-/// How much of something is full.
+/// A bar that is filled to `part` of `whole`.
 pub(super) fn fill(part: u64, whole: u64) -> Markup {
     let share = (part as f64 / whole.max(1) as f64).clamp(0.0, 1.0) * 100.0;
     html! {

@@ -1,5 +1,5 @@
 "use strict";
-// A button beside each text that is there to be pasted. Without this script there is none.
+// Adds a copy button to each text that is there to be copied.
 for (const text of document.querySelectorAll("pre")) {
   const button = document.createElement("button");
   button.type = "button";
@@ -13,7 +13,7 @@ for (const text of document.querySelectorAll("pre")) {
     selection.addRange(range);
     let copied = false;
     try {
-      // The clipboard itself is there on https and on this machine only.
+      // Browsers provide the clipboard API only over HTTPS and on localhost.
       if (navigator.clipboard) {
         await navigator.clipboard.writeText(text.textContent);
         copied = true;
@@ -21,7 +21,7 @@ for (const text of document.querySelectorAll("pre")) {
         copied = document.execCommand("copy");
       }
     } catch {
-      // It stays selected, to be copied by hand.
+      // The text stays selected, so the user can copy it.
     }
     button.textContent = copied ? "Copied" : "Selected";
     setTimeout(() => { button.textContent = "Copy"; }, 2000);

@@ -1,4 +1,4 @@
-//! The first page: what to paste, and what is in the cache.
+//! The first page: configuration to copy, and statistics.
 
 use std::collections::BTreeSet;
 
@@ -11,10 +11,10 @@ use super::{BROWSE, Visit};
 use crate::cache::browse::{About, Behind, Index, Overview, Served};
 use crate::config::{Credentials, Requirement};
 
-/// How many paths are shown of those that came last.
+/// Number of recent uploads to show.
 const LATEST: usize = 8;
 
-/// Where the netrc is kept.
+/// Path of the netrc file in the configuration to copy.
 const NETRC: &str = "/etc/nix/netrc";
 
 pub(super) fn page(visit: &Visit, overview: &Overview) -> Markup {
@@ -22,29 +22,29 @@ pub(super) fn page(visit: &Visit, overview: &Overview) -> Markup {
     let behind = visit.cache.behind();
     let main = html! {
         h1 { (visit.address.host) }
-        p.soft { "A binary cache for Nix. Store paths are in " code { (about.info.store_dir) } ", its priority is " (about.info.priority) "." }
+        p.soft { "A binary cache for Nix with store directory " code { (about.info.store_dir) } " and priority " (about.info.priority) "." }
         @match &overview.index {
             Some(index) => { (figures(visit, index, about)) }
             None => { (not_yet(overview)) }
         }
-        h2 #setup { "Use it" }
+        h2 #setup { "Configuration" }
         (setup(visit, about, &behind))
         @if let Some(index) = &overview.index {
-            h2 #days { "By day" }
+            h2 #days { "Uploads and uses by day" }
             (chart::use_by_day(index.days()))
-            h2 #latest { "What came last" }
+            h2 #latest { "Recent uploads" }
             @if index.newest().is_empty() {
-                p.soft { "There is nothing here yet." }
+                p.soft { "The cache is empty." }
             } @else {
                 (rows(index, &index.newest()[..index.newest().len().min(LATEST)], visit.now))
                 @if index.newest().len() > LATEST { p.pages { a href=(BROWSE) { "All " (count(index.newest().len(), "path")) } } }
             }
         }
         @if !behind.is_empty() {
-            h2 #upstreams { "Caches behind it" }
+            h2 #upstreams { "Upstream caches" }
             (upstreams(&behind))
         }
-        h2 #rules { "What it keeps to" }
+        h2 #rules { "Policy" }
         (rules(visit, about))
     };
     let as_of = as_of(overview, visit.now);
@@ -73,26 +73,26 @@ fn figures(visit: &Visit, index: &Index, about: About<'_>) -> Markup {
             }
             @if let Some(free) = visit.cache.free_space() {
                 div {
-                    dt { "free for more" }
+                    dt { "free space" }
                     dd { (size(free)) }
                 }
             }
             @let Served { hits, misses } = visit.cache.served();
             @if hits + misses > 0 {
                 div {
-                    dt { "of narinfos asked for were here" }
+                    dt { "narinfo hit rate" }
                     dd { (per_cent(hits, hits + misses)) }
-                    dd.note { (count((hits + misses) as usize, "question")) " since the start" }
+                    dd.note { (count((hits + misses) as usize, "request")) " since start" }
                 }
             }
         }
     }
 }
 
-/// What to paste where.
+/// Configuration to copy, for Nix, NixOS, flakes, netrc and uploads.
 fn setup(visit: &Visit, about: About<'_>, behind: &[Behind]) -> Markup {
     let url = &visit.address.url;
-    // What was mirrored is signed by those who built it.
+    // Mirrored paths are signed with the keys of their upstream.
     let own = about.admission.trusted_public_keys.iter().map(ToString::to_string);
     let keys: BTreeSet<String> =
         own.chain(behind.iter().flat_map(|behind| behind.keys.iter().cloned())).collect();
@@ -106,13 +106,13 @@ fn setup(visit: &Visit, about: About<'_>, behind: &[Behind]) -> Markup {
     let quoted: Vec<String> = keys.iter().map(|key| nix_string(key)).collect();
     let keys: Vec<String> = keys.into_iter().collect();
     let keys_conf = if keys.is_empty() {
-        "# extra-trusted-public-keys = the keys that its builders sign with".to_owned()
+        "# extra-trusted-public-keys = the public keys of the builders".to_owned()
     } else {
         format!("extra-trusted-public-keys = {}", keys.join(" "))
     };
     let keys_nix = |name: &str| {
         if quoted.is_empty() {
-            format!("# {name} = [ the keys that its builders sign with ];")
+            format!("# {name} = [ the public keys of the builders ];")
         } else {
             format!("{name} = [ {} ];", quoted.join(" "))
         }
@@ -141,18 +141,18 @@ fn setup(visit: &Visit, about: About<'_>, behind: &[Behind]) -> Markup {
         }
         details {
             summary { "NixOS" }
-            p.soft.small { "In the configuration of the system:" }
+            p.soft.small { "In the system configuration:" }
             (paste(&nixos))
         }
         details {
-            summary { "A flake" }
-            p.soft.small { "At the top of " code { "flake.nix" } "; who builds it is asked whether to trust it:" }
+            summary { "Flake" }
+            p.soft.small { "At the top level of " code { "flake.nix" } "; Nix asks users of the flake whether to accept it:" }
             (paste(&flake))
         }
         @if let Some(reader) = reader {
             details {
-                summary { "The password" }
-                p.soft.small { "Reading needs one. In " code { (NETRC) } ", readable by root only:" }
+                summary { "Password" }
+                p.soft.small { "Reading needs a password. In " code { (NETRC) } ", readable only by root:" }
                 (paste(&format!("machine {} login {} password …", netrc_host(&visit.address.host), Foreign(reader))))
             }
         }
@@ -163,7 +163,7 @@ fn setup(visit: &Visit, about: About<'_>, behind: &[Behind]) -> Markup {
     }
 }
 
-/// A netrc names an IPv6 address without brackets.
+/// The host as in a netrc file, which has IPv6 addresses without brackets.
 fn netrc_host(host: &str) -> &str {
     host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
 }
@@ -172,34 +172,34 @@ fn upload(visit: &Visit, url: &str) -> Markup {
     let command = paste(&format!("nix copy --to {url} ./result"));
     html! {
         @match &visit.access.write {
-            Requirement::Anyone => { (command) p.soft.small { "Anyone who can reach it may." } }
+            Requirement::Anyone => { (command) p.soft.small { "Anyone may upload." } }
             Requirement::Local => {
                 (command)
-                p.soft.small { "Anyone on the cache's machine may, but not through a proxy." }
+                p.soft.small { "Anyone on the machine of the cache may upload, but not through a proxy." }
             }
             Requirement::User(_) => {
                 (command)
-                p.soft.small { "This needs the user and the password for uploads, in the netrc file." }
+                p.soft.small { "Uploads need the write user and its password in the netrc file." }
             }
             Requirement::Certificate => {
                 (command)
-                p.soft.small { "This needs a client certificate." }
+                p.soft.small { "Uploads need a client certificate." }
             }
-            Requirement::Nobody => { p.soft { "Uploads are switched off here." } }
+            Requirement::Nobody => { p.soft { "Uploads are disabled." } }
         }
     }
 }
 
 fn upstreams(behind: &[Behind]) -> Markup {
     html! {
-        p.soft { "What is not here is asked of them, in this order, and kept." }
+        p.soft { "Missing objects are requested from these caches in this order." }
         ul.plain {
             @for behind in behind {
                 li {
                     bdi { code { (Foreign(&behind.url)) } } " "
                     @match behind.left_alone {
-                        Some(left) => { span.warn { "in trouble, and left alone for " (lasting(left)) } }
-                        None => { span.badge.good { "asked" } }
+                        Some(left) => { span.warn { "failing, next request in " (lasting(left)) } }
+                        None => { span.badge.good { "in use" } }
                     }
                 }
             }
@@ -217,12 +217,12 @@ fn rules(visit: &Visit, about: About<'_>) -> Markup {
             dt { "Uploading" }
             dd {
                 (who(&visit.access.write))
-                @if let Some(most) = admission.max_upload_size { ", at most " (size(most)) " at a time" }
+                @if let Some(most) = admission.max_upload_size { ", at most " (size(most)) " per upload" }
             }
             dt { "Signatures" }
             dd {
-                @if keys.is_empty() { "not asked for" } @else {
-                    "every path needs one by "
+                @if keys.is_empty() { "not required" } @else {
+                    "required, by "
                     @for (at, key) in keys.iter().enumerate() {
                         @if at > 0 { " or " }
                         bdi { code { (Foreign(key.name())) } }
@@ -233,15 +233,15 @@ fn rules(visit: &Visit, about: About<'_>) -> Markup {
                 dt { "Size" }
                 dd {
                     @match limits.max_size {
-                        Some(most) => { "at most " (size(most)) "; what has been unused the longest goes first" }
-                        None => { "as large as the disk lets it" }
+                        Some(most) => { "at most " (size(most)) "; least recently used paths are removed first" }
+                        None => { "no limit" }
                     }
                 }
                 dt { "Age" }
                 dd {
                     @match limits.max_age {
-                        Some(most) => { "what nobody has used for " (lasting(most)) " goes" }
-                        None => { "nothing goes because of it" }
+                        Some(most) => { "paths unused for " (lasting(most)) " are removed" }
+                        None => { "no limit" }
                     }
                 }
             }
@@ -251,8 +251,8 @@ fn rules(visit: &Visit, about: About<'_>) -> Markup {
 
 fn who(requirement: &Requirement) -> &'static str {
     match requirement {
-        Requirement::Anyone => "anyone who can reach it",
-        Requirement::Local => "anyone on the cache's machine",
+        Requirement::Anyone => "anyone",
+        Requirement::Local => "anyone on the machine of the cache",
         Requirement::User(_) => "with a password",
         Requirement::Certificate => "with a client certificate",
         Requirement::Nobody => "nobody",

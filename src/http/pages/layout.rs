@@ -1,4 +1,4 @@
-//! What all pages have.
+//! The common layout of all pages.
 
 use std::time::SystemTime;
 
@@ -12,10 +12,10 @@ use crate::nix::StorePathHash;
 pub(super) const STYLE: &str = include_str!("style.css");
 pub(super) const SCRIPT: &str = include_str!("copy.js");
 
-/// The sign beside the name: paths that lead to one place.
+/// The logo: paths that lead to one place.
 const SIGN: &str = "M12 2v20M12 12 3.3 7M12 12l8.7-5M12 12l-8.7 5M12 12l8.7 5";
 
-/// The same for the tab of a browser, which would ask for one otherwise.
+/// The same logo as a favicon; without it, browsers request `/favicon.ico`.
 const ICON: &str = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 24 24' fill='none' \
     stroke='%232f7f9e' stroke-width='2.6' stroke-linecap='round'%3E%3Cpath d='M12 2v20M12 12 3.3 7M12 12l8.7-5M12 \
     12l-8.7 5M12 12l8.7 5'/%3E%3C/svg%3E";
@@ -23,11 +23,11 @@ const ICON: &str = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg'
 /// A whole page.
 pub(super) struct Layout<'a> {
     pub title: &'a str,
-    /// What is in the field of the search.
+    /// Text in the search field.
     pub query: &'a str,
-    /// Whether it shall be asked for again in a moment.
+    /// Whether the browser reloads the page after three seconds.
     pub reload: bool,
-    /// When what it shows was found, and how long ago that was.
+    /// Age of the index, for the footer.
     pub as_of: Option<Markup>,
 }
 
@@ -40,7 +40,7 @@ impl Layout<'_> {
                     meta charset="utf-8";
                     title { (Foreign(self.title)) }
                     meta name="viewport" content="width=device-width, initial-scale=1";
-                    // Nobody looks for store paths, and reading their NARs takes time.
+                    // Crawlers would read the NAR of every path.
                     meta name="robots" content="noindex, nofollow";
                     @if self.reload { meta http-equiv="refresh" content="3"; }
                     link rel="icon" href=(ICON);
@@ -76,41 +76,41 @@ impl Layout<'_> {
     }
 }
 
-/// The page where there is none.
+/// The 404 page; `why` is a clause without a full stop.
 pub(super) fn nothing(why: &str) -> Markup {
     let main = html! {
         h1 { "Not found" }
-        p { "Sorry: " (why) ". What was never used or uploaded for long may have been removed." }
-        p { a href=(BROWSE) { "All paths, the newest first" } }
+        p { (why) "." }
+        p { a href=(BROWSE) { "All paths, newest first" } }
     };
     Layout { title: "Not found", query: "", reload: false, as_of: None }.page(&main)
 }
 
-/// What stands where the index would be shown.
+/// The text in place of the index, until it has been built.
 pub(super) fn not_yet(overview: &Overview) -> Markup {
     html! {
         p role="status" {
             @match overview.found {
                 Some(found) => {
-                    "The cache is being gone through for the first time since it was started: "
-                    (count(found as usize, "object")) " so far. This page comes again by itself."
+                    "The index is being built for the first time since start: "
+                    (count(found as usize, "object")) " so far. This page reloads automatically."
                 }
-                None => { "The cache could not be gone through; its log has the reason." }
+                None => { "The index could not be built; the log of the daemon has the reason." }
             }
         }
     }
 }
 
-/// When what a page shows was found.
+/// Age of the index.
 pub(super) fn as_of(overview: &Overview, now: SystemTime) -> Option<Markup> {
     let index = overview.index.as_ref()?;
     Some(html! {
-        "Counted " (ago(index.made(), now))
-        @if overview.failed { "; counting again has failed, and the log has the reason" }
+        "Index built " (ago(index.made(), now))
+        @if overview.failed { "; the last update failed, the log of the daemon has the reason" }
     })
 }
 
-/// A text to be pasted.
+/// A text to copy.
 pub(super) fn paste(text: &str) -> Markup {
     html! { div.paste { pre { code { (text) } } } }
 }
@@ -138,7 +138,7 @@ pub(super) fn rows(index: &Index, places: &[u32], now: SystemTime) -> Markup {
                         tr {
                             td.name {
                                 (link(row.hash, row.name))
-                                @if row.mirrored { " " span.badge title="It came from an upstream" { "mirrored" } }
+                                @if row.mirrored { " " span.badge title="Mirrored from an upstream cache" { "mirrored" } }
                             }
                             td.number { (size(row.size)) }
                             td.when data-label="uploaded" { (ago(row.uploaded, now)) }
@@ -156,9 +156,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_comes_before_the_index_is_told_how_far_it_is() {
+    fn without_an_index_the_page_shows_its_progress_or_its_failure() {
         let told = |found, failed| not_yet(&Overview { index: None, found, failed }).into_string();
         assert!(told(Some(1234), false).contains("1,234 objects so far"));
-        assert!(told(None, true).contains("its log has the reason"));
+        assert!(told(None, true).contains("the log of the daemon has the reason"));
     }
 }

@@ -1,4 +1,4 @@
-//! Paths by name.
+//! Search results, or all paths.
 
 use std::time::SystemTime;
 
@@ -10,14 +10,14 @@ use super::words::{Foreign, count};
 use super::{BROWSE, Visit};
 use crate::cache::browse::{Index, Overview};
 
-/// How many paths are on a page.
+/// Number of paths on a page.
 const PAGE: usize = 50;
 
 pub(super) fn page(visit: &Visit, overview: &Overview, query: &str, number: usize) -> Markup {
     let query = query.trim();
     let heading = match query {
         "" => "All paths".to_owned(),
-        query => format!("Paths named “{}”", Foreign(query)),
+        query => format!("Paths matching “{}”", Foreign(query)),
     };
     let main = html! {
         h1 { (heading) }
@@ -31,7 +31,7 @@ pub(super) fn page(visit: &Visit, overview: &Overview, query: &str, number: usiz
     Layout { title: &heading, query, reload, as_of }.page(&main)
 }
 
-/// What was found, a page of it.
+/// One page of the results.
 fn found(index: &Index, query: &str, number: usize, now: SystemTime) -> Markup {
     let found = index.search(query);
     let last = found.len().div_ceil(PAGE).max(1);
@@ -41,12 +41,12 @@ fn found(index: &Index, query: &str, number: usize, now: SystemTime) -> Markup {
     html! {
         p.soft {
             @if found.is_empty() && !query.is_empty() {
-                "No path here has all these words in its name."
+                "No path has all these words in its name."
             } @else if found.is_empty() {
-                "There is nothing here yet."
+                "The cache is empty."
             } @else {
                 (count(found.len(), "path"))
-                @if query.is_empty() { ", the newest first" }
+                @if query.is_empty() { ", newest first" }
                 @if last > 1 { ", page " (number) " of " (last) }
             }
         }

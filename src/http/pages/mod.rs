@@ -1,8 +1,8 @@
-//! Pages for people: what to paste, what is in the cache, and a way around in it.
+//! Web pages: configuration to copy, statistics, search, and a page for each store path.
 //!
-//! They are made here as they are asked for, of one document each: style and script stand in it and
-//! are allowed by their hashes, so nothing else is asked for, and nothing that somebody uploaded could
-//! be run even if it got onto a page as more than text. `maud` escapes everything that is put in.
+//! Each page is one document, rendered for each request. It contains its style sheet and its script, and
+//! the content security policy allows only these, by hash. So a page causes no other requests, and text
+//! from uploaders could not run even if it were not escaped. `maud` escapes all text.
 
 mod accept;
 mod address;
@@ -33,13 +33,13 @@ use crate::config::Access;
 use crate::nix::{StoreDir, StorePathHash};
 use address::Address;
 
-/// Where the cache is browsed. No object has such a name.
+/// Path of the search and of the store path pages. No object has such a name.
 const BROWSE: &str = "/browse";
 
-/// How many characters of a query are looked for: as many as a store path has.
+/// Maximum length of a query, in characters: the limit of file names.
 const LONGEST_QUERY: usize = 255;
 
-/// Who looks at a page, and at what.
+/// Context of a page request.
 struct Visit {
     cache: Arc<Cache>,
     access: Arc<Access>,
@@ -77,7 +77,7 @@ pub(super) fn page(uri: &Uri, headers: &HeaderMap) -> Option<Page> {
     Some(Page::List { query, number })
 }
 
-/// Renders a page.
+/// Responds to a page request.
 pub(super) async fn answer(
     cache: &Arc<Cache>,
     access: Arc<Access>,
@@ -106,7 +106,7 @@ pub(super) async fn answer(
         },
         Page::Path(name) => match hash_in(&name, store_dir) {
             Some(hash) => path_answer(visit, hash).await,
-            None => Ok(response(StatusCode::NOT_FOUND, layout::nothing("there is no such page"))),
+            None => Ok(response(StatusCode::NOT_FOUND, layout::nothing("There is no such page"))),
         },
     }
 }
@@ -114,14 +114,16 @@ pub(super) async fn answer(
 async fn path_answer(visit: Visit, hash: StorePathHash) -> Result<Response<Body>, HttpError> {
     let cache = Arc::clone(&visit.cache);
     let Some(look) = cache.look_at(hash).await? else {
-        let page = layout::nothing("this cache does not have it");
+        let why =
+            "This path is not in the cache; it may have been removed after a long time without use";
+        let page = layout::nothing(why);
         return Ok(response(StatusCode::NOT_FOUND, page));
     };
     let (files, overview) = tokio::join!(cache.files_of(&look.info), cache.overview());
     rendered(&cache, move || path::page(&visit, &look, files, &overview)).await
 }
 
-/// The hash part that a text is, or that it begins with as a store path does.
+/// The hash part of a text: a hash part alone, a store path or its base name.
 fn hash_in(text: &str, store_dir: &StoreDir) -> Option<StorePathHash> {
     let text = text.trim();
     let name =
@@ -131,15 +133,15 @@ fn hash_in(text: &str, store_dir: &StoreDir) -> Option<StorePathHash> {
     hash.parse().ok().filter(|_| ends)
 }
 
-/// A field of a form, as browsers send it.
+/// Decodes a form field in a query (`application/x-www-form-urlencoded`).
 fn field(query: &str, name: &str) -> Option<String> {
     let values = query.split('&').filter_map(|field| field.split_once('='));
     let value = values.filter(|(key, _)| *key == name).map(|(_, value)| value).next()?;
     Some(percent_decode_str(&value.replace('+', " ")).decode_utf8_lossy().into_owned())
 }
 
-/// A page, made where it stalls nobody: searching and writing down thousands of names takes
-/// milliseconds.
+/// Renders a page on a separate thread: searching and rendering thousands of names takes milliseconds,
+/// and would delay other requests.
 async fn rendered(
     cache: &Cache,
     page: impl FnOnce() -> Markup + Send + 'static,
@@ -171,7 +173,7 @@ fn see_other(address: &str) -> Response<Body> {
     response
 }
 
-/// What goes with every page.
+/// The headers of every page.
 static HEADERS: LazyLock<HeaderMap> = LazyLock::new(|| {
     let hash = |text: &str| STANDARD.encode(Sha256::digest(text));
     let policy = format!(
@@ -184,7 +186,7 @@ static HEADERS: LazyLock<HeaderMap> = LazyLock::new(|| {
     let fixed = HeaderValue::from_static;
     HeaderMap::from_iter([
         (header::CONTENT_TYPE, fixed("text/html; charset=utf-8")),
-        // It shows the address of who asked, perhaps behind a password.
+        // A page contains the address from the request, and may need a password.
         (header::CACHE_CONTROL, fixed("private, no-cache")),
         (header::VARY, fixed("accept")),
         (header::CONTENT_SECURITY_POLICY, policy),

@@ -1,4 +1,4 @@
-//! One store path.
+//! The page of a store path.
 
 use maud::{Markup, html};
 
@@ -8,10 +8,10 @@ use super::{BROWSE, Visit};
 use crate::cache::browse::{File, FileKind, Files, Index, Look, NoFiles, Overview};
 use crate::nix::{StorePath, StorePathHash};
 
-/// How many references and referrers are named.
+/// Maximum number of references, and of referrers, to show.
 const MOST_LINKS: usize = 300;
 
-/// Where the page of a path is.
+/// Address of the page of a store path.
 pub(super) fn address(hash: StorePathHash) -> String {
     format!("{BROWSE}/{hash}")
 }
@@ -30,15 +30,15 @@ pub(super) fn page(
         h1 { (path.name()) }
         div.paste { pre { code { span.hash { (info.store_dir) "/" (path.hash()) "-" } (path.name()) } } }
         (facts(visit, look))
-        h2 { "Fetch it" }
+        h2 { "Fetch" }
         (commands(visit, &whole, &files))
-        h2 #references { "Refers to " span.soft { (count(info.references.len(), "path")) } }
+        h2 #references { "References " span.soft { (count(info.references.len(), "path")) } }
         (references(&info.references, path, index))
         @match index {
             Some(index) => { (referrers(index, path.hash())) }
             None => {
-                h2 #referrers { "Referred to by" }
-                p.soft { "Not known yet: the cache is being gone through." }
+                h2 #referrers { "Referrers" }
+                p.soft { "Not available yet: the index is being built." }
             }
         }
         h2 #files {
@@ -65,7 +65,7 @@ fn facts(visit: &Visit, look: &Look) -> Markup {
                     _ => { span.soft { ", not compressed" } }
                 }
                 @if look.file_size.is_none() {
-                    " " span.warn { "Its NAR is not here: it cannot be fetched." }
+                    " " span.warn { "The NAR is missing: the path cannot be fetched." }
                 }
             }
             dt { "NAR hash" }
@@ -78,13 +78,13 @@ fn facts(visit: &Visit, look: &Look) -> Markup {
                 dt { "Mirrored from" }
                 dd { bdi { (Foreign(upstream)) } }
             }
-            dt { "Signed by" }
+            dt { "Signatures" }
             dd {
-                @if info.signatures.is_empty() { "nobody" } @else { ul {
+                @if info.signatures.is_empty() { "none" } @else { ul {
                     @for (signature, trusted) in info.signatures.iter().zip(&look.trusted) {
                         li {
                             bdi { code { (Foreign(signature.key_name())) } }
-                            @if *trusted { " " span.badge.good { "checked" } }
+                            @if *trusted { " " span.badge.good { "valid" } }
                         }
                     }
                     @if info.signatures.len() > look.trusted.len() {
@@ -93,10 +93,10 @@ fn facts(visit: &Visit, look: &Look) -> Markup {
                 } }
             }
             @if let Some(deriver) = &info.deriver {
-                dt { "Built from" }
+                dt { "Deriver" }
                 dd {
                     code { (deriver) }
-                    @if let Some(log) = &look.log { ", " a href={ "/" (log.key().replace('?', "%3F")) } { "log of the build" } }
+                    @if let Some(log) = &look.log { ", " a href={ "/" (log.key().replace('?', "%3F")) } { "build log" } }
                 }
             }
             @if let Some(ca) = &info.ca {
@@ -107,26 +107,27 @@ fn facts(visit: &Visit, look: &Look) -> Markup {
                 dt { (key) }
                 dd { bdi { (Foreign(value)) } }
             }
-            dt { "As Nix sees it" }
+            dt { "Metadata" }
             dd { a href={ "/" (info.store_path.hash()) ".narinfo" } { "narinfo" } }
         }
     }
 }
 
-/// What to type. A program is named where its file is known, and where its name is that of one.
+/// Commands to copy. The command to run the path is shown only if its files are known and one of them is
+/// a program.
 fn commands(visit: &Visit, whole: &str, files: &Result<Files, NoFiles>) -> Markup {
     let url = &visit.address.url;
     let program = files.as_ref().ok().and_then(|files| program(&files.list));
     html! {
         (paste(&format!("nix copy --from {url} {whole}")))
         @if let Some(program) = program {
-            p.soft.small { "Or run it at once, where the cache’s key is trusted:" }
+            p.soft.small { "Run without installing, if the key of the cache is trusted:" }
             (paste(&format!("nix shell --extra-substituters {url} {whole} --command {program}")))
         }
     }
 }
 
-/// A program that can be run by its name, and typed as it is.
+/// The first program in `bin/` whose name needs no quotes in a shell.
 fn program(files: &[File]) -> Option<&str> {
     let plain = |name: &&str| {
         name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._+".contains(&byte))
@@ -143,7 +144,7 @@ fn program(files: &[File]) -> Option<&str> {
 fn references(references: &[StorePath], own: &StorePath, index: Option<&Index>) -> Markup {
     let is_here = |hash| index.is_none_or(|index| index.find(hash).is_some());
     html! {
-        @if references.is_empty() { p.soft { "Nothing: it stands for itself." } }
+        @if references.is_empty() { p.soft { "None." } }
         ul.paths {
             @for path in references.iter().take(MOST_LINKS) {
                 li {
@@ -151,7 +152,7 @@ fn references(references: &[StorePath], own: &StorePath, index: Option<&Index>) 
                         (path.name()) " " span.badge { "itself" }
                     } @else {
                         (link(path.hash(), path.name()))
-                        @if !is_here(path.hash()) { " " span.badge { "not here" } }
+                        @if !is_here(path.hash()) { " " span.badge { "missing" } }
                     }
                 }
             }
@@ -163,8 +164,8 @@ fn references(references: &[StorePath], own: &StorePath, index: Option<&Index>) 
 fn referrers(index: &Index, hash: StorePathHash) -> Markup {
     let places = index.find(hash).map(|place| index.referrers(place)).unwrap_or_default();
     html! {
-        h2 #referrers { "Referred to by " span.soft { (count(places.len(), "path")) } }
-        @if places.is_empty() { p.soft { "Nothing that is here." } }
+        h2 #referrers { "Referrers " span.soft { (count(places.len(), "path")) } }
+        @if places.is_empty() { p.soft { "None in the cache." } }
         ul.paths {
             @for row in places.iter().take(MOST_LINKS).map(|&place| index.row(place)) {
                 li { (link(row.hash, row.name)) }
@@ -183,10 +184,10 @@ fn and_more(number: usize) -> Markup {
 fn list_of(files: Result<Files, NoFiles>, look: &Look) -> Markup {
     let files = match files {
         Ok(files) => files,
-        Err(why) => return html! { p.soft { "Not known: " (Foreign(&why.to_string())) "." } },
+        Err(why) => return html! { p.soft { "Not available: " (Foreign(&why.to_string())) "." } },
     };
     html! {
-        @if files.list.is_empty() && !files.more { p.soft { "An empty directory." } }
+        @if files.list.is_empty() && !files.more { p.soft { "The path is an empty directory." } }
         div.scroll {
             table.files {
                 @if !files.list.is_empty() {
@@ -197,7 +198,7 @@ fn list_of(files: Result<Files, NoFiles>, look: &Look) -> Markup {
                 }
             }
         }
-        @if files.more { p.soft { "There are more than are shown here." } }
+        @if files.more { p.soft { "There are more files." } }
     }
 }
 
@@ -225,7 +226,7 @@ fn row(file: &File, look: &Look) -> Markup {
     }
 }
 
-/// Where a symlink leads; to another path, by a link.
+/// The target of a symlink, as a link if it is in another store path.
 fn target_of(target: &str, look: &Look) -> Markup {
     let hash = target.strip_prefix(look.info.store_dir.as_str()).and_then(|rest| {
         rest.strip_prefix('/')?.split('/').next()?.parse().ok().map(|path: StorePath| path.hash())
@@ -245,7 +246,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_can_be_typed_as_it_is_is_offered_to_be_run() {
+    fn only_a_program_name_that_needs_no_quotes_is_shown() {
         let file = |name: &str, executable| File {
             name: name.to_owned(),
             kind: FileKind::Regular { size: 1, executable },

@@ -1,4 +1,4 @@
-//! Numbers, times and texts of others, as people read them.
+//! Human-readable numbers and times, and escaping of untrusted text.
 
 use std::fmt;
 use std::time::{Duration, SystemTime};
@@ -8,7 +8,7 @@ use maud::{Markup, Render, html};
 
 use crate::logging::printable;
 
-/// A number of bytes.
+/// A human-readable number of bytes, such as `1.21 GiB`.
 pub(super) fn size(bytes: u64) -> String {
     BinaryBytes(bytes).to_string()
 }
@@ -19,7 +19,7 @@ pub(super) fn count(number: usize, noun: &str) -> String {
     format!("{} {noun}{plural}", HumanCount(number as u64))
 }
 
-/// A share in per cent; more than none and less than all stay so.
+/// A ratio in per cent. Rounds neither a positive ratio to 0 % nor a ratio below one to 100 %.
 pub(super) fn per_cent(part: u64, whole: u64) -> String {
     match part as f64 / whole as f64 * 100.0 {
         _ if part == 0 || whole == 0 => "0 %".to_owned(),
@@ -30,18 +30,18 @@ pub(super) fn per_cent(part: u64, whole: u64) -> String {
     }
 }
 
-/// How long ago something was, with the time itself for who wants to know.
+/// The time since `then`, such as `2 hours ago`, with the exact time as a tooltip.
 pub(super) fn ago(then: SystemTime, now: SystemTime) -> Markup {
     let exact = humantime::format_rfc3339_seconds(then).to_string();
     let ago = match now.duration_since(then) {
         Ok(since) if since.as_secs() >= 60 => format!("{} ago", about(since)),
-        // A clock may be a little ahead.
+        // The clock may have been set back.
         _ => "just now".to_owned(),
     };
     html! { time datetime=(exact) title=(exact) { (ago) } }
 }
 
-/// A length of time in its largest unit.
+/// A duration in its largest unit, rounded down.
 pub(super) fn about(length: Duration) -> String {
     let units = [
         (365 * 86_400, "year"),
@@ -56,18 +56,17 @@ pub(super) fn about(length: Duration) -> String {
     count((seconds / unit) as usize, name)
 }
 
-/// The day of a time in UTC, like `2026-11-21`.
+/// The date of a time in UTC, such as `2026-11-21`.
 pub(super) fn day(time: SystemTime) -> String {
     let mut text = humantime::format_rfc3339_seconds(time).to_string();
     text.truncate(10);
     text
 }
 
-/// The most of a text from outside that is shown, in bytes.
+/// Maximum length of untrusted text, in bytes.
 const LONGEST: usize = 8 * 1024;
 
-/// A text that came from outside. Characters that would not be seen, or that turn around what
-/// stands beside them, are spelled out.
+/// Untrusted text. Invisible characters and bidirectional controls are printed as escapes.
 pub(super) struct Foreign<'a>(pub &'a str);
 
 impl fmt::Display for Foreign<'_> {
@@ -82,7 +81,7 @@ impl Render for Foreign<'_> {
     }
 }
 
-/// A text inside the quotes of the Nix language.
+/// A string literal of the Nix language.
 pub(super) fn nix_string(text: &str) -> String {
     format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"").replace("${", "\\${"))
 }

@@ -54,7 +54,8 @@ fn what_was_named_goes_however_recently_it_was_used() {
 fn a_path_that_others_need_goes_only_with_them() {
     let cache = chain();
     let ended = cache.run(&["delete", &name(1)]).is(2);
-    let ended = ended.complains(&format!("{} is needed by 1 path, such as {}", name(1), name(2)));
+    let ended =
+        ended.complains(&format!("{} is a dependency of 1 path, such as {}", name(1), name(2)));
     ended.complains("--with-referrers").complains("nothing was removed");
     let told = cache.run(&["delete", "--json", &name(1)]).is(2).json();
     assert_eq!(told["refused"], true);
@@ -74,7 +75,7 @@ fn what_is_pinned_stays_whatever_is_asked_for() {
     cache.run(&["pin", "release", &name(2)]).is(0);
     for args in [&["delete"][..], &["delete", "--with-referrers"]] {
         let ended = cache.run(&[args, &[&name(1)]].concat()).is(2);
-        let needed = format!("{} is needed by {}, which is pinned", name(1), name(2));
+        let needed = format!("{} is a dependency of {}, which is pinned", name(1), name(2));
         ended.complains(&needed).complains("nix-stored unpin release");
         let told = cache.run(&[args, &[&name(2), "--json"]].concat()).is(2).json();
         assert_eq!(told["pinned"][0]["pin"], "release");
@@ -96,7 +97,7 @@ fn nothing_goes_unless_all_can() {
     ended.complains(&format!("{absent} is not in the cache")).complains("nothing was removed");
     let told = cache.run(&["delete", "--json", &name(3), &name(8)]).is(2).json();
     assert_eq!(texts(&told["absent"]), [format!("/nix/store{absent}")]);
-    cache.run(&["delete", &name(3), "rubbish"]).is(64).complains("“rubbish” is no store path");
+    cache.run(&["delete", &name(3), "rubbish"]).is(64).complains("“rubbish” is not a store path");
     cache.run(&["delete", "--dry-run", &name(8)]).is(2);
     assert!([1, 2, 3].iter().all(|&number| cache.holds(&path(number))));
 }
@@ -123,7 +124,7 @@ fn a_path_is_named_in_any_way_that_nix_knows() {
         assert_eq!(texts(&told["store_paths"]), [name(3)], "{named}");
     }
     for wrong in ["/gnu/store/x", "/nix/store", "/nix/store/short-x", "", "./absent", &base[..31]] {
-        cache.run(&["delete", wrong]).is(64).complains("is no store path");
+        cache.run(&["delete", wrong]).is(64).complains("is not a store path");
     }
 }
 

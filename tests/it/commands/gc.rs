@@ -72,7 +72,7 @@ fn a_dry_run_shows_what_would_go_and_why_and_removes_nothing() {
     let line = text.out.lines().find(|line| line.starts_with(&path(4).store_path));
     let line = line.unwrap_or_else(|| panic!("no line of it in {text:?}"));
     assert!(line.contains(" age ") && line.contains("KiB"), "{line}");
-    text.says("would go").says("age: 1 path and 0 other objects");
+    text.says("would be removed").says("age: 1 path and 0 other objects");
     assert_eq!(cache.objects(), before);
 }
 
@@ -144,7 +144,7 @@ fn a_cache_that_stays_too_large_is_told_and_is_status_2() {
     cache.add(2, &[], 90);
     cache.run(&["pin", "mine", &path(2).store_path]).is(0);
     for args in [&["gc", "--max-size", "1K", "--dry-run"][..], &["gc", "--max-size", "1K"]] {
-        cache.run(args).is(2).says("above its limit of 1.00 KiB, and everything in it was used");
+        cache.run(args).is(2).says("above its limit of 1.00 KiB, but all its paths are pinned");
     }
     let told = cache.run(&["gc", "--max-size", "1K", "--json"]).is(2).json();
     let size = told["size_after"].as_u64().expect("bytes");
@@ -292,7 +292,7 @@ fn sigterm_ends_a_collection_which_says_how_far_it_came() {
     drop(leash);
     let left = cache.objects().len();
     let ended = ended.is(1).says("stopped before the end; removed 0 paths and ");
-    assert!(ended.err.contains("got SIGTERM"), "{ended:?}");
+    assert!(ended.err.contains("received SIGTERM"), "{ended:?}");
     assert!(0 < left && left < 4000, "{left} are left");
     cache.run(&["gc"]).is(0);
     assert_eq!(cache.objects().len(), 0);

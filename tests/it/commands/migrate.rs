@@ -122,7 +122,7 @@ fn everything_is_copied_and_nothing_a_second_time() {
         .take_over(&from, &[])
         .is(0)
         .says("copied 0 paths and 0 other objects")
-        .says("4 paths were there already");
+        .says("4 paths already in TO");
 }
 
 #[test]
@@ -252,7 +252,7 @@ fn uploads_that_were_given_up_stay_behind() {
     let orphan = path(2);
     from.put(&orphan.nar_path, &orphan.nar, 0);
     let target = Target::new();
-    let ended = target.take_over(&from, &[]).is(0).says("1 NAR that no narinfo names");
+    let ended = target.take_over(&from, &[]).is(0).says("skipped 1 NAR without a narinfo");
     ended.says("copied 1 path and 1 other object");
     assert!(!target.cache().has(&orphan.nar_path));
 }
@@ -304,7 +304,7 @@ fn arguments_that_cannot_be_are_refused() {
     assert!(!target.scratch.join("cache").exists());
 
     let same = from.dir().join("../cache");
-    from.run(&["migrate", utf8(from.dir()), utf8(&same)]).is(64).complains("is given twice");
+    from.run(&["migrate", utf8(from.dir()), utf8(&same)]).is(64).complains("FROM and TO are both");
     from.run(&["migrate", utf8(from.dir())]).is(64);
     from.run(&["migrate", "s3://", utf8(&same)]).is(64);
     from.run(&["migrate", utf8(from.dir()), "x", "--jobs", "0"]).is(64);
@@ -388,7 +388,7 @@ fn a_migration_that_is_told_to_stop_says_how_far_it_came() {
     let output = migrating.wait_with_output().expect("it ends");
     drop(leash);
     assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("got SIGTERM; stopping"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("received SIGTERM; stopping"));
     let told: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!(told["stopped"], true);
     // What was being published when it was told may be there and not be counted.
@@ -476,7 +476,7 @@ fn of_another_layout() -> (Given, Vec<Sample>) {
 fn a_cache_in_another_layout_is_right_by_its_narinfos_and_migrates_to_nixs_names() {
     let (from, samples) = of_another_layout();
     let verified = from.run(&["verify", "--deep", "--repair"]).is(0);
-    verified.says("nix-stored migrate").says("nothing is wrong");
+    verified.says("nix-stored migrate").says("no damage");
 
     // What cannot be served is absent, and what can is served.
     let daemon = Daemon::builder().dir(from.dir()).start();
@@ -491,7 +491,7 @@ fn a_cache_in_another_layout_is_right_by_its_narinfos_and_migrates_to_nixs_names
         assert!(cache.holds(sample), "{}", sample.nar_path);
     }
     assert_eq!(assert_nothing_is_false(cache.dir()), 4);
-    cache.run(&["verify", "--deep"]).is(0).says("nothing is wrong, 0 notes");
+    cache.run(&["verify", "--deep"]).is(0).says("no damage, 0 notes");
 
     // A NAR that is not there is left out, and the exit status says so.
     fs::remove_file(from.dir().join("x.nar")).unwrap();

@@ -16,7 +16,7 @@ fn what_is_pinned_stays_with_all_that_it_needs_until_it_is_unpinned() {
     cache.add(1, &[], 90);
     cache.add(2, &[1], 90);
     cache.add(3, &[], 90);
-    cache.run(&["pin", "release", &name(2)]).is(0).says("the pin release holds 1 path");
+    cache.run(&["pin", "release", &name(2)]).is(0).says("the pin release keeps 1 path");
     let told = cache.run(&["gc", "--max-age", "30d", "--json"]).is(0).json();
     assert_eq!(told["paths"], 1);
     assert!(cache.holds(&path(1)) && cache.holds(&path(2)) && !cache.holds(&path(3)));
@@ -82,7 +82,7 @@ fn a_result_link_is_pinned_as_what_it_leads_to() {
     symlink(name(1), cache.dir().join("result")).expect("made");
     let told = cache.run(&["pin", "x", "./result", "--json"]).is(0).json();
     assert_eq!(told["store_paths"], json!([{"store_path": name(1), "present": true}]));
-    cache.run(&["pin", "x", "./nothing"]).is(64).complains("is no store path");
+    cache.run(&["pin", "x", "./nothing"]).is(64).complains("is not a store path");
     // A pin holds whole names, also of what is not here yet.
     cache.run(&["pin", "x", &name(1)["/nix/store/".len()..][..32]]).is(64);
 }

@@ -67,7 +67,7 @@ fn the_directory_says_of_itself_what_the_daemon_says() {
     for other in ["StoreDir: /nix/store\n", "StoreDir: /nix/store\nPriority: 10\n"] {
         fs::write(&file, other).expect("written");
         let daemon = start("41");
-        daemon.wait_for_log("nix-cache-info had other settings");
+        daemon.wait_for_log("replaced nix-cache-info");
         assert_eq!(fs::read(&file).expect("it is there"), text);
     }
 

@@ -103,7 +103,7 @@ fn furnished(dir: &Path) -> Vec<Written> {
 /// Waits until the daemon knows what it has.
 #[track_caller]
 fn wait_for_index(daemon: &Daemon) {
-    daemon.wait_until("the cache has been gone through", || {
+    daemon.wait_until("the index is built", || {
         let (status, body) = daemon.get("/browse");
         assert_eq!(status, 200);
         !String::from_utf8_lossy(&body).contains(super::NOT_YET)
@@ -224,7 +224,7 @@ fn a_visitor_searches_follows_a_reference_and_comes_back() {
     browser.scripts(false);
     browser.open(daemon.url());
     browser.search("input[name=q]", "HELLO 2.12.2");
-    assert_eq!(browser.texts("h1"), ["Paths named “HELLO 2.12.2”"]);
+    assert_eq!(browser.texts("h1"), ["Paths matching “HELLO 2.12.2”"]);
     let names = browser.texts("tbody a");
     assert_eq!(names[0], "hello-2.12.2");
     assert!(

@@ -109,5 +109,5 @@ fn is_stopped_half_way(end: fn(Daemon)) -> bool {
 fn terminate(daemon: Daemon) {
     let (status, log) = daemon.stop();
     assert!(status.success(), "{status}:\n{log}");
-    assert!(log.contains("stopped; every transfer was finished"), "{log}");
+    assert!(log.contains("stopped; all transfers were finished"), "{log}");
 }

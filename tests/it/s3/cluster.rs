@@ -254,7 +254,7 @@ fn no_client_fails_and_nothing_is_lost_while_servers_and_daemons_come_and_go() {
         }
     }
     assert!(assert_nothing_is_false(&bucket) >= acknowledged.len());
-    run(&bucket, &["verify", "--deep"]).is(0).says("nothing is wrong");
+    run(&bucket, &["verify", "--deep"]).is(0).says("no damage");
     eprintln!(
         "{} paths by clients, {} closures by Nix, in {seconds} s",
         acknowledged.len(),

@@ -56,7 +56,7 @@ fn what_is_false_is_put_aside(place: &Place) {
     bucket.put(nar, &bytes);
     run(&bucket, &["verify"]).is(2).says("is not what its name says");
     assert_eq!(bucket.get(nar).as_ref(), Some(&bytes));
-    run(&bucket, &["verify", "--repair"]).is(2).says("put aside 2 objects");
+    run(&bucket, &["verify", "--repair"]).is(2).says("quarantined 2 objects");
     assert_eq!((bucket.get(nar), bucket.get(narinfo)), (None, None));
     assert_eq!(bucket.get(&format!(".nix-stored/quarantine/{nar}")), Some(bytes));
     run(&bucket, &["verify", "--deep"]).is(0);

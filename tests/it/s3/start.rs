@@ -62,7 +62,7 @@ fn a_key_that_may_only_read_serves_and_says_that_nothing_can_be_uploaded() {
     let (one, two) = (sample(1, b"one"), sample(2, b"two"));
     upload(&over(&bucket).start(), &one);
     let daemon = over(&bucket.as_user(READER)).start();
-    daemon.wait_for_log("nothing may be stored in the bucket");
+    daemon.wait_for_log("the key may not write to the bucket");
     daemon.wait_for_log("not protected from collection");
     for (path, bytes) in [(&one.narinfo_path, one.narinfo.as_bytes()), (&one.nar_path, &one.nar)] {
         let answer = get(&daemon, path);
@@ -173,7 +173,7 @@ fn what_the_server_does_with_conditions_is_found_out() {
 #[test]
 fn a_url_that_cannot_be_is_an_error_of_the_configuration() {
     for (url, why) in [
-        ("s3://", "has no bucket's name"),
+        ("s3://", "has no valid bucket name"),
         ("s3://cache?compression=xz", "“compression”"),
         ("s3://cache?scheme=ftp", "neither http nor https"),
     ] {

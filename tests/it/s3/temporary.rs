@@ -1,4 +1,4 @@
-//! Where temporary files cannot be written, or fill their disk: what needs one goes without it.
+//! Where cannot write temporary files, or fill their disk: what needs one goes without it.
 
 use crate::s3::place::{Place, assert_nothing_is_false, get, over};
 use crate::support::daemon::Daemon;
@@ -26,7 +26,7 @@ fn an_upstreams_nars_are_served_without_temporary_files() {
     let (bucket, sample) = (place.bucket(), large(1));
     let upstream = Scripted::with(&[&sample]);
     let mirror = mirror(&bucket, &upstream, NOWHERE);
-    let line = mirror.wait_for_log("temporary files cannot be written");
+    let line = mirror.wait_for_log("cannot write temporary files");
     assert!(line.contains(NOWHERE) && line.contains("TMPDIR"), "{line}");
     assert_eq!(get(&mirror, &sample.narinfo_path).status, 200);
     for _ in 0..2 {

@@ -337,7 +337,7 @@ impl Daemon {
         let before = self.log.lock().lines.len();
         kill_process(self.pid(), Signal::HUP).expect("the daemon is still there");
         self.wait_until("it reads its files again", || {
-            self.log.lock().lines[before..].iter().any(|line| line.contains("got SIGHUP"))
+            self.log.lock().lines[before..].iter().any(|line| line.contains("received SIGHUP"))
         });
     }
 

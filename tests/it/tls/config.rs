@@ -35,30 +35,30 @@ fn what_cannot_be_used_is_a_problem_of_the_configuration() {
     std::fs::write(&broken, pem).expect("written");
     let broken = utf8(&broken);
 
-    is_refused(&[(CERT, cert)], &["NIX_STORED_TLS_CERT: a certificate needs its key"]);
-    is_refused(&[(KEY, key)], &["NIX_STORED_TLS_KEY: a key needs its certificate"]);
+    is_refused(&[(CERT, cert)], &["NIX_STORED_TLS_CERT: the certificate has no key"]);
+    is_refused(&[(KEY, key)], &["NIX_STORED_TLS_KEY: the key has no certificate"]);
     is_refused(
         &[(CLIENT_CA, authority.file())],
-        &["NIX_STORED_TLS_CLIENT_CA: clients show certificates over TLS only"],
+        &["NIX_STORED_TLS_CLIENT_CA: client certificates need TLS"],
     );
     is_refused(
         &[(CERT, "/absent/cert"), (KEY, text), (CLIENT_CA, text)],
         &[
             "NIX_STORED_TLS_CERT: cannot read “/absent/cert”: No such file",
-            "” has no private key in PEM form",
+            "” contains no private key in PEM format",
             "NIX_STORED_TLS_CLIENT_CA: “",
         ],
     );
     is_refused(
         &[(CERT, key), (KEY, cert)],
-        &["has no certificate in PEM form", "has no private key"],
+        &["contains no certificate in PEM format", "contains no private key"],
     );
     let wrong_key = utf8(&other.key);
     is_refused(&[(CERT, cert), (KEY, wrong_key)], &["is not the key of the certificate in “"]);
-    is_refused(&[(CERT, broken), (KEY, key)], &["cannot be used"]);
+    is_refused(&[(CERT, broken), (KEY, key)], &["cannot use “"]);
     is_refused(
         &[(CERT, cert), (KEY, key), (CLIENT_CA, broken)],
-        &["has a certificate that cannot be used"],
+        &["contains an invalid certificate"],
     );
 }
 
@@ -71,7 +71,7 @@ fn a_certificate_that_has_expired_is_warned_of() {
     assert!(refused.status == 0 && refused.error.contains("expired"), "{refused:?}");
 
     let daemon = signed_by(&authority).start();
-    assert!(!daemon.log().contains("clients will not accept it"), "{}", daemon.log());
+    assert!(!daemon.log().contains("clients will reject it"), "{}", daemon.log());
 }
 
 #[test]

@@ -38,7 +38,10 @@ fn another_certificate_than_that_of_the_configuration_is_told() {
     let (old, new) = (authority.server("127.0.0.1"), authority.server("127.0.0.1"));
     let (code, told) = asked_here(&showing(&old).start(), &new);
     assert_eq!(code, 1, "{told}");
-    assert!(told.contains("another certificate") && told.contains("SIGHUP"), "{told}");
+    assert!(
+        told.contains("not the one in NIX_STORED_TLS_CERT") && told.contains("SIGHUP"),
+        "{told}"
+    );
 }
 
 #[test]
@@ -50,7 +53,7 @@ fn at_a_url_the_authority_counts() {
     let stranger = Authority::new();
     let (code, told) = asked(&[("NIX_SSL_CERT_FILE", stranger.file())], &[daemon.url()]);
     assert_eq!(code, 1, "{told}");
-    assert!(told.contains("does not answer: invalid peer certificate"), "{told}");
+    assert!(told.contains("does not respond: invalid peer certificate"), "{told}");
 }
 
 #[test]

@@ -11,7 +11,7 @@ fn a_build_without_tls_says_so() {
     ] {
         let failed = Daemon::builder().env(name, value).start_fails();
         assert_eq!(failed.code, 64, "{}", failed.log);
-        for part in [name, "this build does not have"] {
+        for part in [name, "this build does not support"] {
             assert!(failed.log.contains(part), "no {part} in {}", failed.log);
         }
     }

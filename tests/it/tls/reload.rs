@@ -62,7 +62,7 @@ fn a_new_certificate_is_shown_and_a_wrong_one_is_not() {
     ask(&new, &daemon).is(200);
     let log = daemon.log();
     // A line for each file: at last both are unusable.
-    assert_eq!(log.matches("what was read before stays in use").count(), 5, "{log}");
+    assert_eq!(log.matches("the previous value stays in use").count(), 5, "{log}");
 
     place.put(&next);
     daemon.reload();

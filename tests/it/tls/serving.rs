@@ -171,7 +171,7 @@ fn what_is_not_tls_is_turned_away() {
     world.ask(&daemon, "/nix-cache-info", &[]).is(200);
     let (status, log) = daemon.stop();
     assert_eq!(status.code(), Some(0));
-    assert!(log.contains("every transfer was finished"), "{log}");
+    assert!(log.contains("all transfers were finished"), "{log}");
 }
 
 #[test]
@@ -191,7 +191,7 @@ fn transfers_are_finished_when_the_daemon_is_told_to_stop() {
         });
         let (status, log) = daemon.stop();
         assert_eq!(status.code(), Some(0));
-        assert!(log.contains("every transfer was finished"), "{log}");
+        assert!(log.contains("all transfers were finished"), "{log}");
         got(&slow.wait_with_output().expect("it ends")).is(200);
         assert!(std::fs::read(&output).expect("it was written") == sample.nar);
         std::fs::remove_file(&output).expect("it is there");

@@ -10,9 +10,12 @@ use crate::support::scripted::Scripted;
 #[test]
 fn what_cannot_be_is_told_with_an_example_and_without_a_password() {
     for (upstreams, said) in [
-        ("https://me:secret@cache.example.org?prioritty=3", "the option “prioritty”"),
-        ("https://cache.example.org?proxy=http://me:secret@proxy&x=1", "the option “x”"),
-        ("https://cache.example.org?proxy=http%3A%2F%2Fme%3Asecret%40proxy&x=1", "the option “x”"),
+        ("https://me:secret@cache.example.org?prioritty=3", "the unknown option “prioritty”"),
+        ("https://cache.example.org?proxy=http://me:secret@proxy&x=1", "the unknown option “x”"),
+        (
+            "https://cache.example.org?proxy=http%3A%2F%2Fme%3Asecret%40proxy&x=1",
+            "the unknown option “x”",
+        ),
         ("https://cache.example.org?proxy=ftp://me:secret@proxy", "socks5h"),
         ("https://cache.example.org?proxy=//me:secret@proxy", "a proxy that is not a URL"),
         ("me:secret@cache.example.org", "http, https or file URL"),
@@ -22,7 +25,7 @@ fn what_cannot_be_is_told_with_an_example_and_without_a_password() {
         ("https://me:secret@cache.example.org#here", "a fragment"),
         ("https://me:secret@cache.example.org?timeout=0s", "the timeout “0s”"),
         ("https://me:secret@cache.example.org?store=2", "neither 1 nor 0"),
-        ("https://me:secret@cache.example.org?trusted-public-keys=x", "the key “x”"),
+        ("https://me:secret@cache.example.org?trusted-public-keys=x", "the invalid public key “x”"),
     ] {
         let failed = mirror_of(&[upstreams, "https://fine.example.org"]).start_fails();
         assert_eq!(failed.code, 64, "{upstreams}: {}", failed.log);

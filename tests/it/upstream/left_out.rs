@@ -12,7 +12,7 @@ fn a_build_without_upstreams_says_so() {
     ] {
         let failed = Daemon::builder().env(name, value).start_fails();
         assert_eq!(failed.code, 64, "{}", failed.log);
-        for part in [name, "this build does not have"] {
+        for part in [name, "this build does not support"] {
             assert!(failed.log.contains(part), "no {part} in {}", failed.log);
         }
     }
