@@ -1,4 +1,4 @@
-//! The log: to standard error, as text for people and the journal or as JSON for machines.
+//! The log on standard error, as readable text or as JSON.
 
 mod lines;
 mod printable;
@@ -54,7 +54,7 @@ impl FromStr for LogLevel {
             "info" => Ok(Self::Info),
             "debug" => Ok(Self::Debug),
             "trace" => Ok(Self::Trace),
-            _ => Err("is none of error, warn, info, debug and trace"),
+            _ => Err("is not one of error, warn, info, debug and trace"),
         }
     }
 }
