@@ -120,10 +120,7 @@ async fn a_path_is_found_by_its_hash_part_and_in_full() {
     }
     page(&cache, &page_of(&sample)).await.is(200).says(&sample.store_path[44..]);
     page(&cache, &format!("/browse/{}", &sample.store_path[11..])).await.is(200);
-    page(&cache, "/browse/8ha1dhmx807czjczmwy078s4r9s254il")
-        .await
-        .is(404)
-        .says("not found in this cache");
+    page(&cache, "/browse/8ha1dhmx807czjczmwy078s4r9s254il").await.is(404).says("does not have it");
 }
 
 #[tokio::test]
