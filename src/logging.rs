@@ -1,4 +1,4 @@
-//! The log: to standard error, as text for people and the journal or as JSON for machines.
+//! The log on standard error, as readable text or as JSON.
 
 mod lines;
 mod printable;

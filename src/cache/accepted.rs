@@ -1,9 +1,9 @@
-//! What there is to say of an upload that was taken.
+//! The facts of an accepted upload, for the audit log.
 
 use crate::nix::Sha256Hash;
 use crate::store::Stored;
 
-/// An upload that was taken, as the log tells it.
+/// The facts of an accepted upload that are logged.
 #[derive(Debug, Clone)]
 pub struct Accepted {
     /// Whether the object is new.
@@ -14,16 +14,16 @@ pub struct Accepted {
     pub store_path: Option<String>,
     /// SHA-256 of the NAR's file.
     pub file_hash: Option<Sha256Hash>,
-    /// SHA-256 of the NAR; none where nobody looked into it.
+    /// SHA-256 of the NAR, or `None` if the NAR was not unpacked.
     pub nar_hash: Option<Sha256Hash>,
     /// The trusted keys that have signed it, where there are any to compare with.
     pub signed_by: Option<String>,
-    /// The names of the keys that are said to have signed it, where there are none to compare with.
+    /// The key names in the signatures, if no trusted keys are set.
     pub unchecked_keys: Option<String>,
 }
 
 impl Accepted {
-    /// An object that says nothing of a NAR.
+    /// An object without facts about a NAR.
     pub(super) fn plain(stored: Stored, size: u64) -> Self {
         Self {
             stored,

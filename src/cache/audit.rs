@@ -1,6 +1,6 @@
-//! What is removed is told, object by object: who has it removed, and why.
+//! Logs every removed object, with the actor and the reason.
 //!
-//! Uploads are told by `http::observe`, which knows whom they are from.
+//! `http::observe` logs uploads, because it knows the client.
 
 use std::fmt;
 
@@ -9,11 +9,12 @@ use tracing::info;
 use super::gc::Reason;
 use crate::nix::CachePath;
 
-/// Who removes objects.
+/// The actor that removes objects, as it is logged.
 #[derive(Debug, Clone)]
 pub struct Agent(Option<String>);
 
-/// A path as requests have it, so that uploads and removals of one object are found together.
+/// A path with the leading slash of requests, so that one search finds the uploads and removals of
+/// an object.
 struct AsRequested<'a>(&'a CachePath);
 
 impl fmt::Display for AsRequested<'_> {
@@ -28,12 +29,12 @@ impl Agent {
         Self(Some("collector".to_owned()))
     }
 
-    /// Somebody with this name.
+    /// An actor with this name.
     pub fn named(name: String) -> Self {
         Self(Some(name))
     }
 
-    /// Somebody who looks on, where no log is kept.
+    /// An actor that logs nothing.
     pub fn onlooker() -> Self {
         Self(None)
     }
@@ -61,7 +62,7 @@ impl Agent {
     pub(super) fn has_put_aside(&self, path: &CachePath, store_path: Option<&str>) {
         if let Some(by) = &self.0 {
             let path = AsRequested(path);
-            info!(target: "audit", by, %path, store_path, reason = "damaged", "put aside");
+            info!(target: "audit", by, %path, store_path, reason = "damaged", "quarantined");
         }
     }
 }

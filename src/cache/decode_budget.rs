@@ -1,16 +1,17 @@
 //! The memory budget of all decoders.
 //!
-//! The window of a decoder is chosen by the stream, and so is what the stream unpacks to: a few
-//! hundred bytes can ask for gigabytes of memory and minutes of work. So each decoder runs with an
-//! [`Allowance`] and a permit. One that needs more than its allowance is stopped, and starts again
-//! from the beginning with a larger allowance and another permit. The permits come from shares that
-//! are [`DECODER_MEMORY`] together:
+//! The stream chooses the window of its decoder and the size that it unpacks to: a few hundred
+//! bytes can demand gigabytes of memory and minutes of work. So each decoder runs with an
+//! [`Allowance`] and a permit. A decoder that needs more than its allowance is stopped, and starts
+//! again from the beginning with a larger allowance and another permit. The permits come from
+//! shares that are [`DECODER_MEMORY`] together:
 //!
-//! - *arriving*: NARs that are unpacked while they arrive. Nobody waits for this share; a NAR that
-//!   gets no permit is unpacked at rest.
-//! - *at rest*: everything that has arrived: it never waits for a client, so its permits come back.
-//! - *large*: what has arrived and needs a large window.
-//! - *pages*: NARs whose files are listed, by threads that give way to all others.
+//! - *arriving*: NARs that are unpacked during the transfer. No task waits for this share; a NAR
+//!   without a permit is unpacked at rest.
+//! - *at rest*: complete NARs. Unpacking them never waits for a client, so these permits are always
+//!   returned.
+//! - *large*: complete NARs that need a large window.
+//! - *pages*: NARs whose files are listed, on threads of the lowest priority.
 
 use std::sync::Arc;
 
@@ -27,8 +28,8 @@ const USUAL_MEMORY: u64 = 16 * MIB;
 /// Enough for `xz -9` (65 MiB) and `zstd` with a window of 64 MiB.
 const LARGE_MEMORY: u64 = 72 * MIB;
 
-/// Enough for `zstd --ultra -22`: a window of 128 MiB, as much as `zstd -d` takes without being
-/// asked.
+/// Enough for `zstd --ultra -22`: a window of 128 MiB, the maximum of `zstd -d` without further
+/// options.
 const MOST_MEMORY: u64 = 136 * MIB;
 
 /// How many NARs are unpacked at a time while they arrive.
@@ -48,18 +49,19 @@ const _: () = assert!(
     "the shares are all there is"
 );
 
-/// What unpacks to more than this, and to more than so many times its size, is unpacked by one thread
-/// only: honest files hardly do, and whoever uploads hundreds of others shall keep nobody waiting.
+/// A stream that unpacks to more than this, and to more than this many times its size, is unpacked
+/// by one thread only: honest files rarely do, and a client that uploads hundreds of others must
+/// not delay other clients.
 const USUAL_OUTPUT: u64 = 4 * MIB;
 const USUAL_RATIO: u64 = 100;
 
-/// What unpacks to more than this, and to more than so many times its size, is not unpacked further.
-/// The largest honest ratios are those of sparse disk images, and they are smaller or less extreme.
-/// This is what a hostile upload costs: some seconds of one core.
+/// A stream that unpacks to more than this, and to more than this many times its size, is refused.
+/// The largest honest ratios are those of sparse disk images, which are smaller or less extreme. So
+/// a hostile upload costs some seconds of one core.
 const MOST_OUTPUT: u64 = 8 << 30;
 pub(super) const BOMB_RATIO: u64 = 1000;
 
-/// What one decoder may do.
+/// The limits of one decoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Allowance {
     memory: u64,
@@ -67,7 +69,7 @@ pub struct Allowance {
 }
 
 impl Allowance {
-    /// What is enough for nearly everything.
+    /// The allowance that is enough for nearly all streams.
     pub const USUAL: Self = Self { memory: USUAL_MEMORY, output: USUAL_OUTPUT };
 
     /// How many bytes of memory it may take.
@@ -75,7 +77,7 @@ impl Allowance {
         self.memory
     }
 
-    /// How many bytes may come of so many.
+    /// Returns the maximum unpacked size for a packed size.
     pub fn output_of(self, packed: u64) -> u64 {
         let ratio = if self.output == USUAL_OUTPUT { USUAL_RATIO } else { BOMB_RATIO };
         self.output.max(packed.saturating_mul(ratio))
@@ -112,7 +114,7 @@ pub(super) struct DecodeBudget {
     pages: Arc<Semaphore>,
 }
 
-/// The right to run a decoder with an allowance, until it is dropped.
+/// A permit to run a decoder with an allowance, until it is dropped.
 #[derive(Debug)]
 pub(super) struct DecodePermit {
     _permits: [Option<OwnedSemaphorePermit>; 2],
@@ -138,8 +140,8 @@ async fn acquire(semaphore: &Arc<Semaphore>, permits: u64) -> Option<OwnedSemaph
 }
 
 impl DecodeBudget {
-    /// A permit for [`Allowance::USUAL`] while the input arrives; none if there is none at once.
-    /// Whoever has it must give it back when the input does not flow.
+    /// Returns a permit for [`Allowance::USUAL`] during the transfer, or `None` if there is none
+    /// immediately. The holder must return it if the transfer becomes slow.
     pub(super) fn arriving(&self) -> Option<DecodePermit> {
         let permit = Arc::clone(&self.arriving).try_acquire_owned().ok()?;
         Some(DecodePermit { _permits: [Some(permit), None] })

@@ -1,5 +1,5 @@
-//! What is not in the store: an upstream may have it. A build without upstreams knows of no other
-//! place.
+//! Requests objects that are not in the store from the upstreams. Without the feature `upstream`
+//! there are none.
 
 use super::{Cache, GetError};
 use crate::nix::{CachePath, StorePathHash};

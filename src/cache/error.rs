@@ -1,5 +1,4 @@
-//! What can go wrong in a cache, in the words of its domain. No status codes here: `http::error`
-//! has the one table of them.
+//! The errors of a cache. `http::error` has the only table of their status codes.
 
 use std::time::Duration;
 
@@ -10,26 +9,26 @@ use crate::nix::narinfo::ParseNarInfoError;
 use crate::nix::{Compression, Sha256Hash, StoreDir, StorePath, StorePathHash};
 use crate::store::StoreError;
 
-/// A read that failed. Absence is not an error.
+/// A failed read. Absence is not an error.
 #[derive(Debug, Error)]
 pub enum GetError {
-    /// The store has trouble.
+    /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// It is not here, and an upstream that might have it is in trouble.
+    /// The object is not in this cache, and an upstream that may have it failed.
     #[cfg(feature = "upstream")]
-    #[error("it is not here, and the upstream {0}")]
+    #[error("not found in this cache, and an upstream failed: {0}")]
     Upstream(#[from] super::upstream::UpstreamError),
 }
 
-/// An upload that was not taken.
+/// A refused or failed upload.
 #[derive(Debug, Error)]
 pub enum PutError {
-    /// The body did not arrive whole.
+    /// The body is incomplete.
     #[error(transparent)]
     Body(#[from] BodyError),
-    /// The body has another length than was announced.
-    #[error("the upload was announced with {declared} bytes and has {actual}")]
+    /// The length of the body differs from the announced one.
+    #[error("the upload was announced with {declared} bytes, but has {actual}")]
     Length {
         /// The length in `Content-Length`.
         declared: u64,
@@ -37,37 +36,38 @@ pub enum PutError {
         actual: u64,
     },
     /// The body is larger than this kind of object may be.
-    #[error("the upload is larger than the {limit} bytes that are allowed here")]
+    #[error("the upload is larger than the limit of {limit} bytes")]
     TooLarge {
         /// The limit in bytes.
         limit: u64,
     },
     /// `nix-cache-info` for another store dir.
     #[error(
-        "this cache is for the store dir {ours}, and the uploaded nix-cache-info is for {}",
+        "the store directory of this cache is {ours}, but that of the uploaded nix-cache-info \
+         is {}",
         theirs.as_deref().unwrap_or("none")
     )]
     StoreDir {
-        /// Our store dir.
+        /// The store directory of this cache.
         ours: StoreDir,
-        /// The one that was uploaded.
+        /// The uploaded store directory.
         theirs: Option<String>,
     },
-    /// The narinfo cannot be read.
+    /// The narinfo does not parse.
     #[error(transparent)]
     NarInfo(#[from] ParseNarInfoError),
-    /// The narinfo is of another store path than its name says.
-    #[error("the narinfo is named {expected} and its StorePath has the hash part {actual}")]
+    /// The narinfo is of another store path than its name.
+    #[error("the narinfo has the name {expected}, but its StorePath has the hash part {actual}")]
     HashPart {
         /// The hash part in the name.
         expected: StorePathHash,
         /// The hash part of its `StorePath`.
         actual: StorePathHash,
     },
-    /// The body is not what its name says.
+    /// The hash of the body differs from the one in its name.
     #[error(
-        "the uploaded file has the hash {actual} and its name says {expected}: it was damaged on \
-         the way, upload it again"
+        "the uploaded file has the hash {actual}, but its name has {expected}: it was damaged in \
+         transit; upload it again"
     )]
     FileHash {
         /// The hash in the name.
@@ -75,29 +75,29 @@ pub enum PutError {
         /// The hash of the body.
         actual: Sha256Hash,
     },
-    /// The body is not in the encoding that its header names.
-    #[error("the upload is not in its Content-Encoding, {encoding}")]
+    /// The body cannot be decoded by its `Content-Encoding`.
+    #[error("the upload cannot be decoded by its Content-Encoding, {encoding}")]
     Encoding {
         /// The encoding.
         encoding: Compression,
-        /// What the decoder said.
+        /// The error of the decoder.
         source: std::io::Error,
     },
-    /// The body is in an encoding without a decoder, or one that does not fit the object.
-    #[error("the upload's Content-Encoding is {0}, which this cache cannot decode here")]
+    /// There is no decoder for the encoding, or objects of this kind may not have it.
+    #[error("unsupported Content-Encoding {0}; upload the object without it")]
     NoDecoder(Compression),
     /// The NAR does not unpack.
     #[error(transparent)]
     Unpack(#[from] UnpackError),
-    /// The narinfo is of a NAR that is not in this cache by Nix's naming.
+    /// The URL of the narinfo is not the name of a NAR in this cache.
     #[error("the narinfo's URL is “{0}”; it must be nar/<file hash>.nar… of a NAR in this cache")]
     NarElsewhere(String),
-    /// The NAR is not here.
-    #[error("the narinfo's NAR {0} is not here; upload it first")]
+    /// The NAR is not in this cache.
+    #[error("the narinfo's NAR {0} is not in this cache; upload it first")]
     NarMissing(String),
-    /// The NAR that is here is not what its name says any more.
+    /// The stored NAR no longer matches its name.
     #[error(
-        "the narinfo's NAR {0} was damaged in this cache and has been put aside; upload it again"
+        "the narinfo's NAR {0} was damaged in this cache and has been quarantined; upload it again"
     )]
     NarDamaged(String),
     /// The NAR was replaced while it was read.
@@ -105,50 +105,50 @@ pub enum PutError {
         "the narinfo's NAR {0} was replaced in this cache a moment ago; upload the narinfo again"
     )]
     NarChanged(String),
-    /// The NAR that is here cannot be read.
+    /// The stored NAR cannot be read.
     #[error("cannot read {key}")]
     Read {
-        /// The NAR's key.
+        /// The key of the NAR.
         key: String,
-        /// What the system said.
+        /// The error of the system.
         source: std::io::Error,
     },
-    /// A field of the narinfo and the NAR differ.
+    /// A field of the narinfo does not match the NAR.
     #[error("the narinfo's {field} is {stated} and that of its NAR is {actual}")]
     Field {
         /// The field's name.
         field: &'static str,
-        /// What the narinfo says.
+        /// The value in the narinfo.
         stated: String,
-        /// What is true.
+        /// The value of the NAR.
         actual: String,
     },
-    /// No signature counts.
+    /// No signature is valid.
     #[error(
         "the narinfo has no valid signature by a key that this cache trusts ({trusted}); it has {}",
         if found.is_empty() { "none at all" } else { found }
     )]
     Signature {
-        /// The names of the keys that are trusted.
+        /// The names of the trusted keys.
         trusted: String,
-        /// The names of the keys that are said to have signed.
+        /// The key names in the signatures.
         found: String,
     },
-    /// A reference is not here.
-    #[error("the narinfo refers to {0}, which is not here; upload it first")]
+    /// A reference is not in this cache.
+    #[error("the narinfo refers to {0}, which is not in this cache; upload it first")]
     Reference(StorePath),
-    /// The store has trouble.
+    /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// A body that did not arrive whole.
+/// An incomplete body.
 #[derive(Debug, Error)]
 pub enum BodyError {
-    /// The connection ended, or what came is not HTTP.
+    /// The connection ended, or the body is not valid HTTP.
     #[error("the upload was cut short")]
     CutShort(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// Nothing came for a while.
-    #[error("nothing of the upload arrived for {} seconds", .0.as_secs())]
+    /// No byte arrived for a while.
+    #[error("no byte of the upload arrived for {} seconds", .0.as_secs())]
     Stalled(Duration),
 }

@@ -1,7 +1,7 @@
-//! The body of an upload, batch by batch, and whether it flows.
+//! Batches of the body of an upload, and whether the upload is slow.
 //!
-//! What others may need is not kept for a body that hardly arrives: its turn among the large
-//! uploads goes back, and whoever unpacks it stops. It costs its connection and its staged file.
+//! A slow body holds no shared resource: it returns its turn among the large uploads, and its
+//! decoder stops. It costs only its connection and its staged file.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,22 +12,21 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::BodyError;
 
-/// So much goes from the socket's side to the disk's at a time. Each handing over wakes a thread,
-/// and where both sides share a core, switches it twice: 64 KiB at a time cost a third more CPU
-/// time for an upload.
+/// The size of a batch, in bytes. Each batch wakes a thread and, if both sides share a core,
+/// switches it twice: with 64 KiB an upload takes a third more CPU time.
 pub(super) const BATCH: usize = 256 * 1024;
 
-/// A batch that is not full is handed over so long after its first bytes: somebody may wait for what
-/// is there. Of a slow body that is not worth a thread's time a hundred times a second.
+/// A batch that is not full is handed over this long after its first bytes, because readers may
+/// wait for them. For a slow body that is not worth waking a thread a hundred times a second.
 const FILL_TIMEOUT: Duration = Duration::from_millis(10);
 const SLOW_FILL_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// A body is slow when it was waited for so long and less than a [`BATCH`] of it has come. Only
-/// waiting for the client counts, not for our disk. Being slow is no fault: the upload goes on, and
-/// is unpacked when it has arrived.
+/// A body is slow if less than a [`BATCH`] of it arrives within this time of waiting for the
+/// client. Waiting for the disk does not count. A slow upload continues, and is unpacked after the
+/// transfer.
 const SLOW_AFTER: Duration = Duration::from_secs(1);
 
-/// How many large transfers are under way at a time. A clone is the same limit.
+/// A limit of concurrent large transfers. A clone is the same limit.
 #[derive(Debug, Clone)]
 pub(super) struct TransferLimit {
     flowing: Arc<Semaphore>,
@@ -36,7 +35,7 @@ pub(super) struct TransferLimit {
     slow: Arc<Semaphore>,
 }
 
-/// The place of a transfer within a limit.
+/// The turn of a transfer within a limit.
 #[derive(Debug, Default)]
 pub(super) struct Turn {
     limit: Option<TransferLimit>,
@@ -57,7 +56,7 @@ impl TransferLimit {
 }
 
 impl Turn {
-    /// The turn of what is not limited.
+    /// The turn of a transfer that is not limited.
     pub(super) fn unlimited() -> Self {
         Self::default()
     }
@@ -106,7 +105,8 @@ impl<S: Stream<Item = Result<Bytes, BodyError>> + Unpin> Feed<S> {
         self.is_slow
     }
 
-    /// The next batch, none at the end. One that is empty says only that the body has become slow.
+    /// Returns the next batch, or `None` at the end. An empty batch only reports that the body has
+    /// become slow.
     pub(super) async fn next(&mut self) -> Result<Option<Vec<Bytes>>, BodyError> {
         let mut batch = Vec::new();
         let mut length = 0;

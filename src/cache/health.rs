@@ -1,4 +1,4 @@
-//! Whether the store can be used, for those who ask every few seconds.
+//! The condition of the store, cached for frequent health checks.
 
 use std::io;
 use std::sync::Arc;
@@ -10,13 +10,13 @@ use tokio::task::JoinHandle;
 use super::Cache;
 use crate::store::{Condition, Store, StoreError};
 
-/// For how long it is not looked at again.
+/// The time for which the result of a check is cached.
 const FRESH: Duration = Duration::from_secs(2);
 
-/// A store that does not answer within this time cannot be used.
+/// A store that does not respond within this time is unusable.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How a store is.
+/// The health of a store.
 #[derive(Debug, Clone)]
 pub struct Health {
     /// What can be done with it.
@@ -25,7 +25,7 @@ pub struct Health {
     pub free_space: Option<u64>,
 }
 
-/// How the store was a moment ago.
+/// The cached health of the store.
 #[derive(Default)]
 pub(super) struct Watch(Mutex<State>);
 
@@ -51,7 +51,7 @@ impl Cache {
         let health = match tokio::time::timeout(PATIENCE, looking).await {
             Ok(looked) => {
                 state.looking = None;
-                looked.unwrap_or_else(|_| unusable(io::Error::other("looking at it panicked")))
+                looked.unwrap_or_else(|_| unusable(io::Error::other("the check panicked")))
             }
             Err(_) => unusable(io::ErrorKind::TimedOut.into()),
         };
@@ -67,6 +67,6 @@ async fn look(store: Arc<dyn Store>) -> Health {
 }
 
 fn unusable(source: io::Error) -> Health {
-    let error = StoreError::Io { doing: "looking at", key: "the store".to_owned(), source };
+    let error = StoreError::Io { doing: "checking", key: "the store".to_owned(), source };
     Health { condition: Arc::new(Condition::Unusable(error)), free_space: None }
 }

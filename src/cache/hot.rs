@@ -1,8 +1,8 @@
-//! Narinfos that are asked for again and again, in memory.
+//! Frequently requested narinfos, in memory.
 //!
-//! Our own changes to the directory are forgotten here before they are answered. What another
-//! process changes is seen within [`FRESH`]: until then an object is served as it was, after that
-//! its file is looked at again.
+//! A change by this process removes the entry before the change is acknowledged. A change by
+//! another process becomes visible within [`FRESH`]: until then the entry is served as it was; then
+//! its file is checked again.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +15,7 @@ use quick_cache::sync::Cache;
 use crate::nix::StorePathHash;
 use crate::store::{Content, Metadata, Object};
 
-/// How long an object is served without a look at its file.
+/// The time for which an object is served without checking its file.
 const FRESH: Duration = Duration::from_secs(3);
 
 /// How many bytes of narinfos are kept, and about how many narinfos that are.
@@ -25,29 +25,29 @@ const ESTIMATED_ITEMS: usize = 16 * 1024;
 /// What an entry takes besides its text.
 const OVERHEAD: u64 = 256;
 
-/// Narinfos in memory.
+/// A cache of narinfos in memory.
 pub(super) struct Hot {
     entries: Cache<StorePathHash, Arc<Entry>, ByLength>,
     epoch: Instant,
-    /// How many changes there were, by the beginning of the changed one's name. Who read an object
-    /// before a change must not put it here after it.
+    /// Change counters, sharded by the first byte of the hash. An object that was read before a
+    /// change must not be inserted after it.
     changes: [AtomicU64; 64],
 }
 
-/// The state in which an object was read.
+/// The state of the cache when an object was read.
 #[derive(Clone, Copy)]
 pub(super) struct Ticket(u64);
 
 struct Entry {
     metadata: Metadata,
     text: Bytes,
-    /// When its file was looked at, in milliseconds since the epoch.
+    /// The time of the last check of the file, in milliseconds since the epoch.
     seen: AtomicU64,
     /// When its use was recorded, in seconds since 1970.
     used: AtomicU64,
 }
 
-/// An entry that was found.
+/// The result of a lookup.
 pub(super) enum Found {
     /// It can be served.
     Fresh(Object),
@@ -96,7 +96,7 @@ impl Hot {
         Some(Found::Stale(entry.metadata.etag.clone()))
     }
 
-    /// The file was looked at, and has not changed.
+    /// The file was checked, and is unchanged.
     pub(super) fn renew(&self, hash: &StorePathHash, used: SystemTime) -> Option<Object> {
         let entry = self.entries.get(hash)?;
         entry.seen.store(self.now(), Ordering::Relaxed);
@@ -115,12 +115,12 @@ impl Hot {
         &self.changes[usize::from(hash.as_bytes()[0]) % self.changes.len()]
     }
 
-    /// To be taken before an object is read.
+    /// Must be called before an object is read.
     pub(super) fn ticket(&self, hash: &StorePathHash) -> Ticket {
         Ticket(self.changes(hash).load(Ordering::SeqCst))
     }
 
-    /// Keeps an object that was read after `ticket` was taken.
+    /// Inserts an object that was read after `ticket` was taken.
     pub(super) fn insert(&self, hash: StorePathHash, object: &Object, ticket: Ticket) {
         let Content::Bytes(text) = &object.content else {
             return;

@@ -1,4 +1,4 @@
-//! The body of an upload as a reader, for a decoder that runs while it arrives.
+//! The body of an upload as a reader, for a decoder that runs during the transfer.
 
 use std::io::{self, BufRead, Read};
 use std::time::{Duration, Instant};
@@ -11,8 +11,8 @@ use super::PutError;
 use super::stage::Stage;
 use super::unpack::{UnpackError, Unpacked};
 
-/// What the async side sends. A channel that closes without `End` is a body that does not flow, or
-/// an upload that was given up: the decoder stops, and what has come is kept.
+/// A message of the async side. If the channel closes without `End`, the body is slow or the upload
+/// was aborted: the decoder stops, and the received bytes stay staged.
 pub(super) enum Message {
     /// The next bytes, as they came.
     Chunks(Vec<Bytes>),
@@ -20,7 +20,7 @@ pub(super) enum Message {
     End,
 }
 
-/// A body of which each chunk is staged before a decoder gets it.
+/// A reader of a body; each chunk is staged before the decoder gets it.
 pub(super) struct Incoming {
     messages: mpsc::Receiver<Message>,
     /// Received and neither staged nor read.
@@ -57,8 +57,8 @@ impl Incoming {
         }
     }
 
-    /// Stages what has been received and not been read, and gives the rest of the body back, with
-    /// what came of unpacking. That is none where the decoder did not get all that it needed.
+    /// Stages the bytes that were received but not read, and returns the rest of the body with the
+    /// result of unpacking, which is `None` if the decoder did not get all its input.
     pub(super) fn stop(
         mut self,
         unpacked: Result<Unpacked, UnpackError>,

@@ -1,13 +1,14 @@
-//! From a body to an object, in constant memory and off the reactor.
+//! Stores the body of an upload, in constant memory and off the reactor.
 //!
-//! A small body is collected and stored in one step. A large one is read by the async side and
-//! handed over, batch by batch, to the blocking pool, which hashes it and stages it. While a batch is
-//! staged the next one is gathered and no more: when the disk is slower than the line, the socket is
-//! not read, and the client waits. No thread is held between two batches, but by what is unpacked
-//! while it arrives.
+//! A small body is collected and stored in one step. A large body is received by an async task, and
+//! handed over in batches to the blocking pool, which hashes and stages them. While one batch is
+//! staged, at most one more is gathered: if the disk is slower than the network, the socket is not
+//! read and the client waits. No thread is held between two batches, except by NARs that are
+//! unpacked during the transfer.
 //!
-//! What one upload costs at most: the connection's buffer, and [`BATCH`](super::feed::BATCH) bytes on
-//! either side; while it is unpacked, [`BATCHES_IN_FLIGHT`] times as much between them, and a decoder.
+//! Maximum cost of an upload: the buffer of its connection, and [`BATCH`](super::feed::BATCH) bytes
+//! on either side; while it is unpacked, also [`BATCHES_IN_FLIGHT`] batches in between, and a
+//! decoder.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -48,7 +49,7 @@ const DECODED_LOG_LIMIT: u64 = 1 << 30;
 /// What becomes more than this may not become more than [`BOMB_RATIO`] times its size.
 const DECODED_FLOOR: u64 = 16 << 20;
 
-/// A body that has arrived whole and is no object yet.
+/// A complete body that is not stored yet.
 pub(super) enum Collected {
     InMemory(Bytes),
     /// In a file without a name.
@@ -185,7 +186,7 @@ pub(super) async fn collect(
     })
 }
 
-/// Appends to a file without a name, which is made where there is none yet.
+/// Appends to an unnamed file, which is created if there is none yet.
 fn spool(
     store: &Arc<dyn Store>,
     path: &CachePath,
@@ -342,7 +343,7 @@ async fn encoded_side_file(
     Ok((stored, size))
 }
 
-/// Publishes what was staged, and says how long that took.
+/// Publishes a staged object, and records the duration.
 pub(super) fn commit(upload: Box<dyn Upload>, metrics: &Metrics) -> Result<Stored, PutError> {
     let begun = Instant::now();
     let stored = upload.commit()?;
@@ -350,8 +351,8 @@ pub(super) fn commit(upload: Box<dyn Upload>, metrics: &Metrics) -> Result<Store
     Ok(stored)
 }
 
-/// Stages an object. This comes before the body is asked for: a full disk says so while the client
-/// still waits for its `100 Continue`.
+/// Stages an object. This happens before the body is requested, so that a full disk refuses the
+/// upload while the client still waits for its `100 Continue`.
 pub(super) async fn begin(
     store: &Arc<dyn Store>,
     path: &CachePath,
@@ -361,7 +362,7 @@ pub(super) async fn begin(
     in_the_pool(move || Ok(store.begin(&path, size)?)).await
 }
 
-/// Stages what is left of a body. While one batch is staged, the next one is gathered.
+/// Stages the rest of a body. While one batch is staged, the next one is gathered.
 pub(super) async fn receive(
     stage: Stage,
     mut feed: Feed<impl Stream<Item = Result<Bytes, BodyError>> + Unpin>,
@@ -434,7 +435,7 @@ pub(super) fn check_length(declared: Option<u64>, actual: u64) -> Result<(), Put
     }
 }
 
-/// Runs `work` on the blocking pool. It begins before anybody waits for it.
+/// Runs `work` on the blocking pool. It starts before the returned future is polled.
 pub(super) fn in_the_pool<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, PutError> + Send + 'static,
 ) -> impl Future<Output = Result<T, PutError>> {

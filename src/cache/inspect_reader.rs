@@ -1,4 +1,5 @@
-//! A reader that shows its consumer's progress to a function, for counting and hashing.
+//! A reader that reports the bytes that its consumer has read to a function, for counting and
+//! hashing.
 
 use std::io::{self, BufRead, Read};
 

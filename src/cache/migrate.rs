@@ -1,8 +1,8 @@
-//! Taking over everything that another cache has: from a directory into a bucket, or back.
+//! Copies everything from another cache, for example from a directory into a bucket.
 //!
-//! Each object goes the way of an upload, so nothing false gets in. A path's narinfo comes when all
-//! that it needs is here, and so there is a whole cache at every moment: what breaks off goes on
-//! where it was, and clients can be served meanwhile.
+//! Each object is verified like an upload. The narinfo of a path is stored after its NAR and its
+//! references, so the target is a valid cache at every moment: clients can use it meanwhile, and an
+//! interrupted migration can be repeated.
 
 use std::collections::HashSet;
 use std::io::{self, BufReader};
@@ -32,10 +32,10 @@ use crate::nix::{CachePath, Compression, NarInfo, Sha256Hash};
 use crate::store::fs::OWN_FOLDER;
 use crate::store::{Content, Object, StoreError};
 
-/// How often `progress` hears something.
+/// The interval of progress reports.
 const TELL_EVERY: Duration = Duration::from_millis(200);
 
-/// What was taken over, and what was not.
+/// The result of a migration.
 #[derive(Debug, Default, Serialize)]
 pub struct Report {
     /// Store paths that were copied.
@@ -52,26 +52,26 @@ pub struct Report {
     pub orphans: usize,
     /// Store paths that both have, with other contents. Those that were here stay.
     pub differing: Vec<String>,
-    /// What is false in the other cache, and was not copied.
+    /// The damaged objects of the other cache, which were not copied.
     pub damage: Vec<Damage>,
-    /// It was told to stop before the end.
+    /// The migration was stopped before the end.
     pub stopped: bool,
 }
 
-/// What broke off a migration.
+/// The failure of a migration.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrateError {
-    /// The other cache could not be gone through.
+    /// The other cache cannot be read.
     #[error(transparent)]
     Inventory(#[from] InventoryError),
-    /// A pin could not be read or set.
+    /// A pin cannot be read or set.
     #[error(transparent)]
     Pin(#[from] PinError),
     /// One of the two stores failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// An object that is right was not taken.
-    #[error("{object} was not taken")]
+    /// An intact object was refused.
+    #[error("{object} was refused")]
     NotTaken {
         /// The object.
         object: CachePath,
@@ -80,23 +80,23 @@ pub enum MigrateError {
     },
 }
 
-/// What became of an object of the other cache.
+/// The result for one object of the other cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Outcome {
     /// It is here.
     Here,
     /// It is no longer there.
     Gone,
-    /// A NAR that has another file hash than its name says. Whether it is damaged depends on its
-    /// narinfo, because other programs name NARs after something else.
+    /// A NAR whose file hash differs from its name. Whether it is damaged depends on its narinfo,
+    /// because other programs name NARs differently.
     Misnamed { expected: Sha256Hash, actual: Sha256Hash },
     /// It is false, or cannot be read.
     Damaged { expected: String, actual: String },
 }
 
 impl Cache {
-    /// Takes over what `from` has and this cache has not, so many objects at a time. Both may be in
-    /// use.
+    /// Copies the objects that `from` has and this cache lacks, several at a time. Both caches may
+    /// be in use.
     pub async fn take_over(
         &self,
         from: &Self,
@@ -124,12 +124,12 @@ impl Cache {
     }
 }
 
-/// One migration on its way.
+/// A running migration.
 struct Migration<'a> {
     from: &'a Cache,
     to: &'a Cache,
     inventory: &'a Inventory,
-    /// Paths that need each other; what is needed comes first.
+    /// Paths that refer to each other; references come first.
     groups: Vec<Vec<u32>>,
     /// The group of each path.
     group_of: Vec<u32>,
@@ -165,7 +165,7 @@ impl<'a> Migration<'a> {
         }
     }
 
-    /// Waits for all of `work`, and says whether it came to its end.
+    /// Waits for all of `work`. Returns whether all of it was completed.
     async fn carry_out(
         &self,
         work: impl Stream<Item = Result<(), MigrateError>>,
@@ -200,7 +200,7 @@ impl<'a> Migration<'a> {
         report
     }
 
-    /// Pins here what is pinned there. A name that both have holds what either held.
+    /// Copies the pins. A pin that both caches have keeps the paths of both.
     async fn pins(&self) -> Result<(), MigrateError> {
         let ours = self.to.pins().await?;
         for pin in self.from.pins().await? {
@@ -314,7 +314,7 @@ impl<'a> Migration<'a> {
                 (DamageKind::Unreadable, format!("{declared} bytes"), format!("{actual} bytes"))
             }
             Err(PutError::Body(BodyError::CutShort(error))) => {
-                let whole = "a file that can be read".to_owned();
+                let whole = "a readable file".to_owned();
                 (DamageKind::Unreadable, whole, with_causes(&*error))
             }
             Err(PutError::Store(error)) => return Err(error.into()),
@@ -352,7 +352,7 @@ impl<'a> Migration<'a> {
         let theirs = match look_through(object, is_json).await {
             Ok(theirs) => theirs,
             Err(error) if error.is_io() => {
-                let whole = "a file that can be read".to_owned();
+                let whole = "a readable file".to_owned();
                 return Ok(self.damaged(
                     DamageKind::Unreadable,
                     path,
@@ -445,11 +445,11 @@ impl<'a> Migration<'a> {
     async fn nar_by_another_name(&self, info: &mut NarInfo) -> Result<Outcome, MigrateError> {
         let missing = || Outcome::Damaged {
             expected: info.url.clone(),
-            actual: "nothing, or a URL outside of this cache".to_owned(),
+            actual: "nothing, or a URL outside of the cache".to_owned(),
         };
         let Ok(compression) = info.compression.parse::<Compression>() else {
             return Ok(Outcome::Damaged {
-                expected: "a compression of Nix's".to_owned(),
+                expected: "a compression that Nix supports".to_owned(),
                 actual: info.compression.clone(),
             });
         };
@@ -468,7 +468,7 @@ impl<'a> Migration<'a> {
             None => match look_through(object, false).await {
                 Ok(hash) => hash,
                 Err(error) => {
-                    let expected = "a file that can be read".to_owned();
+                    let expected = "a readable file".to_owned();
                     return Ok(Outcome::Damaged { expected, actual: error.to_string() });
                 }
             },
@@ -492,7 +492,7 @@ impl<'a> Migration<'a> {
 
     async fn adopt(&self, info: NarInfo) -> Result<Adopted, PutError> {
         match self.to.adopt_narinfo(info.clone()).await {
-            // A NAR that was here was not what it is named, and has been put aside.
+            // A NAR in this cache did not match its name, and has been quarantined.
             Err(PutError::NarDamaged(_)) => {}
             adopted => return adopted,
         }

@@ -1,5 +1,5 @@
-//! Where the promises are kept. The HTTP wing and the commands speak to a [`Cache`] and to nothing
-//! below it.
+//! The binary cache: verification, retention and everything else that the guarantees promise. HTTP
+//! and the commands use only [`Cache`], and nothing below it.
 
 mod accepted;
 mod audit;
@@ -54,26 +54,26 @@ use decode_budget::DecodeBudget;
 use feed::{Feed, TransferLimit, Turn};
 use hot::{Found, Hot};
 
-/// A binary cache: objects in a store, and what may become one. A clone is the same cache.
+/// A binary cache. A clone is the same cache.
 #[derive(Clone)]
 pub struct Cache(Arc<Inner>);
 
-/// What all clones of a cache share.
+/// The shared state of all clones of a cache.
 pub struct Inner {
     store: Arc<dyn Store>,
     info: CacheInfo,
     /// `nix-cache-info` as it is served, made once.
     info_object: (Metadata, Bytes),
     admission: Admission,
-    /// For how long what was used or uploaded is safe from collection.
+    /// The time after a use or upload during which an object is never collected.
     grace: Duration,
     hot: Hot,
     metrics: Arc<Metrics>,
-    /// Who removes objects here.
+    /// The actor of removals.
     agent: Agent,
     /// How the store was a moment ago.
     health: health::Watch,
-    /// What is known of NARs whose narinfo may come soon.
+    /// The facts about NARs whose narinfo may be uploaded soon.
     facts: quick_cache::sync::Cache<NarName, nar::KnownFacts>,
     /// Limits concurrent large uploads that flow.
     uploads: TransferLimit,
@@ -81,11 +81,11 @@ pub struct Inner {
     decoders: DecodeBudget,
     /// Limits what uploads of large narinfos have in memory.
     large_narinfos: Arc<ingest::LargeNarInfos>,
-    /// Who may change a narinfo, by its name.
+    /// Locks for changes of narinfos, by name.
     turns: Turns,
     /// Whether clients are sent to where the store has its objects for NARs.
     redirect: bool,
-    /// Other caches, which are asked for what is not here.
+    /// The upstreams.
     #[cfg(feature = "upstream")]
     upstreams: Option<upstream::Upstreams>,
     /// What pages show.
@@ -101,11 +101,11 @@ impl std::ops::Deref for Cache {
     }
 }
 
-/// How many large bodies are taken at a time: each has up to three batches of 256 KiB in memory. More
-/// wait for their `100 Continue`. Those that hardly arrive do not count.
+/// The maximum number of concurrent large uploads: each has up to three batches of 256 KiB in
+/// memory. More uploads wait for their `100 Continue`. Slow uploads do not count.
 const UPLOADS: usize = 256;
 
-/// How many hardly arrive before they count, too.
+/// The number of slow uploads above which they count, too.
 const SLOW_UPLOADS: usize = 4096;
 
 /// How many NARs are remembered. One whose facts were dropped is read again.
@@ -119,7 +119,7 @@ fn metadata_of(text: &[u8]) -> Metadata {
 }
 
 impl Cache {
-    /// A cache over `store` that says `info` of itself.
+    /// Creates a cache over `store` with the properties `info`.
     pub fn new(store: Arc<dyn Store>, info: CacheInfo, admission: Admission) -> Self {
         let text = Bytes::from(info.to_string());
         Self(Arc::new(Inner {
@@ -160,7 +160,7 @@ impl Cache {
         self
     }
 
-    /// Where somebody else than the daemon removes objects.
+    /// Sets the actor of removals, if it is not the daemon.
     #[must_use]
     pub fn with_agent(mut self, agent: Agent) -> Self {
         self.set_up().agent = agent;
@@ -179,7 +179,7 @@ impl Cache {
         false
     }
 
-    /// What is counted here.
+    /// The metrics.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }
@@ -192,7 +192,7 @@ impl Cache {
         self
     }
 
-    /// Logs in to the upstreams as `config` says from now on, which has the same upstreams.
+    /// Uses the credentials in `config`, which has the same upstreams, from now on.
     #[cfg(feature = "upstream")]
     pub fn log_in_to_upstreams(&self, config: &crate::config::Upstreams) {
         if let Some(upstreams) = &self.upstreams {
@@ -204,7 +204,7 @@ impl Cache {
         Arc::get_mut(&mut self.0).expect("a cache is set up before it is shared")
     }
 
-    /// What is known about an object without reading it; none if it is absent.
+    /// Returns the metadata of an object, or `None` if the object is absent.
     pub async fn head(&self, path: &CachePath) -> Result<Option<Metadata>, GetError> {
         match path {
             CachePath::CacheInfo => Ok(Some(self.info_object.0.clone())),
@@ -224,7 +224,7 @@ impl Cache {
         }
     }
 
-    /// Where a client can fetch an object instead of here; none if it is to be asked for here.
+    /// Returns a presigned URL for a client, or `None` if the daemon serves the object itself.
     pub async fn link(&self, path: &CachePath) -> Result<Option<String>, GetError> {
         if !self.redirect || !matches!(path, CachePath::Nar(_)) {
             return Ok(None);
@@ -241,8 +241,8 @@ impl Cache {
         }
     }
 
-    /// Writes `nix-cache-info` where it is missing or says something else, so that Nix can read the
-    /// store without us, over whatever else serves it. None if it was right.
+    /// Writes `nix-cache-info` if it is missing or has other values, so that Nix can read the store
+    /// without the daemon. Returns `None` if it was right.
     pub async fn keep_info(&self) -> Result<Option<Stored>, StoreError> {
         self.store.keep(&CachePath::CacheInfo, self.info_object.1.clone()).await
     }
@@ -291,8 +291,8 @@ impl Cache {
     pub async fn get_again(&self, path: &CachePath, etag: &Bytes) -> io::Result<Content> {
         match self.store.get(path).await.map_err(io::Error::other)? {
             Some(object) if object.metadata.etag == etag => Ok(object.content),
-            Some(_) => Err(io::Error::other("the object was replaced in the middle of its answer")),
-            None => Err(io::Error::other("the object was removed in the middle of its answer")),
+            Some(_) => Err(io::Error::other("the object was replaced during the response")),
+            None => Err(io::Error::other("the object was removed during the response")),
         }
     }
 
@@ -338,8 +338,8 @@ impl Cache {
         Ok(object)
     }
 
-    /// Takes an object from a client. `declared` is the length that the client announced, `encoding`
-    /// what is to be undone before storing. What can be refused without the body is refused before
+    /// Stores an uploaded object. `declared` is the announced length, `encoding` the encoding that
+    /// is decoded before storing. An upload that can be refused without its body is refused before
     /// `body` is polled for the first time.
     pub async fn put(
         &self,
@@ -358,7 +358,7 @@ impl Cache {
         match path {
             CachePath::CacheInfo => self.put_cache_info(declared, feed).await,
             CachePath::NarInfo(hash) => self.put_narinfo(*hash, encoding, declared, feed).await,
-            // Its name is the hash of what is stored, so there is nothing to undo.
+            // The name of a NAR is the hash of its stored bytes, so there is nothing to decode.
             CachePath::Nar(_) if encoding != Compression::None => {
                 Err(PutError::NoDecoder(encoding))
             }
@@ -380,8 +380,8 @@ impl Cache {
         Ok(stored)
     }
 
-    /// Does the same in place of the object with the entity tag `before`, or where there is none. False
-    /// if there is another one by now.
+    /// Does the same in place of the object with the entity tag `before`, or of an absent object.
+    /// Returns false if there is another object by now.
     async fn replace_whole(
         &self,
         path: &CachePath,
@@ -397,12 +397,12 @@ impl Cache {
         Ok(true)
     }
 
-    /// Records what was used and is not recorded yet, before the process ends.
+    /// Records all pending uses, before the process ends.
     pub async fn flush(&self) -> Result<(), StoreError> {
         self.store.flush().await
     }
 
-    /// What is in the store has become more, if the object is new.
+    /// Updates the size of the store, if the object is new.
     fn count(&self, path: &CachePath, stored: Stored, size: u64) {
         if stored == Stored::Created {
             let paths = matches!(path, CachePath::NarInfo(_)).into();
@@ -410,8 +410,9 @@ impl Cache {
         }
     }
 
-    /// A client uploads `nix-cache-info` when it takes the cache for a new one. What it says of
-    /// priority and the like is its guess, and not ours to follow; the store dir must be right.
+    /// Handles the upload of `nix-cache-info` by a client that takes the cache for a new one. Its
+    /// values for the priority and the like are guesses and ignored; the store directory must be
+    /// right.
     async fn put_cache_info(
         &self,
         declared: Option<u64>,

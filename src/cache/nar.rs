@@ -1,4 +1,4 @@
-//! NARs: the name is a claim, and what is not what it claims to be is not taken.
+//! NARs: a NAR is accepted only if its contents match its name.
 
 use std::io::{self, BufRead, BufReader, Read};
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use crate::nix::cache_path::{NarExtension, NarName};
 use crate::nix::{CachePath, Compression, Sha256Hash};
 use crate::store::{Content, Metadata, Stored, Upload};
 
-/// What has been found out about a NAR. It is kept in memory until the narinfo comes.
+/// The verified facts about a NAR, kept in memory for its narinfo.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Facts {
     /// The length of the file, in bytes.
@@ -32,14 +32,14 @@ pub(super) struct Facts {
     pub contents: NarContents,
 }
 
-/// Facts, and the entity tag of the object that they are about.
+/// The facts about an object, and its entity tag.
 #[derive(Debug, Clone)]
 pub(super) struct KnownFacts {
     facts: Facts,
     etag: Bytes,
 }
 
-/// What is known of what is in the file of a NAR.
+/// The verified contents of a NAR file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NarContents {
     /// It was unpacked, and is a NAR.
@@ -51,8 +51,8 @@ pub(super) enum NarContents {
 }
 
 impl NarContents {
-    /// What came of unpacking, or why that failed. Only a compression without a decoder passes
-    /// without being unpacked, and then it is known that it is that compression.
+    /// Converts the result of unpacking. Only a compression without a decoder passes without being
+    /// unpacked, if the file has this format.
     pub fn of(unpacked: Option<Result<Unpacked, UnpackError>>) -> Result<Self, UnpackError> {
         match unpacked {
             None => Ok(Self::NotRead),
@@ -71,7 +71,7 @@ impl NarContents {
     }
 }
 
-/// A NAR that has been received and is not stored yet.
+/// A received NAR that is not stored yet.
 pub(super) struct Received {
     /// The name by the hash of the received file.
     pub name: NarName,
@@ -83,7 +83,7 @@ pub(super) struct Received {
     pub upload: Box<dyn Upload>,
 }
 
-/// A NAR that has been received, and stored if it was to be kept.
+/// A received NAR, stored unless its upstream has `store=0`.
 pub(super) struct Streamed {
     pub stored: Stored,
     /// The length of the file, in bytes.
@@ -139,8 +139,8 @@ impl Cache {
         ingest::decode_at_rest(&self.decoders, Allowance::USUAL, check).await
     }
 
-    /// Takes a NAR of any size into `upload`, and publishes it if it is to be `kept`, which is asked
-    /// when all is known of it.
+    /// Writes a NAR of any size into `upload`, and publishes it if `kept`, which is called after
+    /// verification, returns true.
     pub(super) async fn stream_nar(
         &self,
         name: NarName,
@@ -203,8 +203,7 @@ impl Cache {
             None => (ingest::in_the_pool(move || push(stage, &[beginning])).await?, None),
         };
         let staged = ingest::receive(stage, feed).await?.finish();
-        // A body that did not arrive, or not as what it was sent, says more than what came of
-        // unpacking it.
+        // An incomplete or damaged body is a better reason than the error of the decoder.
         check_length(declared, staged.length)?;
         let Staged { hash, length: size, checked, mut busy, upload } = staged;
         let name = NarName { file_hash: hash, extension };
@@ -252,14 +251,15 @@ impl Cache {
         }
     }
 
-    /// What is remembered about a NAR, if the object is still the one that it was found out about.
+    /// Returns the remembered facts about a NAR, if the object is unchanged.
     pub(super) fn known_facts(&self, name: NarName, now: &Metadata) -> Option<Facts> {
         let known = self.facts.get(&name)?;
         (known.etag == now.etag).then_some(known.facts)
     }
 
-    /// The facts about the NAR in the store; none if there is none. It is read where they are not
-    /// known. One that is not what its name says is quarantined, or Nix would never upload it again.
+    /// Returns the facts about the stored NAR, or `None` if it is absent. Reads the NAR if the
+    /// facts are unknown. A NAR that does not match its name is quarantined, because Nix would
+    /// never upload it again otherwise.
     pub(super) async fn facts(&self, name: NarName) -> Result<Option<Facts>, PutError> {
         let path = CachePath::Nar(name);
         let there = self.store.head(&path).await?;
@@ -277,7 +277,7 @@ impl Cache {
         if let Some(facts) = self.known_facts(name, &metadata) {
             return Ok(Some(facts));
         }
-        // Others who want to know the same wait until one has read it.
+        // Concurrent requests for the same facts wait for one reader.
         let guard = match self.facts.get_value_or_guard_async(&name).await {
             Ok(known) if known.etag == metadata.etag => return Ok(Some(known.facts)),
             Ok(_) => None,
@@ -304,7 +304,7 @@ impl Cache {
                 Ok(Some(facts))
             }
             Err(PutError::FileHash { actual, .. }) => {
-                warn!(%actual, "quarantined {path}, which is not what its name says");
+                warn!(%path, %actual, "quarantined a NAR whose hash does not match its name");
                 self.store.quarantine(&path, &etag).await?;
                 Err(PutError::NarDamaged(path.key()))
             }
@@ -339,7 +339,7 @@ impl Cache {
                 _ => false,
             };
             if named_after_its_contents && inspected.file_hash != name.file_hash {
-                // As other programs name NARs: it is right by its narinfo, and stays.
+                // A NAR named by another program: it matches its narinfo, and is kept.
                 return Err(PutError::FileHash {
                     expected: name.file_hash,
                     actual: inspected.file_hash,
@@ -372,7 +372,7 @@ async fn beginning(
     Ok(beginning.freeze())
 }
 
-/// What is in a NAR, as far as it is to be unpacked.
+/// Unpacks a NAR, if NARs are to be unpacked.
 fn contents(
     verify: Verify,
     name: NarName,
@@ -393,8 +393,7 @@ fn known_contents(
     let contents = NarContents::of(unpacked)?;
     if let NarContents::NoDecoder(compression) = contents {
         warn!(
-            "{} is compressed by {compression}, for which there is no decoder: its file hash is \
-             right, its contents are not checked",
+            "the contents of {} are not verified: there is no decoder for {compression}",
             CachePath::Nar(name)
         );
     }
@@ -405,7 +404,7 @@ fn known_contents(
 pub(super) struct Inspected {
     /// SHA-256 of the file.
     pub file_hash: Sha256Hash,
-    /// What came of unpacking it; none where that was not asked for.
+    /// The result of unpacking, or `None` if that was not requested.
     pub unpacked: Option<Result<Unpacked, UnpackError>>,
 }
 
@@ -486,7 +485,7 @@ impl<R: BufRead> BufRead for Whole<R> {
         loop {
             match self.inner.fill_buf() {
                 Ok([]) if self.left > 0 => {
-                    let text = format!("it ended {} bytes before its end", self.left);
+                    let text = format!("the file ended {} bytes early", self.left);
                     return Err(self.fail(&io::Error::new(io::ErrorKind::UnexpectedEof, text)));
                 }
                 Ok(_) => break,

@@ -1,5 +1,5 @@
-//! The narinfo is the commit: with it a store path becomes visible, so it is admitted only when it
-//! is true.
+//! Narinfos: the narinfo makes a store path visible, so it is accepted only after verification
+//! against its NAR.
 
 use bytes::Bytes;
 use futures_util::Stream;
@@ -15,18 +15,18 @@ use crate::nix::{
 };
 use crate::store::{Content, Object, StoreError, Stored};
 
-/// What became of the narinfo of another cache.
+/// The result of storing a narinfo of another cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Adopted {
     /// It is new here.
     New,
     /// It was here, with the same contents.
     Known,
-    /// There is one here with other contents, which stays.
+    /// There is a narinfo with other contents, which is kept.
     Differs,
 }
 
-/// A narinfo that is uploaded.
+/// An uploaded narinfo.
 struct UploadedNarInfo {
     info: NarInfo,
     /// Its fingerprint.
@@ -35,7 +35,7 @@ struct UploadedNarInfo {
     signed_by: Option<String>,
 }
 
-/// What becomes of a narinfo whose path is here already.
+/// The result of merging an uploaded narinfo with the stored one.
 enum Merge {
     /// Ours is true, and has the signatures.
     Done,
@@ -47,7 +47,7 @@ enum Merge {
     Changed,
 }
 
-/// A narinfo before it is changed.
+/// A stored narinfo before its change.
 struct Before {
     /// None also if it does not parse. Such a one is as good as none: an upload of a better one shall
     /// replace it.
@@ -72,7 +72,7 @@ impl Changes {
 }
 
 impl Cache {
-    /// Takes a narinfo when it is what its name says and true of a NAR that is here.
+    /// Stores a narinfo if it matches its name and a stored NAR.
     pub(super) async fn put_narinfo(
         &self,
         hash: StorePathHash,
@@ -99,8 +99,9 @@ impl Cache {
         let mut is_admitted = false;
         let mut changes = Changes::default();
         loop {
-            // Two uploads of one path's narinfo would each merge with what was there before both.
-            // With the lock held, the store is waited for, and nothing else: no decoder, no upstream.
+            // Without the lock, two uploads of the same narinfo would each merge with the narinfo
+            // before both. The holder of the lock waits for the store only, and for no decoder or
+            // upstream.
             let lock = self.turns.take(&hash).await;
             let Before { narinfo: ours, etag } = self.read_before(&path).await?;
             let stored = if ours.is_some() { Stored::Replaced } else { Stored::Created };
@@ -124,8 +125,8 @@ impl Cache {
                     store_path = %info.store_path,
                     %before,
                     now = %fingerprint,
-                    "replaced the narinfo of a store path by another one: its build is not \
-                     reproducible, or one of the two is not what it claims to be"
+                    "replaced a narinfo with different contents: the build is not reproducible, \
+                     or one of the two uploads is wrong"
                 ),
                 _ => {}
             }
@@ -142,7 +143,7 @@ impl Cache {
         }
     }
 
-    /// The narinfo in an upload, if it is of the path that its name says and signed as it must be.
+    /// Parses an uploaded narinfo, and checks its name and its signatures.
     async fn parse_upload(
         &self,
         hash: StorePathHash,
@@ -151,7 +152,7 @@ impl Cache {
         let (cache, length) = (self.clone(), text.len());
         let parse = move || {
             let mut info = NarInfo::parse(&text, &cache.info.store_dir)?;
-            // Who uploads a path has it, wherever it was mirrored from before.
+            // An uploaded path is no longer mirrored.
             info.set_upstream(None);
             let actual = info.store_path.hash();
             if actual != hash {
@@ -223,7 +224,7 @@ impl Cache {
         }
     }
 
-    /// Publishes the narinfo of a path that came from an upstream, with a line that says so.
+    /// Publishes the narinfo of a mirrored path, with a line `Upstream:`.
     #[cfg(feature = "upstream")]
     pub(super) async fn mirror_narinfo(
         &self,
@@ -231,10 +232,10 @@ impl Cache {
         upstream: &str,
     ) -> Result<(), PutError> {
         let hash = info.store_path.hash();
-        // What it refers to comes when somebody asks for it.
+        // Its references are fetched when they are requested.
         self.admit(&mut info, false).await?;
         let _lock = self.turns.take(&hash).await;
-        // What somebody uploaded in the meantime is ours.
+        // An upload in the meantime takes precedence.
         let before = self.read_before(&CachePath::NarInfo(hash)).await?;
         if before.narinfo.is_some() {
             return Ok(());
@@ -245,7 +246,7 @@ impl Cache {
         self.publish(&info, before.etag.as_ref()).await.map(drop)
     }
 
-    /// Takes the narinfo of another cache, with the line that says where that mirrored it from.
+    /// Stores the narinfo of another cache, with its line `Upstream:`.
     pub(super) async fn adopt_narinfo(&self, mut info: NarInfo) -> Result<Adopted, PutError> {
         self.check_stored_signatures(&info)?;
         let hash = info.store_path.hash();
@@ -295,13 +296,13 @@ impl Cache {
         }
     }
 
-    /// Stores a narinfo in place of the one with the entity tag `before`, or where there is none. False
-    /// if there is another one by now.
+    /// Stores a narinfo in place of the one with the entity tag `before`, or of an absent one.
+    /// Returns false if there is another one by now.
     async fn publish(&self, info: &NarInfo, before: Option<&Bytes>) -> Result<bool, PutError> {
         let hash = info.store_path.hash();
         let text = info.to_string().into();
         let put = self.replace_whole(&CachePath::NarInfo(hash), text, before).await;
-        // Even where it failed, nobody knows how far it came.
+        // Even a failed change may have taken effect.
         self.hot.forget(&hash);
         Ok(put?)
     }
@@ -325,7 +326,8 @@ impl Cache {
         self.large_narinfos.parse(length, parse).await
     }
 
-    /// What the narinfo at `path` names, as leniently as any Nix reads it; none if there is none.
+    /// Returns the names in the narinfo at `path`, parsed as leniently as the most lenient Nix, or
+    /// `None` if it is absent.
     pub(super) async fn read_named(
         &self,
         path: &CachePath,
@@ -418,7 +420,7 @@ impl Cache {
             tokio::task::consume_budget().await;
             let hash = reference.hash();
             let here = self.rely_on(&CachePath::NarInfo(hash)).await?;
-            // Upstreams are asked only where it matters.
+            // Upstreams are queried only if it matters.
             let matters = !here && required;
             if matters && !self.has_elsewhere(&hash).await {
                 missing = missing.or(Some(reference));

@@ -1,4 +1,4 @@
-//! Removing what an operator names, however recently it was used.
+//! Removes the store paths that an operator names, however recently they were used.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,16 +9,16 @@ use super::gc::{Analysis, Inventory, Outcome, Plan, Reason, Removal, groups};
 use crate::nix::{CachePath, StorePathHash};
 use crate::store::StoreError;
 
-/// What happens to paths that need what is removed.
+/// The treatment of referrers of the removed paths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Referrers {
-    /// There must be none: a closure stays whole.
+    /// Refuse, if there are any: closures stay whole.
     Refuse,
     /// They are removed too.
     Remove,
 }
 
-/// Why a path cannot be removed. Paths are named by their place in the inventory.
+/// The reason why a path cannot be removed. Paths are indices in the inventory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
     /// It is not here.
@@ -41,7 +41,7 @@ pub enum Refusal {
     },
 }
 
-/// What goes if the paths with these hash parts go; or why they stay, all of them.
+/// Plans the removal of the paths with these hash parts, or returns the reasons against it.
 pub fn plan_removal(
     analysis: &Analysis<'_>,
     wanted: &[StorePathHash],
@@ -77,7 +77,7 @@ pub fn plan_removal(
 }
 
 fn plan(inventory: &Inventory, going: &[bool]) -> Plan {
-    // What refers to something before it: who looks while this goes on sees whole closures.
+    // Referrers come first, so that readers see whole closures at every moment.
     let referrers_first = groups(inventory).into_iter().rev().flatten().map(|path| path as usize);
     let mut removals: Vec<Removal> = referrers_first
         .filter(|&path| going[path])
@@ -112,8 +112,8 @@ fn referred_by(inventory: &Inventory) -> Vec<Vec<u32>> {
 }
 
 impl Cache {
-    /// Removes what `plan`, made by [`plan_removal`], says. `stop` ends it between two removals;
-    /// `progress` hears how many are done. To be called with the right to collect garbage.
+    /// Executes a `plan` of [`plan_removal`]. `stop` ends it between two removals; `progress` gets
+    /// the number of finished removals. The caller must hold the collection lock.
     pub async fn remove(
         &self,
         inventory: &Inventory,

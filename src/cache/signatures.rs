@@ -1,4 +1,4 @@
-//! Which signatures count, and which are published.
+//! Selects the signatures that are valid, and those that are published.
 
 use std::collections::{HashMap, HashSet};
 
@@ -24,8 +24,8 @@ impl Cache {
         }
     }
 
-    /// Whether a narinfo was mirrored from a configured upstream for which there are no keys, so that
-    /// nothing can be said of its signatures.
+    /// Whether a narinfo was mirrored from a configured upstream without keys, so that its
+    /// signatures cannot be verified.
     pub(super) fn is_mirrored_without_keys(&self, info: &NarInfo) -> bool {
         self.configured_upstream(info).is_some_and(<[_]>::is_empty)
     }
@@ -51,7 +51,7 @@ impl Cache {
                 store_path = %info.store_path,
                 dropped,
                 limit = MAX_SIGNATURES,
-                "left out signatures that are invalid or above the limit"
+                "dropped signatures that are invalid or above the limit"
             );
         }
         info.signatures = selected;

@@ -1,4 +1,4 @@
-//! An object on its way into the store: hashed, measured and written, piece by piece.
+//! Stages an object: hashes, measures and writes its bytes chunk by chunk.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use crate::nix::nar::NarChecker;
 use crate::nix::{Compression, Sha256Hash};
 use crate::store::Upload;
 
-/// What has come of an upload so far. Its methods wait for the disk.
+/// The staged part of an upload. Its methods block on the disk.
 pub(super) struct Stage {
     upload: Box<dyn Upload>,
     hasher: Sha256,
@@ -23,13 +23,13 @@ pub(super) struct Stage {
     busy: Duration,
 }
 
-/// What is known of an object when all of it has come.
+/// The size and hash of a staged object.
 pub(super) struct Staged {
     /// SHA-256 of the body.
     pub hash: Sha256Hash,
     /// Its length in bytes.
     pub length: u64,
-    /// What came of checking it as a NAR that is not compressed; none where it was not.
+    /// The result of checking it as an uncompressed NAR, or `None` if it was not checked.
     pub checked: Option<Result<Unpacked, UnpackError>>,
     /// How long hashing and writing took.
     pub busy: Duration,
@@ -73,7 +73,7 @@ impl Stage {
         Ok(())
     }
 
-    /// Says whether more hardly arrives from now on.
+    /// Marks the upload as slow or not.
     pub(super) fn set_slow(&mut self, slow: bool) -> Result<(), PutError> {
         Ok(self.upload.set_slow(slow)?)
     }

@@ -1,4 +1,4 @@
-//! What a cache holds, in numbers.
+//! Statistics of a cache.
 
 use std::cmp::Reverse;
 use std::time::SystemTime;
@@ -7,12 +7,12 @@ use super::Cache;
 use super::gc::{Inventory, Pin, reach};
 use crate::nix::CachePath;
 
-/// What a cache holds, in numbers.
+/// The statistics of a cache.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Stats {
     /// Store paths: narinfos.
     pub paths: usize,
-    /// Those of them that came from an upstream, and that nobody has uploaded since.
+    /// The paths that were mirrored from an upstream, and not uploaded since.
     pub mirrored: usize,
     /// Bytes in the NARs of paths that were uploaded here.
     pub own_bytes: u64,
@@ -44,7 +44,7 @@ pub struct Stats {
     pub uploaded: Option<(SystemTime, SystemTime)>,
 }
 
-/// What a pin keeps.
+/// The size of a pin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holding {
     /// For each path that the pin names, whether it is here.
@@ -123,7 +123,7 @@ impl Inventory {
         places
     }
 
-    /// What a pin keeps.
+    /// The size of a pin.
     pub fn held_by(&self, pin: &Pin) -> Holding {
         let roots: Vec<Option<usize>> =
             pin.paths.iter().map(|path| self.find(path.hash())).collect();
@@ -149,7 +149,7 @@ impl Inventory {
 }
 
 impl Cache {
-    /// How much space objects may still take, in bytes; none where nobody knows.
+    /// The free space in bytes, or `None` if it is unknown.
     pub fn free_space(&self) -> Option<u64> {
         self.store.free_space()
     }

@@ -1,4 +1,4 @@
-//! From a compressed NAR to what is true of it.
+//! Unpacks compressed NARs, and determines their format, hash and size.
 
 use std::cell::Cell;
 use std::io::{self, BufRead, Read};
@@ -20,7 +20,7 @@ const OVERHEAD: u64 = 1 << 20;
 /// How much is unpacked at a time.
 const BUFFER: usize = 64 * 1024;
 
-/// What is true of a NAR when it is unpacked.
+/// The facts about an unpacked NAR.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unpacked {
     /// How the file is compressed.
@@ -31,47 +31,48 @@ pub struct Unpacked {
     pub nar_size: u64,
 }
 
-/// Why a NAR could not be unpacked.
+/// The reason why a NAR cannot be unpacked.
 #[derive(Debug, Error)]
 pub enum UnpackError {
-    /// There is no decoder for it, and so it may be all right.
-    #[error("this cache has no decoder for {0}")]
+    /// There is no decoder, so the NAR may be intact.
+    #[error("there is no decoder for {0}")]
     NoDecoder(Compression),
-    /// A name without extension, and no known beginning.
+    /// The name has no extension, and the format is not recognized.
     #[error(
-        "the file is neither a NAR nor compressed by gzip or lzma, and its name says nothing else"
+        "the file is neither a NAR nor compressed by gzip or lzma, and its name has no other \
+         extension"
     )]
     Unknown,
-    /// The decoder gave up.
-    #[error("the file is not what {compression} writes, or is damaged")]
+    /// The decoder failed.
+    #[error("the file is not valid {compression} data")]
     Decode {
-        /// What it should be.
+        /// The expected compression.
         compression: Compression,
-        /// What the decoder said.
+        /// The error of the decoder.
         source: io::Error,
     },
-    /// What was unpacked is not a NAR.
+    /// The unpacked file is not a NAR.
     #[error(transparent)]
     Nar(#[from] NarError),
-    /// It needs more than the decoder was allowed, and has to be unpacked again, with this. Callers
-    /// do that; it is not answered.
-    #[error("unpacking the file needs more than was allowed for it")]
+    /// Unpacking needs more than the allowance; it must be retried with this one. Callers do that,
+    /// so no client gets this error.
+    #[error("unpacking the file needs more memory than allowed")]
     Exceeded(Allowance),
-    /// Its window is larger than any that is allowed.
+    /// The window is larger than the largest allowed one.
     #[error(
-        "the file needs more than 128 MiB of memory to be unpacked, or has a window that {0} does not \
+        "unpacking the file needs more than 128 MiB of memory, or a window that {0} does not \
          allow; compress it with a smaller window"
     )]
     Window(Compression),
-    /// It hardly ends.
+    /// The unpacked size is out of proportion.
     #[error(
-        "the first {packed} bytes of the file unpack to {unpacked}: it is taken for a bomb and not \
-         unpacked further"
+        "the first {packed} bytes of the file unpack to {unpacked} bytes: refused as a \
+         decompression bomb"
     )]
     Bomb {
         /// Bytes read.
         packed: u64,
-        /// Bytes that came of them.
+        /// Bytes unpacked from them.
         unpacked: u64,
     },
 }
@@ -142,9 +143,9 @@ pub fn unpack(
     Ok(Unpacked { compression, nar_hash, nar_size })
 }
 
-/// A decoder that would need more memory than it may take.
+/// A decoder needs more memory than allowed.
 #[derive(Debug, Error)]
-#[error("it needs a larger window than is allowed")]
+#[error("a larger window than allowed is needed")]
 struct NeedsMemory;
 
 /// Whether a decoder failed because it needs more memory.
@@ -265,7 +266,8 @@ mod tests {
         io::copy(&mut decoder.map_err(|error| error.unwrap())?, &mut io::sink())
     }
 
-    /// How often a stream asks for more until it is unpacked; none if it never is.
+    /// Returns how often a stream needs a larger allowance until it is unpacked, or `None` if it
+    /// never is.
     fn steps(compression: Compression, packed: &[u8]) -> Option<usize> {
         let mut allowance = Allowance::USUAL;
         for step in 0.. {

@@ -1,8 +1,9 @@
-//! Use is recorded, so that collection knows what nobody needs any more.
+//! Records uses of objects, so that collections know the least recently used ones.
 //!
-//! At most once in [`RECORD_EVERY`] per object, and off the way of the answer. But what has not
-//! been used for so long that a collection might be about to take it is recorded before it is
-//! answered: then either the collection sees the use, or the client hears that it is gone.
+//! A use is recorded at most once in [`RECORD_EVERY`] per object, and not before the response. The
+//! exception are objects that were unused for so long that a collection may be about to remove
+//! them: their use is recorded before the response. So either the collection sees the use, or the
+//! client learns that the object was removed.
 
 use std::time::{Duration, SystemTime};
 
@@ -14,8 +15,8 @@ use crate::store::{RemoteTrouble, StoreError};
 const RECORD_EVERY: Duration = Duration::from_secs(3600);
 
 impl Cache {
-    /// An object that was used at `last`, as far as that is recorded, is read now. False if it has gone
-    /// in the meantime. Who may record nothing can still serve it.
+    /// Records the use of an object whose last recorded use was at `last`. Returns false if the
+    /// object was removed in the meantime. If uses cannot be recorded, the object is served anyway.
     pub(super) async fn note_use(
         &self,
         path: &CachePath,
@@ -47,7 +48,7 @@ impl Cache {
                 self.hot.used(hash, now);
             }
         };
-        // Half the time of grace before it could be taken.
+        // Half of the grace period before it could be removed.
         if unused >= self.grace / 2 {
             let there = self.store.mark_used(path).await?;
             // Not before: who comes meanwhile must not take it for safe.
@@ -61,7 +62,8 @@ impl Cache {
         Ok(true)
     }
 
-    /// Whether an object is here; if so, whoever asks relies on it from now on.
+    /// Returns whether an object is present; if so, records a use, because the caller depends on it
+    /// from now on.
     pub(super) async fn rely_on(&self, path: &CachePath) -> Result<bool, StoreError> {
         match self.store.head(path).await? {
             Some(metadata) => self.need(path, metadata.used).await,

@@ -93,7 +93,7 @@ impl Again {
     async fn file(&self) -> io::Result<File> {
         match self.content().await? {
             Content::File(file) => Ok(file),
-            _ => Err(io::Error::other("the object is no file any more")),
+            _ => Err(io::Error::other("the object is no longer a file")),
         }
     }
 }
@@ -182,7 +182,7 @@ fn streamed(
                 let permit = budget.wait_for_download().await;
                 match again.content().await? {
                     Content::Stream(bytes) => Ok(holding(permit, bytes.read(range))),
-                    _ => Err(io::Error::other("the object is another one")),
+                    _ => Err(io::Error::other("the object was replaced")),
                 }
             };
             sized(chunks.into_stream().try_flatten(), length)

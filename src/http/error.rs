@@ -23,63 +23,65 @@ use crate::store::{RemoteTrouble, StoreError};
 #[derive(Debug, Error)]
 pub enum HttpError {
     /// The object is not here.
-    #[error("this cache does not have it")]
+    #[error("not found in this cache")]
     Absent,
     /// A read of a name that no object can have.
-    #[error("this cache does not have it: {0}")]
+    #[error("not found in this cache: {0}")]
     NoSuchName(ParseCachePathError),
     /// An upload to a name that no object can have.
     #[error("{0}")]
     BadName(ParseCachePathError),
     /// A method that is not served.
-    #[error("a cache answers GET, HEAD and PUT")]
+    #[error("only GET, HEAD and PUT are supported")]
     Method,
     /// No credentials where some are needed.
-    #[error("this needs a user and a password; put them into the netrc file that nix.conf names")]
+    #[error(
+        "this request needs a user and a password; add them to the netrc file that nix.conf names"
+    )]
     NoCredentials,
     /// Credentials that are not right.
-    #[error("the user or the password is wrong; compare them with those in the cache's settings")]
+    #[error("wrong user or password; compare them with the settings of the cache")]
     WrongCredentials,
     /// Right credentials of a user who may not upload.
-    #[error("the user {user} may read and not upload; use the credentials of the write user")]
+    #[error("the user {user} may read but not upload; use the credentials of the write user")]
     NotAWriter {
         /// The user.
         user: String,
     },
     /// An upload without a user that did not begin on this machine.
     #[error(
-        "without a user only clients on the cache's machine may upload, and this request has the \
-         header {header}, so it came through a proxy or from a web page; set NIX_STORED_USER_WRITE \
-         and NIX_STORED_USER_WRITE_PASSFILE where the cache runs"
+        "with no users configured, only clients on the cache's machine may upload; this request \
+         has the header {header}, so it came through a proxy or from a web page; set \
+         NIX_STORED_USER_WRITE and NIX_STORED_USER_WRITE_PASSFILE for the daemon"
     )]
     NotLocal {
         /// The name of the header.
         header: String,
     },
     /// Uploads are switched off.
-    #[error("uploads are switched off here; set NIX_STORED_USER_WRITE where the cache runs")]
+    #[error("uploads are disabled; set NIX_STORED_USER_WRITE for the daemon")]
     UploadsOff,
     /// Only who holds a client certificate may upload.
-    #[error("uploads need a client certificate here; ask who runs the cache for one")]
+    #[error("uploads need a client certificate; ask the administrator of the cache for one")]
     NoCertificate,
     /// A range that the object does not have.
-    #[error("the object has {size} bytes, and nothing in the range that was asked for")]
+    #[error("the requested range is outside the object, which has {size} bytes")]
     Range {
         /// The object's length in bytes.
         size: u64,
     },
     /// An upload with a `Content-Encoding` that cannot be decoded.
-    #[error("the upload's Content-Encoding is “{0}”, which this cache cannot decode")]
+    #[error("unsupported Content-Encoding “{0}”; upload the object without it")]
     Encoding(String),
     /// The daemon cannot do what it is there for.
-    #[error("the cache cannot be used: {0}")]
+    #[error("the cache is unavailable: {0}")]
     Unhealthy(String),
     /// Others look at pages.
     #[cfg(feature = "pages")]
     #[error(transparent)]
     TooManyPages(#[from] crate::cache::browse::TooManyPages),
     /// A bug; the panic's message is on standard error.
-    #[error("the cache has a bug: answering this request panicked")]
+    #[error("internal error: the handler of this request panicked")]
     Panicked,
     /// A read that failed.
     #[error(transparent)]
@@ -176,7 +178,7 @@ impl HttpError {
     fn line(&self) -> Bytes {
         let status = self.status();
         if matches!(self, Self::Absent) {
-            return Bytes::from_static(b"this cache does not have it\n");
+            return Bytes::from_static(b"not found in this cache\n");
         }
         #[cfg(feature = "pages")]
         if let Self::TooManyPages(error) = self {
@@ -184,7 +186,7 @@ impl HttpError {
         }
         if status.is_server_error() {
             let phrase = status.canonical_reason().unwrap_or("error");
-            format!("{phrase}; the cache's log has the reason\n").into()
+            format!("{phrase}; the reason is in the log of the cache\n").into()
         } else {
             let mut line = printable(&self.to_string(), LINE - 1).into_owned();
             line.push('\n');

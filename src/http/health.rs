@@ -19,7 +19,7 @@ pub(super) const PATH: &str = "/health";
 
 /// Who may not store in a bucket cannot record there what was used either.
 const UNPROTECTED: &str =
-    "what is served is not protected from collection, because its use cannot be recorded";
+    "uses cannot be recorded, so served objects are not protected from collection";
 
 #[derive(Serialize)]
 struct Report<'a> {

@@ -223,7 +223,7 @@ impl Outcome {
             500.. => "failed",
             404 if !uploads => "absent",
             400.. => "refused",
-            _ if !self.finished.load(ORDER) => "broken off",
+            _ if !self.finished.load(ORDER) => "aborted",
             _ if uploads => "uploaded",
             _ => "served",
         };

@@ -1,4 +1,5 @@
-//! The lines of the log, of which each is one line and bounded, whatever stands in its values.
+//! The formats of log lines. Every event is one line of limited length, whatever its values
+//! contain.
 
 use std::error::Error;
 use std::fmt::{self, Debug};
@@ -263,7 +264,7 @@ mod tests {
             for line in [&text, &json] {
                 assert!(line.len() <= 8 * 1024, "{filling:?}: {}", line.len());
                 assert!(line.contains("it begins") && line.contains("the end"), "{line}");
-                assert!(line.contains("left out"), "{line}");
+                assert!(line.contains("omitted"), "{line}");
             }
             serde_json::from_str::<serde_json::Value>(&json).unwrap();
         }

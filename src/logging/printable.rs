@@ -1,8 +1,8 @@
-//! Texts that came from outside, made fit for a line that people read.
+//! Makes external text safe to print.
 //!
-//! What a client, an upstream or a file says can be of any length and have any characters: a line
-//! break forges a line of the log, an escape sequence speaks to the terminal, and a character that
-//! turns the direction of writing makes a name look like another one.
+//! Text of a client, an upstream or a file can have any length and any characters: a line break
+//! forges a log line, an escape sequence controls the terminal, and a character that changes the
+//! direction of text makes a name look like another one.
 
 use std::borrow::Cow;
 
@@ -33,13 +33,13 @@ pub fn printable(text: &str, limit: usize) -> Cow<'_, str> {
         return Cow::Owned(whole.concat());
     }
     /// The longest that is said of what is left out.
-    const NOTICE: usize = " … (18446744073709551615 bytes left out) … ".len();
+    const NOTICE: usize = " … (18446744073709551615 bytes omitted) … ".len();
     let room = limit.saturating_sub(NOTICE);
     let (head, before) = spelled_out(text.chars(), room - room / 4);
     let (mut tail, after) = spelled_out(text[before..].chars().rev(), room / 4);
     tail.reverse();
     let left_out = text.len() - before - after;
-    let notice = format!(" … ({left_out} bytes left out) … ");
+    let notice = format!(" … ({left_out} bytes omitted) … ");
     Cow::Owned(format!("{}{notice}{}", head.concat(), tail.concat()))
 }
 
@@ -116,7 +116,7 @@ mod tests {
         assert!(cut.ends_with("xxx”; it must be another one"), "{cut}");
         assert!(cut.contains("x … (999"), "{cut}");
         // Even where there is no room for what is to be said.
-        assert!(printable(&text, 10).contains("bytes left out"));
+        assert!(printable(&text, 10).contains("bytes omitted"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Numbers as the encoder of `prometheus` takes them.
+//! Metric families in the types of the encoder of `prometheus`.
 
 use prometheus::proto::{
     Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType,

@@ -1,9 +1,9 @@
-//! What the daemon counts, and how Prometheus reads it.
+//! The metrics of the daemon, and their text format.
 //!
-//! Every number is in one [`Metrics`], which is handed down: there are no globals. What is counted
-//! for each request is in `traffic`, in numbers of each thread's own (`shards`), because a narinfo
-//! takes some microseconds in all; what is rare is counted by the `prometheus` crate. `docs/metrics.md`
-//! has a line for each name, and a test compares the two.
+//! All metrics are in one [`Metrics`], which is passed down: there are no globals. Counters of
+//! every request are in `traffic`, in numbers of each thread's own (`shards`), because a narinfo
+//! request takes only some microseconds; rare events are counted by the `prometheus` crate.
+//! `docs/metrics.md` has a line for each name, and a test compares the two.
 
 mod families;
 mod process;
@@ -140,7 +140,7 @@ impl Metrics {
         let collections = counters(
             &registry,
             "nix_stored_collections_total",
-            "Collections of garbage by the daemon itself.",
+            "Garbage collections by the daemon.",
             &["result"],
         );
         for result in Collected::ALL {
@@ -152,53 +152,49 @@ impl Metrics {
             refused: counters(
                 &registry,
                 "nix_stored_uploads_refused_total",
-                "Uploads that were not taken.",
+                "Refused uploads.",
                 &["reason"],
             ),
             verification: histogram(
                 &registry,
                 "nix_stored_verification_duration_seconds",
-                "How long hashing, unpacking and writing a NAR took, without waiting for its sender.",
+                "Time to hash, unpack and write a NAR, without waiting for the sender.",
                 &WORK,
             ),
             commit: histogram(
                 &registry,
                 "nix_stored_commit_duration_seconds",
-                "How long it took from the last byte of an object until it was durable and visible.",
+                "Time from the last byte of an object until the object was durable and visible.",
                 &WORK,
             ),
             open_connections: registered(
                 &registry,
-                IntGauge::new("nix_stored_open_connections", "Connections that are open."),
+                IntGauge::new("nix_stored_open_connections", "Open connections."),
             ),
-            connections: plain(
-                &registry,
-                "nix_stored_connections_total",
-                "Connections that were accepted.",
-            ),
+            connections: plain(&registry, "nix_stored_connections_total", "Accepted connections."),
             collections,
             collection: histogram(
                 &registry,
                 "nix_stored_collection_duration_seconds",
-                "How long the daemon's own collections took.",
+                "Duration of garbage collections by the daemon.",
                 &COLLECTION,
             ),
             collected_bytes: plain(
                 &registry,
                 "nix_stored_collected_bytes_total",
-                "Bytes that were freed by the daemon's own collections.",
+                "Bytes freed by garbage collections of the daemon.",
             ),
             collected_paths: plain(
                 &registry,
                 "nix_stored_collected_paths_total",
-                "Store paths that were removed by the daemon's own collections.",
+                "Store paths removed by garbage collections of the daemon.",
             ),
             upstream_up: registered(
                 &registry,
                 IntGaugeVec::new(
                     Opts::new(
                         "nix_stored_upstream_up",
-                        "Whether an upstream is asked (1), or left alone because of its trouble (0).",
+                        "1, or 0 while the circuit breaker of the upstream is open.",
                     ),
                     &upstream,
                 ),
@@ -206,13 +202,13 @@ impl Metrics {
             upstream_requests: counters(
                 &registry,
                 "nix_stored_upstream_requests_total",
-                "What came of asking an upstream for an object.",
+                "Requests to an upstream for an object, by result.",
                 &["upstream", "result"],
             ),
             upstream_received: counters(
                 &registry,
                 "nix_stored_upstream_received_bytes_total",
-                "Bytes of objects that came from an upstream.",
+                "Bytes of objects received from an upstream.",
                 &upstream,
             ),
             registry,
@@ -275,7 +271,7 @@ impl Metrics {
         let features = features.into_iter().filter_map(|(name, is_in)| is_in.then_some(name));
         let features = features.collect::<Vec<_>>().join(",");
         let build = [("version", env!("CARGO_PKG_VERSION")), ("features", features.as_str())];
-        let help = "The version of nix-stored, and what it was built with.";
+        let help = "Version and build features of nix-stored; always 1.";
         let mut families = self.registry.gather();
         families.push(gauge("nix_stored_build_info", help, vec![Sample::new(build, 1)]));
         families.extend(self.traffic.families());

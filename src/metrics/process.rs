@@ -1,4 +1,4 @@
-//! What the system says of this process.
+//! Metrics of the process, from the system.
 
 use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -23,12 +23,12 @@ pub(super) fn families(started: SystemTime) -> Vec<MetricFamily> {
         ),
         counter(
             "process_cpu_seconds_total",
-            "Processor time that the process has taken.",
+            "CPU time of the process.",
             vec![Sample::exact(spent)],
         ),
         gauge(
             "process_max_fds",
-            "How many file descriptors the process may have.",
+            "Maximum number of open file descriptors.",
             vec![Sample::plain(most_files)],
         ),
     ];
@@ -37,7 +37,7 @@ pub(super) fn families(started: SystemTime) -> Vec<MetricFamily> {
         resident_bytes()
             .map(|bytes| gauge("process_resident_memory_bytes", help, vec![Sample::plain(bytes)])),
     );
-    let help = "File descriptors that the process has open.";
+    let help = "Open file descriptors.";
     families.extend(open_files().map(|n| gauge("process_open_fds", help, vec![Sample::plain(n)])));
     families
 }

@@ -1,7 +1,7 @@
-//! Numbers that many threads add to at the same time, and that are read now and then.
+//! Counters that many threads increment, and that are read rarely.
 //!
-//! A number that two processors add to by turns travels between their caches each time, which takes
-//! longer than everything else that is counted of a request. So each thread has its own.
+//! A counter that two processors increment in turns moves between their caches each time, which
+//! takes longer than all other counting of a request. So each thread has its own.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;

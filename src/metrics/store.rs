@@ -1,4 +1,4 @@
-//! How much is in the store: looked at now and then, and kept up to date in between.
+//! The size of the store, from full scans and the changes in between.
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -54,18 +54,18 @@ impl StoreNumbers {
             families.extend([
                 gauge(
                     "nix_stored_store_bytes",
-                    "Bytes in all objects, as of the last look at everything (at the start and every \
-                     NIX_STORED_GC_INTERVAL), with what this process has stored and removed since.",
+                    "Size of all objects, from the last full scan (at start and every \
+                     NIX_STORED_GC_INTERVAL) and the changes by this process since then.",
                     vec![Sample::plain(bytes)],
                 ),
                 gauge(
                     "nix_stored_store_paths",
-                    "Store paths in the cache, known in the same way as nix_stored_store_bytes.",
+                    "Number of store paths, updated like nix_stored_store_bytes.",
                     vec![Sample::plain(paths)],
                 ),
                 gauge(
                     "nix_stored_store_seen_timestamp_seconds",
-                    "When everything in the store was looked at for the last time.",
+                    "Time of the last full scan.",
                     vec![Sample::plain(self.seen.load(ORDER))],
                 ),
             ]);
@@ -73,7 +73,7 @@ impl StoreNumbers {
         families.extend(free_space.map(|bytes| {
             gauge(
                 "nix_stored_store_free_bytes",
-                "Bytes that are free where the store is, now.",
+                "Current free space of the file system of the store.",
                 vec![Sample::plain(bytes)],
             )
         }));

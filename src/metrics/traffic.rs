@@ -1,4 +1,4 @@
-//! What is counted for every request.
+//! The counters of every request.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -181,34 +181,34 @@ impl Traffic {
         vec![
             counter(
                 "nix_stored_http_requests_total",
-                "Requests that were answered, by the kind of object, the method and the status.",
+                "Completed requests, by kind of object, method and status.",
                 self.requests(),
             ),
             histogram(
                 "nix_stored_http_request_duration_seconds",
-                "How long requests took, from their head to the last byte of the answer that was \
-                 handed to the system.",
+                "Time from the request head until the last byte of the response was passed to \
+                 the kernel.",
                 &SECONDS,
                 self.spreads(),
             ),
             counter(
                 "nix_stored_hits_total",
-                "Reads of objects that were here.",
+                "Reads of objects that were in this cache.",
                 by_kind(Self::hits),
             ),
             counter(
                 "nix_stored_misses_total",
-                "Reads of objects that were not here, also where an upstream had them.",
+                "Reads of objects that were not in this cache, even if an upstream had them.",
                 by_kind(Self::misses),
             ),
             counter(
                 "nix_stored_received_bytes_total",
-                "Bytes that came in on connections, heads included.",
+                "Bytes received on connections, including heads.",
                 vec![Sample::plain(self.received_bytes())],
             ),
             counter(
                 "nix_stored_sent_bytes_total",
-                "Bytes that went out on connections, heads included.",
+                "Bytes sent on connections, including heads.",
                 vec![Sample::plain(self.sent_bytes())],
             ),
         ]

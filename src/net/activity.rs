@@ -1,14 +1,13 @@
-//! What a connection is doing, and for how long it may.
+//! The activity of a connection, and its timeouts.
 //!
-//! hyper's own header timeout runs on an idle connection too, where Nix's clients wait for up to
-//! 118 s between two requests, and it costs a timer a request. So each connection keeps a few
-//! numbers up to date, which costs nearly nothing, and one timer looks at them when it might
-//! matter.
+//! The header timeout of hyper also runs on an idle connection, where Nix's clients wait for up to
+//! 118 s between two requests, and it costs a timer per request. So each connection updates a few
+//! numbers, which costs next to nothing, and one timer checks them when it matters.
 //!
-//! HTTP/2 has no heads that follow each other: between requests, bytes may say that what was sent
-//! has been read, or nothing. So there, once the first request has come, only answers count. And
-//! bytes may leave although the client takes nothing of an answer, because control frames need no
-//! window: so what counts is the content that has left ([`Waiting`]).
+//! HTTP/2 has no sequence of heads: between requests, bytes may acknowledge a response, or mean
+//! nothing. So after the first request only responses count there. Bytes may also leave although
+//! the client accepts nothing of a response, because control frames need no window: so only the
+//! sent content counts ([`Waiting`]).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};

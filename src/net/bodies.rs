@@ -1,4 +1,4 @@
-//! Bodies of requests and answers, whose ends a connection needs to know.
+//! Bodies of requests and responses that report their ends to the connection.
 
 use std::pin::Pin;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Sockets that are bound while the program has one thread, and maybe more rights than later.
+//! Binds sockets before the process starts threads and drops privileges.
 
 use std::io;
 use std::net::TcpListener;

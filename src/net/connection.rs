@@ -1,4 +1,4 @@
-//! One connection, from its first byte to its last.
+//! Serves one connection, from its first byte to its last.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -109,14 +109,14 @@ where
                         expired.set(activity.expired());
                         continue;
                     }
-                    debug!(client = %peer, "closed a connection that stood still");
+                    debug!(client = %peer, "closed an idle connection");
                     return;
                 }
             }
         }
     };
     if let Err(error) = &ended {
-        info!(client = %peer, reason = %error, "lost a connection, or what came is not HTTP");
+        info!(client = %peer, reason = %error, "lost a connection, or received invalid HTTP");
     }
     let parts = connection.into_parts();
     let unread = ended.is_err() || activity.has_unread() || !parts.read_buf.is_empty();

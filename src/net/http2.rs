@@ -1,9 +1,9 @@
 //! HTTP/2, where many requests share one connection.
 //!
-//! A client of HTTP/2 says for each answer how much of it may be sent (its window), which can be
-//! nothing. hyper asks a body for its next part before it asks for the window, so here the answers
-//! are sent by h2 itself, the other way round: nothing is opened or read for an answer of which
-//! nothing can be sent.
+//! An HTTP/2 client decides for each response how much of it may be sent (its flow-control window),
+//! which can be nothing. hyper polls a body for its next part before it has window, so here h2
+//! sends the responses itself, in the other order: nothing is opened or read for a response that
+//! cannot be sent.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -70,7 +70,7 @@ pub async fn serve(
     let connection = tokio::select! {
         connection = handshake => connection,
         () = &mut expired => {
-            debug!(client = %peer, "closed a connection that stood still");
+            debug!(client = %peer, "closed an idle connection");
             return;
         }
         () = &mut settled => return,
@@ -78,7 +78,7 @@ pub async fn serve(
     let mut connection = match connection {
         Ok(connection) => connection,
         Err(error) => {
-            info!(client = %peer, reason = %error, "lost a connection, or what came is not HTTP/2");
+            info!(client = %peer, reason = %error, "lost a connection, or received invalid HTTP/2");
             return;
         }
     };
@@ -105,7 +105,7 @@ pub async fn serve(
                     expired.set(activity.expired());
                     continue;
                 }
-                debug!(client = %peer, "closed a connection that stood still");
+                debug!(client = %peer, "closed an idle connection");
                 return;
             }
             () = draining.cancelled(), if !leaving => {

@@ -1,5 +1,5 @@
-//! Sockets that somebody else has bound, and keeps open while the daemon restarts: systemd's socket
-//! activation (sd_listen_fds(3)).
+//! Inherited sockets, which stay open while the daemon restarts: systemd's socket activation
+//! (sd_listen_fds(3)).
 
 use std::io;
 use std::net::TcpListener;
@@ -47,8 +47,7 @@ fn check_listening(socket: impl AsFd, index: usize) -> io::Result<()> {
 
 fn unusable(index: usize) -> io::Error {
     let why = format!(
-        "number {} of the sockets that were passed is none that one can listen on; ListenStream= \
-         makes such a one",
+        "inherited socket {} is not a listening socket; use ListenStream= in the socket unit",
         index + 1
     );
     io::Error::new(io::ErrorKind::InvalidInput, why)

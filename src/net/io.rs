@@ -1,4 +1,4 @@
-//! The stream of a connection: watched, and able to send files.
+//! The stream of a connection, which records its activity and can send files.
 
 use std::io::{self, IoSlice};
 use std::ops::Range;

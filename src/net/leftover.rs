@@ -1,9 +1,9 @@
-//! What is left of an upload that was answered before all of it had come.
+//! The rest of an upload that was answered before its end.
 //!
-//! In HTTP/2, who does not want the rest of a body resets its stream, and says in this way that it
-//! has been no error. libcurl up to version 8 takes that for one and forgets the answer, and with it
-//! the reason for a refusal. So the rest is read for a while: a client that has seen the answer ends
-//! it soon.
+//! In HTTP/2, a server that does not want the rest of a body resets the stream with `NO_ERROR`.
+//! libcurl up to version 8 treats this as an error and discards the response, and with it the
+//! reason of a refusal. So the rest is read for a while: a client that has seen the response
+//! ends it soon.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,4 +1,4 @@
-//! Where connections come from.
+//! The listening sockets.
 
 use std::fmt;
 use std::future::poll_fn;

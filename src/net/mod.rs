@@ -1,4 +1,4 @@
-//! Sockets: where connections come from, how long they may take, and how they end.
+//! Sockets and connections: how they are accepted, their timeouts, and how they end.
 
 mod activity;
 mod bound;

@@ -1,10 +1,10 @@
-//! Files that leave without passing through user space.
+//! Sends files without copying them through user space.
 //!
-//! hyper knows bodies of [`Bytes`] and vectored writes, and nothing of files. So a file is lent to
-//! it as one `Bytes` over a memory map of the file, which costs an address range and no page. When
-//! hyper writes, [`super::io`] sees a slice of that map go by, and asks the kernel to send the same
+//! hyper supports bodies of [`Bytes`] and vectored writes, but no files. So a file is passed to it
+//! as one `Bytes` over a memory map of the file, which costs an address range and no page. When
+//! hyper writes, [`super::io`] recognizes a slice of that map, and makes the kernel send the same
 //! range of the file instead. The map is never read on this path, so there are no page faults, and
-//! no signal if somebody truncates the file.
+//! no signal if another process truncates the file.
 
 use std::fs::File;
 use std::io;

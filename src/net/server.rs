@@ -1,4 +1,4 @@
-//! Accepting connections, and letting them finish when the daemon stops.
+//! Accepts connections, and drains them when the daemon stops.
 
 use std::io;
 use std::time::Duration;
@@ -68,14 +68,14 @@ struct Trouble {
 impl Trouble {
     fn is(&mut self, error: &io::Error) {
         if self.failures == 0 {
-            warn!(reason = %error, "cannot accept connections; trying again");
+            warn!(reason = %error, "cannot accept connections; retrying");
         }
         self.failures += 1;
     }
 
     fn is_over(&mut self) {
         if self.failures > 0 {
-            info!("connections are accepted again, after {} tries", self.failures);
+            info!("accepting connections again after {} failures", self.failures);
             self.failures = 0;
         }
     }

@@ -1,4 +1,4 @@
-//! Room for connections: as many as there are descriptors for.
+//! The connection limit, which depends on the number of file descriptors.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -84,7 +84,7 @@ impl OpenConnections {
         if let Some((since, activity)) = longest {
             activity.ask_to_close();
             let seconds = (now - since).as_secs();
-            debug!(idle_seconds = seconds, "closing an idle connection, because another one waits");
+            debug!(idle_seconds = seconds, "closing an idle connection to make room");
         }
     }
 }
@@ -114,9 +114,7 @@ impl Slots {
             Ok(permit) => permit,
             Err(_) => {
                 if !self.crowd.waits() {
-                    warn!(
-                        "as many connections are open as can be served; more wait until one ends"
-                    );
+                    warn!("connection limit reached; new connections wait for a free slot");
                 }
                 self.crowd.set(true);
                 self.make_room().await

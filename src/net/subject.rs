@@ -1,7 +1,7 @@
-//! The name in a certificate, for the log.
+//! The common name in a certificate, for the log.
 //!
-//! It is read from a certificate that has been verified, whose form is right therefore (RFC 5280);
-//! what is not found is no name.
+//! The certificate has been verified, so its format is right (RFC 5280); a name that is not found
+//! is `None`.
 
 const SEQUENCE: u8 = 0x30;
 const SET: u8 = 0x31;

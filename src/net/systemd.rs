@@ -1,4 +1,4 @@
-//! Telling the service manager how the daemon is (sd_notify(3)). Without one, nothing happens.
+//! Notifies systemd of the state of the daemon (sd_notify(3)). Without systemd, nothing happens.
 
 use sd_notify::NotifyState;
 use tracing::warn;
@@ -18,13 +18,13 @@ pub fn reloading() {
     // Without the time, systemd would take the next `ready` for one of before.
     match NotifyState::monotonic_usec_now() {
         Ok(now) => tell(&[NotifyState::Reloading, now]),
-        Err(error) => warn!(reason = %error, "the clock of the service manager cannot be read"),
+        Err(error) => warn!(reason = %error, "cannot read the clock for systemd"),
     }
 }
 
 fn tell(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        warn!(reason = %error, "the service manager cannot be told how the daemon is");
+        warn!(reason = %error, "cannot notify systemd");
     }
 }
 

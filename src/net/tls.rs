@@ -1,4 +1,4 @@
-//! Encrypted connections: the handshake, and what was agreed in it.
+//! TLS connections: the handshake, and its results.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -47,7 +47,7 @@ pub async fn serve(
     let agreed = tokio::select! {
         agreed = handshake.into_fallible() => agreed,
         () = activity.expired() => {
-            debug!(client = %peer, "closed a connection whose TLS handshake stood still");
+            debug!(client = %peer, "closed a connection whose TLS handshake timed out");
             return;
         }
     };
@@ -57,7 +57,7 @@ pub async fn serve(
             match error.kind() {
                 // Who only looks whether somebody is here, or has another connection by now.
                 ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
-                    debug!(client = %peer, "a client left in the TLS handshake");
+                    debug!(client = %peer, "a client disconnected during the TLS handshake");
                 }
                 _ => info!(client = %peer, reason = %error, "a TLS handshake failed"),
             }
@@ -76,7 +76,7 @@ pub async fn serve(
         client = %peer,
         protocol = if http2 { "HTTP/2" } else { "HTTP/1" },
         certificate = origin.certificate.as_deref(),
-        "an encrypted connection begins"
+        "TLS connection established"
     );
     origin.multiplexed = http2;
     let requests = Requests::new(app, origin, activity);

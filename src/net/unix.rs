@@ -1,4 +1,5 @@
-//! Unix sockets of our own: made with their mode, in the place of a dead one, and removed.
+//! The daemon's own unix sockets: created with their permissions, in place of a dead one, and
+//! removed.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -77,10 +78,10 @@ fn make_room(path: &Path) -> io::Result<()> {
             match rustix::net::connect(socket()?, &SocketAddrUnix::new(path)?) {
                 Err(Errno::CONNREFUSED) => fs::remove_file(path),
                 // One that may not be asked, or has no time to answer, is not dead.
-                _ => in_use("another process answers there"),
+                _ => in_use("another process listens there"),
             }
         }
-        Ok(_) => in_use("what is there is no socket; move it away"),
+        Ok(_) => in_use("the file is not a socket; move it away"),
         Err(_) => Ok(()),
     }
 }

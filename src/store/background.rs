@@ -1,4 +1,4 @@
-//! Work that nobody waits for, out of everybody's way.
+//! Background work on threads of the lowest priority.
 
 use std::fs::File;
 use std::io;
@@ -39,12 +39,13 @@ pub async fn run<T: Send + 'static>(
 ) -> Result<T, StoreError> {
     let failed = |error| StoreError::new("running the thread", name, error);
     let (done, result) = oneshot::channel();
-    // Who does not wait any more does not want to know.
+    // The receiver may have been dropped.
     spawn(name, move || drop(done.send(work()))).map_err(failed)?;
-    result.await.map_err(|_| failed(io::Error::other("it panicked")))
+    result.await.map_err(|_| failed(io::Error::other("the thread panicked")))
 }
 
-/// Says that a file will be read once, so that it does not push out of memory what is read often.
+/// Tells the kernel that a file will be read once, so that it does not displace frequently read
+/// files from the page cache.
 pub fn read_once(file: &File) {
     // Only advice.
     let _ = rustix::fs::fadvise(file, 0, None, Advice::NoReuse);

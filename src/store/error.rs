@@ -1,4 +1,4 @@
-//! What can go wrong with a store. Absence is not an error.
+//! The errors of a store. Absence is not an error.
 
 use std::fmt;
 use std::io;
@@ -8,101 +8,101 @@ use thiserror::Error;
 
 use crate::nix::narinfo;
 
-/// An operation on a store that failed.
+/// A failed operation of a store.
 #[derive(Debug, Error)]
 pub enum StoreError {
-    /// The object would take space that shall stay free.
+    /// The object would take space that must stay free.
     #[error(
-        "the cache's disk has {free} bytes free, {needed} are needed and NIX_STORED_MIN_FREE_SPACE \
-         keeps {reserve}; free some space or ask for it to be freed"
+        "the cache's disk has {free} bytes free, but {needed} are needed and \
+         NIX_STORED_MIN_FREE_SPACE reserves {reserve}; free some space there"
     )]
     Reserve {
-        /// What is free, in bytes.
+        /// The free space in bytes.
         free: u64,
-        /// What the object needs, in bytes.
+        /// The space that the object needs, in bytes.
         needed: u64,
-        /// What shall stay free, in bytes.
+        /// The space that must stay free, in bytes.
         reserve: u64,
     },
     /// There is no space left for the object.
     #[error("the cache's disk is full: no space left while {doing} {key}")]
     NoSpace {
-        /// What was being done, as a participle.
+        /// The failed operation, as a participle.
         doing: &'static str,
-        /// The object's key.
+        /// The key of the object.
         key: String,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
-    /// There are too many open files, or too little memory: it may work again in a moment.
-    #[error("too much at once while {doing} {key}")]
+    /// A temporary failure: too many open files, too little memory, or too many concurrent changes.
+    #[error("temporary failure while {doing} {key}")]
     Busy {
-        /// What was being done, as a participle.
+        /// The failed operation, as a participle.
         doing: &'static str,
-        /// The object's key.
+        /// The key of the object.
         key: String,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
-    /// The object store on the other side of a network has trouble.
-    #[error("{doing} {key}: the object store {trouble}")]
+    /// The object store failed.
+    #[error("error while {doing} {key}: the object store {trouble}")]
     Remote {
-        /// What was being done, as a participle.
+        /// The failed operation, as a participle.
         doing: &'static str,
-        /// The object's key.
+        /// The key of the object.
         key: String,
-        /// What kind of trouble.
+        /// The kind of failure.
         trouble: RemoteTrouble,
-        /// What came of the request.
+        /// The error of the request.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The directory is not where it was: what is asked for may be in the one that belongs there.
+    /// The directory is not at its path, so the object may be in the directory that belongs there.
     #[error(transparent)]
     Unusable(#[from] UnusableDirectory),
-    /// Something else has the object's name, or that of its folder.
-    #[error("{key} cannot be stored: {obstacle}; move it away")]
+    /// Something else has the name of the object or of its directory.
+    #[error("cannot store {key}: {obstacle}; move it away")]
     Obstructed {
-        /// The object's key.
+        /// The key of the object.
         key: String,
-        /// What is there.
+        /// What has the name.
         obstacle: &'static str,
     },
-    /// Any other trouble with the disk.
-    #[error("{doing} {key}")]
+    /// Any other error of the disk.
+    #[error("error while {doing} {key}")]
     Io {
-        /// What was being done, as a participle.
+        /// The failed operation, as a participle.
         doing: &'static str,
-        /// The object's key.
+        /// The key of the object.
         key: String,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
 }
 
-/// A directory that cannot be used, and why.
+/// The reason why the directory is unusable.
 #[derive(Debug, Clone, Error)]
-#[error("the cache's directory cannot be used: {0}")]
+#[error("the cache's directory is unusable: {0}")]
 pub struct UnusableDirectory(pub(super) String);
 
-/// What can be the matter with an object store, after it was asked several times.
+/// The kind of a failure of an object store, after all retries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RemoteTrouble {
-    /// It did not answer in time.
+    /// The object store did not respond in time.
     TimedOut,
-    /// It has too much to do.
+    /// The object store is overloaded.
     Busy,
-    /// It does not let us.
+    /// The object store denied the request.
     Denied,
-    /// It cannot be reached, or failed.
+    /// The object store cannot be reached, or failed.
     Failed,
 }
 
 impl fmt::Display for RemoteTrouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::TimedOut => "did not answer in time",
-            Self::Busy => "has too much to do",
-            Self::Denied => "does not allow it",
+            Self::TimedOut => "did not respond in time",
+            Self::Busy => "is overloaded",
+            Self::Denied => "denied the request",
             Self::Failed => "failed",
         })
     }
@@ -112,17 +112,17 @@ impl StoreError {
     /// A stored narinfo of `size` bytes, more than [`narinfo::MAX_SIZE`].
     pub(crate) fn narinfo_too_large(key: &str, size: u64) -> Self {
         let limit = narinfo::MAX_SIZE;
-        let why = format!("it has {size} bytes, and a narinfo has {limit} at most");
+        let why = format!("it has {size} bytes; the limit for a narinfo is {limit} bytes");
         Self::new("reading", key, io::Error::other(why))
     }
 
-    /// An object that others have changed whenever it was to be changed.
+    /// An object that other processes changed during each attempt to change it.
     pub(crate) fn changes_all_the_time(key: &str) -> Self {
-        let why = "others change it all the time";
+        let why = "other processes keep changing it";
         Self::Busy { doing: "changing", key: key.to_owned(), source: io::Error::other(why) }
     }
 
-    /// Sorts an error of the system that came while `doing` something with `key`.
+    /// Classifies an error of the system that occurred while `doing` something with `key`.
     pub(crate) fn new(doing: &'static str, key: &str, source: impl Into<io::Error>) -> Self {
         let (key, source) = (key.to_owned(), source.into());
         if let Some(unusable) = source.get_ref().and_then(|inner| inner.downcast_ref()) {
@@ -137,16 +137,16 @@ impl StoreError {
         }
     }
 
-    /// Whether it may be over in a moment without anybody's doing.
+    /// Whether a retry may succeed.
     pub fn may_pass(&self) -> bool {
         matches!(self, Self::Busy { .. } | Self::Remote { .. } | Self::Unusable(_))
     }
 
-    /// Sorts an error of the system that came while an upload got its name.
+    /// Classifies an error of the system that occurred during the publication of an upload.
     pub(super) fn of_upload(doing: &'static str, key: &str, source: io::Error) -> Self {
         let obstacle = match Errno::from_io_error(&source) {
-            Some(Errno::ISDIR) => "a directory has its name",
-            Some(Errno::NOTDIR) => "a file has the name of its folder",
+            Some(Errno::ISDIR) => "a directory has this name",
+            Some(Errno::NOTDIR) => "a file has the name of its directory",
             _ => return Self::new(doing, key, source),
         };
         Self::Obstructed { key: key.to_owned(), obstacle }

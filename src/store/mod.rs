@@ -1,8 +1,9 @@
-//! Where bytes rest. A store knows objects by their [`CachePath`] and nothing of what they mean.
+//! Storage of objects. A store knows objects by their [`CachePath`], and nothing about their
+//! meaning.
 //!
-//! Two promises belong to every [`Store`], not to one implementation. Nothing partial is ever
+//! Every [`Store`] makes two promises, whatever the implementation. Nothing partial is ever
 //! visible: an object appears, whole, when its [`Upload`] is committed, and a reader sees the old
-//! object, or the new one, or none. And what was committed is durable before `commit` returns.
+//! object, the new object, or none. And a committed object is durable before `commit` returns.
 
 pub mod background;
 mod error;
@@ -31,31 +32,32 @@ pub use turns::Turns;
 use crate::nix::CachePath;
 use fs::read::read_chunk;
 
-/// A place for objects.
+/// A store of objects.
 pub trait Store: Send + Sync + 'static {
-    /// What is known about an object without reading it; none if it is absent.
+    /// Returns the metadata of an object, or `None` if the object is absent.
     fn head<'a>(
         &'a self,
         path: &'a CachePath,
     ) -> BoxFuture<'a, Result<Option<Metadata>, StoreError>>;
 
-    /// An object; none if it is absent.
+    /// Returns an object, or `None` if it is absent.
     fn get<'a>(&'a self, path: &'a CachePath) -> BoxFuture<'a, Result<Option<Object>, StoreError>>;
 
-    /// An object under a key that is not one of Nix's own, as other programs name NARs; none if it is
-    /// absent. The key is relative: no part of it is empty, `.` or `..`.
+    /// Returns an object under a key that Nix does not use, as other programs name NARs, or `None`
+    /// if it is absent. The key is relative: no part of it is empty, `.` or `..`.
     fn get_foreign<'a>(&'a self, key: &'a str)
     -> BoxFuture<'a, Result<Option<Object>, StoreError>>;
 
-    /// Stores an object that is whole in memory, durably.
+    /// Stores an object that is in memory, durably.
     fn put<'a>(
         &'a self,
         path: &'a CachePath,
         bytes: Bytes,
     ) -> BoxFuture<'a, Result<Stored, StoreError>>;
 
-    /// Does the same in place of the object with the entity tag `before`, or where there is none, also
-    /// where other processes store the same; nothing where there is another one by now.
+    /// Stores an object in place of the object with the entity tag `before`, or of an absent
+    /// object, even if other processes store the same object. Does nothing if the stored object is
+    /// another one by now.
     fn replace<'a>(
         &'a self,
         path: &'a CachePath,
@@ -63,104 +65,111 @@ pub trait Store: Send + Sync + 'static {
         before: Option<&'a Bytes>,
     ) -> BoxFuture<'a, Result<Option<Stored>, StoreError>>;
 
-    /// Takes an object out of the cache, durably, and keeps it aside, where nothing is served from;
-    /// only if it still has this entity tag. False if it has not, or is absent.
+    /// Moves an object to the quarantine, durably, if it still has this entity tag. Returns false
+    /// if it has another one, or is absent.
     fn quarantine<'a>(
         &'a self,
         path: &'a CachePath,
         etag: &'a Bytes,
     ) -> BoxFuture<'a, Result<bool, StoreError>>;
 
-    /// Stores a text of lines if it is missing, or if the one that is there lacks one of its lines;
-    /// now, and in whatever takes the place of what the store is in. None if it was there.
+    /// Stores a text if it is missing or the stored text lacks one of its lines; now, and in any
+    /// directory that takes the place of the store's directory. Returns `None` if it was not
+    /// necessary.
     fn keep<'a>(
         &'a self,
         path: &'a CachePath,
         text: Bytes,
     ) -> BoxFuture<'a, Result<Option<Stored>, StoreError>>;
 
-    /// Says of an object that it was used now; that is recorded some time soon, and nobody waits.
+    /// Records soon that an object was used now, without waiting for it.
     fn note_used(&self, path: &CachePath);
 
-    /// Says of an object that it was used now, so that [`Metadata::used`] says it from now on. False
-    /// if it is absent. A directory that cannot record it (read-only, another owner's files) is silent.
+    /// Records that an object was used now, so that [`Metadata::used`] has this time from now on.
+    /// Returns false if the object is absent. A directory that cannot record uses (read-only, files
+    /// of another owner) reports no error.
     fn mark_used<'a>(&'a self, path: &'a CachePath) -> BoxFuture<'a, Result<bool, StoreError>>;
 
-    /// Removes an object, unless it was used or stored after `unused_since`. A use that this races
-    /// with is either seen, and the object stays, or finds the object absent.
+    /// Removes an object, unless it was used or stored after `unused_since`. If a use happens at
+    /// the same time, either the object is kept, or the use finds it absent.
     fn remove<'a>(
         &'a self,
         path: &'a CachePath,
         unused_since: SystemTime,
     ) -> BoxFuture<'a, Result<Removed, StoreError>>;
 
-    /// Says what will be removed next, so that it is said once for all of them.
+    /// Announces the next removals, so that one announcement covers all of them.
     fn will_remove<'a>(&'a self, _: &'a [CachePath]) -> BoxFuture<'a, Result<(), StoreError>> {
         Box::pin(async { Ok(()) })
     }
 
-    /// Makes what was removed stay removed, whatever happens to the machine.
+    /// Makes removals durable.
     fn sync_removals(&self) -> BoxFuture<'_, Result<(), StoreError>>;
 
-    /// Everything that is there, in no order, with the content of the objects that are `wanted`.
-    /// Reading for this does not count as use. After an error nothing follows.
+    /// Lists all objects, in no order, with the contents of the `wanted` objects. Reading them does
+    /// not count as use. An error ends the list.
     fn list(
         &self,
         wanted: fn(&CachePath) -> bool,
     ) -> BoxStream<'static, Result<Listed, StoreError>>;
 
-    /// The names of the notes in a folder.
+    /// Lists the names of the notes in a folder.
     fn notes<'a>(&'a self, folder: &'a str) -> BoxFuture<'a, Result<Vec<String>, StoreError>>;
 
-    /// A note: a small text that the cache keeps for itself, aside from its objects. Its name has
-    /// been checked by the caller: `folder/name`.
+    /// Returns a note: a small file of the cache that is not an object. The caller has checked its
+    /// name, `folder/name`.
     fn note<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Bytes>, StoreError>>;
 
-    /// Keeps a note durably, in place of an older one, or takes it away. False if there was none.
+    /// Stores a note durably, in place of an older one, or removes it. Returns false if there was
+    /// none.
     fn set_note<'a>(
         &'a self,
         name: &'a str,
         text: Option<Bytes>,
     ) -> BoxFuture<'a, Result<bool, StoreError>>;
 
-    /// The right to collect garbage, for as long as the guard lives; none if somebody has it.
+    /// Takes the collection lock, which is held until the guard is dropped. Returns `None` if
+    /// another collection holds it.
     fn lock(&self) -> BoxFuture<'_, Result<Option<Lock>, StoreError>>;
 
-    /// Who has that right, for people, where that can be known; none if nobody has it.
+    /// Returns a readable name of the holder of the collection lock, if the store knows it; `None`
+    /// if the lock is free.
     fn lock_holder(&self) -> BoxFuture<'_, Result<Option<String>, StoreError>> {
         Box::pin(async { Ok(None) })
     }
 
-    /// Takes that right from whoever has it, where it outlives its holder.
+    /// Breaks the collection lock, in stores where it outlives its holder.
     fn break_lock(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async { Ok(()) })
     }
 
-    /// Records what it was told of and has not recorded yet. To be called before the process ends.
+    /// Records all pending uses. Must be called before the process ends.
     fn flush(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async { Ok(()) })
     }
 
-    /// How much space objects may still take, in bytes; none where nobody knows.
+    /// Returns the free space in bytes, or `None` if it is unknown.
     fn free_space(&self) -> Option<u64>;
 
-    /// Where a client can fetch an object without us, for some time; none if there is no such place.
+    /// Returns a temporary URL from which a client can fetch the object directly, or `None` if the
+    /// store has no such URLs.
     fn link<'a>(&'a self, _: &'a CachePath) -> BoxFuture<'a, Result<Option<String>, StoreError>> {
         Box::pin(async { Ok(None) })
     }
 
-    /// What can be done with the store, as far as that can be seen without changing it.
+    /// Checks whether the store is usable and writable, without changing it.
     fn condition(&self) -> BoxFuture<'_, Condition>;
 
-    /// Stages an object that is not. `size` reserves space where it is known beforehand. Blocks.
+    /// Starts a streamed upload of an object that is not in memory. `size` reserves space, if it is
+    /// known in advance. Blocks.
     fn begin(&self, path: &CachePath, size: Option<u64>) -> Result<Box<dyn Upload>, StoreError>;
 
-    /// An empty file without a name, for what has arrived for `path` and is no object yet. It goes
-    /// when it is closed. `size` is checked against the space that shall stay free. Blocks.
+    /// Creates an unnamed temporary file for the upload of `path`; it is removed when it is closed.
+    /// `size` is checked against the space that must stay free. Blocks.
     fn scratch(&self, path: &CachePath, size: Option<u64>) -> Result<File, StoreError>;
 }
 
-/// Stores a text of lines where it is missing, or lacks one of them.
+/// Stores a text if it is missing or the stored text lacks one of its lines.
 async fn keep(
     store: &dyn Store,
     path: &CachePath,
@@ -180,33 +189,32 @@ fn has_lines(text: &[u8], wanted: &[u8]) -> bool {
     lines(wanted).all(|line| line.is_empty() || lines(text).any(|there| there == line))
 }
 
-/// What can be done with a store.
+/// The condition of a store.
 #[derive(Debug)]
 pub enum Condition {
-    /// Everything.
+    /// Objects can be read and stored.
     Good,
-    /// Objects can be read, and none can be stored.
+    /// Objects can be read, but not stored.
     ReadOnly(StoreError),
-    /// Nothing.
+    /// Objects can be neither read nor stored.
     Unusable(StoreError),
 }
 
-/// An object on its way into the store. Dropping it aborts it: nothing of it stays.
+/// A streamed upload of an object. Dropping it aborts it, and nothing of it remains.
 ///
-/// The methods block, because hashing and unpacking go on between them: an upload is driven on a
+/// The methods block, because the caller hashes and unpacks between them: an upload runs on a
 /// thread of the blocking pool.
 pub trait Upload: Send {
     /// Appends to the object.
     fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError>;
 
-    /// Says whether more of the object hardly arrives from now on. What is limited, as memory is, is
-    /// given back meanwhile.
+    /// Marks the upload as slow or not. A slow upload returns limited resources, such as memory.
     fn set_slow(&mut self, _slow: bool) -> Result<(), StoreError> {
         Ok(())
     }
 
-    /// A file that has what has been written so far, and what will be, from its beginning; none where
-    /// that is elsewhere.
+    /// Returns the file that contains everything that has been and will be written, from its
+    /// beginning, or `None` if there is no such file.
     fn staged(&self) -> Result<Option<File>, StoreError>;
 
     /// Makes the object durable, then visible under its path, in place of an older one.
@@ -225,85 +233,84 @@ pub enum Stored {
 /// What a store knows about an object without reading it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Metadata {
-    /// Its length in bytes.
+    /// The length in bytes.
     pub size: u64,
-    /// When it was written.
+    /// The time of the last write.
     pub modified: SystemTime,
-    /// When it was used for the last time, as far as that was recorded; being written is a use.
+    /// The last recorded use. Writing the object counts as use.
     pub used: SystemTime,
-    /// A strong entity tag, with its quotes: it changes whenever the object does.
+    /// The strong entity tag, with its quotes. It changes whenever the object does.
     pub etag: Bytes,
 }
 
-/// What became of an object that was to be removed.
+/// The result of removing an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Removed {
-    /// It is gone.
+    /// The object was removed.
     Gone,
-    /// It was not there.
+    /// The object was absent.
     Absent,
-    /// It was used since.
+    /// The object was used in the meantime, and is kept.
     InUse,
 }
 
-/// The right to collect garbage.
+/// The collection lock, held until it is dropped.
 pub struct Lock {
-    /// Ends with it.
     _guard: Box<dyn std::any::Any + Send + Sync>,
 }
 
 impl Lock {
-    /// A right that ends when `guard` is dropped.
+    /// Creates a lock that is released when `guard` is dropped.
     pub(crate) fn new(guard: impl std::any::Any + Send + Sync) -> Self {
         Self { _guard: Box::new(guard) }
     }
 }
 
-/// What is found by going through everything.
+/// An entry of the list of a store.
 #[derive(Debug)]
 pub enum Listed {
     /// An object.
     Object(ListedObject),
     /// An object that could not be read.
     Unreadable(CachePath, StoreError),
-    /// Something else than a file that has the name of an object, such as a directory, with its
-    /// entity tag. It cannot be served, and nothing can be stored in its place.
+    /// Something other than a file with the name of an object, such as a directory, with its entity
+    /// tag. It cannot be served, and no object can be stored in its place.
     NoFile(CachePath, Bytes),
-    /// What no object is named like, and none of ours.
+    /// A name that no object and no file of the daemon has.
     Foreign(String),
 }
 
-/// An object that was found by going through all.
+/// A listed object.
 #[derive(Debug)]
 pub struct ListedObject {
-    /// Its name.
+    /// The name.
     pub path: CachePath,
-    /// What is known about it.
+    /// The metadata.
     pub metadata: Metadata,
-    /// Its content, if that was wanted. A narinfo that is larger than [`narinfo::MAX_SIZE`] is
-    /// listed as unreadable; other objects of that size have no content here.
+    /// The content, if it was wanted. A narinfo that is larger than [`narinfo::MAX_SIZE`] is listed
+    /// as unreadable; other objects of that size have no content here.
     ///
     /// [`narinfo::MAX_SIZE`]: crate::nix::narinfo::MAX_SIZE
     pub content: Option<Bytes>,
 }
 
-/// An object as it is found in a store.
+/// An object in a store.
 #[derive(Debug)]
 pub struct Object {
-    /// What is known about it.
+    /// The metadata.
     pub metadata: Metadata,
-    /// Its bytes.
+    /// The content.
     pub content: Content,
 }
 
-/// The bytes of an object, where they are.
+/// The bytes of an object.
 #[derive(Debug)]
 pub enum Content {
     /// In memory.
     Bytes(Bytes),
-    /// In a file, from its beginning to the length that the metadata says.
+    /// In a file, from its beginning to the length in the metadata.
     File(File),
-    /// Elsewhere.
+    /// On a server.
     Stream(Box<dyn Ranged>),
 }
 
@@ -311,7 +318,7 @@ pub enum Content {
 const READ_CHUNK: u64 = 256 * 1024;
 
 impl Content {
-    /// The bytes in `range`, which must lie within the object.
+    /// Returns the bytes in `range`, which must lie within the object.
     pub fn into_stream(self, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>> {
         match self {
             Self::Bytes(bytes) => {
@@ -338,12 +345,12 @@ pub fn file_stream(file: Arc<File>, range: Range<u64>) -> BoxStream<'static, io:
     chunks.boxed()
 }
 
-/// The bytes of an object that have to be fetched.
+/// The bytes of an object on a server.
 pub trait Ranged: Send + Sync {
-    /// Whether they come over a connection of their own, which is held until they have been read.
+    /// Whether reading holds a connection of its own until all bytes have been read.
     fn is_download(&self) -> bool;
 
-    /// A part of them.
+    /// Reads a range of the bytes.
     fn read(self: Box<Self>, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>>;
 }
 

@@ -1,10 +1,10 @@
-//! Taking turns at one name, of any number of names.
+//! Locks by name, for any number of names.
 
 use std::hash::{BuildHasher, Hash, RandomState};
 
 use tokio::sync::{Mutex, MutexGuard};
 
-/// Whose turn it is, by name. Names can have to wait for each other that need not.
+/// Locks by name. Different names may share a lock.
 #[derive(Debug)]
 pub struct Turns {
     places: [Mutex<()>; 64],

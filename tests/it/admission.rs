@@ -88,9 +88,9 @@ async fn what_is_not_a_nar_is_refused_with_what_is_wrong() {
         ("neither a NAR nor", Compression::None, b"hello".to_vec()),
         ("in the middle", Compression::None, plain.nar[..plain.nar.len() - 8].to_vec()),
         ("goes on after its end", Compression::None, [plain.nar.as_slice(), &[0; 8]].concat()),
-        ("is not what xz writes", Compression::Xz, b"hello".to_vec()),
-        ("is not what xz writes", Compression::Xz, packed.clone()),
-        ("is not what zstd writes", Compression::Zstd, packed[..packed.len() - 9].to_vec()),
+        ("is not valid xz data", Compression::Xz, b"hello".to_vec()),
+        ("is not valid xz data", Compression::Xz, packed.clone()),
+        ("is not valid zstd data", Compression::Zstd, packed[..packed.len() - 9].to_vec()),
         (
             "there is a text of",
             Compression::Zstd,
@@ -176,7 +176,11 @@ async fn a_bomb_is_not_unpacked_to_its_end() {
     }
     assert!(bomb.len() > 1_000_000 && bomb.len() < 10_000_000, "{}", bomb.len());
     let bomb = sample(1, b"").with_file(Compression::Zstd, bomb);
-    cache.put(&bomb.nar_path, bomb.nar.clone()).await.is(422).says("taken for a bomb");
+    cache
+        .put(&bomb.nar_path, bomb.nar.clone())
+        .await
+        .is(422)
+        .says("refused as a decompression bomb");
     assert_eq!((cache.objects().len(), cache.staged()), (0, 0));
 }
 
@@ -192,7 +196,7 @@ async fn a_narinfo_must_fit_its_nar_in_every_field() {
         line.to_owned()
     };
     for (key, becomes, said) in [
-        ("URL", line(&other.narinfo, "URL"), "is not here; upload it first"),
+        ("URL", line(&other.narinfo, "URL"), "is not in this cache; upload it first"),
         ("URL", "URL: ../other/x.nar.xz".to_owned(), "nar/<file hash>.nar"),
         ("URL", format!("URL: http://elsewhere{}", good.nar_path), "nar/<file hash>.nar"),
         ("FileHash", line(&other.narinfo, "FileHash"), "the narinfo's FileHash is sha256:"),
@@ -253,7 +257,7 @@ async fn a_damaged_nar_is_put_aside_so_that_nix_uploads_it_again() {
     let file = cache.dir().join(&good.nar_path[1..]);
     std::fs::write(&file, &good.nar[..100_000]).expect("writable");
     cache.head(&good.nar_path).await.is(200);
-    cache.put(&good.narinfo_path, good.narinfo.clone()).await.is(422).says("put aside");
+    cache.put(&good.narinfo_path, good.narinfo.clone()).await.is(422).says("quarantined");
     cache.head(&good.nar_path).await.is(404);
     let aside = cache.dir().join(".nix-stored/quarantine").join(&good.nar_path[1..]);
     assert_eq!(std::fs::read(aside).expect("it is kept").len(), 100_000);

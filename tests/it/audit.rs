@@ -163,7 +163,7 @@ fn what_commands_remove_is_told_with_who_ran_them() {
     let lines = logged(daemon.dir(), &["verify", "--repair"]);
     let paths: Vec<&str> = lines.iter().map(|line| line["path"].as_str().expect("text")).collect();
     assert_eq!(paths, [&*damaged.narinfo_path, &*damaged.nar_path]);
-    assert!(lines.iter().all(|line| line["message"] == "put aside"));
+    assert!(lines.iter().all(|line| line["message"] == "quarantined"));
 
     for path in [&old.narinfo_path, &old.nar_path] {
         last_used(daemon.dir(), path.trim_start_matches('/'), Duration::from_secs(40 * 86_400));

@@ -149,7 +149,7 @@ const HARMS: [Harm; 12] = [
     Harm {
         nar: Some("nar"),
         narinfo: Some("nar-damaged"),
-        says: "is not what its name says",
+        says: "does not match its name",
         deep_only: false,
         inflict: |cache, sample| cache.write(&sample.nar_path, &sample.nar[..100_000]),
     },
@@ -168,7 +168,7 @@ const HARMS: [Harm; 12] = [
     Harm {
         nar: None,
         narinfo: Some("nar-missing"),
-        says: "its NAR is not here",
+        says: "its NAR is missing",
         deep_only: false,
         inflict: |cache, sample| fs::remove_file(cache.file(&sample.nar_path)).expect("there"),
     },
@@ -448,7 +448,7 @@ fn a_directory_in_the_place_of_an_object_is_damage_and_is_put_aside_as_it_is() {
         (key(&two.narinfo_path), "nar-missing".to_owned()),
     ]);
     assert_eq!(cache.verify(&["--json"]).exits(2).damage(), expected);
-    cache.verify(&[]).exits(2).says("is no file, so nothing can be stored under its name");
+    cache.verify(&[]).exits(2).says("is not a file, so no object can be stored under its name");
     assert!(cache.aside().is_empty());
     // A collection is not held up by it.
     let gc = command(env!("CARGO_BIN_EXE_nix-stored"), &["gc", "--max-age", "30d"])
@@ -537,7 +537,7 @@ fn where_keys_are_set_a_path_needs_a_signature_by_one() {
     let found = cache.verify(&["--json"]).exits(2).damage();
     let false_one = |sample: &Sample| (key(&sample.narinfo_path), "signature".to_owned());
     assert_eq!(found, BTreeMap::from([false_one(&unsigned), false_one(&forged)]));
-    cache.verify(&[]).exits(2).says("expected one by test-1, found none");
+    cache.verify(&[]).exits(2).says("expected a signature by test-1, found none");
 }
 
 #[test]
@@ -550,7 +550,7 @@ fn nothing_is_put_aside_while_garbage_is_collected() {
     let lock = File::create(cache.dir.join(".nix-stored/lock")).expect("it can be made");
     rustix::fs::flock(&lock, FlockOperation::LockExclusive).expect("it is free");
     let refused = cache.verify(&["--repair"]).exits(1);
-    assert!(refused.err.contains("a collection of garbage is at work"), "{}", refused.err);
+    assert!(refused.err.contains("a garbage collection is running"), "{}", refused.err);
     cache.verify(&[]).exits(2);
     drop(lock);
     cache.verify(&["--repair"]).exits(2);

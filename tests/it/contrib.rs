@@ -239,7 +239,7 @@ fn what_the_daemon_says_of_an_upload_comes_through_nginx() {
     let large = sample(2, &[0; 4096]);
     let answer = wire.request("PUT", &large.nar_path, &large.nar);
     assert_eq!(answer.status, 413);
-    assert!(answer.text().contains("larger than the 1024 bytes"), "{}", answer.text());
+    assert!(answer.text().contains("larger than the limit of 1024 bytes"), "{}", answer.text());
 }
 
 #[test]

@@ -61,7 +61,7 @@ fn a_small_upload_makes_no_large_answer_and_no_large_line_of_the_log() {
         // something is missing.
         let refused = upload(&daemon, &sample, "URL", &long).text();
         assert!(refused.starts_with("the narinfo's URL is “xxx"), "{refused}");
-        assert!(refused.contains("bytes left out"), "{refused}");
+        assert!(refused.contains("bytes omitted"), "{refused}");
         assert!(refused.ends_with("it must be nar/<file hash>.nar… of a NAR in this cache\n"));
         let log = daemon.stop().1;
         assert!(log.matches("refused").count() >= 3 * fields.len(), "{log}");
@@ -72,7 +72,7 @@ fn a_small_upload_makes_no_large_answer_and_no_large_line_of_the_log() {
                 assert!(line["message"] != "refused" || line["reason"].is_string());
             }
         }
-        assert!(log.contains("bytes left out") && log.contains("it must be nar/<file hash>"));
+        assert!(log.contains("bytes omitted") && log.contains("it must be nar/<file hash>"));
     }
 }
 

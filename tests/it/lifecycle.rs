@@ -288,7 +288,7 @@ fn a_unix_socket_serves_and_is_removed_and_a_dead_one_is_replaced() {
         .env("NIX_STORED_LISTEN_INTERFACE", &format!("unix:{}", socket.display()))
         .start_fails();
     assert_eq!(second.code, 1);
-    assert!(second.log.contains("another process answers there"), "{}", second.log);
+    assert!(second.log.contains("another process listens there"), "{}", second.log);
     assert_eq!(daemon.stop().0.code(), Some(0));
     assert!(!socket.exists());
 }

@@ -193,7 +193,7 @@ fn the_daemon_says_that_it_cannot_collect() {
         .env("NIX_STORED_MAX_AGE", "2d")
         .env("NIX_STORED_GC_INTERVAL", "1s")
         .start();
-    daemon.wait_for_log("no garbage was collected");
+    daemon.wait_for_log("garbage collection failed");
     daemon.wait_until("a failed collection in the metrics", || {
         let metrics = daemon.get("/metrics").1;
         let metrics = String::from_utf8(metrics).unwrap();

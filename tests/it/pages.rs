@@ -166,7 +166,7 @@ async fn a_path_without_its_nar_says_so() {
         .await
         .is(200)
         .says("the path cannot be fetched")
-        .says("its NAR is not here");
+        .says("the NAR is not in this cache");
 }
 
 #[tokio::test]

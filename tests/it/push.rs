@@ -321,7 +321,7 @@ fn what_the_cache_refuses_is_set_aside_and_the_others_go_on() {
     assert_eq!(site.names("queue"), [""; 0]);
     let failed = site.failed();
     assert!(failed.contains(&format!("out {large}\nwhy ")), "{failed}");
-    assert!(failed.contains("larger than the 1048576 bytes"), "{failed}");
+    assert!(failed.contains("larger than the limit of 1048576 bytes"), "{failed}");
     for path in before.iter().chain(&after) {
         assert_eq!(narinfo(&daemon, path), 200, "{path}");
         assert!(!failed.contains(path), "{failed}");

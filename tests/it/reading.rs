@@ -119,7 +119,7 @@ async fn a_replaced_object_has_another_validator() {
 async fn absent_is_404_and_says_so_without_being_kept() {
     let cache = TestCache::new();
     for path in &ONE_OF_EACH[1..] {
-        let answer = cache.get(path).await.is(404).says("does not have it");
+        let answer = cache.get(path).await.is(404).says("not found in this cache");
         assert_eq!(answer.header("cache-control"), "no-store");
         assert_eq!(answer.header("accept-ranges") == "bytes", path.starts_with("/nar/"));
     }

@@ -76,7 +76,7 @@ fn readers_get_503_while_the_directory_is_on_another_disk() {
     assert_eq!(put(&cache.daemon, &refused.narinfo_path.replace("narinfo", "ls"), "{}"), 503);
     assert_eq!(status(&cache.daemon, "/health"), 503);
     assert_eq!(fs::read_dir(disk.path()).expect("it can be read").count(), 0);
-    cache.daemon.wait_for_log("is on another disk than when the daemon started");
+    cache.daemon.wait_for_log("is on another file system than when the daemon started");
     let retry = Wire::to(&cache.daemon).request("GET", ABSENT, b"");
     assert_eq!((retry.status, retry.header("retry-after")), (503, "1"));
 

@@ -125,5 +125,5 @@ fn more_than_there_is_room_for_are_sent_away_for_who_wants_something() {
     let address = daemon.url().trim_start_matches("http://");
     let (took, _) = fetch_in_the_crowd(address, &sample);
     assert!(took[0] < Duration::from_secs(60), "{took:?}");
-    daemon.wait_for_log("as many connections are open as can be served");
+    daemon.wait_for_log("connection limit reached");
 }

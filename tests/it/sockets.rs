@@ -51,7 +51,7 @@ fn what_is_no_socket_is_not_removed_for_one() {
     std::fs::write(&file, "data").expect("written");
     let failed = on(&format!("unix:{}", file.display())).start_fails();
     assert_eq!(failed.code, 1);
-    assert!(failed.log.contains("what is there is no socket"), "{}", failed.log);
+    assert!(failed.log.contains("the file is not a socket"), "{}", failed.log);
     assert_eq!(std::fs::read(&file).expect("it is still there"), b"data");
 }
 
@@ -114,7 +114,7 @@ fn a_descriptor_that_is_no_listening_socket_is_refused_in_a_sentence() {
     for wrong in [datagrams.into(), connected.into(), std::os::fd::OwnedFd::from(file)] {
         let failed = Daemon::builder().socket(wrong).start_fails();
         assert_eq!(failed.code, 1);
-        let sentence = "number 1 of the sockets that were passed is none that one can listen on";
+        let sentence = "inherited socket 1 is not a listening socket";
         assert!(failed.log.contains(sentence), "{}", failed.log);
     }
 }

@@ -28,7 +28,7 @@ async fn a_nar_must_be_what_its_name_says() {
     let short = sample.nar[..sample.nar.len() - 1].to_vec();
     let long = [sample.nar.clone(), vec![0]].concat();
     for wrong in [flipped, short, long, Vec::new()] {
-        cache.put(&sample.nar_path, wrong).await.is(422).says("its name says sha256:");
+        cache.put(&sample.nar_path, wrong).await.is(422).says("its name has sha256:");
         cache.head(&sample.nar_path).await.is(404);
     }
     assert_eq!((cache.objects().len(), cache.staged()), (0, 0));
@@ -229,7 +229,7 @@ async fn a_directory_in_the_place_of_an_object_is_absent_and_uploads_name_it() {
         cache.get(path).await.is(404);
         cache.head(path).await.is(404);
     }
-    let in_the_way = "cannot be stored: a directory has its name; move it away";
+    let in_the_way = "a directory has this name; move it away";
     cache.put(&sample.nar_path, sample.nar.clone()).await.is(409).says(in_the_way);
     for path in [ONE_OF_EACH[2], ONE_OF_EACH[5]] {
         cache.put(path, "{}").await.is(409).says(in_the_way).says(&path[1..]);
@@ -244,6 +244,6 @@ async fn a_directory_in_the_place_of_an_object_is_absent_and_uploads_name_it() {
     std::fs::remove_dir_all(&log).expect("it is there");
     std::fs::write(&log, "").expect("written");
     cache.get(ONE_OF_EACH[5]).await.is(404);
-    cache.put(ONE_OF_EACH[5], "{}").await.is(409).says("a file has the name of its folder");
+    cache.put(ONE_OF_EACH[5], "{}").await.is(409).says("a file has the name of its directory");
     assert_eq!(cache.staged(), 0);
 }

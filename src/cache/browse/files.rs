@@ -1,4 +1,4 @@
-//! Which files a path has: from its listing, if somebody uploaded one, or from its NAR.
+//! The files of a store path, from its uploaded listing or from its NAR.
 
 use std::io::{self, BufRead};
 use std::time::{Duration, Instant};
@@ -21,15 +21,15 @@ const MOST_TEXT: usize = 256 * 1024;
 /// For how long a NAR is read.
 const LONGEST: Duration = Duration::from_secs(2);
 
-/// For how long it is waited for that: it is done on processors that nobody else wants.
+/// The time for which a request waits for reading, which runs at the lowest priority.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The largest listing that is read. The files of a larger one are looked for in the NAR.
+/// The largest listing that is read. If a listing is larger, the files are read from the NAR.
 const LISTING: u64 = 16 << 20;
 
 const BUFFER: usize = 64 * 1024;
 
-/// The files of a path, or the first of them.
+/// The files of a path, or the first ones.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Files {
     /// In the order in which they stand in the NAR.
@@ -63,28 +63,28 @@ pub enum FileKind {
     Empty,
 }
 
-/// Why it is not known which files a path has.
+/// The reason why the files of a path are unknown.
 #[derive(Debug, Error)]
 pub enum NoFiles {
-    /// Its NAR is gone, or elsewhere.
-    #[error("its NAR is not here")]
+    /// The NAR is missing.
+    #[error("the NAR is not in this cache")]
     Absent,
-    /// There is no decoder for it.
-    #[error("this cache has no decoder for {0}")]
+    /// There is no decoder for the NAR.
+    #[error("there is no decoder for {0}")]
     NoDecoder(Compression),
-    /// It takes more memory to unpack than it was allowed, and could be tried with this.
-    #[error("its NAR needs more memory to be unpacked than there is for pages")]
+    /// Unpacking needs more memory than allowed; it can be retried with this allowance.
+    #[error("unpacking the NAR needs more memory than pages may use")]
     Exceeded(Allowance),
-    /// It takes more than pages may have.
-    #[error("its NAR needs more memory to be unpacked than there is for pages")]
+    /// Unpacking needs more memory than pages may use.
+    #[error("unpacking the NAR needs more memory than pages may use")]
     Memory,
-    /// Others are reading others, or there is no time for it.
-    #[error("the cache has other things to do now; try again in a moment")]
+    /// Too many NARs are being read, or reading takes too long.
+    #[error("the cache is busy; try again in a moment")]
     Busy,
-    /// It could not be read.
-    #[error("its NAR cannot be read: {0}")]
+    /// The NAR cannot be read.
+    #[error("cannot read the NAR: {0}")]
     Read(#[from] io::Error),
-    /// It is not one.
+    /// The file is not a NAR.
     #[error("{0}")]
     Nar(#[from] NarError),
     /// The store failed.
@@ -120,7 +120,7 @@ impl Cache {
         let name = info.nar_name().ok_or(NoFiles::Absent)?;
         let mut allowance = Allowance::USUAL;
         loop {
-            // Nobody closes the semaphore.
+            // The semaphore is never closed.
             let turn = self.browse.readers.clone().acquire_owned().await.ok();
             let permit = self.decoders.for_pages(allowance).await.ok_or(NoFiles::Memory)?;
             let object = self.store.get(&CachePath::Nar(name)).await?.ok_or(NoFiles::Absent)?;

@@ -1,5 +1,4 @@
-//! The names of all paths, who refers to whom, and what came when, in as little memory as that
-//! takes: some 150 bytes a path.
+//! An index of the names, referrers and upload times of all paths, in about 150 bytes per path.
 
 use std::cmp::Reverse;
 use std::ops::Range;
@@ -14,7 +13,7 @@ pub const DAYS: usize = 90;
 
 const SECONDS_A_DAY: u64 = 86_400;
 
-/// What there is in a cache, as it was found.
+/// An index of the paths of a cache.
 #[derive(Debug)]
 pub struct Index {
     /// By name, and of one name the newest first.
@@ -51,7 +50,7 @@ struct Entry {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Seconds(u32);
 
-/// A store path as it stands in lists.
+/// A store path in a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Row<'a> {
     /// Its hash part.
@@ -64,7 +63,7 @@ pub struct Row<'a> {
     pub uploaded: SystemTime,
     /// When it was used last.
     pub used: SystemTime,
-    /// Whether it came from an upstream, and nobody has uploaded it since.
+    /// Whether it was mirrored from an upstream, and not uploaded since.
     pub mirrored: bool,
 }
 
@@ -167,7 +166,7 @@ impl Index {
         &self.stats
     }
 
-    /// What came and what was used by day.
+    /// Uploads and uses by day.
     pub fn days(&self) -> &Days {
         &self.days
     }

@@ -1,5 +1,5 @@
-//! The listing of a NAR (Nix's `doc/manual/source/protocols/json/nar-listing.md`), read without
-//! keeping more of it than is shown: as a tree it takes thirty times its size.
+//! Reads the listing of a NAR (Nix's `doc/manual/source/protocols/json/nar-listing.md`) and keeps
+//! only the part that a page shows: as a tree, a listing takes thirty times its size.
 
 use std::fmt;
 use std::io::{self, BufRead};
@@ -18,7 +18,7 @@ pub(super) fn read(input: impl BufRead, taking: &mut Taking) -> io::Result<()> {
         Err(error) if error.is_io() => Err(error.into()),
         Err(error) => Err(io::Error::new(
             io::ErrorKind::InvalidData,
-            format!("its listing is not JSON of one: {error}"),
+            format!("the listing is not valid: {error}"),
         )),
     }
 }

@@ -1,4 +1,4 @@
-//! What is known of one path.
+//! The facts about one store path.
 
 use std::io::Read;
 use std::time::SystemTime;
@@ -12,10 +12,10 @@ use crate::cache::nar::reader;
 use crate::nix::{CachePath, NarInfo, StorePathHash, narinfo};
 use crate::store::{Metadata, StoreError};
 
-/// A store path that is here.
+/// The facts about a store path.
 #[derive(Debug, Clone)]
 pub struct Look {
-    /// What its narinfo says.
+    /// The parsed narinfo.
     pub info: NarInfo,
     /// For each of its first signatures, whether it is valid, and by a key that this cache was given.
     pub trusted: Vec<bool>,
@@ -29,10 +29,10 @@ pub struct Look {
     pub log: Option<CachePath>,
 }
 
-/// Why nothing can be shown of a path.
+/// The reason why a path cannot be shown.
 #[derive(Debug, Error)]
 pub enum LookError {
-    /// Others are looking at others.
+    /// Too many paths are being read.
     #[error(transparent)]
     TooMany(#[from] TooManyPages),
     /// The store failed.
@@ -41,8 +41,8 @@ pub enum LookError {
 }
 
 impl Cache {
-    /// What is known of the path with this hash part; none if it is not here, or if its narinfo
-    /// cannot be read.
+    /// Returns the facts about the path with this hash part, or `None` if the path is absent or its
+    /// narinfo cannot be read.
     pub async fn look_at(&self, hash: StorePathHash) -> Result<Option<Look>, LookError> {
         let cache = self.clone();
         let read = self.work_for_page(move || cache.read_for_page(hash)).await??;

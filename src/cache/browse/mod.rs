@@ -1,9 +1,9 @@
-//! What pages show of a cache: an index of its names, what is known of one path, its files.
+//! The data for the web pages: an index of all names, the facts about one path, and its files.
 //!
-//! Going through everything takes seconds and much memory where there are many paths, so it is not
-//! done for a request. The first who asks has the index made, others who come meanwhile are told how
-//! far it is, and later ones get the last that was made while it is made again. Nothing here counts
-//! as use, and nothing is asked of upstreams.
+//! Scanning a cache with many paths takes seconds and much memory, so no request waits for a scan.
+//! The first request starts building the index; requests in the meantime get the progress; later
+//! requests get the last complete index while the next one is built. Nothing here counts as use,
+//! and nothing is requested from upstreams.
 
 mod files;
 mod index;
@@ -29,26 +29,26 @@ use crate::config::{Admission, Retention};
 use crate::nix::{CacheInfo, Kind};
 use crate::store::background;
 
-/// For how long a request waits for an index that is being made.
+/// The time for which a request waits for an index that is being built.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// An index is made again when so many times the time has passed that making it took: then it costs
-/// a few per cent of one processor at most, and a small cache is shown as it is.
+/// The pause before the index is built again, as a multiple of the time that building it took: so
+/// it costs at most a few per cent of one processor, and a small cache is always up to date.
 const REST: u32 = 30;
 
 /// But not more often than this.
 const SHORTEST_REST: Duration = Duration::from_secs(1);
 
-/// After a failure, for so long it is not tried again.
+/// The pause after a failure.
 const REST_AFTER_FAILURE: Duration = Duration::from_secs(30);
 
 /// How many NARs are read for their files at a time.
 const READERS: usize = 2;
 
-/// What is kept for pages.
+/// The state of the web pages.
 pub(super) struct Browse {
     state: watch::Sender<State>,
-    /// How many objects were found so far by who makes the index.
+    /// The number of objects that were found so far.
     found: AtomicU64,
     limits: Option<Retention>,
     readers: Arc<Semaphore>,
@@ -66,29 +66,29 @@ struct State {
     due: Instant,
 }
 
-/// What there is of an index.
+/// The index, or the progress of building it.
 #[derive(Clone)]
 pub struct Overview {
     /// The last one that was made, if there is one.
     pub index: Option<Arc<Index>>,
     /// How many objects were found so far for a first one or a newer one, if one is being made.
     pub found: Option<u64>,
-    /// Whether the last one could not be made. The log says why.
+    /// Whether building the last index failed. The log has the reason.
     pub failed: bool,
 }
 
-/// What a cache says about itself, and what it was told to keep to.
+/// The properties and limits of a cache.
 #[derive(Debug, Clone, Copy)]
 pub struct About<'a> {
-    /// What `nix-cache-info` says.
+    /// The contents of `nix-cache-info`.
     pub info: &'a CacheInfo,
     /// What an upload must be.
     pub admission: &'a Admission,
-    /// What it keeps to by itself, if it was told.
+    /// The limits of its collections, if any.
     pub limits: Option<&'a Retention>,
 }
 
-/// How many narinfos were asked for since the daemon has started.
+/// The narinfo requests since the start of the daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Served {
     /// Those that it had.
@@ -97,12 +97,12 @@ pub struct Served {
     pub misses: u64,
 }
 
-/// A cache behind this one.
+/// The status of an upstream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Behind {
     /// Where it is.
     pub url: String,
-    /// For how long it is left alone, because it is in trouble.
+    /// The time for which its circuit stays open.
     pub left_alone: Option<Duration>,
     /// The keys by which it signs.
     pub keys: Vec<String>,
@@ -129,13 +129,13 @@ impl Cache {
         self
     }
 
-    /// What it says about itself.
+    /// Its description of itself.
     pub fn about(&self) -> About<'_> {
         let limits = self.browse.limits.as_ref();
         About { info: &self.info, admission: &self.admission, limits }
     }
 
-    /// How many narinfos were asked for.
+    /// The number of requested narinfos.
     pub fn served(&self) -> Served {
         let traffic = &self.metrics.traffic;
         Served { hits: traffic.hits(Kind::NarInfo), misses: traffic.misses(Kind::NarInfo) }
@@ -147,7 +147,7 @@ impl Cache {
         self.upstreams.as_ref().map(super::upstream::Upstreams::states).unwrap_or_default()
     }
 
-    /// There are none in this build.
+    /// This build has no upstreams.
     #[cfg(not(feature = "upstream"))]
     pub fn behind(&self) -> Vec<Behind> {
         Vec::new()
@@ -164,7 +164,7 @@ impl Cache {
         if begins {
             tokio::spawn(self.clone().make_index());
         }
-        // What is there after this time is taken.
+        // After the timeout, the last state is used.
         let _ = tokio::time::timeout(PATIENCE, state.wait_for(|state| !state.making)).await;
         let State { index, making, failed, .. } = state.borrow().clone();
         let found = making.then(|| self.browse.found.load(Ordering::Relaxed));
@@ -175,7 +175,8 @@ impl Cache {
         let begun = Instant::now();
         let made = self.index().await;
         if let Err(error) = &made {
-            warn!(error = error as &dyn std::error::Error, "there is nothing for pages to show");
+            let error = error as &dyn std::error::Error;
+            warn!(error, "cannot build the index of the web pages");
         }
         self.browse.state.send_modify(|state| {
             let rest = (begun.elapsed() * REST).max(SHORTEST_REST);
@@ -203,7 +204,7 @@ mod tests {
     use crate::config::Config;
     use crate::store::FsStore;
 
-    /// What there is when nobody makes an index any more.
+    /// The state when no index is being built.
     async fn settled(cache: &Cache) -> Overview {
         loop {
             let told = cache.overview().await;

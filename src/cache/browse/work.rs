@@ -1,4 +1,4 @@
-//! Work for pages: on threads of the lowest priority, and two at a time. A page that is expensive delays
+//! Work for web pages, on at most two threads of the lowest priority. An expensive page delays
 //! other pages, but no uploads or downloads.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -10,15 +10,15 @@ use tokio::runtime::Handle;
 use crate::cache::Cache;
 use crate::store::background;
 
-/// How much work for pages is done at a time.
+/// The maximum number of threads for web pages.
 pub(super) const WORKERS: usize = 2;
 
 /// How long a request for a page waits for a free worker.
 const TURN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Too many pages were asked for.
+/// Too many pages were requested.
 #[derive(Debug, Error)]
-#[error("more pages are asked for than can be made; try again in a moment")]
+#[error("too many requests for pages; try again in a moment")]
 pub struct TooManyPages;
 
 impl Cache {

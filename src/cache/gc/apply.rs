@@ -1,9 +1,9 @@
-//! Doing what was planned, and giving way to whoever uses an object in the meantime.
+//! Executes a plan, and keeps objects that are used in the meantime.
 //!
-//! The plan was made a while ago, and objects are used and uploaded on. So each removal looks once
-//! more ([`crate::store::Store::remove`]). A path that is used again stays, with everything that it
-//! needs; that can still be held back, because whatever refers to something comes before it. NARs
-//! go after all narinfos, when the disk will not forget that those went.
+//! Objects are used and uploaded after the plan was made. So each removal checks the last use again
+//! ([`crate::store::Store::remove`]). A path that was used again is kept with all its references;
+//! that is still possible, because referrers are removed before their references. NARs are removed
+//! after all narinfos, once the removal of the narinfos is durable.
 
 use std::collections::HashSet;
 use std::time::SystemTime;
@@ -16,7 +16,7 @@ use crate::cache::Cache;
 use crate::nix::{CachePath, StorePath};
 use crate::store::{Removed, StoreError};
 
-/// What was done of a plan.
+/// The result of executing a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Outcome {
     /// Store paths that are gone.
@@ -25,18 +25,19 @@ pub struct Outcome {
     pub shared: usize,
     /// Other objects that are gone.
     pub loose: usize,
-    /// Bytes that were in what is gone.
+    /// The bytes of the removed objects.
     pub freed: u64,
     /// Paths that were to go, and stay because they, or what needs them, were used.
     pub given_way: usize,
-    /// Whether it was told to stop before the end.
+    /// Whether it was stopped before the end.
     pub stopped: bool,
 }
 
-/// Whoever needs one of these waits until all of them have been tried.
+/// The number of removals that are announced together. A use of one of them waits until all have
+/// been tried.
 const TOGETHER: usize = 32;
 
-/// What is removed together.
+/// Removals that are announced together.
 fn objects_of(inventory: &Inventory, removal: &Removal) -> Vec<CachePath> {
     let (first, sides) = match *removal {
         Removal::Path(index, _) => {
@@ -53,8 +54,8 @@ fn objects_of(inventory: &Inventory, removal: &Removal) -> Vec<CachePath> {
 }
 
 impl Cache {
-    /// Removes what `plan` says, unless it was used after it was safe to take at `now`. `stop` ends
-    /// it between two removals; `progress` hears how many removals are done.
+    /// Executes `plan`, but keeps objects that were used within the grace period before `now`.
+    /// `stop` ends it between two removals; `progress` gets the number of finished removals.
     pub async fn apply(
         &self,
         inventory: &Inventory,
@@ -68,7 +69,7 @@ impl Cache {
         self.carry_out(inventory, plan, unused_since, stop, progress).await
     }
 
-    /// Removes what `plan` says, unless it was used after `unused_since`.
+    /// Executes `plan`, but keeps objects that were used after `unused_since`.
     pub(in crate::cache) async fn carry_out(
         &self,
         inventory: &Inventory,
@@ -168,7 +169,7 @@ impl Cache {
         unused_since: SystemTime,
     ) -> Result<(), StoreError> {
         for path in paths {
-            // What was uploaded anew belongs to no path for a while.
+            // An object that was uploaded again has no path for a while.
             self.store.remove(path, unused_since).await?;
         }
         Ok(())

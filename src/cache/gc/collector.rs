@@ -1,4 +1,4 @@
-//! The daemon's own collections, in the background.
+//! The background collections of the daemon.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -16,13 +16,12 @@ use crate::metrics::Collected;
 const FIRST_AFTER: Duration = Duration::from_secs(60);
 
 impl Cache {
-    /// Looks at everything every now and then until `stop`, and collects if there is a limit to keep
-    /// to.
+    /// Scans the cache at regular intervals until `stop`, and collects garbage if a limit is set.
     pub async fn collect_regularly(self: Arc<Self>, retention: Retention, stop: CancellationToken) {
-        // Whoever locks puts back what a collection that was killed has left half-way.
+        // Taking the lock restores what a killed collection has left half-done.
         if let Err(error) = self.lock_collection().await {
             let error = &error as &dyn std::error::Error;
-            warn!(error, "what a collection left half-way was not put back");
+            warn!(error, "cannot clean up after an interrupted collection");
         }
         self.measure_unless(&stop).await;
         let limits =
@@ -30,8 +29,8 @@ impl Cache {
         let has_limits = limits.max_size.is_some() || limits.max_age.is_some();
         if limits.max_age.is_some_and(|age| age < CLIENTS_REMEMBER) {
             warn!(
-                "NIX_STORED_MAX_AGE is shorter than 30 days: Nix clients remember for that long what \
-                 the cache has, and will not upload again, nor build at once, what has gone since"
+                "NIX_STORED_MAX_AGE is shorter than 30 days: Nix caches positive lookups for 30 \
+                 days, and will neither re-upload nor rebuild a path removed before that"
             );
         }
         let first = if has_limits { FIRST_AFTER } else { Duration::MAX };
@@ -54,10 +53,12 @@ impl Cache {
                     self.metrics.freed(report.size_before - report.size_after, report.paths as u64);
                     tell(&report);
                 }
-                Err(CollectError::Busy) => info!("another process collects garbage here just now"),
+                Err(CollectError::Busy) => {
+                    info!("collection skipped: another process holds the collection lock");
+                }
                 Err(CollectError::Stopped) => return,
                 Err(error) => {
-                    warn!(error = &error as &dyn std::error::Error, "no garbage was collected");
+                    warn!(error = &error as &dyn std::error::Error, "garbage collection failed");
                 }
             }
         }
@@ -70,7 +71,7 @@ impl Cache {
         };
         if let Err(error) = measured {
             let error = &error as &dyn std::error::Error;
-            warn!(error, "the size of the cache could not be found out");
+            warn!(error, "cannot measure the size of the cache");
         }
     }
 }
@@ -92,14 +93,14 @@ fn tell(report: &Report) {
             size_before,
             size_after,
             given_way,
-            "collected {paths} paths and {} objects more",
+            "collected {paths} paths and {} other objects",
             shared + loose
         );
     }
     if report.over_limit > 0 && !report.stopped {
         warn!(
-            "the cache is {} bytes above NIX_STORED_MAX_SIZE, and everything in it was used within \
-             the last 24 hours or is pinned",
+            "the cache is {} bytes above NIX_STORED_MAX_SIZE, and all its paths were used \
+             within the last 24 hours or are pinned",
             report.over_limit
         );
     }

@@ -1,4 +1,5 @@
-//! What a cache holds, as a graph: paths, what they refer to, and the objects that belong to them.
+//! The contents of a cache as a graph: paths, their references, and the objects that belong to
+//! them.
 
 use std::collections::HashMap;
 use std::time::SystemTime;
@@ -14,10 +15,10 @@ use crate::cache::Cache;
 use crate::nix::{CachePath, LenientNarInfo, NarInfo, StoreDir, StorePath, StorePathHash};
 use crate::store::{Listed, ListedObject, StoreError, background};
 
-/// Everything that a cache holds.
+/// The contents of a cache.
 #[derive(Debug, Default)]
 pub struct Inventory {
-    /// Store paths: what has a narinfo.
+    /// The store paths, which have narinfos.
     pub paths: Vec<HeldPath>,
     /// NARs, and logs of paths that are here: what can belong to several paths.
     pub shared: Vec<HeldObject>,
@@ -52,7 +53,7 @@ pub struct HeldPath {
     pub nar: Option<u32>,
     /// The place of its log among the shared objects.
     pub log: Option<u32>,
-    /// The places of what it refers to, itself and what is not here left out.
+    /// The indices of its references, without itself and absent paths.
     pub references: Box<[u32]>,
     /// Objects that go with its narinfo.
     pub sides: Vec<CachePath>,
@@ -60,11 +61,11 @@ pub struct HeldPath {
     pub size: u64,
     /// The length of the NAR when it is unpacked, in bytes.
     pub nar_size: u64,
-    /// Whether it came from an upstream, and nobody has uploaded it since.
+    /// Whether it was mirrored from an upstream, and not uploaded since.
     pub mirrored: bool,
     /// When its narinfo was written.
     pub uploaded: SystemTime,
-    /// When its narinfo, or what goes with it, was used last.
+    /// The last use of its narinfo or of an object that belongs to it.
     pub used: SystemTime,
 }
 
@@ -75,37 +76,37 @@ pub struct HeldObject {
     pub path: CachePath,
     /// Objects that go with it.
     pub sides: Vec<CachePath>,
-    /// Bytes in it and in what goes with it.
+    /// The bytes of the object and of the objects that belong to it.
     pub size: u64,
-    /// When it, or what goes with it, was used last.
+    /// The last use of the object or of an object that belongs to it.
     pub used: SystemTime,
 }
 
-/// An inventory that could not be made. Nothing may be removed without: what cannot be read may
-/// refer to it.
+/// A failed inventory. Without an inventory nothing may be removed, because an unreadable narinfo
+/// may reference any object.
 #[derive(Debug, thiserror::Error)]
 pub enum InventoryError {
     /// The store failed.
-    #[error("the cache could not be listed, so nothing was removed")]
+    #[error("cannot list the cache, so nothing was removed")]
     Store(#[from] StoreError),
-    /// A narinfo whose references and NAR are unknown: any object may be one of them.
+    /// An unreadable narinfo, which may reference any object.
     #[error(
-        "{path} cannot be read{}, and any object may be needed by it, so nothing was removed; repair \
-         the disk, or move that file out of the cache",
+        "cannot read {path}{}; any object may be referenced by it, so nothing was removed; \
+         repair the disk, or move the file out of the cache",
         and_others(*others)
     )]
     Unreadable {
-        /// The first of them.
+        /// The first unreadable narinfo.
         path: CachePath,
         /// The number of others.
         others: usize,
-        /// Why it cannot be read.
+        /// The error.
         source: Box<StoreError>,
     },
-    /// Every NAR would look as if nobody needed it.
+    /// No narinfo is for the configured store directory, so every NAR would look unreferenced.
     #[error(
-        "not one narinfo here is for the store dir {0}, so nothing was removed; set \
-         NIX_STORED_STORE_DIR to that of this cache"
+        "no narinfo in the cache is for the store directory {0}, so nothing was removed; set \
+         NIX_STORED_STORE_DIR to the store directory of the cache"
     )]
     OtherStoreDir(StoreDir),
 }
@@ -113,15 +114,15 @@ pub enum InventoryError {
 fn and_others(count: usize) -> String {
     match count {
         0 => String::new(),
-        1 => " (nor can another narinfo)".to_owned(),
-        _ => format!(" (nor can {count} other narinfos)"),
+        1 => " and 1 other narinfo".to_owned(),
+        _ => format!(" and {count} other narinfos"),
     }
 }
 
 /// The name of a path whose narinfo does not give a right one.
 const UNPARSED: &str = "unparsed-narinfo";
 
-/// A narinfo as it was read, before it is known where its references are.
+/// A parsed narinfo, before its references are resolved.
 struct Read {
     held: HeldPath,
     nar: Option<CachePath>,
@@ -129,13 +130,13 @@ struct Read {
     references: Box<[StorePathHash]>,
 }
 
-/// Side files that say in themselves what they belong to.
+/// Side files that name the path or NAR that they belong to.
 struct Linked {
     object: HeldObject,
     to: Option<CachePath>,
 }
 
-/// Goes through the objects one by one.
+/// Reads the listed objects one by one.
 #[derive(Default)]
 struct Reading {
     paths: Vec<Read>,
@@ -151,7 +152,7 @@ struct Reading {
 }
 
 impl Cache {
-    /// Goes through everything; `progress` hears how many objects there were so far.
+    /// Reads the contents of the cache; `progress` gets the number of objects so far.
     pub async fn inventory(
         &self,
         mut progress: impl FnMut(u64),
@@ -176,7 +177,7 @@ impl Cache {
         }
     }
 
-    /// Whether an object says what others it belongs to.
+    /// Whether an object names the objects that it belongs to.
     fn is_read(path: &CachePath) -> bool {
         matches!(
             path,
@@ -191,7 +192,7 @@ impl Cache {
 /// How many objects there are between two words about it.
 const TELL_EVERY: u64 = 1000;
 
-/// Takes what there is. It ends early when nobody wants to know any more.
+/// Reads all objects. Ends early if the receiver is dropped.
 async fn read(
     mut objects: BoxStream<'static, Result<Listed, StoreError>>,
     store_dir: &StoreDir,
@@ -205,13 +206,14 @@ async fn read(
             Listed::Unreadable(path @ CachePath::NarInfo(_), error) => {
                 reading.inventory.unreadable.push((path, error));
             }
-            // What is not in the inventory is not removed.
+            // Only objects in the inventory are removed.
             Listed::Unreadable(path, error) => {
-                warn!(error = &error as &dyn std::error::Error, "cannot read {path}; it is kept");
+                let error = &error as &dyn std::error::Error;
+                warn!(%path, error, "cannot read an object; it is kept");
             }
             Listed::Foreign(_) => continue,
             Listed::NoFile(path, _) => {
-                warn!("{path} is no file; see nix-stored verify");
+                warn!(%path, "not a file; run nix-stored verify");
                 continue;
             }
         }
@@ -220,7 +222,7 @@ async fn read(
             break;
         }
     }
-    // Nobody may be there any more.
+    // The receiver may have been dropped.
     let _ = counted.send(count);
     if reading.parsed == 0 && reading.other_store_dir > 0 {
         return Err(InventoryError::OtherStoreDir(store_dir.clone()));
@@ -245,20 +247,21 @@ impl Inventory {
         Err(InventoryError::Unreadable { path, others, source: Box::new(source) })
     }
 
-    /// Logs what is wrong with narinfos, once for all of them.
+    /// Logs the errors of narinfos, once for all of them.
     fn report(&self) {
         let Unparsed { lenient, garbage } = self.unparsed;
         if lenient + garbage > 0 {
             warn!(
                 lenient,
                 garbage,
-                "some narinfos do not parse; what they name is kept; see nix-stored verify"
+                "some narinfos do not parse; their NARs and references are kept; run nix-stored \
+                 verify"
             );
         }
         if let Some((path, error)) = self.unreadable.first() {
             let count = self.unreadable.len();
             let error = error as &dyn std::error::Error;
-            warn!(%path, count, error, "some narinfos cannot be read; nothing can be collected");
+            warn!(%path, count, error, "some narinfos cannot be read; collections remove nothing");
         }
     }
 
@@ -444,7 +447,7 @@ fn is_of_other_store_dir(text: &[u8], store_dir: &StoreDir) -> bool {
     path.is_some_and(|path| !path.starts_with(store_dir.as_str().as_bytes()))
 }
 
-/// What a realisation, a build trace or a link to debug symbols says that it belongs to.
+/// The objects that a realisation, a build trace or a link to debug symbols belongs to.
 fn link(text: &[u8]) -> Option<CachePath> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]

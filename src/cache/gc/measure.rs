@@ -1,4 +1,4 @@
-//! How much there is, counted without reading it.
+//! Measures the size of the cache without reading the objects.
 
 use futures_util::StreamExt;
 
@@ -7,7 +7,7 @@ use crate::nix::CachePath;
 use crate::store::{Listed, StoreError};
 
 impl Cache {
-    /// Counts what is in the store, so that whoever asks later need not.
+    /// Measures the store, and updates the metrics.
     pub(super) async fn measure(&self) -> Result<(), StoreError> {
         let mut objects = self.store.list(|_| false);
         let (mut bytes, mut paths) = (0, 0);

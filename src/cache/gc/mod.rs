@@ -1,8 +1,9 @@
-//! Keeping the cache within its limits without breaking a closure.
+//! Keeps the cache within its limits without breaking a closure.
 //!
-//! `inventory` reads what there is. `plan` decides, as a pure function of that, the pins, the
-//! limits and the time, what goes and in which order. `apply` does it, and gives way to whoever
-//! begins to use an object in the meantime. `pins` are what an operator wants to keep.
+//! `inventory` reads the contents of the cache. `plan` is a pure function of the inventory, the
+//! pins, the limits and the time; it decides which objects are removed, and in which order. `apply`
+//! executes the plan, and keeps objects that are used in the meantime. `pins` are the paths that an
+//! operator wants to keep.
 
 mod apply;
 mod collector;
@@ -27,24 +28,24 @@ pub use preview::{Going, Name, Sum};
 use super::{Cache, Progress};
 use crate::store::{Lock, StoreError, background};
 
-/// What was used or uploaded so recently is never taken: a build may still be uploading what refers
-/// to it, and a client may still be downloading what it refers to.
+/// Objects that were used or uploaded within this time are never removed: a build may still be
+/// uploading their referrers, and a client may still be downloading their references.
 pub const GRACE: Duration = Duration::from_secs(24 * 3600);
 
-/// Clients remember for 30 days that the cache has a path, and do not ask again
-/// (`narinfo-cache-positive-ttl` in Nix's `src/libstore/nar-info-disk-cache.cc`).
+/// The time for which Nix caches positive lookups (`narinfo-cache-positive-ttl` in Nix's
+/// `src/libstore/nar-info-disk-cache.cc`).
 pub const CLIENTS_REMEMBER: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// A collection that did not come to its end.
+/// A failed collection.
 #[derive(Debug, thiserror::Error)]
 pub enum CollectError {
-    /// Another process collects in the same cache, or another task of this one.
-    #[error("another collection is at work in this cache; try again when it is done")]
+    /// Another process or task is collecting in the same cache.
+    #[error("another collection is running in this cache; try again when it has finished")]
     Busy,
-    /// It was told to stop while it was still looking.
+    /// The collection was stopped during the inventory.
     #[error("stopped before anything was removed")]
     Stopped,
-    /// What is there could not be read.
+    /// The inventory failed.
     #[error(transparent)]
     Inventory(#[from] InventoryError),
     /// The pins could not be read.
@@ -55,7 +56,7 @@ pub enum CollectError {
     Store(#[from] StoreError),
 }
 
-/// What a collection did, in numbers.
+/// The numbers of a collection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// Bytes in all objects before it.
@@ -74,22 +75,22 @@ pub struct Report {
     pub over_limit: u64,
     /// Narinfos that do not parse.
     pub unparsed_narinfos: Unparsed,
-    /// Whether it was told to stop before its end.
+    /// Whether it was stopped before its end.
     pub stopped: bool,
 }
 
 impl Cache {
-    /// The right to collect garbage; none while somebody else does.
+    /// Takes the collection lock. Returns `None` if another collection holds it.
     pub async fn lock_collection(&self) -> Result<Option<Lock>, StoreError> {
         self.store.lock().await
     }
 
-    /// Who has the right to collect garbage, for people, where that can be known.
+    /// Returns a readable name of the holder of the collection lock, if the store knows it.
     pub async fn collection_lock_holder(&self) -> Result<Option<String>, StoreError> {
         self.store.lock_holder().await
     }
 
-    /// Takes the right to collect garbage from whoever has it, where it outlives its holder.
+    /// Breaks the collection lock, in stores where it outlives its holder.
     pub async fn break_collection_lock(&self) -> Result<(), StoreError> {
         self.store.break_lock().await
     }
@@ -104,7 +105,7 @@ impl Cache {
         self.collect_step_by_step(limits, now, stop, |_| {}).await
     }
 
-    /// Does the same, and `progress` hears how far it has come.
+    /// Does the same, and reports to `progress`.
     pub async fn collect_step_by_step(
         &self,
         limits: &Limits,
@@ -131,7 +132,7 @@ impl Cache {
     }
 }
 
-/// Makes a plan where nobody waits for the processor because of it.
+/// Makes a plan on a background thread.
 async fn planned(
     inventory: Inventory,
     pins: Vec<Pin>,

@@ -1,4 +1,4 @@
-//! Pins: store paths that stay, with everything they need, under a name that an operator gave.
+//! Pins: named sets of store paths that are kept with all their references.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -12,10 +12,10 @@ use crate::cache::Cache;
 use crate::nix::{CachePath, StorePath, StorePathHash};
 use crate::store::StoreError;
 
-/// The folder of the notes that are pins.
+/// The folder of the pins.
 const FOLDER: &str = "pins";
 
-/// What stays under one name.
+/// A named set of pinned store paths.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Pin {
     /// Its name.
@@ -25,20 +25,20 @@ pub struct Pin {
     pub paths: Vec<StorePath>,
 }
 
-/// A pin that could not be set, taken away or read.
+/// A failure to set, remove or read a pin.
 #[derive(Debug, Error)]
 pub enum PinError {
-    /// Not a name for a pin.
+    /// The name is not valid for a pin.
     #[error(
-        "“{0}” is not a name for a pin: it is a file's name, of letters, digits and . _ + - and \
-         does not begin with a dot"
+        "“{0}” is not a valid name for a pin; use letters, digits and . _ + -, without a dot at \
+         the beginning"
     )]
     Name(String),
-    /// Nothing to pin.
-    #[error("pin what? name at least one store path")]
+    /// There is no store path to pin.
+    #[error("no store path to pin; name at least one")]
     Nothing,
-    /// A pin that does not say what it pins. Nothing is collected then: it could be anything.
-    #[error("the pin {name} has a line that is not a store path: “{line}”; mend or unpin it")]
+    /// A pin with an invalid line. Nothing is collected then, because the line could mean any path.
+    #[error("the pin {name} has a line that is not a store path: “{line}”; fix or unpin it")]
     Line {
         /// The pin.
         name: String,
@@ -56,7 +56,10 @@ impl Cache {
         let mut pins = Vec::new();
         for name in self.store.notes(FOLDER).await? {
             if check_name(&name).is_err() {
-                warn!("{name} in the folder of pins has no name of a pin, and pins nothing");
+                warn!(
+                    name,
+                    "ignored a file in the pins directory: its name is not valid for a pin"
+                );
                 continue;
             }
             if let Some(text) = self.store.note(&format!("{FOLDER}/{name}")).await? {

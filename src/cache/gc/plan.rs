@@ -1,9 +1,9 @@
-//! What goes, and why: a pure function of what there is, what is pinned, the limits and the time.
+//! Decides what is removed, and why: a pure function of the inventory, the pins, the limits and the
+//! time.
 //!
-//! A path's *effective* last use is the latest among itself and everything that refers to it,
-//! directly or not. So nothing is older than what needs it, and whatever goes by age or from the
-//! oldest on leaves closures whole: the paths that go are always all of those that refer to the
-//! last one of them.
+//! The *effective* last use of a path is the latest use of the path itself and of all its direct
+//! and indirect referrers. So no path is older than its referrers, and removing the oldest paths
+//! leaves closures whole: the removed paths always include all referrers of each of them.
 
 use std::cmp::Reverse;
 use std::time::{Duration, SystemTime};
@@ -16,14 +16,15 @@ use super::inventory::Inventory;
 use super::pins::Pin;
 use crate::nix::StorePathHash;
 
-/// What a cache shall keep to.
+/// The limits of a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Above so many bytes, the longest unused goes, down to 90 % of it.
+    /// If the cache exceeds this many bytes, least recently used paths are removed until it is at
+    /// 90 %.
     pub max_size: Option<u64>,
-    /// What has not been used for so long goes.
+    /// Paths unused for longer than this are removed.
     pub max_age: Option<Duration>,
-    /// What was used or uploaded within this time stays, whatever the other limits say.
+    /// Paths used or uploaded within this time are kept, whatever the other limits are.
     pub grace: Duration,
 }
 
@@ -31,7 +32,7 @@ pub struct Limits {
 /// next one.
 const DOWN_TO_PERCENT: u64 = 90;
 
-/// Why an object goes.
+/// The reason for a removal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reason {
@@ -41,7 +42,7 @@ pub enum Reason {
     Size,
     /// No path needs it: a NAR without a narinfo, most often an upload that was given up.
     Orphan,
-    /// An operator asked for it.
+    /// An operator requested it.
     Request,
 }
 
@@ -57,7 +58,7 @@ impl Reason {
     }
 }
 
-/// One thing that goes, by its place in the inventory.
+/// A removal, by its index in the inventory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Removal {
     /// A narinfo with its side files.
@@ -68,14 +69,14 @@ pub enum Removal {
     Loose(usize, Reason),
 }
 
-/// What goes, in this order: whatever refers to a path, before it; a NAR, after its narinfos.
+/// The removals, in order: referrers before their references, NARs after their narinfos.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// What goes.
+    /// The removals.
     pub removals: Vec<Removal>,
     /// Bytes in all objects.
     pub size_before: u64,
-    /// Bytes in what stays.
+    /// The bytes of the kept objects.
     pub size_after: u64,
     /// The limit.
     pub max_size: Option<u64>,
@@ -88,7 +89,7 @@ impl Plan {
     }
 }
 
-/// Why a path stays.
+/// The reason for keeping a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kept {
     /// A pin holds this path, which is or needs the other.
@@ -105,7 +106,7 @@ pub enum Kept {
         /// When.
         used: SystemTime,
     },
-    /// No limit asks for it to go. It was last used through this path.
+    /// No limit is exceeded. The last use was that of this path.
     WithinLimits {
         /// The place of the path that was used.
         by: usize,
@@ -114,16 +115,16 @@ pub enum Kept {
     },
 }
 
-/// What a plan makes of one path.
+/// The decision of a plan about one path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// It goes.
+    /// The path is removed.
     Goes(Reason),
-    /// It stays.
+    /// The path is kept.
     Stays(Kept),
 }
 
-/// What follows from the graph of references alone.
+/// The results that depend only on the graph of references.
 #[derive(Debug)]
 pub struct Analysis<'a> {
     inventory: &'a Inventory,
@@ -133,7 +134,7 @@ pub struct Analysis<'a> {
     pinned: Vec<Option<(u32, u32)>>,
 }
 
-/// What can only go as a whole, and how long it has been unused.
+/// A set of paths that can only be removed together, and its last use.
 struct Candidate {
     used: SystemTime,
     /// What refers to something comes before it.
@@ -148,7 +149,7 @@ enum Unit {
 }
 
 impl<'a> Analysis<'a> {
-    /// Follows the references from what was used last and from the pins.
+    /// Follows the references from the most recently used paths and from the pins.
     pub fn new(inventory: &'a Inventory, pins: &[Pin]) -> Self {
         let count = inventory.paths.len();
         let place = |index: usize| u32::try_from(index).expect("fewer paths than u32 has numbers");
@@ -318,8 +319,7 @@ impl<'a> Analysis<'a> {
     }
 }
 
-/// The paths, in groups that refer to each other; nearly always of one. What is referred to comes
-/// first.
+/// The paths in groups that refer to each other, nearly always of one path; references come first.
 pub(in crate::cache) fn groups(inventory: &Inventory) -> Vec<Vec<u32>> {
     let mut graph = DiGraph::<(), (), u32>::with_capacity(inventory.paths.len(), 0);
     for _ in &inventory.paths {
@@ -338,7 +338,8 @@ pub(in crate::cache) fn groups(inventory: &Inventory) -> Vec<Vec<u32>> {
     groups.into_iter().map(numbers).collect()
 }
 
-/// Visits a path and everything that it needs, and does not go on where `visit` says no.
+/// Visits a path and its references, recursively; does not follow the references of a path for
+/// which `visit` returns false.
 pub(in crate::cache) fn reach(
     inventory: &Inventory,
     from: u32,
@@ -404,7 +405,7 @@ mod tests {
         assert_eq!(gone(paths(), Some(999), None), [0, 1]);
         assert_eq!(gone(paths(), Some(500), None), [0, 1, 2, 3, 4, 5]);
         assert_eq!(gone(paths(), Some(0), None), (0..10).collect::<Vec<_>>());
-        // What is too old goes first, and that may be enough.
+        // Paths that are too old are removed first, which may be enough.
         assert_eq!(gone(paths(), Some(999), Some(19)), [0]);
         assert!(gone(paths(), None, None).is_empty());
         assert!(gone(Vec::new(), Some(0), Some(1)).is_empty());

@@ -1,4 +1,4 @@
-//! A plan as people read it: what goes together is one line.
+//! A readable preview of a plan: one line for each group of objects that are removed together.
 
 use std::collections::HashMap;
 use std::time::SystemTime;
@@ -8,29 +8,29 @@ use serde::Serialize;
 use super::plan::{Analysis, Plan, Reason, Removal};
 use crate::nix::{CachePath, StorePath};
 
-/// A store path with its NAR and everything else that goes with it, or an object that goes alone.
+/// A removed store path with its NAR and side files, or an object that is removed alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Going<'a> {
     /// What it is called.
     pub name: Name<'a>,
     /// Bytes that are free when it is gone. A NAR that several paths share counts for the last.
     pub size: u64,
-    /// Why it goes.
+    /// The reason for the removal.
     pub reason: Reason,
     /// When it, or something that needs it, was used last.
     pub used: SystemTime,
 }
 
-/// What something that goes is called.
+/// The name of a removed path or object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Name<'a> {
     /// A store path.
     Path(&'a StorePath),
-    /// An object that goes without a store path.
+    /// An object that is removed without a store path.
     Object(&'a CachePath),
 }
 
-/// What goes for one reason.
+/// The sum of all removals for one reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Sum {
     /// The reason.
@@ -44,7 +44,7 @@ pub struct Sum {
 }
 
 impl Plan {
-    /// What goes, in the order of the plan.
+    /// The removals, in the order of the plan.
     pub fn going<'a>(&self, analysis: &Analysis<'a>) -> Vec<Going<'a>> {
         let inventory = analysis.inventory();
         let mut going = Vec::new();

@@ -1,38 +1,39 @@
-//! An upstream in trouble is left alone for a while, so that it stalls nobody.
+//! The circuit breaker of an upstream: after repeated failures the upstream gets no requests for a
+//! while, so that it does not delay clients.
 
 use std::time::{Duration, Instant};
 
-/// So many failures in a row, and it is left alone.
+/// The number of consecutive failures that open the circuit.
 const PATIENCE: u32 = 3;
 
 /// For how long at first; twice as long after each failed try, up to the second time.
 const PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
-/// What is known about an upstream's health.
+/// The circuit breaker of an upstream.
 #[derive(Debug, Default)]
 pub(super) struct Breaker {
     failures: u32,
     until: Option<Instant>,
 }
 
-/// A change worth telling.
+/// A change of the circuit that is logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Change {
-    /// It is left alone from now on, for so long.
+    /// The circuit is open for this time.
     Paused(Duration),
     /// It works again.
     Recovered,
 }
 
 impl Breaker {
-    /// For how long it is to be left alone; none if it can be tried.
+    /// Returns how long the circuit stays open, or `None` if it is closed.
     pub(super) fn left(&self, now: Instant) -> Option<Duration> {
         self.until?.checked_duration_since(now).filter(|left| !left.is_zero())
     }
 
-    /// The same for who tries it at once if he may. After a pause one request is let through, and
-    /// the others wait for what becomes of it as long as another pause.
+    /// The same for a caller that sends a request immediately. After a pause one request is let
+    /// through as a test; the others are refused for another pause, or until it succeeds.
     pub(super) fn pause(&mut self, now: Instant) -> Option<Duration> {
         let left = self.left(now);
         if left.is_none() && self.until.is_some() {
@@ -47,7 +48,7 @@ impl Breaker {
         self.until.take().map(|_| Change::Recovered)
     }
 
-    /// It has failed; `asked` is for how long it wants to be left alone, if it said so.
+    /// Records a failure; `asked` is the pause that the upstream requested, if any.
     pub(super) fn failed(&mut self, now: Instant, asked: Option<Duration>) -> Option<Change> {
         self.failures = self.failures.saturating_add(1);
         let pause = match asked {

@@ -1,4 +1,4 @@
-//! Asking one upstream.
+//! Requests to one upstream.
 
 use std::error::Error;
 use std::io;
@@ -32,7 +32,7 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// How many connections may turn out to be closed before one that is not.
 const STALE: usize = 2;
 
-/// How many questions one upstream is asked at a time.
+/// The maximum number of concurrent requests to one upstream.
 const QUESTIONS: usize = 64;
 
 /// How many false NARs of one upstream are remembered.
@@ -54,9 +54,9 @@ pub(super) struct Client {
     questions: Semaphore,
     /// Limits the answers above [`SMALL_ANSWER`] that are collected at a time.
     large: Arc<Semaphore>,
-    /// NARs that were not what was said of them, and until when they are not asked for again.
+    /// NARs that failed verification, with the time until which they are not requested again.
     false_nars: ExpiringCache<NarName, ()>,
-    /// Whether a 403 means that something is absent, as S3 says it to who may not list a bucket.
+    /// Whether a 403 means absence, as S3 answers to clients that may not list a bucket.
     forbids_the_absent: OnceCell<bool>,
     counters: UpstreamCounters,
 }
@@ -66,40 +66,40 @@ enum Place {
     Directory(PathBuf),
 }
 
-/// What is wrong with an upstream.
+/// A failure of an upstream.
 #[derive(Debug, Clone, Error)]
 pub enum Trouble {
-    /// No connection, or it broke.
-    #[error("cannot be reached: {0}")]
+    /// The connection failed.
+    #[error("connection failed: {0}")]
     Connection(String),
-    /// It took too long.
-    #[error("did not answer within {0:?}")]
+    /// The upstream did not respond in time.
+    #[error("no response within {0:?}")]
     TimedOut(Duration),
-    /// An answer that says neither that it has it nor that it has not.
-    #[error("answered {0}")]
+    /// An unexpected status.
+    #[error("unexpected status {0}")]
     Status(u16),
     /// 401: the credentials are missing or wrong.
-    #[error("answered 401; {0}")]
+    #[error("status 401; {0}")]
     Unauthorized(&'static str),
-    /// It was in trouble a moment ago, and is left alone for a while.
-    #[error("was in trouble a moment ago and is asked again in {0:?}")]
+    /// The circuit is open after failures; no request was sent.
+    #[error("circuit open after failures; next request in {0:?}")]
     LeftAlone(Duration),
-    /// What it says cannot be.
-    #[error("sent what cannot be: {0}")]
+    /// The response is invalid.
+    #[error("invalid response: {0}")]
     Nonsense(String),
 }
 
-/// An object of an upstream.
+/// The response of an upstream with an object.
 pub(super) struct Answer {
-    /// The whole object's length, if it is known.
+    /// The length of the whole object, if it is known.
     pub length: Option<u64>,
-    /// How it is encoded.
+    /// The `Content-Encoding`.
     pub encoding: Option<String>,
-    /// Its bytes, from where they were asked for.
+    /// The bytes from the requested position.
     pub body: BoxStream<'static, io::Result<Bytes>>,
 }
 
-/// What to do about a 401, as it follows from the configuration.
+/// The advice for a 401, depending on the configuration.
 #[derive(Default)]
 struct Hint(AtomicBool);
 
@@ -110,11 +110,11 @@ impl Hint {
 
     fn text(&self, logs_in: bool) -> &'static str {
         if logs_in {
-            "its credentials in NIX_STORED_UPSTREAMS or NIX_STORED_UPSTREAM_NETRC are not accepted"
+            "the credentials in NIX_STORED_UPSTREAMS or NIX_STORED_UPSTREAM_NETRC were rejected"
         } else if self.0.load(Ordering::Relaxed) {
-            "the entry for it in NIX_STORED_UPSTREAM_NETRC has no password and is not used"
+            "the entry for it in NIX_STORED_UPSTREAM_NETRC has no password and is ignored"
         } else {
-            "there are no credentials for it; add an entry to the file NIX_STORED_UPSTREAM_NETRC"
+            "no credentials are configured; add an entry to the file NIX_STORED_UPSTREAM_NETRC"
         }
     }
 }
@@ -197,8 +197,8 @@ impl Client {
         answer
     }
 
-    /// A small object, whole, and how it is encoded. It counts as an answer when all of it is there:
-    /// who sends heads and no bodies is in trouble.
+    /// Returns a small object and its encoding. The request counts as successful when the whole
+    /// body has arrived: an upstream that sends heads without bodies has failed.
     pub(super) async fn get_whole(
         &self,
         path: &CachePath,
@@ -225,7 +225,7 @@ impl Client {
         mut answer: Answer,
         limit: usize,
     ) -> Result<(Bytes, Option<String>), Trouble> {
-        let too_large = || Trouble::Nonsense(format!("more than the {limit} bytes allowed here"));
+        let too_large = || Trouble::Nonsense(format!("larger than the limit of {limit} bytes"));
         if answer.length.is_some_and(|length| length > limit as u64) {
             return Err(too_large());
         }
@@ -245,7 +245,7 @@ impl Client {
         Ok((whole.freeze(), answer.encoding))
     }
 
-    /// What is known of the object at `path` without its bytes; none if it is absent.
+    /// Returns the metadata of the object at `path`, or `None` if the object is absent.
     pub(super) async fn head(&self, path: &str) -> Result<Option<Answer>, Trouble> {
         if let Place::Directory(_) = &self.place {
             return self.get(path, 0).await;
@@ -282,18 +282,18 @@ impl Client {
         }
     }
 
-    /// For how long it is left alone; none if it can be asked.
+    /// Returns how long the circuit stays open, or `None` if it is closed.
     pub(super) fn left_alone(&self) -> Option<Duration> {
         self.breaker().left(Instant::now())
     }
 
-    /// The right to ask a question, unless it is to be left alone.
+    /// Returns a permit for a request, unless the circuit is open.
     async fn turn(&self) -> Result<Option<SemaphorePermit<'_>>, Trouble> {
         if let Some(left) = self.left_alone() {
             self.counters.left_alone();
             return Err(Trouble::LeftAlone(left));
         }
-        // Nobody closes the semaphore.
+        // The semaphore is never closed.
         let turn = self.questions.acquire().await.ok();
         // Those before this one may have found out that there is no answer to be had.
         let pause = self.breaker().pause(Instant::now());
@@ -316,22 +316,22 @@ impl Client {
         }
     }
 
-    /// A NAR of this upstream was not what was said of it.
+    /// Marks a NAR of this upstream as bad, after it failed verification.
     pub(super) fn distrust(&self, name: NarName, ttl: Duration) {
         self.false_nars.insert(name, (), ttl);
     }
 
-    /// Trouble, if a NAR of this name was not what was said of it a moment ago.
+    /// Fails if the NAR of this name is marked as bad.
     pub(super) fn check_trust(&self, name: NarName) -> Result<(), Trouble> {
         match self.false_nars.get(&name) {
             Some(()) => {
-                Err(Trouble::Nonsense(format!("a NAR that is not what it says of it, {name}")))
+                Err(Trouble::Nonsense(format!("the NAR {name} failed verification before")))
             }
             None => Ok(()),
         }
     }
 
-    /// It turned out later that it is in trouble.
+    /// Records a failure that occurred after the start of the response.
     pub(super) fn failed(&self, trouble: &Trouble, asked: Option<Duration>) {
         let change = self.breaker().failed(Instant::now(), asked);
         self.tell(change, &trouble.to_string());
@@ -341,17 +341,21 @@ impl Client {
         match change {
             Some(Change::Paused(pause)) => {
                 self.counters.is_up(false);
-                warn!("the upstream {} {why}; it is left alone for {pause:?}", self.name);
+                warn!(
+                    upstream = %self.name,
+                    error = why,
+                    "upstream failed; circuit open for {pause:?}"
+                );
             }
             Some(Change::Recovered) => {
                 self.counters.is_up(true);
-                info!("the upstream {} works again", self.name);
+                info!(upstream = %self.name, "upstream recovered; circuit closed");
             }
             None => {}
         }
     }
 
-    /// Asks, and counts the bytes of what it gets when they come.
+    /// Sends a request, and counts the received bytes.
     async fn ask_and_count(
         &self,
         path: &str,
@@ -428,9 +432,9 @@ impl Client {
         }
     }
 
-    /// Who may read `nix-cache-info` and nothing else is told that the rest is forbidden, and so is
-    /// who asks a bucket for what it does not have. Nix takes both for absent; here the first is
-    /// trouble.
+    /// A client that may read only `nix-cache-info` gets 403 for everything else, and so does a
+    /// client that requests an absent object of a bucket. Nix treats both as absent; here the first
+    /// is a failure.
     async fn forbids_the_absent(&self) -> bool {
         let ask = async || match self.send(Method::GET, "nix-cache-info", 0).await {
             Ok(response) => Ok(response.status().is_success()),
@@ -463,8 +467,8 @@ fn http_client(upstream: &Upstream) -> Result<reqwest::Client, Box<dyn Error + S
     Ok(builder.build()?)
 }
 
-/// Sends a request, and again where the connection turned out to be closed: whoever closes one that
-/// is kept for the next request may do so just when that is sent.
+/// Sends a request, and repeats it if the reused connection was closed: the upstream may close an
+/// idle connection just when the next request is sent.
 async fn persistently(
     client: &reqwest::Client,
     request: reqwest::Request,
@@ -481,7 +485,7 @@ async fn persistently(
     client.execute(request).await
 }
 
-/// What lies below all the wrapping says most.
+/// Returns the innermost error, which is the most specific one.
 fn root_cause(error: reqwest::Error) -> String {
     let mut cause: &dyn Error = &error;
     while let Some(source) = cause.source() {

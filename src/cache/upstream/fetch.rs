@@ -1,10 +1,9 @@
-//! Getting an object from the upstreams: a NAR once for everybody, side files one by one.
+//! Fetches objects from upstreams: NARs once for all clients, side files one by one.
 //!
-//! A NAR goes the way of an upload: staged, hashed and unpacked as it comes in, published when it is
-//! right, and its narinfo after it. When the last client that waits for it leaves, it is still
-//! fetched to its end: what somebody wanted a moment ago is what somebody will want again, most
-//! often the same client after a timeout. Only what is not kept is stopped then, because nobody
-//! would have it.
+//! A NAR is treated like an upload: staged, hashed and unpacked during the transfer, and published
+//! after verification, followed by its narinfo. If the last client disconnects, the fetch continues
+//! to its end, because the same client often returns after a timeout. Only the fetch of a NAR that
+//! is not stored is stopped then.
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
@@ -59,7 +58,7 @@ impl Upstreams {
         told.into_iter().chain(others).collect()
     }
 
-    /// Asks one source after the other.
+    /// Requests the NAR from one source after the other.
     async fn begin(
         &self,
         name: NarName,
@@ -77,7 +76,7 @@ impl Upstreams {
                 Ok(None) => continue,
                 Ok(Some(answer)) => match size(&answer, stated) {
                     Ok(None) if remote.is_none() => {
-                        Trouble::Nonsense("a NAR without a length or a narinfo".to_owned())
+                        Trouble::Nonsense("the NAR has neither a length nor a narinfo".to_owned())
                     }
                     Ok(size) => return Ok(Some(Begun { source, others: sources, answer, size })),
                     Err(trouble) => trouble,
@@ -92,8 +91,8 @@ impl Upstreams {
 }
 
 impl Upstreams {
-    /// Asks one source after the other for the length of a NAR, without its bytes. Returns also whether
-    /// what comes from that upstream is kept.
+    /// Requests the length of a NAR from one source after the other. Returns also whether objects
+    /// of that upstream are stored.
     async fn head(
         &self,
         name: NarName,
@@ -160,7 +159,7 @@ impl Cache {
         let staged = self.stage(name, begun.size, &client).await;
         let (upload, growing) = staged.map_err(|error| get_error(error, &client))?;
         upstreams.fetches().insert(name, Arc::clone(&growing));
-        info!("fetching {} from {}", CachePath::Nar(name), client.name);
+        info!(upstream = %client.name, path = %CachePath::Nar(name), "fetching a NAR");
         tokio::spawn(self.clone().fetch(name, begun, remote, upload, Arc::clone(&growing), turn));
         Ok(Some(Requested::InTransfer(growing)))
     }
@@ -246,7 +245,7 @@ impl Cache {
         &self,
         name: NarName,
     ) -> BoxFuture<'_, Result<bool, GetError>> {
-        // Boxed, because fetching ends with a narinfo, and that asks for its NAR.
+        // Boxed, because the future is recursive: a fetch stores a narinfo, which looks up its NAR.
         async move {
             match self.begin_or_join(name).await? {
                 Some(Requested::InTransfer(growing)) => drop(growing.end().await),
@@ -258,7 +257,7 @@ impl Cache {
         .boxed()
     }
 
-    /// What is known of a NAR that an upstream has.
+    /// Returns the metadata of a NAR of an upstream.
     pub(in crate::cache) async fn head_nar(
         &self,
         name: NarName,
@@ -274,8 +273,8 @@ impl Cache {
         let Some((kept, size)) = upstreams.head(name, remote.as_deref()).await? else {
             return Ok(None);
         };
-        // A client asks for the head of a NAR when it is about to upload it. What is not kept here is
-        // no reason not to.
+        // Nix sends HEAD for a NAR that it is about to upload. A NAR that is not stored here must
+        // not prevent the upload.
         match size {
             _ if !kept => Ok(None),
             Some(size) => Ok(Some(growing::metadata(name, size, SystemTime::now()))),
@@ -300,14 +299,16 @@ impl Cache {
         let client = Arc::clone(&begun.source.client);
         let done = self.take(name, begun, remote.as_deref(), upload, &ending.growing, turn).await;
         if let Err(error) = &done {
-            warn!("{} from {} is not taken: {error}", CachePath::Nar(name), client.name);
+            let (path, upstream) = (CachePath::Nar(name), &client.name);
+            warn!(%upstream, %path, %error, "fetch of a NAR failed");
             let is_ours = matches!(error, PutError::Store(_));
             let is_line = matches!(error, PutError::Body(_));
             if !is_ours && !is_line {
                 upstreams.distrust(&client, name);
             }
         }
-        // Published before it is said that it is right: who is told can have it.
+        // The NAR is published before its readers are notified, so that they can read it from the
+        // store.
         ending.right = done.ok();
     }
 
@@ -402,8 +403,8 @@ impl Cache {
         Ok((name, Some(facts), size))
     }
 
-    /// A path whose NAR is here already, from another path or from an upload that was given up:
-    /// nobody will ask for that, so its narinfo is kept now.
+    /// Stores the narinfo of a path whose NAR is already in the store, from another path or an
+    /// interrupted upload: such a NAR will not be fetched, so the narinfo is stored now.
     pub(in crate::cache) async fn keep_if_its_nar_is_here(
         &self,
         remote: &Arc<Remote>,
@@ -417,7 +418,8 @@ impl Cache {
             let info = remote.info(&cache.info.store_dir);
             let kept = cache.mirror_narinfo(info, &remote.client.name).await;
             if let Err(error) = kept {
-                warn!("{} of {} is not taken: {error}", remote.store_path, remote.client.name);
+                let (store_path, upstream) = (&remote.store_path, &remote.client.name);
+                warn!(%upstream, %store_path, %error, "cannot store the narinfo of an upstream");
                 if let (Some(upstreams), false) =
                     (&cache.upstreams, matches!(error, PutError::Store(_)))
                 {
@@ -510,7 +512,7 @@ fn max_file_size(nar_size: u64) -> u64 {
     nar_size.saturating_add(nar_size / 8).saturating_add(1 << 20)
 }
 
-/// The end of a fetch, which comes even where it panics: who waits for it must hear of it.
+/// Ends a fetch when it is dropped, even after a panic, so that its readers are notified.
 struct Ending<'a> {
     upstreams: &'a Upstreams,
     name: NarName,

@@ -1,12 +1,11 @@
-//! A NAR that is being fetched, for everybody who waits for it.
+//! A NAR during its fetch, shared by all its readers.
 //!
-//! Readers follow the file as it grows, and the last byte is held back until the whole of it has
-//! been checked: so what turns out to be wrong is broken off for all of them, and for none of them
-//! has it ended as if it were complete.
+//! Readers follow the file while it grows. The last byte is held back until the whole NAR has been
+//! verified: if verification fails, all transfers are aborted, and no client sees the NAR as
+//! complete.
 //!
-//! For two things a reader may have to wait until the NAR has come whole: for its length, where the
-//! upstream does not say it, and for its bytes, where there is no file that they can be read from
-//! meanwhile. Then they are read from the store.
+//! A reader waits for the whole NAR in two cases: if the upstream does not send the length, and if
+//! there is no temporary file to read from. In the second case the NAR is read from the store.
 
 use std::fs::File;
 use std::io;
@@ -27,13 +26,13 @@ use crate::store::{Content, Metadata, Object, Ranged, Store, file_stream};
 /// How much a reader takes at a time, at most.
 const CHUNK: u64 = 256 * 1024;
 
-/// A NAR that grows.
+/// A NAR during its fetch.
 pub(super) struct Growing {
     name: NarName,
     /// Its length, if it is known before its end.
     size: Option<u64>,
     begun: SystemTime,
-    /// What has come of it.
+    /// The progress of the fetch.
     file: Option<Arc<File>>,
     /// Where it is when all of it has come.
     store: Arc<dyn Store>,
@@ -43,7 +42,7 @@ pub(super) struct Growing {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// So many bytes are in the file.
+    /// This many bytes are in the file.
     Written(u64),
     /// The file is missing or incomplete. The NAR can be read from the store after its end.
     InStore,
@@ -95,7 +94,7 @@ impl Growing {
         });
     }
 
-    /// Whether anybody reads it or waits for it.
+    /// Whether there are readers.
     pub(super) fn is_read(&self) -> bool {
         self.state.receiver_count() > 0
     }
@@ -109,7 +108,7 @@ impl Growing {
         }
     }
 
-    /// What is known of it; none while its length is not.
+    /// Returns the metadata, or `None` while the length is unknown.
     pub(super) fn metadata(&self) -> Option<Metadata> {
         self.size.map(|size| metadata(self.name, size, self.begun))
     }
@@ -121,7 +120,7 @@ impl Growing {
             file: self.file.clone(),
             store: Arc::clone(&self.store),
             size: 0,
-            // It counts as somebody who waits for it from now on.
+            // From now on it counts as a reader.
             state: self.state.subscribe(),
         };
         let (size, begun, upstream) = (self.size, self.begun, self.upstream.clone());
@@ -129,7 +128,7 @@ impl Growing {
             reader.size = match size {
                 Some(size) => size,
                 None => reader.end().await.ok_or_else(|| {
-                    let trouble = Trouble::Connection("failed in the middle of a NAR".to_owned());
+                    let trouble = Trouble::Connection("the transfer of the NAR failed".to_owned());
                     UpstreamError { upstream, trouble }
                 })?,
             };
@@ -152,7 +151,7 @@ struct Reader {
     state: watch::Receiver<State>,
 }
 
-/// Where the next bytes are.
+/// The location of the next bytes.
 enum Next {
     /// In the file, up to here.
     InFile(Arc<File>, u64),
@@ -186,7 +185,7 @@ impl Reader {
                 Ok(Next::InFile(Arc::clone(file), size))
             }
             (Ok(State::Right { .. }), _) => Ok(Next::Stored),
-            _ => Err(io::Error::other("the upstream failed in the middle of it")),
+            _ => Err(io::Error::other("the upstream failed during the transfer")),
         }
     }
 
@@ -206,7 +205,7 @@ impl Ranged for Reader {
     }
 
     fn read(self: Box<Self>, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>> {
-        // One part after the other, until there is none.
+        // One part after the other, until the end.
         let parts = stream::try_unfold((self, range), |(mut reader, range)| async move {
             if range.is_empty() {
                 return Ok::<_, io::Error>(None);

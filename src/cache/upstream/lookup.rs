@@ -1,4 +1,4 @@
-//! Who has a path: asked once, and remembered for a while.
+//! Lookups of narinfos in the upstreams, remembered for a while.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,8 @@ use crate::nix::{
 };
 use crate::store::{Content, Metadata, Object};
 
-/// For how long trouble is remembered: who asks at the same time need not wait for the same.
+/// The time for which a failure is remembered, so that concurrent requests need not wait for the
+/// same failure.
 const TROUBLE_TTL: Duration = Duration::from_secs(1);
 
 /// The result of requesting a path from the upstreams; none if no upstream has the path.
@@ -37,7 +38,7 @@ pub struct Remote {
     pub object: (Metadata, Bytes),
     /// The NAR's name here.
     pub nar: NarName,
-    /// Who has it.
+    /// The upstream that has the path.
     pub(super) client: Arc<Client>,
     /// Where the NAR is there.
     pub url: String,
@@ -79,13 +80,14 @@ impl Upstreams {
         self.paths.get_or_compute(hash, ask).await
     }
 
-    /// A NAR turned out not to be what this upstream said of it. Another one may have it right.
+    /// Records that a NAR of this upstream failed verification. Another upstream may have a correct
+    /// one.
     pub(super) fn distrust(&self, client: &Client, name: NarName) {
         client.distrust(name, self.absent_ttl);
         self.forget(name);
     }
 
-    /// What was said about a NAR is asked again.
+    /// Forgets a NAR, so that its narinfo is requested again.
     pub(super) fn forget(&self, name: NarName) {
         if let Some((_, remote)) = self.nars.remove(&name) {
             self.paths.remove(&remote.store_path.hash());
@@ -106,7 +108,8 @@ impl Upstreams {
                 };
                 let read = read_narinfo(&client, text, hash, store_dir, decoders).await;
                 if let Err(trouble) = &read {
-                    warn!("the upstream {} {trouble} ({hash}.narinfo)", client.name);
+                    let upstream = &client.name;
+                    warn!(%upstream, %path, error = %trouble, "rejected a narinfo of an upstream");
                 }
                 read
             }
@@ -115,8 +118,8 @@ impl Upstreams {
         self.first(ask).await
     }
 
-    /// The first answer of an upstream that has what `ask` asks for; trouble, if none has and one
-    /// could not say.
+    /// Returns the first result of `ask` from an upstream that has the object. Fails if no upstream
+    /// has it and one failed.
     pub(super) async fn first<'a, T>(
         &self,
         ask: impl Fn(Arc<Client>) -> BoxFuture<'a, Result<Option<T>, Trouble>>,
@@ -136,7 +139,7 @@ impl Upstreams {
     }
 }
 
-/// A path as the upstream has it, if what it says can be.
+/// Parses and checks the narinfo of an upstream.
 async fn read_narinfo(
     client: &Arc<Client>,
     (text, encoding): (Bytes, Option<String>),
@@ -149,7 +152,7 @@ async fn read_narinfo(
         None => text,
         // As Nix may have stored it, with `narinfo-compression`.
         Some(encoding) => {
-            let unknown = |_| nonsense(format!("the Content-Encoding “{encoding}”"));
+            let unknown = |_| nonsense(format!("unsupported Content-Encoding “{encoding}”"));
             let encoding = encoding.parse().map_err(unknown)?;
             let decoded = ingest::decode(decoders, encoding, text).await;
             decoded.map_err(|error| nonsense(error.to_string()))?
@@ -175,25 +178,24 @@ async fn read_narinfo(
     // Where the upstream has it from is its own affair.
     info.set_upstream(None);
     if info.store_path.hash() != *hash {
-        return Err(nonsense(format!("the narinfo of {} under this name", info.store_path)));
+        return Err(nonsense(format!("it is the narinfo of {}", info.store_path)));
     }
     if !trusted {
-        // As for a client: what nobody trusted has signed is not there.
+        // As for a client, a path without a trusted signature counts as absent.
         warn!(
-            "{} at {} has no signature by a trusted key, and is passed over",
-            info.store_path, client.name
+            upstream = %client.name,
+            store_path = %info.store_path,
+            "ignored a narinfo without a signature by a trusted key"
         );
         return Ok(None);
     }
     let url = std::mem::take(&mut info.url);
     if !is_below(&url) {
-        return Err(nonsense(format!("the URL “{url}”, which does not lie in that cache")));
+        return Err(nonsense(format!("the URL “{url}” is outside of the cache")));
     }
     let nar = name(&mut info).ok_or_else(|| {
         let compression = &info.compression;
-        nonsense(format!(
-            "no FileHash for a NAR compressed by “{compression}”, which is not read here"
-        ))
+        nonsense(format!("no FileHash, and no decoder for the Compression “{compression}”"))
     })?;
     client.check_trust(nar)?;
     info.url = CachePath::Nar(nar).key();
@@ -204,7 +206,7 @@ async fn read_narinfo(
     Ok(Some(Arc::new(Remote { store_path, file_size, object, nar, client, url })))
 }
 
-/// Whether a URL stays below the cache that it is relative to.
+/// Whether a relative URL stays within the cache.
 fn is_below(url: &str) -> bool {
     // What comes after a question mark is not a path, whatever is in it.
     let path = url.split(['?', '#']).next().unwrap_or_default();
@@ -227,7 +229,7 @@ fn name(info: &mut NarInfo) -> Option<NarName> {
     let extension = compression.extension();
     match info.file_hash {
         Some(file_hash) => Some(NarName { file_hash, extension }),
-        // Without a hash of the file, only what is in it says whether it is the right one.
+        // Without a hash of the file, only its contents can be verified.
         None if unpack::has_no_decoder(compression) => None,
         None => Some(Provisional::new(info, extension).name()),
     }

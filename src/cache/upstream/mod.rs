@@ -1,9 +1,9 @@
-//! Other caches behind this one: what is not here is asked of each of them, in the order of trust.
+//! Upstreams: other caches that are queried for missing objects, in the order of trust.
 //!
-//! `client` asks one of them, and `breaker` leaves it alone while it is in trouble. `lookup`
-//! finds out who has a path and remembers it for a while. `fetch` gets a NAR, once for everybody
-//! who waits for it, from the `growing` file while it is hashed, `resuming` where it
-//! breaks off. A NAR whose file hash is not known has a `provisional` name until then.
+//! `client` sends requests to one upstream, and `breaker` stops them while the upstream fails.
+//! `lookup` finds the upstream that has a path, and remembers it for a while. `fetch` fetches a NAR
+//! once for all its readers, who read the `growing` file while it is hashed; `resuming` continues
+//! interrupted transfers. A NAR with an unknown file hash has a `provisional` name.
 
 mod breaker;
 mod client;
@@ -63,28 +63,28 @@ pub struct Upstreams {
     absent_ttl: Duration,
     present_ttl: Duration,
     paths: ExpiringCache<StorePathHash, LookupResult, ByLength>,
-    /// Where NARs are that were heard of in narinfos.
+    /// The NARs that looked-up narinfos name.
     nars: quick_cache::sync::Cache<NarName, Arc<Remote>, ByLength>,
-    /// NARs on their way.
+    /// The running fetches.
     fetches: Mutex<Fetches>,
-    /// Side files that none of them has.
+    /// Side files that no upstream has.
     absent: ExpiringCache<CachePath, ()>,
-    /// Held while the upstreams are asked for the NAR of a name.
+    /// Locks that are held while a NAR is requested from the upstreams.
     beginnings: NameLocks,
     limit: TransferLimit,
 }
 
-/// No upstream that works has an object, and this one might.
+/// The failure of an upstream that may have an object that no other upstream has.
 #[derive(Debug, Clone, Error)]
-#[error("{upstream} {trouble}")]
+#[error("{upstream}: {trouble}")]
 pub struct UpstreamError {
-    /// The upstream.
+    /// The URL of the upstream, without credentials.
     pub upstream: String,
-    /// What is wrong with it.
+    /// The failure.
     pub trouble: Trouble,
 }
 
-/// An upstream that cannot be used.
+/// An upstream that cannot be set up.
 #[derive(Debug, Error)]
 #[error("cannot use the upstream {upstream}")]
 pub struct SetUpError {
@@ -92,7 +92,7 @@ pub struct SetUpError {
     source: Box<dyn std::error::Error + Send + Sync>,
 }
 
-/// Weighs what is remembered by the memory that it takes.
+/// Weighs remembered lookups by their memory.
 #[derive(Clone)]
 struct ByLength;
 
@@ -116,7 +116,7 @@ impl Weighter<NarName, Arc<Remote>> for ByLength {
 }
 
 impl Upstreams {
-    /// Prepares to ask the configured upstreams; none is asked yet.
+    /// Sets up the configured upstreams. Sends no request yet.
     pub fn new(config: &config::Upstreams, metrics: &Metrics) -> Result<Self, SetUpError> {
         let large = Arc::new(Semaphore::new(LARGE_ANSWERS));
         let clients = config.list.iter().map(|upstream| {
@@ -137,7 +137,7 @@ impl Upstreams {
         })
     }
 
-    /// Logs in as `config` says from now on, which has the same upstreams.
+    /// Uses the credentials in `config`, which has the same upstreams, from now on.
     pub fn log_in(&self, config: &config::Upstreams) {
         for (client, upstream) in self.clients.iter().zip(&config.list) {
             client.log_in(upstream);

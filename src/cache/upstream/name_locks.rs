@@ -1,5 +1,5 @@
-//! A lock for each NAR that is being asked for. Whoever holds one waits for an upstream, so no other NAR
-//! may have to wait for it: there is a lock for each name, and none that several names share.
+//! A lock for each NAR that is being requested. Its holder waits for an upstream, so locks are not
+//! shared by several names: no NAR waits for another one.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};

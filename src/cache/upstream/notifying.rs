@@ -1,4 +1,4 @@
-//! Uploads of a fetch: what readers can read while the NAR is received.
+//! An upload that reports to readers of a fetched NAR how much of it they can read.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -30,17 +30,17 @@ impl TemporaryUpload {
 impl Upload for TemporaryUpload {
     fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
         let written = self.file.write_all(bytes);
-        written.map_err(|error| StoreError::new("keeping a copy of", &self.key, error))
+        written.map_err(|error| StoreError::new("writing a temporary copy of", &self.key, error))
     }
 
     fn staged(&self) -> Result<Option<File>, StoreError> {
         let file = self.file.try_clone().map(Some);
-        file.map_err(|error| StoreError::new("reading the copy of", &self.key, error))
+        file.map_err(|error| StoreError::new("reading the temporary copy of", &self.key, error))
     }
 
     fn commit(self: Box<Self>) -> Result<Stored, StoreError> {
         let error = io::Error::from(io::ErrorKind::Unsupported);
-        Err(StoreError::new("storing the copy of", &self.key, error))
+        Err(StoreError::new("storing the temporary copy of", &self.key, error))
     }
 }
 
@@ -98,5 +98,5 @@ impl Upload for NotifyingUpload {
 /// Logs that readers of a NAR wait until it is stored.
 pub(super) fn warn_without_copy(error: &StoreError) {
     let error = error as &dyn std::error::Error;
-    warn!(error, "cannot write a temporary copy of a NAR; its readers wait until it is stored");
+    warn!(error, "cannot write a temporary copy of a NAR; clients wait until it is stored");
 }

@@ -1,18 +1,18 @@
-//! Names for NARs whose file hash is not known yet.
+//! Provisional names of NARs with an unknown file hash.
 //!
-//! A cache that compresses NARs when they are asked for does not know the hash of the file, and its
-//! narinfos have no `FileHash` (attic, niks3 and Hydra are such caches). A NAR has the name of that
-//! hash here, so until it has been fetched its narinfo is served with a provisional name. Nix keeps
-//! a narinfo for 30 days (`narinfo-cache-positive-ttl`), so the name must lead to the NAR at any
-//! later time, also after a restart. It therefore says of which store path it is, and of which
-//! contents, in place of the hash.
+//! A cache that compresses NARs on demand does not know the hash of the file, so its narinfos have
+//! no `FileHash` (attic, niks3 and Hydra are such caches). This cache names a NAR by that hash, so
+//! until the NAR has been fetched its narinfo is served with a provisional name. Nix remembers a
+//! narinfo for 30 days (`narinfo-cache-positive-ttl`), so the name must refer to the NAR at any
+//! later time, even after a restart. Therefore it consists of the hash part of the store path and
+//! the beginning of the NAR hash.
 
 use sha2::{Digest, Sha256};
 
 use crate::nix::cache_path::{NarExtension, NarName};
 use crate::nix::{NarInfo, Sha256Hash, StorePathHash};
 
-/// What is hashed before the other bytes of a name, so that no file hash looks like such a name.
+/// The prefix of the hashed bytes, so that no file hash equals a provisional name.
 const DOMAIN: &[u8] = b"nix-stored: the name of a NAR whose file hash is not known\0";
 
 /// How many bytes of the name are the path's hash part, of the NAR's hash, and of the check.
@@ -20,7 +20,7 @@ const PATH: usize = 20;
 const CONTENTS: usize = 4;
 const CHECK: usize = 8;
 
-/// What a provisional name says.
+/// The contents of a provisional name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::cache) struct Provisional {
     /// The hash part of the store path.
@@ -36,7 +36,7 @@ impl Provisional {
         Self { path: info.store_path.hash(), contents, extension }
     }
 
-    /// What the name says; none if it is the hash of a file.
+    /// Returns the contents of the name, or `None` if it is a file hash.
     pub fn of(name: NarName) -> Option<Self> {
         let (path, rest) = name.file_hash.as_bytes().split_first_chunk::<PATH>()?;
         let contents = *rest.first_chunk()?;

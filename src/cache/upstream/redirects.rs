@@ -1,10 +1,11 @@
-//! Where an upstream may send us: not everywhere that this machine can reach.
+//! The redirect policy of upstreams.
 //!
-//! Caches redirect to object stores and CDNs, whose addresses are public and which speak https. An
-//! upstream that redirects into the network behind this daemon would have it fetch from there, and
-//! store what it gets. So a redirect may lead to public addresses, and to private or loopback ones
-//! only from an upstream that has one of the same kind itself; to link-local ones (169.254.169.254 is
-//! where clouds keep credentials) never; to plain http only where the upstream is plain http.
+//! Caches redirect to object stores and CDNs, which have public addresses and use https. Without a
+//! policy, an upstream could redirect the daemon into the network behind it, and the daemon would
+//! fetch and store objects from there. So redirects may lead to public addresses; to private or
+//! loopback addresses only if the upstream itself has such an address; never to link-local
+//! addresses (clouds serve credentials at 169.254.169.254); and to plain http only if the upstream
+//! uses plain http.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -18,7 +19,7 @@ use reqwest::redirect::{Action, Attempt, Policy};
 /// How many redirects are followed.
 const REDIRECTS: usize = 5;
 
-/// What network an address belongs to.
+/// The network that an address belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 enum Network {
@@ -68,7 +69,7 @@ fn of_v6(address: Ipv6Addr) -> Network {
     }
 }
 
-/// What one upstream may redirect to.
+/// The permitted redirect targets of an upstream.
 #[derive(Debug, Clone)]
 pub(super) struct Redirects(Arc<Origin>);
 
@@ -79,9 +80,9 @@ struct Origin {
     network: AtomicU8,
 }
 
-/// A redirect that is not followed.
+/// A refused redirect.
 #[derive(Debug, thiserror::Error)]
-#[error("redirects to {target}, {why}")]
+#[error("redirect to {target} refused: {why}")]
 pub(super) struct Refused {
     target: String,
     why: &'static str,
@@ -103,7 +104,7 @@ impl Redirects {
     fn decide(&self, attempt: Attempt<'_>) -> Action {
         if attempt.previous().len() > REDIRECTS {
             let target = shown(attempt.url());
-            return attempt.error(Refused { target, why: "after too many redirects" });
+            return attempt.error(Refused { target, why: "too many redirects" });
         }
         match self.check(attempt.url()) {
             Ok(()) => attempt.follow(),
@@ -117,8 +118,8 @@ impl Redirects {
         match target.scheme() {
             "https" => {}
             "http" if self.0.url.scheme() == "http" => {}
-            "http" => return refuse("which is not encrypted as the upstream itself is"),
-            _ => return refuse("which is neither https nor http"),
+            "http" => return refuse("plain http, but the upstream uses https"),
+            _ => return refuse("neither https nor http"),
         }
         match literal(target) {
             Some(address) if !self.may_reach(address) => refuse(OUTSIDE),
@@ -151,7 +152,7 @@ impl Redirects {
     }
 }
 
-const OUTSIDE: &str = "which is in a network that this upstream is not in itself";
+const OUTSIDE: &str = "its address is neither public nor in the network of the upstream";
 
 /// Names are checked when they are resolved; an HTTP or socks5h proxy resolves them itself.
 impl Resolve for Redirects {

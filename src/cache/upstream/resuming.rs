@@ -1,5 +1,4 @@
-//! The bytes of a NAR, from whoever has them: where they break off they are taken up again, at the
-//! same upstream or at the next one.
+//! The bytes of a NAR: an interrupted transfer is resumed at the same upstream or at the next one.
 
 use std::collections::VecDeque;
 use std::io;
@@ -14,32 +13,33 @@ use super::client::{Answer, Client, Trouble};
 use super::growing::Growing;
 use crate::cache::BodyError;
 
-/// How often an interrupted fetch is taken up again at the same upstream.
+/// How often an interrupted fetch is resumed at the same upstream.
 const TRIES: u32 = 3;
 
-/// Where a NAR can be had.
+/// An upstream and the URL of a NAR in it.
 pub(super) struct Source {
     pub client: Arc<Client>,
     pub url: String,
 }
 
-/// A NAR that begins to arrive.
+/// A started response with a NAR.
 pub(super) struct Begun {
     pub source: Source,
     pub others: VecDeque<Source>,
     pub answer: Answer,
-    /// The length of its file in bytes, where anybody says it.
+    /// The length of the file in bytes, if it is known.
     pub size: Option<u64>,
 }
 
-/// The length of a NAR, which everybody who knows it must agree on.
+/// Returns the length of a NAR. The narinfo and the response must agree on it.
 pub(super) fn size(answer: &Answer, stated: Option<u64>) -> Result<Option<u64>, Trouble> {
     if let Some(encoding) = &answer.encoding {
-        return Err(Trouble::Nonsense(format!("a NAR with Content-Encoding {encoding}")));
+        return Err(Trouble::Nonsense(format!("the NAR has the Content-Encoding {encoding}")));
     }
     match (stated, answer.length) {
         (Some(stated), Some(length)) if stated != length => {
-            Err(Trouble::Nonsense(format!("a NAR of {length} bytes whose narinfo says {stated}")))
+            let why = format!("the NAR has {length} bytes, but its narinfo states {stated}");
+            Err(Trouble::Nonsense(why))
         }
         (stated, length) => Ok(stated.or(length)),
     }
@@ -56,7 +56,8 @@ struct Resuming {
     kept: bool,
 }
 
-/// The whole of it. Where it is not `kept`, it ends in an error when nobody reads `growing` any more.
+/// Returns the bytes of the whole NAR. If the NAR is not `kept`, they end with an error when
+/// `growing` has no readers left.
 pub(super) fn resuming(
     begun: Begun,
     growing: Arc<Growing>,
@@ -75,20 +76,20 @@ impl Resuming {
     async fn next(&mut self) -> Result<Option<Bytes>, BodyError> {
         loop {
             if !self.kept && !self.growing.is_read() {
-                return Err(BodyError::CutShort("nobody waits for it any more".into()));
+                return Err(BodyError::CutShort("all clients have disconnected".into()));
             }
             let why = match self.body.next().await {
                 Some(Ok(chunk)) => {
                     self.at += chunk.len() as u64;
                     if let Some(size) = self.size.filter(|size| self.at > *size) {
-                        let why = format!("more than the {size} bytes that were promised");
+                        let why = format!("the upstream sent more than the announced {size} bytes");
                         return Err(BodyError::CutShort(why.into()));
                     }
                     return Ok(Some(chunk));
                 }
-                // Without a length, the protocol says where the end is.
+                // Without a length, the protocol marks the end.
                 None if self.size.is_none_or(|size| self.at == size) => return Ok(None),
-                None => "it ended too early".to_owned(),
+                None => "the response ended early".to_owned(),
                 Some(Err(error)) => error.to_string(),
             };
             self.source.client.failed(&Trouble::Connection(why.clone()), None);
@@ -96,7 +97,7 @@ impl Resuming {
         }
     }
 
-    /// Finds somebody who goes on where it broke off.
+    /// Continues the transfer at the same upstream or at the next one.
     async fn resume(&mut self, mut why: String) -> Result<(), BodyError> {
         loop {
             if self.tries == 0 {
@@ -105,7 +106,8 @@ impl Resuming {
                 self.tries = TRIES;
             }
             self.tries -= 1;
-            info!("{why}; going on from byte {} at {}", self.at, self.source.client.name);
+            let upstream = &self.source.client.name;
+            info!(%upstream, from = self.at, error = %why, "resuming the fetch of a NAR");
             match self.source.client.get(&self.source.url, self.at).await {
                 Ok(Some(answer)) if size(&answer, self.size).is_ok() => {
                     self.body = answer.body;

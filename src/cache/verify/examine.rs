@@ -1,4 +1,4 @@
-//! Looking at a NAR with everything that names it, or at another object, as it is now.
+//! Examines a NAR with all narinfos that name it, or another object.
 
 use std::error::Error;
 use std::io::{self, BufRead, Read};
@@ -24,7 +24,7 @@ use crate::nix::{
 };
 use crate::store::{Content, Object, StoreError, background};
 
-/// What is looked at in one go.
+/// The objects that are examined together.
 #[derive(Debug, Clone)]
 pub(super) enum Subject {
     /// A NAR and the narinfos that name it, so that it is read once.
@@ -35,22 +35,23 @@ pub(super) enum Subject {
     Side(CachePath),
 }
 
-/// What was found.
+/// The findings about a subject.
 #[derive(Default)]
 pub(super) struct Findings {
-    /// What is false, in the order in which it is to be put aside.
+    /// The suspects, in the order in which they are to be quarantined.
     pub suspects: Vec<Suspect>,
     pub notes: Vec<Note>,
 }
 
-/// Something that is false.
+/// A suspected damage.
 pub(super) struct Suspect {
     pub damage: Damage,
-    /// The entity tag of what was looked at; none where it could not be read, and so must stay.
+    /// The entity tag of the examined object, or `None` if it could not be read, and so must be
+    /// kept.
     pub etag: Option<Bytes>,
 }
 
-/// A NAR as it is now.
+/// The result of examining a NAR.
 enum Nar {
     Absent,
     Unreadable,
@@ -58,8 +59,8 @@ enum Nar {
         expected: String,
         actual: String,
     },
-    /// It has another hash than its name says. That is damage, unless a narinfo states this hash:
-    /// other programs name NARs after something else.
+    /// The hash differs from the name. That is damage, unless a narinfo states this hash: other
+    /// programs name NARs differently.
     Misnamed {
         file_hash: Sha256Hash,
         facts: Facts,
@@ -68,8 +69,8 @@ enum Nar {
 }
 
 impl Cache {
-    /// Looks at `subject` as it is now, and adds what it reads to `bytes`. To be called where
-    /// waiting for the disk, and hashing, is in nobody's way.
+    /// Examines `subject`, and adds the number of read bytes to `bytes`. Must be called on a
+    /// background thread, because it hashes and blocks on the disk.
     pub(super) async fn examine(
         &self,
         subject: &Subject,
@@ -93,10 +94,11 @@ impl Cache {
                 }
                 if let (true, Nar::Misnamed { file_hash, .. }) = (right_by_narinfo, &nar) {
                     of_nar.suspects.clear();
-                    of_nar.note(NoteKind::Layout, &CachePath::Nar(*name), format!(
-                        "it has the file hash {file_hash} that its narinfo states, and another name; \
-                         nix-stored migrate copies it to a cache under Nix's name"
-                    ));
+                    let text = format!(
+                        "its file hash {file_hash} is the one in its narinfo, but its name is not \
+                         the one that Nix gives it; nix-stored migrate copies it under that name"
+                    );
+                    of_nar.note(NoteKind::Layout, &CachePath::Nar(*name), text);
                 }
                 let of_path = findings.suspects.first();
                 let of_path = of_path.and_then(|suspect| suspect.damage.store_path.clone());
@@ -110,7 +112,7 @@ impl Cache {
         Ok(findings)
     }
 
-    /// An object; none if it is absent or cannot be read, and the latter is told.
+    /// Opens an object. Returns `None` if it is absent, or if it cannot be read, which is reported.
     async fn open(
         &self,
         path: &CachePath,
@@ -170,10 +172,8 @@ impl Cache {
             }
         };
         if let NarContents::NoDecoder(compression) = contents {
-            let text = format!(
-                "it is compressed by {compression}, for which there is no decoder: only its file \
-                 hash was compared"
-            );
+            let text =
+                format!("there is no decoder for {compression}: only its file hash was verified");
             findings.note(NoteKind::NoDecoder, &path, text);
         }
         let facts = Facts { file_size, contents };
@@ -285,8 +285,8 @@ impl Cache {
             _ => {}
         }
         if self.is_mirrored_without_keys(&info) && !self.admission.trusted_public_keys.is_empty() {
-            let text = "it was mirrored from an upstream without trusted-public-keys, so its \
-                        signatures were not checked";
+            let text = "mirrored from an upstream without trusted-public-keys, so its signatures \
+                        were not verified";
             return Ok(Judged::Noted(NoteKind::Unsigned, text.to_owned()));
         }
         Ok(Judged::Right)
@@ -344,8 +344,8 @@ impl Cache {
             return Ok(Err(error.into()));
         }
         let text = format!(
-            "its NAR is at {key}, a name that is not served, so the path is answered as absent; \
-             nix-stored migrate copies it to a cache under Nix's name"
+            "its NAR is at {key}, a name that is not served, so requests for the path get 404; \
+             nix-stored migrate copies the NAR under the name that Nix gives it"
         );
         Ok(Ok(Judged::Noted(NoteKind::Layout, text)))
     }
@@ -366,7 +366,7 @@ impl Cache {
         if let CachePath::DebugInfo(_) = path
             && !self.debug_info_has_its_nar(&object).await.unwrap_or(true)
         {
-            let text = "the NAR that it names is not here, so it is not served".to_owned();
+            let text = "its NAR is missing, so it is not served".to_owned();
             findings.note(NoteKind::DebugInfo, path, text);
         }
         let etag = object.metadata.etag;
@@ -423,13 +423,13 @@ fn judge_leniently(
     Ok(Judged::Noted(
         NoteKind::Unparsed,
         format!(
-            "{error}; some versions of Nix may accept it, so it is served and kept, and was not checked; \
-         upload the path again to replace it"
+            "{error}; some versions of Nix may accept it, so it is served and kept, but was not \
+             verified; upload the path again to replace it"
         ),
     ))
 }
 
-/// What a narinfo is that is not damaged.
+/// The result for an intact narinfo.
 enum Judged {
     Right,
     /// Its NAR is what it states, and has another name than Nix gives it.
@@ -440,7 +440,7 @@ enum Judged {
     Noted(NoteKind, String),
 }
 
-/// Why a narinfo is false: because of itself or of its NAR.
+/// The fault of a narinfo: its own or that of its NAR.
 enum Fault {
     OfNarInfo(Box<PutError>),
     OfNar { expected: String, actual: String },
@@ -463,12 +463,12 @@ impl Findings {
     }
 }
 
-/// An object could be opened, and not read.
+/// An object that can be opened, but not read.
 #[derive(Debug, thiserror::Error)]
-#[error("reading")]
+#[error("cannot read the object")]
 struct Reading(#[source] io::Error);
 
-/// A reader that adds what was read to `bytes`.
+/// Creates a reader that adds the number of read bytes to `bytes`.
 fn counted(content: Content, size: u64, bytes: &AtomicU64) -> impl BufRead + use<'_> {
     if let Content::File(file) = &content {
         background::read_once(file);

@@ -1,9 +1,9 @@
-//! Looking at everything that a cache holds, whether it is what it claims to be.
+//! Verifies all objects of a cache.
 //!
-//! `survey` goes through the names. Two threads at the lowest priority then `examine` what was
-//! found, each NAR once with all narinfos that name it. Meanwhile others upload and collect, so
-//! what seems false is looked at once more, alone, and only that second look counts: for the
-//! `report`, and for what is put aside.
+//! `survey` lists the objects. Two threads of the lowest priority then `examine` them, each NAR
+//! once with all narinfos that name it. Uploads and collections continue meanwhile, so each suspect
+//! is examined once more, alone, and only the second result counts: for the `report`, and for the
+//! quarantine.
 
 mod examine;
 mod report;
@@ -28,46 +28,48 @@ use crate::nix::store_path::ParseStorePathError;
 use crate::store::{StoreError, background};
 use examine::{Findings, Subject};
 
-/// How many threads read and hash. More would be in somebody's way.
+/// The number of threads that read and hash. More would delay other work.
 const EXAMINERS: usize = 2;
 
-/// How often `progress` hears something while objects are read.
+/// The interval of progress reports.
 const TELL_EVERY: Duration = Duration::from_millis(200);
 
-/// How often something that others change all the time is looked at again.
+/// How often a subject that keeps changing is examined again.
 const LOOKS: usize = 5;
 
-/// What is to be done.
+/// The options of a verification.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
     /// Whether NARs are unpacked.
     pub depth: Verify,
-    /// Whether what is false is put aside.
+    /// Whether damaged objects are quarantined.
     pub repair: bool,
 }
 
-/// A verification that did not come to its end.
+/// A failed verification.
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
-    /// Garbage is being collected.
+    /// A collection is running.
     #[error(
-        "a collection of garbage is at work in this cache, and nothing can be put aside meanwhile; \
-         try again when it is done"
+        "a garbage collection is running in this cache, and nothing can be quarantined \
+         meanwhile; try again when it has finished"
     )]
     Busy,
-    /// No path here is in the configured store dir.
-    #[error("this is a cache for another store dir; set NIX_STORED_STORE_DIR as its daemon has it")]
+    /// No path of the cache is in the configured store directory.
+    #[error(
+        "the cache is for another store directory; set NIX_STORED_STORE_DIR to that of its daemon"
+    )]
     StoreDir(#[source] ParseStorePathError),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// There are no threads to do it.
+    /// A thread cannot be started, or panicked.
     #[error("cannot start a thread")]
     Thread(#[source] io::Error),
 }
 
 impl Cache {
-    /// Looks at everything.
+    /// Verifies all objects.
     pub async fn verify(
         self: Arc<Self>,
         options: Options,
@@ -102,7 +104,7 @@ impl Cache {
         Ok(settled.await??)
     }
 
-    /// Reports what has the name of an object and is no file, and puts it aside if that is wanted.
+    /// Reports names of objects that are not files, and quarantines them if requested.
     async fn report_obstacle(
         &self,
         path: CachePath,
@@ -135,14 +137,14 @@ impl Cache {
         let (done, result) = oneshot::channel();
         let (cache, runtime) = (Arc::clone(self), tokio::runtime::Handle::current());
         background::spawn("verify", move || {
-            // Who does not wait any more does not want to know.
+            // The receiver may have been dropped.
             let _ = done.send(runtime.block_on(work(cache)));
         })
         .map_err(VerifyError::Thread)?;
-        result.await.map_err(|_| VerifyError::Thread(io::Error::other("it panicked")))
+        result.await.map_err(|_| VerifyError::Thread(io::Error::other("the thread panicked")))
     }
 
-    /// Looks at everything, and says what is worth a second look.
+    /// Examines all subjects, and returns the suspects.
     async fn first_look(
         self: &Arc<Self>,
         subjects: Vec<Subject>,
@@ -190,7 +192,8 @@ impl Cache {
                         }
                     }
                     Some((_, Err(error))) => {
-                        // No more is begun, and what was begun ends before this does.
+                        // No new examination starts, and running ones end before this function
+                        // returns.
                         next.store(subjects.len(), Ordering::Relaxed);
                         failed = Some(error);
                     }
@@ -202,12 +205,12 @@ impl Cache {
             return Err(error.into());
         }
         if examined < subjects.len() {
-            return Err(VerifyError::Thread(io::Error::other("it panicked")));
+            return Err(VerifyError::Thread(io::Error::other("the thread panicked")));
         }
         Ok(suspicious.into_iter().map(|index| subjects[index].clone()).collect())
     }
 
-    /// Looks once more at what seemed false, and puts aside what is.
+    /// Examines the suspects once more, and quarantines the damaged ones.
     async fn second_look(
         &self,
         suspicious: Vec<Subject>,
@@ -236,7 +239,7 @@ impl Cache {
         Ok(report)
     }
 
-    /// Looks at `subject` until nobody changes it any more, and reports it.
+    /// Examines `subject` until it is not changed meanwhile, and reports the result.
     async fn settle(
         &self,
         subject: &Subject,
@@ -254,8 +257,8 @@ impl Cache {
         Ok(())
     }
 
-    /// Reports what was found, and puts it aside if that is wanted. False, and then the rest is not
-    /// reported, if something has changed since it was looked at.
+    /// Reports the findings, and quarantines the objects if requested. Returns false without
+    /// reporting the rest if an object has changed since its examination.
     async fn take_note(&self, findings: Findings, repair: bool, report: &mut Report) -> bool {
         let mut stays = Vec::new();
         // Narinfos come before their NAR: a visible narinfo must have it.

@@ -1,4 +1,4 @@
-//! What was found, as it is told.
+//! The report of a verification.
 
 use std::fmt;
 
@@ -8,21 +8,21 @@ use crate::cache::PutError;
 use crate::nix::CachePath;
 use crate::store::StoreError;
 
-/// What came of looking at everything.
+/// The result of a verification.
 #[derive(Debug, Default, Serialize)]
 pub struct Report {
-    /// What was looked at.
+    /// The numbers of verified objects.
     pub checked: Checked,
-    /// What is false.
+    /// The damaged objects.
     pub damage: Vec<Damage>,
-    /// What is worth knowing, and is no damage.
+    /// The findings that are not damage.
     pub notes: Vec<Note>,
-    /// Why something that was to be put aside is still there, if so: the first reason.
+    /// The first error of quarantining an object, if any.
     #[serde(skip)]
     pub not_put_aside: Option<StoreError>,
 }
 
-/// How much was looked at.
+/// The numbers of verified objects.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Checked {
     /// Narinfos, each of one store path.
@@ -35,10 +35,10 @@ pub struct Checked {
     pub bytes: u64,
 }
 
-/// Something that is false.
+/// A damaged object.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Damage {
-    /// What is wrong with it.
+    /// The kind of damage.
     pub kind: DamageKind,
     /// The object.
     #[serde(serialize_with = "as_text")]
@@ -47,19 +47,19 @@ pub struct Damage {
     pub store_path: Option<String>,
     /// What would be right.
     pub expected: String,
-    /// What was found.
+    /// The actual value.
     pub actual: String,
-    /// Whether it was put aside.
+    /// Whether the object was quarantined.
     pub repaired: bool,
 }
 
-/// How something is false.
+/// The kind of a damage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DamageKind {
     /// A narinfo that does not parse.
     Narinfo,
-    /// A narinfo of another store path than its name says.
+    /// A narinfo of another store path than its name.
     Name,
     /// A narinfo without a signature by a trusted key.
     Signature,
@@ -71,7 +71,7 @@ pub enum DamageKind {
     NarDamaged,
     /// A narinfo that states something that is not true of its NAR.
     Field,
-    /// A NAR that is not what its name says.
+    /// A NAR that does not match its name.
     Nar,
     /// A NAR that does not unpack to one.
     Unpack,
@@ -79,11 +79,11 @@ pub enum DamageKind {
     Json,
     /// A directory, or something else that is no file.
     NoFile,
-    /// What cannot be read: nobody knows whether it is false.
+    /// An object that cannot be read, and may be intact.
     Unreadable,
 }
 
-/// Something that is worth knowing.
+/// A note: a finding that is not damage.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Note {
     /// What it is about.
@@ -94,13 +94,13 @@ pub struct Note {
     pub text: String,
 }
 
-/// What a note is about.
+/// The kind of a note.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum NoteKind {
     /// A store path that is not here is referred to: a cache may hold less than a closure.
     Reference,
-    /// A file in the cache's directory that is none of the cache's.
+    /// A file that is not an object of the cache.
     Foreign,
     /// A NAR without a decoder for it: its contents were not compared.
     NoDecoder,
@@ -120,7 +120,7 @@ impl Damage {
         self.kind != DamageKind::Unreadable
     }
 
-    /// What is wrong with a narinfo, in the words of its refusal.
+    /// Converts the refusal of a narinfo into damage.
     pub(in crate::cache) fn of_narinfo(
         object: CachePath,
         store_path: Option<String>,
@@ -132,7 +132,7 @@ impl Damage {
                 (Kind::Name, expected.to_string(), actual.to_string())
             }
             PutError::Signature { trusted, found } => {
-                (Kind::Signature, format!("one by {trusted}"), or_none(found))
+                (Kind::Signature, format!("a signature by {trusted}"), or_none(found))
             }
             PutError::NarElsewhere(url) => (Kind::Url, "nar/<file hash>.nar…".to_owned(), url),
             PutError::NarMissing(nar) => (Kind::NarMissing, nar, "nothing".to_owned()),
@@ -151,20 +151,20 @@ impl Damage {
             object,
             store_path: None,
             expected: "a file".to_owned(),
-            actual: "a directory, or something else".to_owned(),
+            actual: "a directory or a special file".to_owned(),
             repaired: false,
         }
     }
 
     /// An object that cannot be read.
     pub(in crate::cache) fn unreadable(object: CachePath, error: &dyn std::error::Error) -> Self {
-        // The first level says what was being done to which object, and that is told anyway.
+        // The outermost error names the operation and the object, which the report names anyway.
         let cause = error.source().map_or_else(|| error.to_string(), ToString::to_string);
         Self {
             kind: DamageKind::Unreadable,
             object,
             store_path: None,
-            expected: "a file that can be read".to_owned(),
+            expected: "a readable file".to_owned(),
             actual: cause,
             repaired: false,
         }
@@ -182,13 +182,13 @@ impl fmt::Display for DamageKind {
             Self::Name => "is the narinfo of another hash part",
             Self::Signature => "has no valid signature by a trusted key",
             Self::Url => "does not name a NAR of this cache",
-            Self::NarMissing => "its NAR is not here",
+            Self::NarMissing => "its NAR is missing",
             Self::NarDamaged => "its NAR is damaged",
-            Self::Field => "states what is not true of its NAR",
-            Self::Nar => "is not what its name says",
+            Self::Field => "does not match its NAR",
+            Self::Nar => "does not match its name",
             Self::Unpack => "does not unpack to a NAR",
             Self::Json => "is not JSON",
-            Self::NoFile => "is no file, so nothing can be stored under its name",
+            Self::NoFile => "is not a file, so no object can be stored under its name",
             Self::Unreadable => "cannot be read",
         })
     }
@@ -201,7 +201,7 @@ impl fmt::Display for Damage {
             write!(f, " ({path})")?;
         }
         write!(f, ": {}: expected {}, found {}", self.kind, self.expected, self.actual)?;
-        f.write_str(if self.repaired { "; put aside" } else { "" })
+        f.write_str(if self.repaired { "; quarantined" } else { "" })
     }
 }
 

@@ -1,4 +1,4 @@
-//! Going through what there is, to know what has to be looked at.
+//! Lists the objects that a verification has to examine.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -14,11 +14,11 @@ use crate::nix::store_path::ParseStorePathError;
 use crate::nix::{CachePath, LenientNarInfo, NarInfo, StoreDir, StorePath, StorePathHash};
 use crate::store::{Listed, ListedObject, StoreError};
 
-/// What has to be looked at.
+/// The objects that have to be examined.
 #[derive(Default)]
 pub(super) struct Survey {
     pub checked: Checked,
-    /// NARs that are here or are named by a narinfo, and who names them.
+    /// NARs that are stored or named by a narinfo, with their narinfos.
     nars: BTreeMap<NarName, Vec<StorePathHash>>,
     /// Everything else.
     others: Vec<Subject>,
@@ -30,7 +30,7 @@ pub(super) struct Survey {
     /// Narinfos that are listed and cannot be read.
     unreadable: Vec<Damage>,
     notes: Vec<Note>,
-    /// What has the name of an object and is no file.
+    /// Names of objects that are not files.
     obstacles: Vec<(CachePath, Bytes)>,
     /// How many narinfos could be parsed.
     parsed: usize,
@@ -39,7 +39,7 @@ pub(super) struct Survey {
 }
 
 impl Cache {
-    /// Goes through everything; `progress` hears how many objects there were so far.
+    /// Lists all objects; `progress` gets the number of objects so far.
     pub(super) async fn survey(&self, mut progress: impl FnMut(u64)) -> Result<Survey, StoreError> {
         let mut survey = Survey::default();
         let mut everything = self.store.list(|path| matches!(path, CachePath::NarInfo(_)));
@@ -67,7 +67,7 @@ impl Cache {
                 Listed::Foreign(name) => survey.notes.push(Note {
                     kind: NoteKind::Foreign,
                     object: name,
-                    text: "it is not named like anything in a cache, and left alone".to_owned(),
+                    text: "not the name of a cache object; ignored".to_owned(),
                 }),
             }
             count += 1;
@@ -121,7 +121,7 @@ impl Survey {
         self.elsewhere.take().filter(|_| self.parsed == 0)
     }
 
-    /// What has the name of an object and is no file, with its entity tags.
+    /// Names of objects that are not files, with their entity tags.
     pub(super) fn take_obstacles(&mut self) -> Vec<(CachePath, Bytes)> {
         std::mem::take(&mut self.obstacles)
     }
@@ -161,7 +161,7 @@ impl Survey {
         self.nars.remove(name).unwrap_or_default()
     }
 
-    /// What is to be looked at, and what is already worth knowing.
+    /// Returns the subjects to examine, and the notes so far.
     pub(super) fn finish(self, store_dir: &StoreDir) -> (Vec<Subject>, Vec<Note>) {
         let nars = self.nars.into_iter().map(|(name, narinfos)| Subject::Nar(name, narinfos));
         let subjects = nars.chain(self.others).collect();
@@ -172,8 +172,8 @@ impl Survey {
             kind: NoteKind::Reference,
             object: store_dir.join(&path),
             text: match count {
-                1 => format!("it is not here, and {first} refers to it"),
-                _ => format!("it is not here, and {count} paths refer to it, such as {first}"),
+                1 => format!("not in this cache, and {first} refers to it"),
+                _ => format!("not in this cache, and {count} paths refer to it, such as {first}"),
             },
         }));
         notes.sort_by(|one, other| one.object.cmp(&other.object));

@@ -1,10 +1,11 @@
-//! From staged to published, durably, many at a time.
+//! Publishes staged objects durably, many at a time.
 //!
-//! An object is durable when its file is synced before the rename and its directory after it, and
-//! each sync makes the disk write its journal, whether for one file or for a hundred. So one thread
-//! commits everything that has come while it was busy with the last batch: all files are written
-//! and synced, all are renamed, each directory is synced once, and only then is anybody told. Under
-//! load the batches grow and the cost of an object falls; alone, an object waits for nobody.
+//! An object is durable if its file is synced before the rename and its directory after it. Each
+//! sync makes the disk write its journal, whether for one file or for a hundred. So one thread
+//! commits everything that has arrived while it was busy with the previous batch: it writes and
+//! syncs all files, renames all of them, syncs each directory once, and only then acknowledges the
+//! uploads. Under load the batches grow and the cost of an object falls; a single object waits for
+//! no other.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -41,7 +42,7 @@ const SYNC_ALL_FROM: usize = 4;
 const SYNC_ALL_SLOW: Duration = Duration::from_millis(250);
 const SYNC_ALL_PAUSE: Duration = Duration::from_secs(30);
 
-/// A new object on its way to its name.
+/// A new object before its publication.
 pub(super) enum Object {
     /// Not written yet.
     InMemory(Bytes),
@@ -55,7 +56,7 @@ struct Job {
     done: oneshot::Sender<io::Result<Stored>>,
 }
 
-/// The thread that publishes.
+/// The commit thread.
 #[derive(Debug)]
 pub(super) struct Committer {
     jobs: Sender<Job>,
@@ -80,7 +81,7 @@ impl Committer {
         key: String,
     ) -> oneshot::Receiver<io::Result<Stored>> {
         let (done, answer) = oneshot::channel();
-        // If the thread is gone, so is the other end of `answer`, and the caller hears of it there.
+        // If the thread has ended, `answer` is closed, which the caller notices.
         let _ = self.jobs.send(Job { object, key, done });
         answer
     }
@@ -92,7 +93,7 @@ struct Worker {
     sync_each_until: Option<Instant>,
 }
 
-/// A job whose file is in the staging folder.
+/// A job whose file is staged.
 struct Ready {
     /// None where it is synced already.
     file: Option<File>,
@@ -101,7 +102,7 @@ struct Ready {
     done: oneshot::Sender<io::Result<Stored>>,
 }
 
-/// Who does not wait any more does not want to know.
+/// The receiver may have been dropped.
 fn answer(done: oneshot::Sender<io::Result<Stored>>, result: io::Result<Stored>) {
     let _ = done.send(result);
 }
@@ -110,7 +111,7 @@ impl Worker {
     fn run(mut self, queue: &Receiver<Job>) {
         let mut expected = 1;
         while let Ok(first) = queue.recv() {
-            // What is stored from here on is in the directory that the path leads to now.
+            // From here on, objects are stored in the directory that is at the path now.
             let root = self.root.look_and_wait();
             let batch = self.gather(&root, first, queue, expected);
             expected = batch.len();
@@ -120,9 +121,9 @@ impl Worker {
         }
     }
 
-    /// Stages everything that has come, and what is likely to come at once: who was answered
-    /// together asks again together, and the first of them alone would keep all others waiting for
-    /// its own syncs.
+    /// Stages all waiting jobs, and those that are likely to come immediately: clients that were
+    /// answered together send their next requests together, and a batch of only the first one would
+    /// make all others wait for its syncs.
     fn gather(
         &self,
         root: &Result<Arc<OpenRoot>, UnusableDirectory>,
@@ -153,13 +154,14 @@ impl Worker {
         let renamed: Vec<(Ready, Stored)> =
             synced.into_iter().filter_map(|job| rename(job, &mut folders)).collect();
         let failed = folders.sync();
-        // Whoever heard of it would look for it in the directory that is there.
+        // Readers would look for the objects in the directory that is at the path.
         let there = match renamed.is_empty() {
             true => Ok(()),
             false => self.root.still_leads_to(root),
         };
         for (mut job, stored) in renamed {
-            // Who is told may want the disk for himself, and that must not be open for writing then.
+            // A notified client may remount the disk read-only, so no file may be open for writing
+            // then.
             job.file = None;
             let result = match failed.iter().find(|(folder, _)| needs(&job.key, folder)) {
                 Some((folder, error)) => {
@@ -172,7 +174,7 @@ impl Worker {
         }
     }
 
-    /// Writes what is only in memory. A job that fails is answered and dropped, here and below.
+    /// Writes objects that are in memory. A failed job is answered and dropped, here and below.
     fn stage(&self, root: &Result<Arc<OpenRoot>, UnusableDirectory>, job: Job) -> Option<Ready> {
         let Job { object, key, done } = job;
         let staged = match (root, object) {
@@ -298,7 +300,7 @@ impl<'a> Folders<'a> {
     }
 }
 
-/// An error for each of several who wait for the same sync.
+/// Copies an error for each of several jobs that wait for the same sync.
 fn copy_of(error: &io::Error) -> io::Error {
     match error.raw_os_error() {
         Some(number) => io::Error::from_raw_os_error(number),

@@ -1,4 +1,4 @@
-//! What can be done with the directory, seen without writing to it.
+//! Checks whether the directory is usable and writable, without writing to it.
 
 use rustix::fs::{Access, AtFlags, accessat, fstatvfs};
 use rustix::io::Errno;
@@ -9,7 +9,7 @@ use super::root::Root;
 use super::space::Space;
 use crate::store::{Condition, StoreError};
 
-/// What errors call the directory.
+/// The name of the directory in errors.
 pub(super) const KEY: &str = "the cache's directory";
 
 pub(super) fn of(root: &Root, space: &Space) -> Condition {
@@ -40,8 +40,8 @@ fn can_be_written(root: &OpenRoot) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Asks as who the daemon is now, and not as who has started it; where the kernel or a sandbox
-/// knows only the latter, that is the same but for a program that changes its user half-way.
+/// Checks with the effective user of the daemon. If the kernel or a sandbox supports only the real
+/// user, that is the same, except for a program that changes its user while it runs.
 fn may_write(root: &OpenRoot, folder: &str) -> Result<(), Errno> {
     let access = Access::WRITE_OK | Access::EXEC_OK;
     match accessat(root, folder, access, AtFlags::EACCESS) {

@@ -1,8 +1,8 @@
-//! Directories and files below the cache's directory, always reached from its descriptor.
+//! Directories and files below the cache's directory, always relative to its descriptor.
 //!
-//! What is the daemon's own is opened without following symbolic links: a link there would make a
-//! sweep, or a note, change what it points to. Objects' directories may be links, as an
-//! administrator may have put `nar/` on another disk.
+//! The daemon's own files are opened without following symbolic links, so that a link cannot
+//! redirect a sweep or a write. The directories of objects may be links: an administrator may have
+//! put `nar/` on another disk.
 
 use std::ffi::CStr;
 use std::io;
@@ -45,7 +45,8 @@ pub(super) fn open_here(folder: impl AsFd, name: impl rustix::path::Arg) -> Resu
     rustix::fs::openat(folder, name, flags, Mode::empty())
 }
 
-/// The system says of a link only that it is no directory.
+/// Explains an error of a symbolic link, for which the system reports only that it is not a
+/// directory.
 fn explained(folder: impl AsFd, name: &str, error: Errno) -> io::Error {
     let is_link = || {
         stat(folder, name).is_ok_and(|stat| {
@@ -53,13 +54,13 @@ fn explained(folder: impl AsFd, name: &str, error: Errno) -> io::Error {
         })
     };
     if [Errno::NOTDIR, Errno::LOOP].contains(&error) && is_link() {
-        let why = format!("{name} is a symbolic link, which is not followed; make it a directory");
+        let why = format!("{name} is a symbolic link; replace it by a directory");
         return io::Error::other(why);
     }
     error.into()
 }
 
-/// What is known of `name` in `folder`, and not of what a link points to; none if it is absent.
+/// Returns the metadata of `name` in `folder`, without following a link, or `None` if it is absent.
 pub(super) fn stat(folder: impl AsFd, name: impl rustix::path::Arg) -> io::Result<Option<Stat>> {
     match rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) => Ok(Some(stat)),
@@ -85,7 +86,7 @@ pub(super) fn each(
             continue;
         }
         let kind = match entry.file_type() {
-            // Not every file system says so here.
+            // Not every file system reports it here.
             FileType::Unknown => match stat(&folder, name)? {
                 Some(stat) => FileType::from_raw_mode(stat.st_mode),
                 // It has gone in the meantime.
@@ -116,7 +117,8 @@ pub(super) fn rename_new(
         Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK) => {}
         Err(error) => return Err(error),
     }
-    // Somebody could take the name between the look and the move. It is the best that is left.
+    // Another process could create the name between the check and the move. There is no better way
+    // here.
     match rustix::fs::statat(&to, new_name, AtFlags::SYMLINK_NOFOLLOW) {
         Err(Errno::NOENT) => rustix::fs::renameat(from, name, to, new_name),
         Ok(_) => Err(Errno::EXIST),

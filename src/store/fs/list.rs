@@ -1,4 +1,4 @@
-//! Going through everything, without being in anybody's way.
+//! Lists all objects at low priority.
 
 use std::io;
 use std::sync::Arc;
@@ -18,8 +18,8 @@ use super::root::{Role, Root};
 use crate::nix::CachePath;
 use crate::store::{Listed, ListedObject, StoreError, background};
 
-/// Objects are handed over in batches of this size, and of so many bytes of content at most, or
-/// one object more.
+/// Objects are handed over in batches of this size and of at most this many bytes of content, plus
+/// one object.
 const BATCH: usize = 256;
 const BATCH_BYTES: usize = 1024 * 1024;
 
@@ -38,7 +38,7 @@ pub(super) fn list(
         let open = match root.look() {
             Ok(open) => open,
             Err(unusable) => {
-                // Who does not wait any more does not want to know.
+                // The receiver may have been dropped.
                 let _ = sender.blocking_send(vec![Err(unusable.into())]);
                 return;
             }
@@ -48,7 +48,7 @@ pub(super) fn list(
             Walker { root: &open, wanted, batch: Vec::new(), bytes: 0, sender, others };
         let walked = walker.walk(".", "");
         walker.others.tell(&root);
-        // What was found in a directory that is not the cache any more is not what the cache has.
+        // Names from a replaced directory are not the contents of the cache.
         let walked = walked.and_then(|()| {
             root.still_leads_to(&open).map_err(|unusable| Stop::Error(unusable.into()))
         });
@@ -69,9 +69,9 @@ fn batches(mut receiver: mpsc::Receiver<Batch>) -> BoxStream<'static, Result<Lis
     stream::poll_fn(move |cx| receiver.poll_recv(cx)).flat_map(stream::iter).boxed()
 }
 
-/// Why a walk ends early.
+/// The reason why a walk ends early.
 enum Stop {
-    /// Nobody wants to know more.
+    /// The receiver was dropped.
     Unwanted,
     /// A folder cannot be read.
     Error(StoreError),
@@ -88,7 +88,7 @@ struct Walker<'a> {
 }
 
 impl Walker<'_> {
-    /// Goes through the folder with the key `folder`; `below` is that with a slash behind it.
+    /// Walks the directory with the key `folder`; `below` is the same with a trailing slash.
     fn walk(&mut self, folder: &str, below: &str) -> Result<(), Stop> {
         let failed = |error| Stop::Error(StoreError::new("listing", below, error));
         let fd = self.root.folder(folder).map_err(failed)?;
@@ -110,7 +110,7 @@ impl Walker<'_> {
 
     fn see(&mut self, key: &str, kind: FileType) -> Result<(), Stop> {
         match key.parse::<CachePath>() {
-            // What has another key is not found under this name.
+            // An object with another key is not found under this name.
             Ok(path) if path.key() == key => self.found(path, key),
             _ if key == OWN_FOLDER => Ok(()),
             // No others: `lost+found` cannot be read by everyone.
@@ -183,7 +183,7 @@ impl Others {
         let unrecorded = StatVfsMountFlags::NOATIME | StatVfsMountFlags::RDONLY;
         let records = |disk: rustix::fs::StatVfs| !disk.f_flag.intersects(unrecorded);
         let user = geteuid();
-        // Who runs a command on another user's directory has been told by the command.
+        // A command on the directory of another user has already reported this.
         let is_own = || rustix::fs::fstat(open).is_ok_and(|stat| stat.st_uid == user.as_raw());
         // Root may do it with all files.
         let matters = !user.is_root()
@@ -199,7 +199,8 @@ impl Others {
         }
     }
 
-    /// Says so once for each directory, because a collection every hour would say it every hour.
+    /// Logs the warning once for each directory, because an hourly collection would repeat it every
+    /// hour.
     fn tell(&self, root: &Root) {
         if let (Some(user), Some((owner, key))) = (self.user, &self.first)
             && root.current().is_first_warning()
@@ -207,11 +208,11 @@ impl Others {
             let (user, owner, count) = (user.as_raw(), owner.as_raw(), self.count);
             // A command may have entered it.
             let path = root.path().to_str().filter(|path| path.starts_with('/'));
-            let path = path.unwrap_or("on the cache's directory");
+            let path = path.unwrap_or("<the cache's directory>");
             warn!(
                 count, example = %key, owner,
-                "objects belong to another user, so garbage collection takes its own reading of \
-                 them for use and never removes them; as root, run: chown -R {user} {path}"
+                "objects belong to another user, so reading them counts as use and garbage \
+                 collection never removes them; as root, run: chown -R {user} {path}"
             );
         }
     }

@@ -1,19 +1,19 @@
-//! The flat directory: exactly the files of Nix's own `file://` cache, plus `.nix-stored/` for
-//! what the daemon keeps for itself.
+//! A flat directory: exactly the files of Nix's own `file://` cache, plus `.nix-stored/` for the
+//! daemon's own files.
 //!
 //! ```text
 //! nix-cache-info
 //! <hash>.narinfo  <hash>.ls
 //! nar/<file hash>.nar.xz
 //! log/  realisations/  build-trace-v2/  debuginfo/
-//! .nix-stored/staging/<process>/   objects on their way in
-//! .nix-stored/trash/               objects on their way out, put back after a crash
-//! .nix-stored/quarantine/          objects that were false, under their own names
-//! .nix-stored/pins/<name>          store paths that stay
-//! .nix-stored/lock                 held by who collects garbage
+//! .nix-stored/staging/<process>/   objects before their publication
+//! .nix-stored/trash/               objects during their removal, restored after a crash
+//! .nix-stored/quarantine/          damaged objects, under their own names
+//! .nix-stored/pins/<name>          pinned store paths
+//! .nix-stored/lock                 the collection lock
 //! ```
 //!
-//! `root` knows which directory that is at the moment, `open_root` what is done in it.
+//! `root` tracks the directory at the configured path; `open_root` works in an open directory.
 
 mod absent;
 mod commit;
@@ -75,9 +75,8 @@ pub struct FsStore {
 }
 
 impl FsStore {
-    /// Opens the store in `root`, makes what is missing of it, and sweeps away what uploads left
-    /// in the staging folders of processes that are gone.
-    /// `reserve` bytes of the disk stay free.
+    /// Opens the store in `root`, creates missing directories, and removes the staging directories
+    /// of ended processes. `reserve` bytes of the disk stay free.
     pub fn open(root: &Path, reserve: u64) -> Result<Self, OpenError> {
         Self::with_minimum_rate(root, reserve, MinimumRate::default())
     }
@@ -169,7 +168,7 @@ impl Store for FsStore {
             self.space.check(&key, bytes.len() as u64)?;
             let done = self.committer.commit(NewObject::InMemory(bytes), key.clone());
             done.await
-                .map_err(|_| io::Error::other("the committing thread is gone"))
+                .map_err(|_| io::Error::other("the commit thread has ended"))
                 .and_then(|done| done)
                 .map_err(|error| StoreError::of_upload("storing", &key, error))
         }
@@ -191,7 +190,7 @@ impl Store for FsStore {
         bytes: Bytes,
         _: Option<&'a Bytes>,
     ) -> BoxFuture<'a, Result<Option<Stored>, StoreError>> {
-        // Nobody else stores here: several daemons over one directory are not supported.
+        // No other process stores here: several daemons over one directory are not supported.
         async move { self.put(path, bytes).await.map(Some) }.boxed()
     }
 
@@ -205,7 +204,7 @@ impl Store for FsStore {
             let key = key.clone();
             move |root: &OpenRoot| quarantine::put_aside(root, &key, &etag)
         };
-        self.change_the_root("putting aside", key, put_aside).boxed()
+        self.change_the_root("quarantining", key, put_aside).boxed()
     }
 
     fn note_used(&self, path: &CachePath) {
@@ -216,7 +215,7 @@ impl Store for FsStore {
         async move {
             loop {
                 let generation = self.root.current().generation;
-                // What is missing may be in another directory by now.
+                // The missing object may be in a new directory.
                 if self.uses.mark(path).await? {
                     return Ok(true);
                 }
@@ -292,7 +291,7 @@ impl Store for FsStore {
     fn condition(&self) -> BoxFuture<'_, Condition> {
         let (root, space) = (Arc::clone(&self.root), self.space.clone());
         let look = move || Ok(condition::of(&root, &space));
-        let looked = in_the_pool("looking at", condition::KEY.to_owned(), look);
+        let looked = in_the_pool("checking", condition::KEY.to_owned(), look);
         async move { looked.await.unwrap_or_else(Condition::Unusable) }.boxed()
     }
 
@@ -307,7 +306,7 @@ impl Store for FsStore {
         let key = path.key();
         self.space.check(&key, size.unwrap_or_default())?;
         let root = self.root.look_and_wait()?;
-        // Its name goes with the second.
+        // Dropping the second removes its name.
         let (file, _staged) =
             root.stage().map_err(|error| StoreError::of_upload("staging", &key, error))?;
         Ok(file)

@@ -1,4 +1,4 @@
-//! What the cache keeps for itself: small files in its own folder.
+//! The daemon's own small files in `.nix-stored/`.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -76,7 +76,7 @@ pub(super) fn set(root: &OpenRoot, name: &str, text: Option<&[u8]>) -> io::Resul
             written?;
         }
         None if existed => unlink(&fd, base)?,
-        // Who removed it before may have failed to sync that.
+        // The process that removed it may have failed to sync the removal.
         None => {}
     }
     root.sync(folder, &fd)?;
@@ -97,7 +97,7 @@ fn write_synced(folder: &OwnedFd, name: &str, text: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
-/// A file that is locked.
+/// A locked file.
 struct Locked(OwnedFd);
 
 impl Drop for Locked {
@@ -121,8 +121,8 @@ pub(super) fn lock(root: &OpenRoot) -> io::Result<Option<Lock>> {
         Err(error) if knows_no_locks(error) => Err(io::Error::new(
             io::Error::from(error).kind(),
             format!(
-                "the file system of the cache has no locks ({error}), and two processes that \
-                 remove objects at the same time would harm the cache"
+                "the file system of the cache does not support locks ({error}), and two \
+                 processes that remove objects at the same time would damage the cache"
             ),
         )),
         Err(error) => Err(error.into()),
@@ -154,7 +154,7 @@ mod tests {
         assert!(set(&root, "pins/a", Some(b"two")).unwrap());
         assert!(!set(&root, "pins/B", Some(b"")).unwrap());
         assert_eq!(read(&root, "pins/a").unwrap().unwrap(), "two");
-        // One that a killed process was writing, and what is no note.
+        // A temporary file of a killed process, or a file that is not a note.
         fs::write(folder.join(".a.1"), "th").unwrap();
         fs::write(folder.join(format!(".a.{}", std::process::id())), "th").unwrap();
         fs::create_dir(folder.join("folder")).unwrap();

@@ -1,4 +1,4 @@
-//! A directory that is open: everything that is made, synced and named in it.
+//! An open directory: creates, syncs and renames files in it.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -22,7 +22,7 @@ pub(super) const STAGING: &str = ".nix-stored/staging";
 /// No more is read of a text to see whether it is the right one.
 const LARGEST_TEXT: u64 = 64 * 1024;
 
-/// A directory that is open, and what is known of it.
+/// An open directory of a store.
 #[derive(Debug)]
 pub(super) struct OpenRoot {
     fd: OwnedFd,
@@ -31,9 +31,9 @@ pub(super) struct OpenRoot {
     inode: u64,
     /// Its place among those that were opened one after the other.
     pub generation: u64,
-    /// Whether it says how many names lead to it. Some file systems in user space say 0.
+    /// Whether the file system reports link counts of directories. Some in user space report 0.
     pub counts_links: bool,
-    /// What is not in it.
+    /// The absent names.
     pub absent: Absent,
     /// Directories in it whose sync failed.
     pub unsynced: Unsynced,
@@ -66,7 +66,7 @@ impl OpenRoot {
         &self.fd
     }
 
-    /// True the first time: so what is wrong with the whole directory is said once.
+    /// Returns true for the first call, so that a warning about the whole directory is logged once.
     pub(super) fn is_first_warning(&self) -> bool {
         !self.has_warned.swap(true, Ordering::Relaxed)
     }

@@ -1,4 +1,4 @@
-//! Putting aside what is false, in place of removing it: somebody may want to know what happened.
+//! Quarantines damaged objects instead of removing them, so that an operator can inspect them.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -25,8 +25,8 @@ pub(super) fn put_aside(root: &OpenRoot, key: &str, etag: &[u8]) -> io::Result<b
     let Some(name) = move_beside(root, key, &aside_fd, base)? else {
         return Ok(false);
     };
-    // It was replaced between the look and the move: what came is not what was found false. Where
-    // another one has come since, it stays here.
+    // The object was replaced between the check and the move, so the new one was not found damaged.
+    // If yet another one was stored since, it stays in the quarantine.
     if !is_it(&aside_fd, &name, etag)? {
         return match rename_new(&aside_fd, name.as_str(), root, key) {
             Ok(()) | Err(Errno::EXIST) => Ok(false),
@@ -47,8 +47,8 @@ fn is_it(folder: impl AsFd, name: &str, etag: &[u8]) -> io::Result<bool> {
     }
 }
 
-/// Moves `key` to `base` in another folder, or to the first free name like `base.1`; says which, or
-/// none if there is nothing to move.
+/// Moves `key` to `base` in another directory, or to the first free name like `base.1`. Returns the
+/// name, or `None` if there is nothing to move.
 fn move_beside(
     root: &OpenRoot,
     key: &str,

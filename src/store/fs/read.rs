@@ -1,10 +1,10 @@
-//! Reading without ever making an async worker wait for a disk.
+//! Reads without making an async worker wait for a disk.
 //!
-//! Linux can be asked not to wait: `openat2` with `RESOLVE_CACHED` opens a name, or says that it is
-//! absent, only from the dentry cache, and `preadv2` with `RWF_NOWAIT` reads only what is in the
-//! page cache. `EAGAIN` from either sends the work to the blocking pool, where the same steps wait.
-//! So a hot object costs no thread hop, and a cold one no stalled worker. Where the kernel or a
-//! sandbox knows neither, all work goes to the pool, which asks with calls as old as Linux.
+//! Linux offers operations that do not wait: `openat2` with `RESOLVE_CACHED` opens a name, or
+//! reports its absence, only from the dentry cache, and `preadv2` with `RWF_NOWAIT` reads only from
+//! the page cache. If either returns `EAGAIN`, the blocking pool takes the same steps, and waits.
+//! So a hot object costs no thread hop, and a cold object does not stall a worker. If the kernel or
+//! a sandbox supports neither operation, the pool does all the work, with older system calls.
 
 use std::fs::File;
 use std::io;
@@ -34,7 +34,7 @@ pub(super) struct Reader {
     root: Arc<Root>,
 }
 
-/// What is under a name, seen by going through everything.
+/// The kind of a listed name.
 pub(super) enum Inspected {
     /// An object, with its content if that was wanted.
     Object {
@@ -49,7 +49,7 @@ pub(super) enum Inspected {
     Absent,
 }
 
-/// What came of looking for an object without waiting.
+/// The result of a lookup without waiting.
 enum Tried<T> {
     Found(T),
     /// It is not in the directory with this generation.
@@ -140,7 +140,7 @@ impl Reader {
                     }
                 }
             };
-            // It may be in another directory, which is where it should be looked for.
+            // It may be in a new directory, where it must be looked up.
             if self.root.confirm().await? == generation {
                 return Ok(None);
             }
@@ -217,7 +217,7 @@ pub(super) fn inspect(root: &OpenRoot, key: &str, wanted: bool) -> Result<Inspec
             return Ok(Inspected::NoFile(metadata(&stat)));
         }
         let (metadata, owner) = (metadata(&stat), Uid::from_raw(stat.st_uid));
-        // No memory for what is none of the small texts that are wanted.
+        // No memory for a file that is not one of the small files that are wanted.
         let content = file
             .filter(|_| metadata.size <= narinfo::MAX_SIZE)
             .map(|file| read_whole(&file, metadata.size as usize, wait))
@@ -227,13 +227,13 @@ pub(super) fn inspect(root: &OpenRoot, key: &str, wanted: bool) -> Result<Inspec
     inspect().map_err(|error| StoreError::new("reading", key, error))
 }
 
-/// `EAGAIN` where it would wait; the others where the kernel, a sandbox or the file system cannot
-/// be asked that way.
+/// `EAGAIN` if the call would block; the others if the kernel, a sandbox or the file system does
+/// not support it.
 fn is_reason_to_wait(error: Errno) -> bool {
     [Errno::AGAIN, Errno::NOSYS, Errno::PERM, Errno::OPNOTSUPP, Errno::INVAL].contains(&error)
 }
 
-/// Opens the regular file at `key`; none if there is none.
+/// Opens the regular file at `key`, or returns `None` if there is none.
 fn open(root: &OwnedFd, key: &str, wait: Wait) -> Result<Option<(OwnedFd, Stat)>, Errno> {
     Ok(open_any(root, key, wait)?.filter(|(_, stat)| is_regular(stat)))
 }
@@ -299,7 +299,7 @@ fn read_whole(file: impl AsFd, size: usize, wait: Wait) -> Result<Bytes, Errno> 
             Wait::AsLongAsItTakes => rustix::io::pread(&file, rest, offset),
         };
         match read {
-            // Shorter than it was a moment ago: somebody truncated it in place.
+            // The file is shorter than a moment ago: another process truncated it in place.
             Ok(0) => return Err(Errno::IO),
             Ok(count) => filled += count,
             Err(Errno::INTR) => {}

@@ -1,9 +1,9 @@
-//! Removing what nobody has used for long, while others may be about to use it.
+//! Removes unused objects, even if others may be about to use them.
 //!
-//! Between looking at an object's last use and unlinking it, another thread or process could record
-//! a use and rely on the object. So it is moved aside first: from then on nobody can record a use
-//! of it by its name, and its time, looked at once more, says for good whether somebody did before.
-//! If so it is put back.
+//! Between the check of an object's last use and its unlink, another thread or process could record
+//! a use and depend on the object. So the object is first moved away: from then on no use can be
+//! recorded under its name, and a second check of its time shows finally whether there was a use
+//! before. If so, the object is moved back.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,13 +18,13 @@ use super::open_root::OpenRoot;
 use super::read::last_use;
 use crate::store::Removed;
 
-/// Where objects go on their way out.
+/// The directory of objects during their removal.
 #[derive(Debug, Default)]
 pub(super) struct Trash(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// The directory from which is removed: what was planned for one is not done to another.
+    /// The directory of the removals: a plan for one directory is not executed in another.
     generation: u64,
     /// Directories that may have lost something since they were synced.
     unsynced: Vec<String>,
@@ -32,7 +32,7 @@ struct State {
     folder: Option<(String, Arc<OwnedFd>)>,
 }
 
-/// The directory of the trash for what was in `folder`.
+/// Returns the directory in the trash for objects of `folder`.
 fn trash_of(folder: &str) -> String {
     match folder {
         "." => format!("{OWN_FOLDER}/trash"),
@@ -41,11 +41,11 @@ fn trash_of(folder: &str) -> String {
 }
 
 impl Trash {
-    /// Puts back what a crash has left, and removes from this directory from now on. To be called by
-    /// who has the right to collect garbage.
+    /// Restores the objects that a crash left in the trash; later removals apply to this directory.
+    /// The caller must hold the collection lock.
     pub(super) fn begin(&self, root: &OpenRoot) -> io::Result<()> {
-        // Who was killed may have removed narinfos, of which nobody knows whether they were synced;
-        // no NAR may go before that is certain.
+        // A killed process may have removed narinfos without syncing the removal; no NAR may be
+        // removed before it is synced.
         let unsynced = vec![".".to_owned()];
         *self.state() = State { generation: root.generation, unsynced, folder: None };
         match root.folder(&trash_of(".")) {
@@ -65,7 +65,7 @@ impl Trash {
         unused_since: SystemTime,
     ) -> io::Result<Removed> {
         if self.state().generation != root.generation {
-            let why = "the cache's directory was replaced since it was decided what is removed";
+            let why = "the cache's directory was replaced after the collection scanned it";
             return Err(io::Error::other(why));
         }
         let in_use = |stat: &Stat| last_use(stat) > unused_since;
@@ -78,7 +78,7 @@ impl Trash {
         let mut trash = self.trash(root, folder)?;
         match rustix::fs::renameat(root, key, &trash, base) {
             Err(Errno::NOENT) => {
-                // The trash was removed, or somebody else was faster.
+                // The trash was removed, or another process was faster.
                 self.state().folder = None;
                 trash = self.trash(root, folder)?;
                 match rustix::fs::renameat(root, key, &trash, base) {
@@ -126,10 +126,10 @@ impl Trash {
 }
 
 fn sync_removals(root: &OpenRoot, folder: &str) -> io::Result<()> {
-    // The trash as well, or what has gone could be found there and put back.
+    // The trash is synced as well, or a removed object could reappear there and be restored.
     for key in [trash_of(folder), folder.to_owned()] {
         match root.folder(&key) {
-            // What was in it is gone with it.
+            // Its contents were removed with it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             opened => root.sync(&key, opened?)?,
         }
@@ -147,7 +147,7 @@ fn put_back(root: &OpenRoot, trash: OwnedFd, folder: &str) -> io::Result<()> {
         match kind {
             FileType::Directory => put_back(root, open_here(&trash, name)?, &format!("{key}/")),
             FileType::RegularFile => restore(&trash, name, root, &key),
-            // It is none of ours.
+            // It is not ours.
             _ => Ok(()),
         }
     })

@@ -1,10 +1,10 @@
-//! Space that is taken for uploads before their bytes arrive, so that a full disk is known before
-//! a body is sent.
+//! Reserves disk space for uploads before their bytes arrive, so that a full disk refuses an upload
+//! before the client sends the body.
 //!
-//! An upload that announces much and sends little would keep everyone else out. So the space is an
-//! upload's own only while it arrives at a minimum rate; a slower one goes on without, and takes
-//! its space as it writes. They are looked at every few seconds, and when another upload would be
-//! refused.
+//! An upload that announces much and sends little could block all others. So an upload keeps its
+//! reservation only while it arrives at a minimum rate; a slower upload continues without one, and
+//! takes space as it writes. The rates are checked every few seconds, and when another upload would
+//! be refused.
 
 use std::fs::File;
 use std::io;
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
-/// What an upload must send to keep its space.
+/// The minimum rate of an upload that keeps its reservation.
 #[derive(Debug, Clone, Copy)]
 pub struct MinimumRate {
     /// Bytes a second.
@@ -40,7 +40,7 @@ pub(super) struct Reservations {
 #[derive(Debug, Default)]
 struct Live {
     bodies: Vec<Weak<Mutex<Body>>>,
-    /// Whether a thread looks at them every few seconds.
+    /// Whether a thread checks them every few seconds.
     is_watched: bool,
 }
 
@@ -51,7 +51,7 @@ pub(super) struct Body {
     pub file: Option<File>,
     /// How many bytes it has.
     pub written: u64,
-    /// Where space is reserved for it: how far it had come when it was looked at last.
+    /// If space is reserved: the progress at the last check.
     reserved: Option<Mark>,
 }
 
@@ -66,7 +66,8 @@ impl Reservations {
         Self { rate, live: Mutex::default() }
     }
 
-    /// Reserves `size` bytes for a new file. A file system that cannot is asked again by the writes.
+    /// Reserves `size` bytes for a new file. If the file system does not support it, the writes
+    /// take the space.
     pub(super) fn reserve(self: &Arc<Self>, file: File, size: u64) -> io::Result<Arc<Mutex<Body>>> {
         let is_reserved = match allocate(&file, size) {
             Err(Errno::NOSPC) if self.release_slow() => allocate(&file, size)?,
@@ -97,11 +98,11 @@ impl Reservations {
             }
         };
         let thread = std::thread::Builder::new().name("reservations".to_owned()).spawn(watch);
-        // Without it they are looked at when another upload would be refused.
+        // Without the thread they are checked when another upload would be refused.
         live.is_watched = thread.is_ok();
     }
 
-    /// Looks at all of them. False if there are none any more.
+    /// Checks all reservations. Returns false if none are left.
     fn look(&self) -> bool {
         self.release_slow_at(Instant::now());
         let mut live = lock(&self.live);
@@ -109,7 +110,7 @@ impl Reservations {
         live.is_watched
     }
 
-    /// Gives back what is reserved for uploads that are too slow. True if there were any.
+    /// Releases the reservations of uploads that are too slow. Returns true if there were any.
     pub(super) fn release_slow(&self) -> bool {
         self.release_slow_at(Instant::now())
     }
@@ -134,7 +135,7 @@ impl Reservations {
 }
 
 impl Body {
-    /// Whether the disk has space for what is still to be written.
+    /// Whether the disk has space for the remaining bytes.
     pub(super) fn has_space(&self) -> bool {
         self.reserved.is_some()
     }
@@ -158,8 +159,8 @@ impl Body {
             self.reserved = Some(Mark { at: now, written: self.written });
             return false;
         }
-        // What is reserved is behind the end of the file, and goes when the file gets the length
-        // that it has. Nobody writes meanwhile: this is behind a lock.
+        // The reserved space is behind the end of the file, and is released by truncating the file
+        // to its length. A lock prevents writes meanwhile.
         let released = file.set_len(self.written);
         self.reserved = None;
         released.is_ok()
@@ -235,10 +236,10 @@ mod tests {
         assert!(after(32));
         assert!(slow.takes() < 100_000 && fast.takes() >= SIZE);
         assert_eq!((slow.length(), fast.length()), (20_000, 40_000));
-        // It goes on without.
+        // The upload continues without a reservation.
         slow.write(30_000);
         assert_eq!(slow.length(), 50_000);
-        // What was fast and stands still is slow.
+        // A stalled upload is slow, however fast it was before.
         assert!(!after(60));
         assert!(after(70));
         assert!(fast.takes() < 100_000);

@@ -1,18 +1,19 @@
-//! The directory that the store is in, whichever one that is at the moment.
+//! The directory of the store, even if another directory takes its place.
 //!
-//! Everything is reached from a descriptor, and a descriptor stays with its directory when that is
-//! removed, renamed or mounted over. People do all of this to a running daemon: `rm -rf`, a backup
-//! that is moved to its place, a disk that is mounted late. So now and then the path is looked at
-//! again, at most once in [`FRESH`], whether it still leads to what is open:
+//! All files are reached from a descriptor, which stays with its directory when that is removed,
+//! renamed or mounted over. All of this happens to running daemons: `rm -rf`, a backup that is
+//! moved into place, a disk that is mounted late. So the path is checked again, at most once in
+//! [`FRESH`]:
 //!
-//! - before an absence is reported: what is missing may be in the directory that belongs there;
-//! - before and after each batch of uploads: what is acknowledged must be where readers will look;
-//! - beside reads that find something, which do not wait for it.
+//! - before an absence is reported, because the object may be in the new directory;
+//! - before and after each batch of uploads, because acknowledged objects must be where readers
+//!   look;
+//! - beside reads that find an object, which do not wait for the check.
 //!
-//! Another directory on the same disk is opened in place of the one before, and one that is gone is
-//! made again, as at the start. What is on another disk is not: it may be the root disk under an
-//! empty mount point, which nobody wants to be filled. Then the store is unusable until the right
-//! disk is back, or the daemon restarts.
+//! If another directory on the same disk has taken the place of the old one, it is opened; if the
+//! directory is missing, it is created again, as at start. A directory on another disk is not used:
+//! it may be on the root disk, under an empty mount point, which must not be filled. Then the store
+//! is unusable until the right disk is back, or the daemon restarts.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -34,19 +35,19 @@ use super::open_root::{OpenRoot, STAGING};
 use crate::logging::with_causes;
 use crate::store::error::UnusableDirectory;
 
-/// For how long the path is not looked at again on behalf of readers.
+/// The time after a check during which reads do not check the path again.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// A directory that has been missing for so long is made again. Whoever moves one away and another
-/// to its place needs a moment between the two.
+/// The time after which a missing directory is created again. Replacing a directory by another
+/// takes a moment between the two moves.
 const MAKE_AGAIN_AFTER: Duration = Duration::from_secs(2);
 
-/// What happens when the directory is not there any more.
+/// The user of the directory, which decides what happens if the directory is missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
     /// Another one is opened.
     Daemon,
-    /// It is an error: what was begun in one directory must not go on in another.
+    /// A command fails: an operation must not start in one directory and continue in another.
     Command,
 }
 
@@ -57,9 +58,10 @@ pub(super) struct Root {
     role: Role,
     current: ArcSwap<OpenRoot>,
     epoch: Instant,
-    /// When the path was looked at, in milliseconds since the epoch; 0 where that does not count.
+    /// The time of the last check of the path, in milliseconds since the epoch; 0 if it does not
+    /// count.
     looked: AtomicU64,
-    /// What was found then, if not the directory.
+    /// The failure of the last check, if any.
     trouble: ArcSwapOption<UnusableDirectory>,
     /// Looks one at a time: a disk that hangs must not get a thread for each reader.
     turn: tokio::sync::Mutex<()>,
@@ -74,7 +76,7 @@ struct Watch {
     missing_since: Option<Instant>,
 }
 
-/// A step of opening a directory that failed.
+/// A failed step of opening a directory.
 #[derive(Debug, thiserror::Error)]
 #[error("{doing} {path}")]
 pub struct OpenError {
@@ -88,11 +90,11 @@ fn failed(doing: &'static str, path: PathBuf) -> impl FnOnce(io::Error) -> OpenE
 }
 
 impl Root {
-    /// Opens the directory at `path`. For a daemon it is made where it is missing, with what is
-    /// missing of it.
+    /// Opens the directory at `path`. For a daemon, it is created if it is missing, with everything
+    /// that it needs.
     pub(super) fn open(path: &Path, role: Role) -> Result<Self, OpenError> {
         if role == Role::Daemon {
-            make_durably(path).map_err(failed("cannot make the directory", path.to_owned()))?;
+            make_durably(path).map_err(failed("cannot create the directory", path.to_owned()))?;
         }
         let open = OpenRoot::open(path, 0)
             .map_err(failed("cannot open the directory", path.to_owned()))?;
@@ -114,16 +116,16 @@ impl Root {
         Ok(root)
     }
 
-    /// Makes what a daemon needs in a directory.
+    /// Creates everything that a daemon needs in a directory.
     fn prepare(&self, open: &OpenRoot) -> Result<(), OpenError> {
         let is_new = open.folder("nar").is_err();
         let nar = open.make_folder("nar");
-        let nar = nar.map_err(failed("cannot make the directory", self.path.join("nar")))?;
+        let nar = nar.map_err(failed("cannot create the directory", self.path.join("nar")))?;
         open.prepare_staging().map_err(failed("cannot prepare", self.path.join(STAGING)))?;
         if is_new {
-            // An attempt before this one may have made what is above and failed to sync it.
+            // An earlier attempt may have created the parent directories, and failed to sync them.
             sync_above(&self.path, open.device)
-                .map_err(failed("cannot sync what is above", self.path.clone()))?;
+                .map_err(failed("cannot sync the parent directory of", self.path.clone()))?;
         }
         // A daemon that was killed between giving names and syncing them has left them, and a client
         // that finds an object does not upload it again.
@@ -163,14 +165,14 @@ impl Root {
         u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1
     }
 
-    /// Whether the path was looked at a moment ago.
+    /// Whether the path was checked a moment ago.
     fn is_fresh(&self) -> bool {
         let looked = self.looked.load(Ordering::SeqCst);
         let age = self.now().saturating_sub(looked);
         looked != 0 && Duration::from_millis(age) < FRESH
     }
 
-    /// What was found then: the generation of the directory to which it leads.
+    /// The generation of the directory in the last check.
     fn known(&self) -> Result<u64, UnusableDirectory> {
         match &*self.trouble.load() {
             Some(trouble) => Err(UnusableDirectory::clone(trouble)),
@@ -178,7 +180,7 @@ impl Root {
         }
     }
 
-    /// There is a sign that the directory was removed: what was found a moment ago does not count.
+    /// Discards the last check, because the directory seems to have been removed.
     pub(super) fn suspect(&self) {
         if self.trouble.load().is_none() {
             self.looked.store(0, Ordering::SeqCst);
@@ -201,19 +203,19 @@ impl Root {
         looked.map(|open| open.generation)
     }
 
-    /// Looks at the path beside what goes on, if it is time.
+    /// Checks the path in the background, if it is due.
     pub(super) fn keep_watch(self: &Arc<Self>) {
         if !self.is_fresh() && !self.is_looking.swap(true, Ordering::SeqCst) {
             let root = Arc::clone(self);
             tokio::task::spawn_blocking(move || {
-                // What was found is there for who asks next.
+                // The result is stored for the next caller.
                 let _ = root.look();
                 root.is_looking.store(false, Ordering::SeqCst);
             });
         }
     }
 
-    /// The directory to which the path leads now. Waits for the disk.
+    /// Returns the directory that is at the path now. Blocks on the disk.
     pub(super) fn look(&self) -> Result<Arc<OpenRoot>, UnusableDirectory> {
         let mut watch = lock(&self.watch);
         let found = self.find(&mut watch);
@@ -224,14 +226,15 @@ impl Root {
         match (&found, &before) {
             (Err(trouble), Some(before)) if before.0 == trouble.0 => {}
             (Err(trouble), _) => error!("{trouble}"),
-            (Ok(_), Some(_)) => warn!("the cache's directory can be used again"),
+            (Ok(_), Some(_)) => warn!("the cache's directory is usable again"),
             (Ok(_), None) => {}
         }
         self.looked.store(self.now(), Ordering::SeqCst);
         found
     }
 
-    /// The same for an upload: where a directory that is gone will be made again, it waits for that.
+    /// Does the same for an upload: if a missing directory will be created again, it waits for
+    /// that.
     pub(super) fn look_and_wait(&self) -> Result<Arc<OpenRoot>, UnusableDirectory> {
         let found = self.look();
         let since = lock(&self.watch).missing_since;
@@ -249,7 +252,7 @@ impl Root {
         if self.look()?.generation == open.generation {
             return Ok(());
         }
-        Err(self.unusable("was replaced meanwhile; try again"))
+        Err(self.unusable("was replaced in the meantime; try again"))
     }
 
     fn unusable(&self, why: &str) -> UnusableDirectory {
@@ -261,7 +264,7 @@ impl Root {
         let named = match rustix::fs::stat(&self.path) {
             Ok(stat) => Some(stat),
             Err(Errno::NOENT) => None,
-            Err(error) => return Err(self.unusable(&format!("cannot be looked at: {error}"))),
+            Err(error) => return Err(self.unusable(&format!("cannot be checked: {error}"))),
         };
         if let Some(named) = named {
             watch.missing_since = None;
@@ -271,31 +274,31 @@ impl Root {
             }
         }
         if self.role == Role::Command {
-            return Err(self.unusable("was removed or replaced meanwhile"));
+            return Err(self.unusable("was removed or replaced in the meantime"));
         }
         match named {
             Some(named) if FileType::from_raw_mode(named.st_mode) != FileType::Directory => {
-                Err(self.unusable("is no directory any more"))
+                Err(self.unusable("is no longer a directory"))
             }
             Some(named) if named.st_dev != open.device => Err(self.unusable(
-                "is on another disk than when the daemon started; mount the right one, or restart \
-                 the daemon if this is the right one",
+                "is on another file system than when the daemon started; mount the right one, \
+                 or restart the daemon if this is the right one",
             )),
             Some(_) => self.open_again(&open),
             None => {
                 let since = *watch.missing_since.get_or_insert_with(Instant::now);
                 if since.elapsed() < MAKE_AGAIN_AFTER {
-                    return Err(self.unusable("is gone"));
+                    return Err(self.unusable("is missing"));
                 }
                 // Where a disk is not mounted, its mount point is on another.
                 if device_above(&self.path) != Some(open.device) {
                     return Err(self.unusable(
-                        "is gone, and so is the disk that it was on; mount that, or restart the \
-                         daemon to begin with an empty cache",
+                        "is missing, and so is the file system that it was on; mount it, or \
+                         restart the daemon to start with an empty cache",
                     ));
                 }
                 make_durably(&self.path).map_err(|error| {
-                    self.unusable(&format!("is gone and cannot be made: {error}"))
+                    self.unusable(&format!("is missing and cannot be created: {error}"))
                 })?;
                 watch.missing_since = None;
                 self.open_again(&open)
@@ -310,7 +313,8 @@ impl Root {
             return Err(self.unusable("was replaced just now"));
         }
         self.prepare(&open).map_err(|error| UnusableDirectory(with_causes(&error)))?;
-        warn!("{} was replaced; from now on the cache is what is there now", self.path.display());
+        let path = self.path.display();
+        warn!(%path, "the cache's directory was replaced; using the new one");
         let open = Arc::new(open);
         self.current.store(Arc::clone(&open));
         Ok(open)
@@ -352,8 +356,8 @@ fn make_durably(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Syncs the directories above `path` on this device, as far as they can be read: those that
-/// cannot are another user's, who has made what is in them.
+/// Syncs the parent directories of `path` on this device. Unreadable ones are skipped: they belong
+/// to another user, who created their entries.
 fn sync_above(path: &Path, device: u64) -> io::Result<()> {
     let mut above = parent_of(path);
     loop {
@@ -389,7 +393,7 @@ mod tests {
         let first = root.look().unwrap();
         root.still_leads_to(&first).unwrap();
         fs::rename(&path, dir.path().join("before")).unwrap();
-        assert!(root.look().unwrap_err().to_string().contains("is gone"));
+        assert!(root.look().unwrap_err().to_string().contains("is missing"));
         fs::create_dir(&path).unwrap();
         assert!(root.still_leads_to(&first).is_err());
         let second = root.look().unwrap();
@@ -438,10 +442,10 @@ mod tests {
         let root = Root::open(&link, Role::Daemon).unwrap();
         fs::remove_file(&link).unwrap();
         fs::write(&link, "").unwrap();
-        assert!(root.look().unwrap_err().to_string().contains("no directory"));
+        assert!(root.look().unwrap_err().to_string().contains("no longer a directory"));
         fs::remove_file(&link).unwrap();
         std::os::unix::fs::symlink(other.path(), &link).unwrap();
-        assert!(root.look().unwrap_err().to_string().contains("another disk"));
+        assert!(root.look().unwrap_err().to_string().contains("another file system"));
         assert_eq!(fs::read_dir(other.path()).unwrap().count(), 0);
         fs::remove_file(&link).unwrap();
         std::os::unix::fs::symlink(dir.path().join("here"), &link).unwrap();

@@ -1,4 +1,4 @@
-//! How much of the disk uploads may take.
+//! The disk space that uploads may take.
 
 use std::io;
 use std::sync::Arc;
@@ -6,11 +6,11 @@ use std::sync::Arc;
 use super::root::Root;
 use crate::store::StoreError;
 
-/// The space of the disk that the store is on.
+/// The disk space of the store.
 #[derive(Debug, Clone)]
 pub(super) struct Space {
     root: Arc<Root>,
-    /// So many bytes stay free.
+    /// The number of bytes that stay free.
     reserve: u64,
 }
 
@@ -25,8 +25,8 @@ impl Space {
         Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
     }
 
-    /// Refuses what would take the disk below its reserve. Asks the kernel only where there is a
-    /// reserve: whether the disk is full, writing finds out by itself.
+    /// Refuses an object that would take the disk below its reserve. Without a reserve, the kernel
+    /// is not queried: writes fail if the disk is full.
     pub(super) fn check(&self, key: &str, needed: u64) -> Result<(), StoreError> {
         if self.reserve == 0 {
             return Ok(());
@@ -36,7 +36,8 @@ impl Space {
 
     /// The same where there is no reserve, too.
     pub(super) fn check_at_once(&self, key: &str, needed: u64) -> Result<(), StoreError> {
-        let free = self.free().map_err(|e| StoreError::new("measuring the disk for", key, e))?;
+        let free =
+            self.free().map_err(|e| StoreError::new("measuring the free space for", key, e))?;
         if free < self.reserve.saturating_add(needed) {
             return Err(StoreError::Reserve { free, needed, reserve: self.reserve });
         }

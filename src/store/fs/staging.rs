@@ -1,9 +1,10 @@
-//! The folder in which objects are staged, one for each process.
+//! The staging directory, one for each process.
 //!
-//! A process holds a lock on its folder for as long as it lives; the kernel drops it with the
-//! process, however that ends. So a folder that can be locked belongs to nobody and is swept away,
-//! and a daemon that starts while another still drains leaves that one's uploads alone. The sweep
-//! removes only what a daemon makes there: folders `<process>-<number>` with files in them.
+//! A process holds a lock on its staging directory as long as it lives; the kernel drops the lock
+//! with the process, however it ends. So a staging directory that can be locked has no owner and is
+//! removed, and a daemon that starts while another one still drains does not touch the other's
+//! uploads. The sweep removes only what a daemon creates there: directories `<process>-<number>`
+//! with files in them.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -18,14 +19,14 @@ use rustix::io::Errno;
 use super::folder::{create, each, knows_no_locks, open_here, rename_new, unlink};
 use crate::store::Stored;
 
-/// This process's staging folder.
+/// The staging directory of this process.
 #[derive(Debug, Default)]
 pub(super) struct Staging {
     folder: Mutex<Option<Arc<Folder>>>,
     next: AtomicU64,
 }
 
-/// A folder of one process.
+/// A staging directory of a process.
 #[derive(Debug)]
 struct Folder {
     fd: OwnedFd,
@@ -33,7 +34,7 @@ struct Folder {
     name: String,
 }
 
-/// A file in the staging folder. Dropping it removes it.
+/// A file in the staging directory. Dropping it removes the file.
 #[derive(Debug)]
 pub(super) struct Staged {
     folder: Arc<Folder>,
@@ -65,7 +66,7 @@ impl Staging {
         let name = self.next.fetch_add(1, Ordering::Relaxed).to_string();
         let folder = self.folder(&parent)?;
         match create(&folder.fd, &name) {
-            // Somebody has removed the folder.
+            // The directory was removed.
             Err(Errno::NOENT) => self.forget(&folder),
             created => return Ok((created?.into(), Staged { folder, name: Some(name) })),
         }
@@ -116,7 +117,7 @@ impl Folder {
         // take it for one that was left behind.
         match rustix::fs::flock(&parent, FlockOperation::LockExclusive) {
             Ok(()) => sweep(&parent)?,
-            // Then nobody knows which of them are in use, and all stay.
+            // Then it is unknown which directories are in use, and all are kept.
             Err(error) if knows_no_locks(error) => {}
             Err(error) => return Err(error.into()),
         }
@@ -152,8 +153,7 @@ fn make_unused(parent: impl AsFd) -> io::Result<(OwnedFd, String)> {
     unreachable!("a folder does not hold every number")
 }
 
-/// Removes the folders of processes that are gone. What is not named like one, or is a link, is
-/// none of ours.
+/// Removes the directories of ended processes. Other names and links are not ours, and are kept.
 fn sweep(parent: impl AsFd) -> io::Result<()> {
     each(&parent, |name, kind| {
         if kind != FileType::Directory || !is_a_process(name) {
@@ -161,7 +161,7 @@ fn sweep(parent: impl AsFd) -> io::Result<()> {
         }
         let folder = match open_here(&parent, name) {
             Ok(folder) => folder,
-            // Another user's, who has to sweep it; or it has just been swept by its owner.
+            // It belongs to another user, who has to remove it; or its owner has just removed it.
             Err(Errno::ACCESS | Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
             Err(error) => return Err(error.into()),
         };

@@ -1,9 +1,9 @@
-//! What a failed sync has left in doubt.
+//! Names that are in doubt after a failed sync.
 //!
-//! A directory whose sync failed may lose the names that it got since the sync before, and the
-//! kernel reports a failed sync once. So it is remembered here until a later sync succeeds: nothing
-//! that needs the directory is acknowledged until then, and the objects whose uploads were refused
-//! because of it are not served as if they were stored.
+//! A directory whose sync failed may lose the names that it got since the previous sync, and the
+//! kernel reports a failed sync only once. So the failure is remembered here until a later sync
+//! succeeds: until then no upload that needs the directory is acknowledged, and the objects whose
+//! uploads failed are not served.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,13 +15,13 @@ use super::folder::split;
 /// More objects than this are not remembered by name: then all of their directory are in doubt.
 const OBJECTS: usize = 4096;
 
-/// A disk whose syncs fail is not asked more often on behalf of readers.
+/// The minimum pause between retries of a failed sync by readers.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 
-/// Directories whose last sync failed, and objects in them whose uploads were refused for it.
+/// Directories whose last sync failed, and the objects in them whose uploads failed with it.
 #[derive(Debug, Default)]
 pub(super) struct Unsynced {
-    /// Whether there are any, for readers, who ask for every object.
+    /// Whether there are any; cheap, because reads check it for every object.
     any: AtomicBool,
     folders: Mutex<Folders>,
 }
@@ -47,7 +47,7 @@ struct Doubt {
 pub(super) struct Begun(u64);
 
 impl Unsynced {
-    /// To be taken before a directory is synced.
+    /// Must be called before a directory is synced.
     pub(super) fn begin(&self) -> Begun {
         if !self.any.load(Ordering::SeqCst) {
             return Begun(0);

@@ -1,4 +1,4 @@
-//! An object too large for memory, on its way into the directory.
+//! A streamed upload of an object that is too large for memory.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -17,7 +17,7 @@ use crate::store::{StoreError, Stored, Upload};
 /// little left to do, and no sync of another object has to wait for all of this one.
 const WRITE_BEHIND: u64 = 8 * 1024 * 1024;
 
-/// A staged file that has no name in the cache yet.
+/// A streamed upload into a staged file.
 pub(super) struct FsUpload {
     root: Arc<OpenRoot>,
     committer: Arc<Committer>,
@@ -53,7 +53,7 @@ impl FsUpload {
             .reserve(file, size)
             .map_err(|error| StoreError::new("reserving space for", &key, error))?;
         if lock(&body).has_space() {
-            // Others may have been looking at the same space at the same time.
+            // Concurrent uploads may have checked the same free space.
             space.check(&key, 0)?;
         }
         let reservations = Arc::clone(reservations);
@@ -84,10 +84,10 @@ fn write(body: &mut Body, mut bytes: &[u8], reservations: &Reservations) -> io::
     Ok(())
 }
 
-/// Makes the kernel start to write the range, and does not wait for it. Linux has no safe way to
-/// say just that; but told that dirty pages are not needed, it begins with writing them
-/// (`mm/fadvise.c`), and keeps them as long as they are being written. Durability is not in this:
-/// it is the committer's.
+/// Makes the kernel start to write the range, without waiting for it. Linux has no safe call for
+/// just that; but if the pages are marked as not needed, it starts to write dirty ones
+/// (`mm/fadvise.c`), and keeps them while they are being written. This does not make the range
+/// durable: the committer does.
 fn start_writing(file: &File, offset: u64, len: u64) {
     let len = std::num::NonZeroU64::new(len);
     // Only advice.
@@ -136,7 +136,7 @@ impl Upload for FsUpload {
         committer
             .commit(Object::Staged(root, unsynced, staged), key.clone())
             .blocking_recv()
-            .map_err(|_| io::Error::other("the committing thread is gone"))
+            .map_err(|_| io::Error::other("the commit thread has ended"))
             .and_then(|done| done)
             .map_err(failed)
     }

@@ -1,8 +1,9 @@
-//! Recording that objects are used, in their access times.
+//! Records uses of objects in their access times.
 //!
-//! The system's own recording cannot be relied on: `noatime` leaves it out, `relatime` is a day
-//! late, and what is served from memory or asked for by HEAD is not read at all. So the time is
-//! set, by a thread of its own, because changing an inode may wait for the journal.
+//! The access times of the system are not reliable: `noatime` disables them, `relatime` is up to a
+//! day late, and objects that are served from memory or requested by HEAD are not read at all. So a
+//! thread sets the times; it is a thread of its own, because changing an inode may wait for the
+//! journal.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -27,7 +28,7 @@ const MOVED_AWAY_TRIES: u32 = 50;
 /// The pause between two of these lookups.
 const MOVED_AWAY_PAUSE: Duration = Duration::from_millis(1);
 
-/// The thread that records.
+/// The recording thread.
 #[derive(Debug)]
 pub(super) struct Uses {
     queue: mpsc::Sender<Use>,
@@ -35,7 +36,7 @@ pub(super) struct Uses {
 
 struct Use {
     key: String,
-    /// Somebody waits for it to be recorded.
+    /// The channel of a caller that waits for the record.
     done: Option<oneshot::Sender<Result<bool, Errno>>>,
 }
 
@@ -50,13 +51,13 @@ impl Uses {
         Self { queue }
     }
 
-    /// Says of an object that it is used now, without waiting for it to be recorded.
+    /// Records the use of an object, without waiting.
     pub(super) fn note(&self, path: &CachePath) {
-        // One of so many that it does not matter: it will be used again, or not.
+        // The queue is full, and one lost use of so many does not matter.
         let _ = self.queue.try_send(Use { key: path.key(), done: None });
     }
 
-    /// Says of an object that it is used now. False if it is absent.
+    /// Records the use of an object. Returns false if the object is absent.
     pub(super) async fn mark(&self, path: &CachePath) -> Result<bool, StoreError> {
         let key = path.key();
         let (done, answer) = oneshot::channel();
@@ -73,16 +74,16 @@ impl Uses {
 }
 
 fn gone(key: &str) -> StoreError {
-    let error = io::Error::other("the thread that does it is gone");
+    let error = io::Error::other("the recording thread has ended");
     StoreError::new("recording the use of", key, error)
 }
 
 fn record(root: &Root, mut uses: mpsc::Receiver<Use>) {
     while let Some(Use { key, done }) = uses.blocking_recv() {
         match (mark(root.current().fd(), &key), done) {
-            // Who does not wait any more does not want to know.
+            // The receiver may have been dropped.
             (marked, Some(done)) => drop(done.send(marked)),
-            (Err(error), None) => warn!(%error, "the use of {key} was not recorded"),
+            (Err(error), None) => warn!(%error, key, "cannot record the use of an object"),
             (Ok(_), None) => {}
         }
     }
@@ -93,8 +94,8 @@ fn mark(root: impl AsFd, key: &str) -> Result<bool, Errno> {
     let now =
         Timestamps { last_access: special(UTIME_NOW), last_modification: special(UTIME_OMIT) };
     match rustix::fs::utimensat(&root, key, &now, AtFlags::empty()) {
-        // Nothing can be recorded on a read-only or full disk, on another owner's file, or where
-        // the kernel or a sandbox knows no such call. What is there is served all the same.
+        // Uses cannot be recorded on a read-only or full disk, for a file of another owner, or if
+        // the kernel or a sandbox does not support the call. The object is served anyway.
         Err(
             Errno::ROFS
             | Errno::PERM

@@ -1,15 +1,15 @@
-//! Where one sync of a file system stands for one of each file in it.
+//! The file systems on which one `syncfs` replaces a sync of each file.
 //!
-//! `syncfs` has to write everything and has to say when something could not be written. Linux says
-//! so from 5.8 on (syncfs(2)), and only of errors that the file system itself was told of. A file
-//! system on top of another (overlayfs) is not told, and one in user space (FUSE) or on a server
-//! (NFS, SMB) is asked for its files, but not always for the whole. So these are the file systems
-//! of which both are known; all others have each file synced.
+//! `syncfs` has to write everything and to report write errors. Linux reports them since 5.8
+//! (syncfs(2)), and only errors that the file system itself gets. A file system on top of another
+//! one (overlayfs) does not get them; one in user space (FUSE) or on a server (NFS, SMB) is asked
+//! to sync files, but not always the whole. So this module lists the file systems that do both; on
+//! all others each file is synced.
 
 use std::os::fd::AsFd;
 use std::sync::OnceLock;
 
-/// The oldest kernel of which `syncfs` says what it could not write.
+/// The oldest kernel whose `syncfs` reports write errors.
 const KERNEL: (u32, u32) = (5, 8);
 
 /// `f_type` of statfs(2): ext4 (and its predecessors), XFS, Btrfs, F2FS, bcachefs, tmpfs.
@@ -59,7 +59,7 @@ mod tests {
         for file_system in fuse_nfs_smb_overlay_zfs_9p {
             assert!(!reports_errors(Some((6, 1)), file_system), "{file_system:x}");
         }
-        // Btrfs, as a machine of 32 bits says it.
+        // Btrfs, as 32-bit machines report it.
         assert!(reports_errors(Some((6, 1)), 0xffff_ffff_9123_683e));
     }
 }

@@ -1,5 +1,4 @@
-//! The requests that are made of a bucket, in the words of a store: keys in, absence as none, and
-//! errors sorted.
+//! The requests to a bucket: keys in, `None` for absent objects, and classified errors.
 
 use std::error::Error as _;
 use std::io;
@@ -29,19 +28,19 @@ use crate::store::{RemoteTrouble, StoreError};
 /// A server copies so much in one request (`CopyObject` in Amazon's API reference).
 const COPY_LIMIT: u64 = 5 << 30;
 
-/// The parts of a copy that goes through us.
+/// The size of the parts of a copy through the daemon.
 const COPY_PART: usize = 64 << 20;
 
 /// How long a URL that we ask ourselves is good for.
 const SIGNATURE_VALID: Duration = Duration::from_secs(60);
 
-/// How long a deletion may take. Nobody can say of one that is not answered when it will be done.
+/// The timeout of a deletion. It is unknown when a deletion without a response takes effect.
 pub(super) const DELETE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The longest error of a server that is read.
 const ERROR_LIMIT: usize = 64 * 1024;
 
-/// A bucket, or what is below a prefix in it.
+/// A bucket, or a prefix in it.
 #[derive(Debug)]
 pub(super) struct Bucket {
     s3: AmazonS3,
@@ -74,15 +73,16 @@ impl Bucket {
             .expect("keys have neither empty parts nor dots for parts")
     }
 
-    /// What is known of an object; none if it is absent. The answer to a HEAD has no body in which it
-    /// could say what is absent, or that this is a proxy's own answer, so a GET has to agree.
+    /// Returns the metadata of an object, or `None` if the object is absent. The response to HEAD
+    /// has no body that could say what is absent, or show that a proxy sent it, so a GET has to
+    /// confirm the absence.
     pub(super) async fn head(&self, key: &str) -> Result<Option<Meta>, StoreError> {
         match self.s3.head(&self.path(key)).await {
             Ok(meta) => Ok(Some(Meta::from(&meta))),
             Err(Error::NotFound { .. }) => {
                 Ok(self.get(key).await?.map(|found| Meta::from(&found.meta)))
             }
-            Err(error) => Err(failed("looking at", key)(error)),
+            Err(error) => Err(failed("checking", key)(error)),
         }
     }
 
@@ -91,7 +91,7 @@ impl Bucket {
         match self.s3.head(&self.path(key)).await {
             Ok(_) => Ok(true),
             Err(Error::NotFound { .. }) => Ok(false),
-            Err(error) => Err(failed("looking at", key)(error)),
+            Err(error) => Err(failed("checking", key)(error)),
         }
     }
 
@@ -162,8 +162,8 @@ impl Bucket {
         }
     }
 
-    /// Stores an object in place of the one with this entity tag, or where there is none, on a server
-    /// that looks. False if it is another one by now.
+    /// Stores an object in place of the one with this entity tag, or of an absent one, on a server
+    /// with conditional writes. Returns false if there is another object by now.
     pub(super) async fn put_in_place_of(
         &self,
         key: &str,
@@ -179,7 +179,7 @@ impl Bucket {
             PutOptions { mode, attributes: attributes(content_type), ..PutOptions::default() };
         match self.s3.put_opts(&self.path(key), bytes.into(), options).await {
             Ok(_) => Ok(true),
-            // What was to be replaced has gone.
+            // The object to be replaced was removed.
             Err(
                 Error::AlreadyExists { .. } | Error::Precondition { .. } | Error::NotFound { .. },
             ) => Ok(false),
@@ -198,7 +198,7 @@ impl Bucket {
             ..PutMultipartOptions::default()
         };
         let begun = self.uploads.put_multipart_opts(&self.path(key), options).await;
-        begun.map_err(failed("beginning", key))
+        begun.map_err(failed("starting the upload of", key))
     }
 
     /// Copies an object within the bucket. False if it is absent.
@@ -221,8 +221,8 @@ impl Bucket {
         copy.finish().await.map(|_| true).map_err(failed("copying", from))
     }
 
-    /// Deletes an object; one that is absent is as good as deleted. What is not answered is asked again,
-    /// so that this is only for what nobody stores anew meanwhile.
+    /// Deletes an object. An absent object counts as deleted. The request is retried, so this is
+    /// only for objects that no other process stores again meanwhile.
     pub(super) async fn delete(&self, key: &str) -> Result<(), StoreError> {
         let begun = Instant::now();
         for tries in 0.. {
@@ -237,8 +237,8 @@ impl Bucket {
         unreachable!("time does not stand still")
     }
 
-    /// Deletes an object that still has this entity tag, as far as the server looks, and asks once.
-    /// After an error nobody knows whether it is gone.
+    /// Deletes an object if it still has this entity tag, on servers that check it. The request is
+    /// sent once. After an error it is unknown whether the object was deleted.
     pub(super) async fn delete_once(
         &self,
         key: &str,
@@ -254,8 +254,8 @@ impl Bucket {
         }
     }
 
-    /// A plain DELETE: that of `object_store` is `POST ?delete`, which some servers do not know, unless
-    /// it is told otherwise, and it is sent again for as long as it fails.
+    /// Sends a plain DELETE. `object_store` would by default send `POST ?delete`, which some
+    /// servers do not support, and would retry it.
     async fn send_delete(
         &self,
         key: &str,
@@ -280,10 +280,10 @@ impl Bucket {
         }
     }
 
-    /// A URL by which anybody can fetch an object for some time.
+    /// Returns a presigned URL of an object.
     pub(super) async fn link(&self, key: &str, valid: Duration) -> Result<String, StoreError> {
         let url = self.signed_url(Method::GET, &self.path(key), valid, &[]).await;
-        url.map(String::from).map_err(failed("signing a link to", key))
+        url.map(String::from).map_err(failed("presigning a URL for", key))
     }
 
     /// The URL of a request with these parameters, with a signature that is valid for some time unless
@@ -306,8 +306,8 @@ impl Bucket {
         Ok(url)
     }
 
-    /// Asks for something about the bucket itself, with these parameters, until it is answered or
-    /// [`PATIENCE`] is over.
+    /// Sends a GET to the bucket itself with these parameters, and retries it until [`PATIENCE`] is
+    /// over.
     pub(super) async fn ask(
         &self,
         doing: &'static str,
@@ -343,7 +343,7 @@ impl Bucket {
     }
 }
 
-/// What became of an object that was to be deleted.
+/// The result of a deletion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Deleted {
     /// It is absent.
@@ -352,45 +352,45 @@ pub(super) enum Deleted {
     IsAnother,
 }
 
-/// A deletion of which nobody knows whether it was done.
+/// A deletion with an unknown result.
 #[derive(Debug)]
 pub(super) struct DeleteError {
-    /// Whether it may be answered in a while.
+    /// Whether a retry may succeed.
     pub may_pass: bool,
-    /// Whether it can still be done: nobody has said that it was refused.
+    /// Whether the deletion may still take effect, because it was not refused.
     pub may_come: bool,
     pub error: StoreError,
 }
 
-/// Sends a request that is signed by its URL, and reads the whole answer.
+/// Sends a request with a presigned URL, and reads the whole response.
 async fn read_answer(
     request: reqwest::RequestBuilder,
     limit: usize,
 ) -> Result<(u16, Vec<u8>), Unanswered> {
-    // Whoever has the URL may ask the same.
+    // The URL is a secret: it permits the same request.
     let answer = request.send().await.map_err(reqwest::Error::without_url);
     let mut answer = answer.map_err(Unanswered::from)?;
     let status = answer.status();
     if status.is_success() && is_html(answer.headers()) {
-        return Err(Unanswered::failed(true, "something answered a page of HTML".to_owned()));
+        return Err(Unanswered::failed(true, "the response is an HTML page".to_owned()));
     }
     let mut text = Vec::new();
     while let Some(chunk) = answer.chunk().await.map_err(reqwest::Error::without_url)? {
         text.extend_from_slice(&chunk);
         if text.len() > limit {
-            return Err(Unanswered::failed(false, "the answer has no end".to_owned()));
+            return Err(Unanswered::failed(false, "the response is too large".to_owned()));
         }
     }
     Ok((status.as_u16(), text))
 }
 
-/// What is said of a request that the server does not know.
-pub(super) const NOT_IMPLEMENTED: &str = "the server does not know this request";
+/// The error for a request that the server does not support.
+pub(super) const NOT_IMPLEMENTED: &str = "the server does not support this request";
 
-/// A question that was not answered.
+/// A failed request.
 struct Unanswered {
     trouble: RemoteTrouble,
-    /// Whether it may be answered in a while.
+    /// Whether a retry may succeed.
     may_pass: bool,
     source: Box<dyn std::error::Error + Send + Sync>,
 }
@@ -400,10 +400,10 @@ impl Unanswered {
         Self { trouble: trouble(&error), may_pass: false, source: Box::new(error) }
     }
 
-    /// What this status and this text mean.
+    /// Classifies a response by its status and text.
     fn by(status: u16, text: &str) -> Self {
         let start: String = text.chars().take(1000).collect();
-        let source = format!("the server answered {status}: {start}");
+        let source = format!("the server responded with {status}: {start}");
         match status {
             401 | 403 => {
                 Self { trouble: RemoteTrouble::Denied, may_pass: false, source: source.into() }
@@ -413,7 +413,7 @@ impl Unanswered {
             429 | 503 => {
                 Self { trouble: RemoteTrouble::Busy, may_pass: true, source: source.into() }
             }
-            // Somebody changes the same object just now.
+            // Another process is changing the same object.
             409 => Self::failed(true, source),
             400..=499 => Self::failed(false, source),
             _ => Self::failed(true, source),
@@ -461,7 +461,7 @@ fn absent_is_none<T>(
     }
 }
 
-/// Sorts an error of the object store.
+/// Classifies an error of the object store.
 pub(super) fn failed(doing: &'static str, key: &str) -> impl FnOnce(Error) -> StoreError + use<> {
     let key = key.to_owned();
     move |error| {

@@ -1,9 +1,9 @@
-//! Taking turns with other processes at changing an object, on servers that take no notice of
-//! conditions on writes.
+//! Locks an object against changes by other processes, on servers that ignore conditional writes.
 //!
-//! Whoever wants to change an object writes `.nix-stored/changing/<key>/<time>-<writer>`, and then
-//! looks who else has. Of two, the one that writes later sees the other; so whoever is alone has the
-//! turn. Whoever is not takes its word back, waits for a while of its own, and begins anew.
+//! A process that wants to change an object writes `.nix-stored/changing/<key>/<time>-<writer>`,
+//! and then lists the others. Of two processes, the one that writes later sees the other; so a
+//! process that sees no other holds the lock. Otherwise it deletes its entry, waits for a random
+//! time, and starts again.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -19,16 +19,17 @@ use super::bucket::Bucket;
 use super::uses::unique;
 use crate::store::{RemoteTrouble, StoreError};
 
-/// Where it is said.
+/// The prefix of the lock entries.
 pub(super) const FOLDER: &str = ".nix-stored/changing/";
 
-/// A turn that takes longer is that of one who is gone. Within a turn there are two small requests.
+/// A lock that is older than this was left by a killed process. Its holder sends two small
+/// requests.
 const OUTLIVED: Duration = Duration::from_secs(60);
 
 /// A turn is used no longer than this.
 pub(super) const GOOD_FOR: Duration = Duration::from_secs(15);
 
-/// A turn at changing an object, until it is dropped.
+/// The lock of an object that is being changed, held until it is dropped.
 pub(super) struct Turn {
     bucket: Arc<Bucket>,
     ending: TaskTracker,
@@ -50,7 +51,7 @@ impl Turn {
         for tries in 0_u32.. {
             let name = format!("{folder}{}", unique());
             let begun = Instant::now();
-            // It is taken back whatever happens to whoever waits here.
+            // The entry is deleted even if the caller is cancelled.
             let (bucket_too, ending) = (Arc::clone(bucket), ending.clone());
             let mut turn = Self { bucket: bucket_too, ending, name: Some(name.clone()), begun };
             bucket.put(&name, Bytes::new(), "text/plain; charset=utf-8").await?;
@@ -77,16 +78,16 @@ impl Turn {
             doing: "waiting to change",
             key: key.to_owned(),
             trouble: RemoteTrouble::TimedOut,
-            source: "others change it all the time".into(),
+            source: "other daemons keep changing it".into(),
         })
     }
 
-    /// Whether it may still be used.
+    /// Whether the lock is still valid.
     pub(super) fn is_good(&self) -> bool {
         self.begun.elapsed() < GOOD_FOR
     }
 
-    /// Ends the turn; the next one need not wait.
+    /// Releases the lock, so that the next change need not wait.
     async fn end(&mut self) {
         if let Some(name) = self.name.take() {
             end(&self.bucket, &name).await;
@@ -98,7 +99,7 @@ async fn end(bucket: &Bucket, name: &str) {
     if let Err(error) = bucket.delete(name).await {
         let error = &error as &dyn std::error::Error;
         let seconds = OUTLIVED.as_secs();
-        warn!(error, "the next one to change that waits for {seconds} s");
+        warn!(error, "cannot end a change; the next change of this object waits {seconds} s");
     }
 }
 

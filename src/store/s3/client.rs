@@ -1,4 +1,4 @@
-//! The connection to the object store, from what the configuration and the environment say.
+//! The HTTP clients for the object store, from the configuration and the environment.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,8 +13,8 @@ use super::profile::Profile;
 use super::strict::StrictConnector;
 use crate::config::{Bucket, authorities};
 
-/// How long a request is tried again before it counts as failed. Clients of the cache wait
-/// meanwhile, and Nix asks again on its own.
+/// The time for which a request is retried before it fails. Clients of the cache wait meanwhile,
+/// and Nix retries by itself.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long a server may take to accept a connection.
@@ -27,7 +27,7 @@ const SILENCE: Duration = Duration::from_secs(30);
 /// that for putting all parts together. Nix waits for 300 s (`stalled-download-timeout`).
 const SILENCE_IN_UPLOADS: Duration = Duration::from_secs(120);
 
-/// The clients of one bucket.
+/// The HTTP clients for one bucket.
 #[derive(Debug)]
 pub(super) struct Clients {
     /// For all that is short.
@@ -83,7 +83,7 @@ fn connect(bucket: &Bucket, http: reqwest::Client) -> Result<AmazonS3, OpenError
         backoff: BackoffConfig {
             init_backoff: Duration::from_millis(100),
             max_backoff: Duration::from_secs(2),
-            // A pause lies somewhere between the first one and so many times the one before.
+            // A pause is between the first pause and this multiple of the previous one.
             base: 3.0,
         },
         // The time ends it.
@@ -97,7 +97,7 @@ fn connect(bucket: &Bucket, http: reqwest::Client) -> Result<AmazonS3, OpenError
         .with_retry(retry)
         .with_virtual_hosted_style_request(bucket.virtual_hosted);
     builder = if skips_signature(&builder) {
-        // `object_store` asks for credentials to make a signed URL, even where it signs no request.
+        // `object_store` needs credentials for a presigned URL, even if it signs no requests.
         builder.with_credentials(Arc::new(StaticCredentialProvider::new(AwsCredential {
             key_id: "unsigned".to_owned(),
             secret_key: String::new(),
@@ -141,12 +141,12 @@ fn with_profile(builder: AmazonS3Builder, bucket: &Bucket) -> Result<AmazonS3Bui
         None if has_credentials => return Ok(builder),
         None => std::env::var("AWS_PROFILE").unwrap_or_else(|_| "default".to_owned()),
     };
-    let failed = |error| OpenError::new(bucket, "has no credentials", error);
+    let failed = |error| OpenError::new(bucket, "has no usable credentials", error);
     let Some(profile) = Profile::read(&name).map_err(failed)? else {
         return match &bucket.profile {
             Some(name) => Err(OpenError::told(
                 bucket,
-                format!("wants the profile {name}, which is not in ~/.aws"),
+                format!("needs the profile {name}, which is not in ~/.aws"),
             )),
             None => Ok(builder),
         };
@@ -172,14 +172,16 @@ fn with_profile(builder: AmazonS3Builder, bucket: &Bucket) -> Result<AmazonS3Bui
             (Some(way), Some(name)) => Err(OpenError::told(
                 bucket,
                 format!(
-                    "wants the profile {name}, which has {way} and no keys; that way to \
-                     credentials is not supported, set AWS_ACCESS_KEY_ID and \
-                     AWS_SECRET_ACCESS_KEY instead"
+                    "needs the profile {name}, which has {way} and no keys; {way} is not \
+                     supported, set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead"
                 ),
             )),
             (None, Some(name)) => Err(OpenError::told(
                 bucket,
-                format!("wants the profile {name}, which has no aws_access_key_id"),
+                format!(
+                    "needs the profile {name}, which lacks aws_access_key_id or \
+                     aws_secret_access_key"
+                ),
             )),
             (_, None) => Ok(builder),
         },

@@ -1,6 +1,6 @@
-//! Who collects garbage says so in the bucket, so that a second one sees it. It is a courtesy, not
-//! a lock: some servers take every write without looking ([`super::probe`]), so two that begin at
-//! the same moment may both go on. Nothing is broken then; they do the same work twice.
+//! The collection lock in the bucket, which shows a second collection that there is a first one. It
+//! is advisory: some servers ignore conditional writes ([`super::probe`]), so two collections that
+//! start at the same moment may both run. They then do the same work twice, and nothing breaks.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -13,16 +13,16 @@ use super::bucket::{Bucket, failed};
 use super::uses::unique;
 use crate::store::StoreError;
 
-/// Where it is said.
+/// The key of the lock.
 const KEY: &str = ".nix-stored/lock";
 
-/// A lease that was not renewed for so long is that of one who is gone.
+/// The time without a renewal after which the lock expires.
 const VALID: Duration = Duration::from_secs(300);
 
 /// How often a lease is renewed.
 const RENEW: Duration = Duration::from_secs(60);
 
-/// The lease, until it is dropped.
+/// The collection lock, held until it is dropped.
 pub(super) struct Lease {
     bucket: Arc<Bucket>,
     me: String,
@@ -30,7 +30,7 @@ pub(super) struct Lease {
     _renewing: AbortOnDropHandle<()>,
 }
 
-/// Whose the lease is, for people; none if nobody has it.
+/// Returns a readable name of the holder, or `None` if the lock is free.
 pub(super) async fn holder(bucket: &Bucket) -> Result<Option<String>, StoreError> {
     let Some(found) = bucket.get(KEY).await? else {
         return Ok(None);
@@ -39,23 +39,23 @@ pub(super) async fn holder(bucket: &Bucket) -> Result<Option<String>, StoreError
     let age = SystemTime::now().duration_since(renewed).unwrap_or_default().as_secs();
     let text = found.bytes().await.map_err(failed("reading", KEY))?;
     let text = String::from_utf8_lossy(&text[..text.len().min(200)]).into_owned();
-    let who = text.lines().nth(1).unwrap_or("somebody who did not say more");
-    Ok(Some(format!("{who}, who renewed it {age} s ago")))
+    let who = text.lines().nth(1).unwrap_or("an unknown process");
+    Ok(Some(format!("{who}, which renewed the lock {age} s ago")))
 }
 
-/// Takes the lease from whoever has it.
+/// Breaks the lock.
 pub(super) async fn break_it(bucket: &Bucket) -> Result<(), StoreError> {
     bucket.delete(KEY).await
 }
 
-/// What the lease says of its holder: a name that nobody else has, and one for people.
+/// The contents of the lock: a unique name of its holder, and a readable one.
 fn identity() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host = if host.trim().is_empty() { "a machine without a name" } else { host.trim() };
+    let host = if host.trim().is_empty() { "an unnamed machine" } else { host.trim() };
     format!("{}\nprocess {} on {host}\n", unique(), std::process::id())
 }
 
-/// Takes the lease; none if somebody has it.
+/// Takes the lock. Returns `None` if another process holds it.
 pub(super) async fn take(bucket: &Arc<Bucket>) -> Result<Option<Lease>, StoreError> {
     let now = SystemTime::now();
     let fresh = |at| now.duration_since(at).unwrap_or_default() < VALID;
@@ -86,19 +86,19 @@ async fn renew(bucket: Arc<Bucket>, me: String) {
         tokio::time::sleep(RENEW).await;
         match bucket.read(KEY).await {
             Ok(holder) if holder.as_deref().is_some_and(|holder| holder != me.as_bytes()) => {
-                warn!("somebody else collects garbage in this bucket too; let only one do it");
+                warn!("another process also collects in this bucket; let only one daemon collect");
                 return;
             }
             _ => {}
         }
         if let Err(error) = write(&bucket, &me).await {
             let error = &error as &dyn std::error::Error;
-            warn!(error, "the lease to collect garbage was not renewed");
+            warn!(error, "cannot renew the collection lock");
         }
     }
 }
 
-/// Ends the lease if it is still this holder's.
+/// Releases the lock if this process still holds it.
 async fn give_back(bucket: &Bucket, me: &str) -> Result<(), StoreError> {
     let Some(found) = bucket.get(KEY).await? else {
         return Ok(());
@@ -106,10 +106,10 @@ async fn give_back(bucket: &Bucket, me: &str) -> Result<(), StoreError> {
     let etag = found.meta.e_tag.clone();
     let holder = found.bytes().await.map_err(failed("reading", KEY))?;
     if holder != me.as_bytes() {
-        warn!("the lease to collect garbage ran out, and somebody else has it");
+        warn!("the collection lock expired, and another process holds it");
         return Ok(());
     }
-    // One that somebody else takes in this moment stays, where the server looks.
+    // On servers with conditional writes, a lock that another process takes in this moment is kept.
     match bucket.delete_once(KEY, etag.as_deref()).await {
         Ok(_) => Ok(()),
         Err(error) => Err(error.error),
@@ -123,7 +123,7 @@ impl Drop for Lease {
         let delete = async move {
             if let Err(error) = give_back(&bucket, &me).await {
                 let error = &error as &dyn std::error::Error;
-                warn!(error, "the lease to collect garbage runs out by itself in five minutes");
+                warn!(error, "cannot release the collection lock; it expires in five minutes");
             }
         };
         // A command ends after this, so it waits.

@@ -1,4 +1,4 @@
-//! Going through everything in the bucket.
+//! Lists all objects in the bucket.
 
 use std::sync::Arc;
 
@@ -71,7 +71,7 @@ async fn listed(
     }
     let path = match key.parse::<CachePath>() {
         Ok(CachePath::CacheInfo) => return None,
-        // What has another key is not found under this name.
+        // An object with another key is not found under this name.
         Ok(path) if path.key() == key => path,
         _ => return Some(Ok(Listed::Foreign(key))),
     };
@@ -89,7 +89,7 @@ async fn listed(
                 }
                 Ok(None) => return None,
                 Ok(Some(_)) => {
-                    let why = "its length is not the one that is listed";
+                    let why = "its length differs from the listed one";
                     return Some(Ok(Listed::Unreadable(path, not_what_it_is(&key, why))));
                 }
                 Err(error) => return Some(Ok(Listed::Unreadable(path, error))),
@@ -98,7 +98,7 @@ async fn listed(
             Ok(None) => match bucket.find_listed(&key).await {
                 Ok(None) => return None,
                 Ok(Some(_)) => {
-                    let why = "the server lists it, and does not find it";
+                    let why = "the server lists it, but does not find it";
                     return Some(Ok(Listed::Unreadable(path, not_what_it_is(&key, why))));
                 }
                 Err(error) => return Some(Ok(Listed::Unreadable(path, error))),
@@ -115,7 +115,7 @@ async fn listed(
     Some(Ok(Listed::Object(ListedObject { path, metadata, content })))
 }
 
-/// An answer that contradicts what is known of an object.
+/// The error for a response that contradicts the metadata of the object.
 pub(super) fn not_what_it_is(key: &str, why: &'static str) -> StoreError {
     StoreError::Remote {
         doing: "reading",

@@ -1,8 +1,8 @@
-//! Listing a bucket, page by page (`ListObjectsV2` in Amazon's API reference).
+//! Lists a bucket page by page (`ListObjectsV2` in Amazon's API reference).
 //!
-//! `object_store` ends a listing with an error at the first key that is no path in its sense (`a//b`,
-//! `nar/.`). In a bucket that others write to, too, such a key would stop every collection. So pages are
-//! read here, and keys are what they are.
+//! `object_store` ends a listing with an error at the first key that it does not accept as a path
+//! (`a//b`, `nar/.`). In a bucket that other programs write to, too, such a key would stop every
+//! collection. So the pages are parsed here, and any key is accepted.
 
 use std::time::{Duration, SystemTime};
 
@@ -22,7 +22,7 @@ const PAGE_LIMIT: usize = 8 << 20;
 /// each page, and leaves out those of deleted objects, sends such pages after a large collection.
 const EMPTY_PAGES: u32 = 1000;
 
-/// What a bucket says of an object without its bytes.
+/// The metadata of an object in a bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Meta {
     pub size: u64,
@@ -40,7 +40,7 @@ impl From<&ObjectMeta> for Meta {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Page {
-    /// Every server repeats this, so that another document is not taken for an empty list.
+    /// Every server repeats this parameter, so another document is not taken for an empty list.
     #[expect(dead_code, reason = "it has to be there")]
     name: String,
     #[serde(default)]
@@ -61,7 +61,7 @@ struct Entry {
     etag: Option<String>,
 }
 
-/// Where a listing is.
+/// The position of a listing.
 struct Position {
     token: Option<String>,
     /// The last key so far. Keys come in order, so one that is not after it has come before.
@@ -116,7 +116,7 @@ impl Bucket {
         }
         let text = self.ask("listing", &parameters, PAGE_LIMIT).await?;
         let page: Page = quick_xml::de::from_reader(text.as_slice())
-            .map_err(|error| failed(format!("sent a list that cannot be read: {error}")))?;
+            .map_err(|error| failed(format!("sent a list that does not parse: {error}")))?;
         let encoded = page.encoding_type.as_deref() == Some("url");
         position.empty_pages = if page.contents.is_empty() { position.empty_pages + 1 } else { 0 };
         let mut entries = Vec::with_capacity(page.contents.len());
@@ -127,10 +127,10 @@ impl Bucket {
             }
             let modified = humantime::parse_rfc3339_weak(&entry.last_modified);
             let modified = modified.map_err(|error| {
-                failed(format!("listed “{}” as of {}: {error}", key, entry.last_modified))
+                failed(format!("listed “{}” with the time {}: {error}", key, entry.last_modified))
             })?;
             let meta = Meta { size: entry.size, modified, etag: entry.etag };
-            // What is not below our prefix was not asked for.
+            // Keys outside the prefix were not requested.
             if let Some(own) = key.strip_prefix(self.prefix()) {
                 entries.push((own.to_owned(), meta));
             }
@@ -139,14 +139,15 @@ impl Bucket {
         position.ended = !page.is_truncated;
         if !position.ended {
             let next = page.next_continuation_token.filter(|token| !token.is_empty());
-            let next =
-                next.ok_or_else(|| failed("sent a part of a list and no token".to_owned()))?;
+            let next = next.ok_or_else(|| {
+                failed("sent an incomplete list without a continuation token".to_owned())
+            })?;
             let repeats_keys = entries.is_empty() && position.empty_pages == 0;
             if repeats_keys || position.token.as_ref() == Some(&next) {
-                return Err(failed("sends the same list again and again".to_owned()));
+                return Err(failed("sends the same list repeatedly".to_owned()));
             }
             if position.empty_pages > EMPTY_PAGES {
-                return Err(failed(format!("sent {EMPTY_PAGES} pages of a list without a key")));
+                return Err(failed(format!("sent {EMPTY_PAGES} pages of a list without keys")));
             }
             position.token = Some(next);
         }

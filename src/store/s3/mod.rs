@@ -1,15 +1,15 @@
 //! A bucket of any S3-compatible object store: exactly the objects of Nix's own `s3://` cache, plus
-//! `.nix-stored/` for what the daemon keeps for itself. Several daemons may stand over one bucket:
-//! names are hashes of contents, so that what two of them store at once is the same.
+//! `.nix-stored/` for the daemon's own objects. Several daemons may share a bucket: names are
+//! hashes of contents, so two daemons that store the same object store the same bytes.
 //!
 //! ```text
 //! nix-cache-info  <hash>.narinfo  nar/…  and so on, as in a directory
-//! .nix-stored/uses/<time>-<writer>   when objects were used
-//! .nix-stored/pins/<name>            store paths that stay
-//! .nix-stored/quarantine/            objects that were false, under their own names
-//! .nix-stored/lock                   says who collects garbage
-//! .nix-stored/removing/<time>-<writer>  what is about to be removed
-//! .nix-stored/changing/<key>/<time>-<writer>  who changes an object
+//! .nix-stored/uses/<time>-<writer>   uses of objects
+//! .nix-stored/pins/<name>            pinned store paths
+//! .nix-stored/quarantine/            damaged objects, under their own names
+//! .nix-stored/lock                   the holder of the collection lock
+//! .nix-stored/removing/<time>-<writer>  objects that are about to be removed
+//! .nix-stored/changing/<key>/<time>-<writer>  a process that changes an object
 //! ```
 
 mod bucket;
@@ -59,16 +59,16 @@ use removing::{Removers, Said};
 use upload::S3Upload;
 use uses::Uses;
 
-/// What is ours in the bucket.
+/// The prefix of the daemon's own objects.
 const OWN_FOLDER: &str = ".nix-stored/";
 
 /// An object up to this size is read at once.
 const SMALL: u64 = 256 * 1024;
 
-/// How long a link to an object is good for. A download that has begun goes on.
+/// The validity of a presigned URL. A running download continues.
 const LINK_VALID: Duration = Duration::from_secs(15 * 60);
 
-/// How often abandoned uploads and batches of uses are looked for, after the start.
+/// The interval between sweeps of unfinished uploads and merges of recorded uses.
 const TIDY_EVERY: Duration = Duration::from_secs(3600);
 
 /// A store in a bucket.
@@ -78,12 +78,12 @@ pub struct S3Store {
     uses: Arc<Uses>,
     budget: Budget,
     turns: Arc<Turns>,
-    /// What was removed here, and when: nobody needs to know any more when it was used.
+    /// The objects that were removed here, with the time: their uses can be forgotten.
     gone: Arc<Mutex<HashMap<String, u64>>>,
     removers: Arc<Removers>,
-    /// What others were told that it will be removed.
+    /// The announced removals.
     said: tokio::sync::Mutex<Option<Said>>,
-    /// What is still to be taken back of turns that are over.
+    /// Entries of released locks that are still to be deleted.
     ending: TaskTracker,
     /// Whether the server looks before it stores, once it is known.
     looks: tokio::sync::OnceCell<bool>,
@@ -93,7 +93,7 @@ pub struct S3Store {
     runtime: Handle,
 }
 
-/// Why a bucket cannot be a store.
+/// The reason why a bucket cannot be opened.
 #[derive(Debug, Error)]
 #[error("the bucket {bucket} {why}")]
 pub struct OpenError {
@@ -118,8 +118,8 @@ impl OpenError {
 }
 
 impl S3Store {
-    /// Opens the store in a bucket, finds out what the bucket allows, and sweeps away uploads that
-    /// nobody will finish, now and every hour.
+    /// Opens the store in a bucket, tests what the bucket permits, and aborts unfinished uploads,
+    /// now and every hour.
     pub async fn open(location: &config::Bucket) -> Result<(Self, Found), OpenError> {
         let mut store = Self::connect(location)?;
         let found = store.probe().await?;
@@ -166,8 +166,9 @@ impl S3Store {
         metadata(&self.uses, key, meta)
     }
 
-    /// A text under the name of a narinfo that names nothing is an answer of something else than the
-    /// object store, unless the store lists an object of that size with the same entity tag.
+    /// Checks that a response is a narinfo. A text without any field of a narinfo comes from
+    /// another program than the object store, unless the store lists an object of that size with
+    /// the same entity tag.
     async fn check_narinfo(&self, key: &str, meta: &Meta, text: &[u8]) -> Result<(), StoreError> {
         if !LenientNarInfo::read(text).is_empty() {
             return Ok(());
@@ -177,11 +178,11 @@ impl S3Store {
         let is_it = |it: Meta| it.size == meta.size && (it.etag.is_none() || it.etag == meta.etag);
         match listed.is_some_and(is_it) {
             true => Ok(()),
-            false => Err(list::not_what_it_is(key, "the answer is not a narinfo")),
+            false => Err(list::not_what_it_is(key, "the response is not a narinfo")),
         }
     }
 
-    /// Says that `keys` will be removed, and learns which uses were recorded before.
+    /// Announces the removal of `keys`, and reads the uses that were recorded before.
     async fn say(
         &self,
         keys: impl IntoIterator<Item = String>,
@@ -223,7 +224,7 @@ impl S3Store {
                 Ok(Deleted::IsAnother) => {}
                 Err(DeleteError { may_pass, may_come, error }) => {
                     if may_come {
-                        // Whoever needs it waits until it cannot come any more.
+                        // A use waits until the deletion can no longer take effect.
                         *said = None;
                     }
                     if !may_pass || begun.elapsed() >= PATIENCE {
@@ -231,7 +232,7 @@ impl S3Store {
                     }
                 }
             }
-            // It is not sent again as it was: whoever waits for us goes first.
+            // The request is not repeated unchanged: waiting uses come first.
             if let Some(said) = said.take() {
                 said.take_back(&self.bucket).await;
             }
@@ -254,7 +255,7 @@ impl S3Store {
         }
     }
 
-    /// Where what is put aside goes: under its own name, or the first free one like `….1`.
+    /// Returns the key in the quarantine: the object's own name, or the first free one like `….1`.
     async fn free_name_aside(&self, key: &str) -> Result<String, StoreError> {
         let first = format!("{OWN_FOLDER}quarantine/{key}");
         let (mut aside, mut number) = (first.clone(), 0);
@@ -272,11 +273,11 @@ async fn keep_tidy(bucket: Arc<Bucket>, uses: Arc<Uses>, age: Duration) {
         tick.tick().await;
         match sweep::sweep(&bucket, age).await {
             Ok(Some(0)) => {}
-            Ok(Some(count)) => info!("swept away {count} uploads that were never finished"),
-            Ok(None) => debug!("this server cannot list unfinished uploads"),
+            Ok(Some(count)) => info!("aborted {count} unfinished uploads"),
+            Ok(None) => debug!("the server cannot list unfinished uploads"),
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
-                warn!(error, "unfinished uploads were not swept away");
+                warn!(error, "cannot abort unfinished uploads");
             }
         }
         uses.merge_if_many().await;
@@ -331,7 +332,7 @@ impl Store for S3Store {
                 let meta = Meta::from(&found.meta);
                 let bytes = found.bytes().await.map_err(failed("reading", &key))?;
                 if bytes.len() as u64 != meta.size {
-                    return Err(list::not_what_it_is(&key, "the answer has another length"));
+                    return Err(list::not_what_it_is(&key, "the response has another length"));
                 }
                 if let CachePath::NarInfo(_) = path {
                     self.check_narinfo(&key, &meta, &bytes).await?;
@@ -370,7 +371,7 @@ impl Store for S3Store {
             let _turn = self.turns.take(&key).await;
             let older = self.bucket.seems_there(&key).await?;
             if older {
-                // Somebody may be about to remove it.
+                // A collection may be about to remove it.
                 self.uses.mark(key.clone()).await?;
             }
             self.bucket.put(&key, bytes, path.content_type()).await?;
@@ -408,7 +409,7 @@ impl Store for S3Store {
                 return Ok(put.then_some(stored));
             }
             let now = match before {
-                // What seems absent to be replaced is looked for thoroughly.
+                // An object that is to be replaced and seems absent is checked again.
                 Some(_) => self.bucket.head(&key).await?,
                 None => match self.bucket.seems_there(&key).await? {
                     true => self.bucket.head(&key).await?,
@@ -432,7 +433,7 @@ impl Store for S3Store {
     ) -> BoxFuture<'a, Result<bool, StoreError>> {
         async move {
             let key = path.key();
-            // What is stored here meanwhile is another one, and stays.
+            // An object that is stored here meanwhile has another entity tag, and is kept.
             let _turn = self.turns.take(&key).await;
             let Some(meta) = self.bucket.head(&key).await? else {
                 return Ok(false);
@@ -464,7 +465,7 @@ impl Store for S3Store {
         async move {
             let key = path.key();
             self.uses.mark(key.clone()).await?;
-            // Not before: who removes it looks for uses first.
+            // Not earlier: a collection reads the uses first.
             Ok(self.bucket.head(&key).await?.is_some())
         }
         .boxed()
@@ -480,7 +481,7 @@ impl Store for S3Store {
             let mut said = self.said.lock().await;
             let is_one_of_many = said.as_ref().is_some_and(|said| said.keys.contains(&key));
             let removed = self.remove_as_said(&key, unused_since, &mut said).await;
-            // Nobody waits for longer than they have to.
+            // No use waits longer than necessary.
             if (removed.is_err() || !is_one_of_many)
                 && let Some(said) = said.take()
             {
@@ -504,8 +505,7 @@ impl Store for S3Store {
             if let Some(said) = self.said.lock().await.take() {
                 said.take_back(&self.bucket).await;
             }
-            // A bucket does not forget what was done. Nobody needs to know any more when what is gone
-            // was used.
+            // Removals in a bucket are durable. The uses of removed objects can be forgotten.
             let gone =
                 std::mem::take(&mut *self.gone.lock().unwrap_or_else(PoisonError::into_inner));
             if gone.is_empty() { Ok(()) } else { self.uses.forget(&gone).await }
@@ -596,12 +596,12 @@ impl Store for S3Store {
                 Err(error) => Condition::Unusable(error),
                 Ok(()) if self.writable && !self.uses.are_denied() => Condition::Good,
                 Ok(()) => Condition::ReadOnly(StoreError::Remote {
-                    doing: "storing in",
+                    doing: "writing to",
                     key: "the bucket".to_owned(),
                     trouble: RemoteTrouble::Denied,
                     source: match self.writable {
                         true => "a use could not be recorded".into(),
-                        false => "it was found out at the start".into(),
+                        false => "the bucket was not writable at start".into(),
                     },
                 }),
             }

@@ -1,4 +1,4 @@
-//! The parts of uploads: the memory that each takes, and how many there are at a time.
+//! The parts of uploads: their memory, and their number at a time.
 
 use std::io;
 use std::sync::Arc;
@@ -14,18 +14,18 @@ pub(super) const PART: u64 = 5 << 20;
 /// more waits.
 const IN_MEMORY: usize = 64;
 
-/// How many parts are on their way to the server at most, for all uploads together: each has its
-/// share of the line, and a limited time.
+/// The maximum number of parts that all uploads together send at a time: each has its share of the
+/// bandwidth, and a limited time.
 const ON_THE_LINE: usize = 16;
 
-/// What all uploads together may take. A clone is the same budget.
+/// The budget of all uploads together. A clone is the same budget.
 #[derive(Debug, Clone)]
 pub(super) struct Budget {
     memory: Arc<Semaphore>,
     line: Arc<Semaphore>,
 }
 
-/// The right to a share, until it is dropped.
+/// A share of the budget, held until it is dropped.
 pub(super) type Permit = Option<OwnedSemaphorePermit>;
 
 impl Budget {
@@ -39,7 +39,7 @@ impl Budget {
     /// Waits for the right to keep a part of this size in memory.
     pub(super) async fn memory_for(&self, size: u64) -> Permit {
         let permits = size.div_ceil(PART).min(IN_MEMORY as u64) as u32;
-        // Nobody closes the semaphore.
+        // The semaphore is never closed.
         Arc::clone(&self.memory).acquire_many_owned(permits).await.ok()
     }
 
@@ -49,15 +49,15 @@ impl Budget {
     }
 }
 
-/// A piece of memory that is filled once. It is the system's own and goes back to it: what an
-/// allocator gets back in megabytes from many threads it keeps, and not all of it is used again.
+/// A block of memory that is filled once. It is mapped from the system and returned to it: an
+/// allocator keeps the megabytes that many threads free, and does not reuse all of them.
 pub(super) struct Part {
     memory: MmapMut,
     length: usize,
 }
 
 impl Part {
-    /// Memory for so many bytes, of which only those count that are filled.
+    /// Maps memory for this many bytes. Only filled bytes take memory.
     pub(super) fn new(capacity: usize) -> io::Result<Self> {
         // None at all cannot be had.
         Ok(Self { memory: MmapMut::map_anon(capacity.max(1))?, length: 0 })
@@ -72,7 +72,7 @@ impl Part {
         count
     }
 
-    /// What has been filled.
+    /// Returns the filled part.
     pub(super) fn bytes(&self) -> &[u8] {
         &self.memory[..self.length]
     }

@@ -1,5 +1,5 @@
-//! What a server is like and what it allows is found out at the start, where somebody looks, and
-//! not at the first upload.
+//! Tests at start which operations the server supports and permits, so that a missing permission
+//! does not show first at an upload.
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
@@ -12,30 +12,30 @@ use crate::store::{RemoteTrouble, StoreError};
 /// Where it is tried.
 const FOLDER: &str = ".nix-stored/probe/";
 
-/// What was found.
+/// The result of testing a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Found {
     /// Whether objects may be stored.
     pub writable: bool,
     /// Whether an upload in parts may be given up; not tried where nothing may be stored.
     pub may_abort: bool,
-    /// Whether the server looks before it stores where it is asked to (`If-Match`,
-    /// `If-None-Match`). Where it does not, several requests are made of one.
+    /// Whether the server supports conditional writes (`If-Match`, `If-None-Match`). If it does
+    /// not, several requests replace one.
     pub looks_before_it_stores: bool,
 }
 
 impl S3Store {
-    /// Tries everything that the cache needs of the bucket.
+    /// Tests every operation that the cache needs.
     pub(super) async fn probe(&self) -> Result<Found, OpenError> {
         let bucket = &self.bucket;
         let told =
             |why, needs, error| OpenError::new(&self.location, &because(why, needs, &error), error);
-        let reading = "the bucket must be there, and the key needs the rights s3:ListBucket and \
+        let reading = "the bucket must exist, and the key needs the permissions s3:ListBucket and \
                        s3:GetObject";
         can_read(bucket).await.map_err(|error| told("cannot be read", reading, error))?;
-        // Where nothing may be deleted one stays, and not one more with every start.
+        // If deletion is not permitted, one object remains, and not one more with every start.
         let key = format!("{FOLDER}deleted-at-once");
-        let storing = "the key needs the right s3:PutObject";
+        let storing = "the key needs the permission s3:PutObject";
         let put = bucket.put(&key, Bytes::from_static(b"probe"), "text/plain").await;
         match put {
             Ok(()) => {}
@@ -50,7 +50,7 @@ impl S3Store {
         }
         let deleted = bucket.delete(&key).await;
         deleted.map_err(|error| {
-            told("cannot be kept in order", "the key needs the right s3:DeleteObject", error)
+            told("does not allow deletions", "the key needs the permission s3:DeleteObject", error)
         })?;
         let looks = self.server_looks().await;
         let looks = looks.map_err(|error| told("cannot be written to", storing, error))?;
@@ -61,7 +61,7 @@ impl S3Store {
         Ok(Found { writable: true, may_abort, looks_before_it_stores: looks })
     }
 
-    /// Whether the server looks before it stores, which is found out once.
+    /// Whether the server supports conditional writes; tested once.
     pub(super) async fn server_looks(&self) -> Result<bool, StoreError> {
         let find_out = async || {
             let key = format!("{FOLDER}{}", unique());
@@ -83,7 +83,7 @@ impl S3Store {
     }
 }
 
-/// The reason, and what it takes only where that may be the matter.
+/// Adds the probable cause to a reason, and the needed permission if the request was denied.
 fn because(why: &str, needs: &str, error: &StoreError) -> String {
     let mut cause: Option<&dyn std::error::Error> = Some(error);
     let mut told = String::new();
@@ -95,13 +95,13 @@ fn because(why: &str, needs: &str, error: &StoreError) -> String {
     if is(&["RequestTimeTooSkewed", "RequestExpired"]) {
         format!("{why}: the clocks of this machine and of the server differ")
     } else if is(&["SignatureDoesNotMatch", "InvalidAccessKeyId", "InvalidToken", "ExpiredToken"]) {
-        format!("{why}: the server does not accept the key")
+        format!("{why}: the server rejected the key")
     } else if is(&["NoSuchBucket"]) {
-        format!("{why}: the bucket must be there")
+        format!("{why}: the bucket does not exist")
     } else if let StoreError::Remote { trouble: RemoteTrouble::Denied, .. } = error {
         format!("{why}; {needs}")
     } else if let StoreError::Remote { trouble: RemoteTrouble::TimedOut, .. } = error {
-        format!("{why}: the server does not answer")
+        format!("{why}: the server does not respond")
     } else {
         why.to_owned()
     }
@@ -131,10 +131,10 @@ async fn may_abort(bucket: &Bucket, key: &str) -> Result<bool, StoreError> {
     }
 }
 
-/// Whether the bucket is there and can be read.
+/// Checks that the bucket exists and can be read.
 pub(super) async fn can_read(bucket: &Bucket) -> Result<(), StoreError> {
     bucket.list(".nix-stored/").try_next().await?;
-    // Without the right to list, what is absent is forbidden.
+    // Without the permission to list, the server answers 403 for absent objects.
     bucket.read(".nix-stored/probe/absent").await?;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Credentials and region from `~/.aws`, where the command line of Amazon keeps them
+//! Credentials and region from `~/.aws`, the files of Amazon's command line
 //! (<https://docs.aws.amazon.com/sdkref/latest/guide/file-format.html>).
 
 use std::collections::HashMap;
@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::{fs, io};
 
-/// A profile's settings, from both files.
+/// The settings of a profile, from both files.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Profile(HashMap<String, String>);
 
@@ -34,12 +34,12 @@ impl Profile {
         Ok(profile)
     }
 
-    /// A setting.
+    /// Returns a setting.
     pub(super) fn get(&self, key: &str) -> Option<&str> {
         self.0.get(key).map(String::as_str)
     }
 
-    /// A way to credentials that is not gone here.
+    /// Returns an unsupported source of credentials in the profile.
     pub(super) fn unsupported(&self) -> Option<&str> {
         let ways = ["credential_process", "sso_session", "sso_start_url", "role_arn"];
         ways.into_iter().find(|way| self.0.contains_key(*way))
@@ -57,7 +57,7 @@ enum Kind {
     Credentials,
 }
 
-/// Adds what `text` says of a profile; what is there already gives way.
+/// Adds the settings of a profile in `text`, which replace earlier ones.
 fn collect(text: &str, kind: Kind, name: &str, profile: &mut Option<Profile>) {
     let mut within = false;
     for line in text.lines() {

@@ -1,4 +1,4 @@
-//! The bytes of an object that is not small.
+//! Reads a large object of the bucket, and resumes interrupted reads.
 
 use std::io;
 use std::ops::Range;
@@ -14,7 +14,7 @@ use super::bucket::Bucket;
 use super::listing::pause;
 use crate::store::Ranged;
 
-/// An object whose bytes are on their way, or a part of them that has to be asked for.
+/// A large object: its bytes from a running response, or a range that must be requested.
 pub(super) struct Remote {
     bucket: Arc<Bucket>,
     key: String,
@@ -64,8 +64,8 @@ struct Reading {
     bytes: Option<BoxStream<'static, io::Result<Bytes>>>,
 }
 
-/// How often the rest is asked for without a byte of it coming. Each try has its own time in
-/// `object_store`; the second one is for a client that was away during the first.
+/// How often the rest is requested without receiving a byte. Each attempt has its own timeout in
+/// `object_store`; the second one is for a client that did not read during the first.
 const TRIES: u32 = 2;
 
 /// How often the answer may break off before its first byte, in addition.
@@ -98,13 +98,13 @@ impl Reading {
             if self.etag.is_none() || empty >= EMPTY_ANSWERS {
                 return Err(error);
             }
-            debug!(key = self.key, from = self.rest.start, %error, "resuming a read that broke off");
+            debug!(key = self.key, from = self.rest.start, %error, "resuming an interrupted read");
             tokio::time::sleep(pause(empty)).await;
             empty += 1;
         }
     }
 
-    /// The next bytes of the answer that is being read.
+    /// Returns the next bytes of the current response.
     async fn chunk(&mut self) -> io::Result<Bytes> {
         let next = match &mut self.bytes {
             Some(bytes) => bytes.next().await,
@@ -112,7 +112,7 @@ impl Reading {
         };
         let chunk = next.ok_or(io::ErrorKind::UnexpectedEof)??;
         if chunk.len() as u64 > self.rest.end - self.rest.start {
-            return Err(io::Error::other("the server sent more than was asked for"));
+            return Err(io::Error::other("the server sent more than requested"));
         }
         self.rest.start += chunk.len() as u64;
         Ok(chunk)

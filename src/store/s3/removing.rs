@@ -1,18 +1,19 @@
-//! Removing in a bucket what others use and store at the same time.
+//! Removes objects of a bucket while others use and store the same objects.
 //!
-//! A server has no lock, and many take no notice of conditions on writes. But what was written is seen
-//! by whoever looks afterwards, and that is enough (it is Dekker's algorithm):
+//! A server has no locks, and many ignore conditional writes. But a read sees every earlier write,
+//! and that is enough (this is Dekker's algorithm):
 //!
-//! - Who removes says so first, in `.nix-stored/removing/<time>-<writer>` with a key in each line; then
-//!   looks for uses; and then deletes what is unused.
-//! - Who uses, or stores again, what nobody used for long records the use first; then looks for who
-//!   removes it, and waits until those have gone; and then looks whether it is there.
+//! - A collection first announces its removals in `.nix-stored/removing/<time>-<writer>`, one key
+//!   per line; then reads the recorded uses; then deletes the unused objects.
+//! - A daemon that uses, or stores again, an object that was unused for long first records the use;
+//!   then reads the announced removals, and waits until those of this object are withdrawn; then
+//!   checks whether the object is there.
 //!
-//! Whichever of the two writes later sees the other. So what is acknowledged is not deleted, whether it
-//! is a narinfo or a NAR.
+//! Whichever of the two writes later sees the other. So no acknowledged object is deleted, neither
+//! a narinfo nor a NAR.
 //!
-//! A collector that was killed leaves what it has said. So nobody waits for longer than
-//! [`OUTLIVED`], and no deletion begins later than [`GOOD_FOR`] after it was said.
+//! A killed collection leaves its announcement. So no daemon waits for longer than [`OUTLIVED`],
+//! and no deletion starts later than [`GOOD_FOR`] after its announcement.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,26 +28,26 @@ use super::listing::Meta;
 use super::uses::unique;
 use crate::store::{RemoteTrouble, StoreError};
 
-/// Where it is said.
+/// The prefix of the announcements.
 const FOLDER: &str = ".nix-stored/removing/";
 
-/// For how long what was said may be acted on.
+/// The time within which an announced deletion may start.
 pub(super) const GOOD_FOR: Duration = Duration::from_secs(15);
 
-/// What is still there after this time is that of one who is gone. By its own clock: every process
-/// counts from when it saw it first.
+/// An announcement that is older than this was left by a killed collection. Every process measures
+/// the time from when it first saw the announcement.
 const OUTLIVED: Duration = Duration::from_secs(60);
 
 // Who is waited for has come to an end, with as much time again for a network that is slow.
 const _: () = assert!(OUTLIVED.as_secs() >= 2 * (GOOD_FOR.as_secs() + DELETE_PATIENCE.as_secs()));
 
-/// What is older, by the server's clock and ours, is of no use to anybody.
+/// The age, by the server's clock and ours, after which an announcement is deleted.
 const LEFT: Duration = Duration::from_secs(3600);
 
 /// How often it is looked again.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// What is said here of removals, until it is replaced.
+/// The announced removals of this process.
 #[derive(Debug)]
 pub(super) struct Said {
     name: String,
@@ -55,7 +56,7 @@ pub(super) struct Said {
 }
 
 impl Said {
-    /// Says that `keys` will be removed.
+    /// Announces the removal of `keys`.
     pub(super) async fn new(
         bucket: &Bucket,
         keys: impl IntoIterator<Item = String>,
@@ -71,35 +72,35 @@ impl Said {
         Ok(Self { name, keys, begun })
     }
 
-    /// Whether a deletion may still begin.
+    /// Whether a deletion may still start.
     pub(super) fn is_good(&self) -> bool {
         self.begun.elapsed() < GOOD_FOR
     }
 
-    /// Takes it back.
+    /// Withdraws the announcement.
     pub(super) async fn take_back(self, bucket: &Bucket) {
         if let Err(error) = bucket.delete(&self.name).await {
             let error = &error as &dyn std::error::Error;
             let seconds = OUTLIVED.as_secs();
-            warn!(error, "whoever needs what was removed just now waits for {seconds} s");
+            warn!(error, "cannot withdraw announced removals; uses of them wait {seconds} s");
         }
     }
 }
 
-/// Who removes what, as others see it.
+/// The announced removals of all processes.
 #[derive(Debug)]
 pub(super) struct Removers {
     bucket: Arc<Bucket>,
-    /// What was said, and when it was seen first.
+    /// The announcements, with the time when they were first seen.
     seen: Mutex<HashMap<String, Instant>>,
 }
 
-/// What was about to be removed at a moment.
+/// The removals that were announced at one moment.
 #[derive(Debug, Default)]
 pub(super) struct Threats(Vec<(String, Bytes)>);
 
 impl Threats {
-    /// Who removes `key`.
+    /// Returns the announcements with `key`.
     fn of(&self, key: &str) -> impl Iterator<Item = &str> {
         let names_it =
             |text: &Bytes| text.split(|&byte| byte == b'\n').any(|it| it == key.as_bytes());
@@ -112,19 +113,19 @@ impl Removers {
         Self { bucket, seen: Mutex::default() }
     }
 
-    /// What is about to be removed. To be asked for after a use was recorded.
+    /// Returns the announced removals. Must be called after a use was recorded.
     pub(super) async fn look(&self) -> Result<Threats, StoreError> {
         let names = self.names().await?;
         let read = stream::iter(names).map(async |name| {
             let text = self.bucket.read(&name).await?;
-            // It was taken back since.
+            // It was withdrawn in the meantime.
             Ok::<_, StoreError>(text.map(|text| (name, text)))
         });
         let read = read.buffer_unordered(4).try_filter_map(async |found| Ok(found));
         read.try_collect().await.map(Threats)
     }
 
-    /// Those who may still be at work.
+    /// Returns the announcements of collections that may still be running.
     async fn names(&self) -> Result<Vec<String>, StoreError> {
         let listed = self.bucket.list(FOLDER).map_ok(|(name, _)| name);
         let names: Vec<String> = listed.try_collect().await?;
@@ -138,17 +139,17 @@ impl Removers {
         Ok(names.into_iter().filter(is_recent).collect())
     }
 
-    /// Waits until nobody is about to remove `key` who was when it was looked.
+    /// Waits until the announcements of `key` in `threats` have been withdrawn.
     pub(super) async fn wait(&self, key: &str, threats: &Threats) -> Result<(), StoreError> {
         let mut waited_for: HashSet<&str> = threats.of(key).collect();
         let begun = Instant::now();
         while !waited_for.is_empty() {
             if begun.elapsed() > 2 * OUTLIVED {
                 return Err(StoreError::Remote {
-                    doing: "waiting for who removes",
+                    doing: "waiting for a collection that may remove",
                     key: key.to_owned(),
                     trouble: RemoteTrouble::TimedOut,
-                    source: "it was not taken back".into(),
+                    source: "the collection did not withdraw its announcement".into(),
                 });
             }
             tokio::time::sleep(LOOK_EVERY).await;
@@ -158,7 +159,7 @@ impl Removers {
         Ok(())
     }
 
-    /// Clears away what those have left who were killed.
+    /// Deletes the announcements of killed collections.
     pub(super) async fn clear(&self) -> Result<(), StoreError> {
         for folder in [FOLDER, super::changing::FOLDER] {
             let there: Vec<(String, Meta)> = self.bucket.list(folder).try_collect().await?;

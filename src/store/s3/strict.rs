@@ -1,10 +1,11 @@
-//! Takes for answers of an object store only what one sends.
+//! Accepts only responses that an object store sends.
 //!
-//! Between the daemon and the store there can be a proxy, a load balancer or a portal that answers by
-//! itself: a 404 of its own, a page of HTML, a redirect. Read as the store's words they would mean
-//! that an object is absent, that it has this content, that it is stored. So every answer is looked at
-//! before `object_store` gets it, and what no S3 server sends becomes a 502, which is tried again and
-//! then reported as a failure. Redirects are not followed: their target would see the session token.
+//! Between the daemon and the store there can be a proxy, a load balancer or a captive portal that
+//! responds itself: with its own 404, an HTML page, or a redirect. Taken for responses of the
+//! store, they would mean that an object is absent, has this content, or is stored. So every
+//! response is checked before `object_store` gets it, and a response that no S3 server sends
+//! becomes a 502, which is retried and then reported as a failure. Redirects are not followed,
+//! because their target would receive the session token.
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -19,8 +20,8 @@ use object_store::client::{
 /// The longest error of a store that is read. Those of Amazon have some 300 bytes.
 const ERROR_LIMIT: usize = 64 * 1024;
 
-/// What S3 says of what is absent (Amazon's API reference, "List of error codes"). All of them stand for
-/// themselves: which one is an absent object is decided in [`super::bucket`].
+/// The error codes of S3 for absence (Amazon's API reference, "List of error codes").
+/// [`super::bucket`] decides which of them means an absent object.
 const ABSENT: [&str; 4] = ["NoSuchKey", "NoSuchBucket", "NoSuchUpload", "NoSuchVersion"];
 
 /// Makes clients that check what they are answered.
@@ -46,16 +47,16 @@ impl HttpService for Strict {
             return Ok(checked_absence(answer).await);
         }
         if status.is_success() && is_html(headers) {
-            return Ok(instead(answer, "a page of HTML"));
+            return Ok(instead(answer, "an HTML page"));
         }
         if status.is_success() && kind == Kind::PutObject && !headers.contains_key(ETAG) {
-            return Ok(instead(answer, "no ETag for what was to be stored"));
+            return Ok(instead(answer, "a response to PUT without an ETag"));
         }
         Ok(answer)
     }
 }
 
-/// What a request asks for, as far as its answer depends on it.
+/// The kind of a request, as far as the check of its response depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     /// HEAD: its answer has no body that could name an error.
@@ -81,7 +82,7 @@ pub(super) fn is_html(headers: &HeaderMap) -> bool {
     content_type.is_some_and(|text| text.trim_start().to_ascii_lowercase().starts_with("text/html"))
 }
 
-/// A 404 counts only where its body says what is absent.
+/// Accepts a 404 only if its body names what is absent.
 async fn checked_absence(answer: HttpResponse) -> HttpResponse {
     let (parts, body) = answer.into_parts();
     let body = Limited::new(body, ERROR_LIMIT).collect().await;
@@ -89,17 +90,18 @@ async fn checked_absence(answer: HttpResponse) -> HttpResponse {
     let names_it = |code: &str| contains(&body, format!("<Code>{code}</Code>").as_bytes());
     let is_the_stores = ABSENT.iter().any(|code| names_it(code));
     let answer = HttpResponse::from_parts(parts, HttpResponseBody::from(body));
-    if is_the_stores { answer } else { instead(answer, "404 without an error of S3") }
+    if is_the_stores { answer } else { instead(answer, "a 404 without an S3 error") }
 }
 
 fn contains(text: &[u8], part: &[u8]) -> bool {
     text.windows(part.len()).any(|window| window == part)
 }
 
-/// A failure in place of an answer that no store sends.
+/// Replaces a response that no object store sends by a failure.
 fn instead(answer: HttpResponse, what: &str) -> HttpResponse {
     let (mut parts, _) = answer.into_parts();
-    let text = format!("a proxy, or something else that is no object store, answered {what}");
+    let text =
+        format!("something that is not an object store, maybe a proxy, responded with {what}");
     parts.status = 502.try_into().expect("it is a status");
     parts.headers.clear();
     HttpResponse::from_parts(parts, HttpResponseBody::from(Bytes::from(text)))

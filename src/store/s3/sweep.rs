@@ -1,5 +1,5 @@
-//! Uploads in parts that nobody will finish: a daemon that is killed leaves them, nobody sees them,
-//! and the server keeps (and charges for) them until somebody aborts them.
+//! Aborts unfinished multipart uploads: a killed daemon leaves them, they are invisible, and the
+//! server keeps (and charges for) them until they are aborted.
 
 use std::time::{Duration, SystemTime};
 
@@ -13,7 +13,7 @@ use super::bucket::{Bucket, NOT_IMPLEMENTED, failed};
 use crate::nix::CachePath;
 use crate::store::{RemoteTrouble, StoreError};
 
-/// What is being done, in errors.
+/// The operation in errors.
 const DOING: &str = "listing the unfinished uploads of";
 
 /// The longest list that is read of a server. One page has a thousand uploads.
@@ -39,8 +39,8 @@ struct Unfinished {
     initiated: String,
 }
 
-/// Aborts what was begun longer than `age` ago, and says how many there were; none where the
-/// server cannot list them.
+/// Aborts uploads that were started longer than `age` ago, and returns their number, or `None` if
+/// the server cannot list them.
 pub(super) async fn sweep(bucket: &Bucket, age: Duration) -> Result<Option<usize>, StoreError> {
     let before = SystemTime::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
     let mut swept = 0;
@@ -75,7 +75,7 @@ fn is_ours(prefix: &str, key: &str) -> bool {
     let Some(key) = key.strip_prefix(prefix) else {
         return false;
     };
-    // Any name that a cache does not have is somebody else's.
+    // An upload with another name than that of a cache object belongs to another program.
     key.starts_with(OWN_FOLDER) || key.parse::<CachePath>().is_ok_and(|path| path.key() == key)
 }
 

@@ -1,5 +1,5 @@
-//! An object on its way into the bucket: small ones in one request, others in parts while they
-//! come. Nothing is visible before the last request.
+//! A streamed upload into the bucket: small objects in one request, others in parts during the
+//! transfer. Nothing is visible before the last request.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -27,11 +27,11 @@ const UNKNOWN_PART: u64 = 16 << 20;
 /// How much of a part is read at a time from the file that it was kept in.
 const SPILL_BUFFER: usize = 64 * 1024;
 
-/// How many parts of one upload are on their way at most: a server that takes one after the other
-/// is idle between them.
+/// The maximum number of parts of one upload that are sent at a time. With only one, the server
+/// would be idle between parts.
 const PARTS_ON_THEIR_WAY: usize = 3;
 
-/// An upload.
+/// A streamed upload into the bucket.
 pub(super) struct S3Upload {
     bucket: Arc<Bucket>,
     budget: Budget,
@@ -98,7 +98,7 @@ impl S3Upload {
                     _ => self.part_size,
                 };
                 let part = Part::new(capacity as usize).map_err(|error| {
-                    StoreError::new("making room for a part of", &self.key, error)
+                    StoreError::new("allocating memory for a part of", &self.key, error)
                 })?;
                 self.part.insert((part, permit))
             }
@@ -119,13 +119,14 @@ impl S3Upload {
         Ok(count)
     }
 
-    /// There is no file for a part, so a slow upload takes as much memory as one that flows.
+    /// Keeps a slow upload in memory, because there is no temporary file for its parts.
     fn stay_in_memory(&mut self, error: &io::Error) {
-        warn!(%error, "a part of {} stays in memory: temporary files cannot be written", self.key);
+        let key = &self.key;
+        warn!(%error, key, "temporary files cannot be written; a slow upload stays in memory");
         self.is_slow = false;
     }
 
-    /// Takes the part back into memory.
+    /// Moves the part back into memory.
     fn unspill(&mut self) -> Result<(), StoreError> {
         let Some((file, mut length)) = self.spilled.take() else {
             return Ok(());
@@ -172,7 +173,7 @@ impl S3Upload {
         Ok(())
     }
 
-    /// Waits until so many parts at most are on their way.
+    /// Waits until at most this many parts are being sent.
     fn wait_until_sending(&mut self, most: usize) -> Result<(), StoreError> {
         while self.sending.len() > most {
             let Some(sent) = self.runtime.block_on(self.sending.join_next()) else { break };
@@ -252,7 +253,7 @@ impl Upload for S3Upload {
         let _turn = self.runtime.block_on(turns.take(&self.key));
         let older = self.runtime.block_on(self.bucket.seems_there(&self.key))?;
         if older {
-            // Somebody may be about to remove it.
+            // A collection may be about to remove it.
             self.runtime.block_on(self.uses.mark(self.key.clone()))?;
         }
         self.publish()?;
@@ -271,7 +272,7 @@ impl Drop for S3Upload {
             while sending.join_next().await.is_some() {}
             if let Err(error) = parts.abort().await {
                 let error = &error as &dyn std::error::Error;
-                warn!(error, "parts of {key} stay until they are swept away");
+                warn!(error, key, "cannot abort a multipart upload; its parts stay for now");
             }
         });
     }

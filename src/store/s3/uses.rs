@@ -1,9 +1,9 @@
-//! When objects were used. A bucket has no access times, so uses are kept in objects of our own,
-//! `.nix-stored/uses/<time>-<writer>`, many in each: a line is the second and the key.
+//! Uses of objects. A bucket has no access times, so uses are recorded in the daemon's own objects,
+//! `.nix-stored/uses/<time>-<writer>`, many in each: each line has the second and the key.
 //!
-//! Every daemon writes its own batches and reads those of the others when it needs to know. Nothing
-//! is overwritten, and what is merged is written before its parts are deleted, so that no order of
-//! events and no crash loses a use. Merging is done in bounded parts, by a task of its own.
+//! Every daemon writes its own batches, and reads those of the others when it needs them. No batch
+//! is overwritten, and a merged batch is written before its parts are deleted, so no order of
+//! events and no crash loses a use. A separate task merges the batches, a bounded amount at a time.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
@@ -27,10 +27,11 @@ const FOLDER: &str = ".nix-stored/uses";
 /// How many uses may wait to be recorded. One more that need not be recorded now is left out.
 const QUEUE: usize = 16 * 1024;
 
-/// How long a use that nobody waits for may wait for others.
+/// The maximum time for which a use that no request waits for is held back, to be recorded in one
+/// batch with others.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How many small batches are merged into one when there are so many.
+/// The number of small batches at which they are merged into one.
 const MERGE_FROM: usize = 64;
 
 /// A batch below this size, in bytes, is small.
@@ -41,8 +42,8 @@ const SMALL_BATCH: u64 = 1 << 20;
 /// fast enough for merging.
 const PART: u64 = 4 << 20;
 
-/// How many batches are merged at a time at most. What is merged then stays merged, whatever ends the
-/// merging later; over a slow line a request takes its time.
+/// The maximum number of batches that are merged at a time. Finished merges persist even if a later
+/// one fails; over a slow network each request takes long.
 const MERGED_AT_A_TIME: usize = 256;
 
 /// How many bytes a use takes in a batch, about.
@@ -57,7 +58,7 @@ const READERS: usize = 8;
 /// How often batches are listed again that have gone while they were read.
 const LISTINGS: usize = 50;
 
-/// The uses that are known, and the task that records more.
+/// The known uses, and the task that records new ones.
 #[derive(Debug)]
 pub(super) struct Uses {
     shared: Arc<Shared>,
@@ -66,7 +67,7 @@ pub(super) struct Uses {
     marking: Mutex<HashMap<String, usize>>,
 }
 
-/// Somebody records a use of an object, and waits for it.
+/// A pending record of a use that a request waits for.
 struct Marking<'a> {
     all: &'a Mutex<HashMap<String, usize>>,
     key: &'a str,
@@ -92,13 +93,13 @@ impl Drop for Marking<'_> {
     }
 }
 
-/// What the tasks share.
+/// The shared state of the tasks.
 #[derive(Debug)]
 struct Shared {
     bucket: Arc<Bucket>,
     known: Mutex<Known>,
     removers: Arc<Removers>,
-    /// Held by who merges.
+    /// Held during a merge.
     merging: tokio::sync::Mutex<()>,
     /// Whether recording was forbidden the last time.
     denied: AtomicBool,
@@ -143,11 +144,11 @@ impl Known {
 struct Use {
     /// None where what came before shall be recorded now, and that is all.
     key: Option<String>,
-    /// Somebody waits for it to be recorded.
+    /// The channel of a caller that waits for the record.
     done: Option<oneshot::Sender<Recorded>>,
 }
 
-/// What came of recording uses.
+/// The result of recording uses.
 #[derive(Clone)]
 enum Recorded {
     /// It is done; and this was about to be removed afterwards.
@@ -192,19 +193,19 @@ impl Uses {
 
     /// Records some time soon that an object is used now.
     pub(super) fn note(&self, key: String) {
-        // One of so many that it does not matter.
+        // The queue is full, and one lost use of so many does not matter.
         let _ = self.queue.try_send(Use { key: Some(key), done: None });
     }
 
-    /// Records that an object is used now. When this returns it is recorded, and who was about to
-    /// remove the object has done so, or will not.
+    /// Records the use of an object. When this returns, the use is recorded, and a collection that
+    /// was about to remove the object has either done so, or will not do so.
     pub(super) async fn mark(&self, key: String) -> Result<(), StoreError> {
         let _marking = Marking::new(&self.marking, &key);
         let threats = self.record(Some(key.clone())).await?;
         self.shared.removers.wait(&key, &threats).await
     }
 
-    /// Records what was noted until now.
+    /// Records all pending uses.
     pub(super) async fn flush(&self) -> Result<(), StoreError> {
         self.record(None).await.map(drop)
     }
@@ -215,7 +216,7 @@ impl Uses {
             doing: "recording the use of",
             key: named,
             trouble,
-            source: "see the warning before".into(),
+            source: "see the previous warning".into(),
         };
         let (done, answer) = oneshot::channel();
         let sent = self.queue.send(Use { key, done: Some(done) }).await;
@@ -285,18 +286,18 @@ impl Shared {
             doing: "reading",
             key: FOLDER.to_owned(),
             trouble: RemoteTrouble::Failed,
-            source: "the recorded uses change all the time".into(),
+            source: "the recorded uses keep changing".into(),
         })
     }
 
     async fn merge_if_many(&self) {
-        // Who merges already does it for all.
+        // Another task is merging for all.
         let Ok(_merging) = self.merging.try_lock() else {
             return;
         };
         if let Err(error) = self.merge_part_by_part().await {
             let error = &error as &dyn std::error::Error;
-            warn!(error, "the batches of uses were not merged");
+            warn!(error, "cannot merge the batches of recorded uses");
         }
     }
 
@@ -327,9 +328,9 @@ impl Shared {
         Ok(())
     }
 
-    /// Writes the uses in these batches anew, without those that are recorded later elsewhere and those
-    /// of what is gone since, and deletes the batches. Whoever does the same at the same time does no
-    /// harm: each deletes only what it has written anew.
+    /// Writes the uses of these batches into a new batch, without outdated uses and those of
+    /// removed objects, and deletes the old batches. Concurrent merges by other daemons are
+    /// harmless: each deletes only the batches that it has merged.
     async fn rewrite(
         &self,
         batches: &[Batch],
@@ -341,7 +342,7 @@ impl Shared {
         let read = stream::iter(names).map(async |name| {
             let add = |key: &str, second: u64| {
                 let is_gone = gone.get(key).is_some_and(|gone| second <= *gone);
-                // What is known is recorded, so a later use is in another batch.
+                // All known uses are recorded, so a later use is in another batch.
                 let is_old = self.known().last(key).is_some_and(|last| second < last);
                 if is_gone || is_old {
                     return;
@@ -353,7 +354,7 @@ impl Shared {
                     merged.insert(key.to_owned(), second);
                 }
             };
-            // One that has gone somebody else has written anew.
+            // Another daemon has merged the missing batch.
             let found = each_use(&self.bucket, &name, add).await?;
             Ok::<_, StoreError>(found.then_some(name))
         });
@@ -388,7 +389,7 @@ impl Shared {
     }
 }
 
-/// A batch that there is.
+/// A stored batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Batch {
     name: String,
@@ -422,7 +423,7 @@ fn first_part(batches: &mut Vec<Batch>) -> Vec<Batch> {
     batches.drain(..count).collect()
 }
 
-/// What of these is better merged now, where so many objects have uses; nothing most of the time.
+/// Returns the batches that are worth merging now, given the number of used objects; usually none.
 fn worth_merging(mut all: Vec<Batch>, objects: usize) -> Vec<Batch> {
     let total: u64 = all.iter().map(|batch| batch.size).sum();
     let mut small: Vec<Batch> =
@@ -434,7 +435,7 @@ fn worth_merging(mut all: Vec<Batch>, objects: usize) -> Vec<Batch> {
     if total > 4 * PART + 3 * LINE * objects as u64 { first_part(&mut all) } else { Vec::new() }
 }
 
-/// Hears of every use in a batch. False if there is no such batch.
+/// Calls `hear` for every use in a batch. Returns false if the batch is absent.
 async fn each_use(
     bucket: &Bucket,
     name: &str,
@@ -453,13 +454,13 @@ async fn each_use(
         rest.drain(..whole);
     }
     if missing > 0 {
-        return Err(not_what_it_is(name, "the answer has another length"));
+        return Err(not_what_it_is(name, "the response has another length"));
     }
     lines(&rest).for_each(|(key, second)| hear(key, second));
     Ok(true)
 }
 
-/// The uses in a batch. Lines that are not ours are passed over and reported, once in the life of the
+/// Parses the uses in a batch. Invalid lines are skipped, and reported once in the life of the
 /// process.
 fn lines(text: &[u8]) -> impl Iterator<Item = (&str, u64)> {
     static REPORTED: Once = Once::new();
@@ -471,7 +472,7 @@ fn lines(text: &[u8]) -> impl Iterator<Item = (&str, u64)> {
         if used.is_none() {
             REPORTED.call_once(|| {
                 let line = String::from_utf8_lossy(&line[..line.len().min(100)]).into_owned();
-                warn!(line, "a line among the recorded uses is not a use; it is ignored");
+                warn!(line, "ignored an invalid line among the recorded uses");
             });
         }
         used
@@ -504,7 +505,8 @@ async fn write<'a>(
     Ok(name)
 }
 
-/// A name that nobody else takes: time, process and count, with the hasher's seed for the machine.
+/// Returns a unique name from the time, the process and a counter, with the hasher's seed for the
+/// machine.
 pub(super) fn unique() -> String {
     use std::hash::{BuildHasher, RandomState};
     static COUNT: AtomicU64 = AtomicU64::new(0);
@@ -533,12 +535,12 @@ async fn record(shared: Arc<Shared>, mut uses: mpsc::Receiver<Use>) {
             written += 1;
         }
         for done in batch.into_iter().filter_map(|used| used.done) {
-            // Who does not wait any more does not want to know.
+            // The receiver may have been dropped.
             let _ = done.send(recorded.clone());
         }
         if written >= MERGE_FROM {
             written = 0;
-            // Nobody waits for that.
+            // No caller waits for that.
             let shared = Arc::clone(&shared);
             tokio::spawn(async move { shared.merge_if_many().await });
         }
@@ -569,8 +571,8 @@ async fn record_now(
         Err(StoreError::Remote { trouble: RemoteTrouble::Denied, .. }) => {
             if !shared.denied.swap(true, Ordering::Relaxed) {
                 warn!(
-                    "uses are not recorded, because nothing may be stored in the bucket; so what is \
-                     served here can be collected while it is needed"
+                    "uses cannot be recorded, because the key may not write to the bucket; \
+                     collections by other daemons may remove the objects served here"
                 );
             }
             return Recorded::Denied;
@@ -580,14 +582,14 @@ async fn record_now(
     if !somebody_waits {
         return Recorded::Done(Arc::default());
     }
-    // Not before: who removes says so before it looks for uses.
+    // Not earlier: a collection announces removals before it reads the uses.
     match shared.removers.look().await {
         Ok(threats) => Recorded::Done(Arc::new(threats)),
-        Err(error) => failed(&error, "were recorded too late to be relied on"),
+        Err(error) => failed(&error, "were recorded too late to protect their objects"),
     }
 }
 
-/// Takes what is there; where nobody waits for any of it, more may come for a while.
+/// Takes the queued uses; if no caller waits for any of them, more are collected for a while.
 async fn gather(batch: &mut Vec<Use>, uses: &mut mpsc::Receiver<Use>) {
     let until = tokio::time::Instant::now() + PATIENCE;
     while batch.iter().all(|used| used.done.is_none()) && batch.len() < QUEUE {
@@ -629,7 +631,7 @@ mod tests {
         assert_eq!(part, many[..41]);
         let tiny: Vec<Batch> = (0..1000).map(|name| batch(name, 100)).collect();
         assert_eq!(worth_merging(tiny.clone(), 1000), tiny[..256]);
-        // What is as large as it can be is left in peace, however large it is together.
+        // Batches of maximum size are not merged, whatever their total size.
         let large: Vec<Batch> = (0..60).map(|name| batch(name, 4 << 20)).collect();
         assert_eq!(worth_merging(large.clone(), 3_000_000), []);
         // But not if most of it has been recorded anew.

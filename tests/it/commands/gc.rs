@@ -158,8 +158,8 @@ fn two_collections_do_not_meet_and_looking_waits_for_nobody() {
     cache.run(&["pin", "mine", &path(1).store_path]).is(0);
     let lock = fs::File::create(cache.dir().join(".nix-stored/lock")).expect("made");
     flock(&lock, FlockOperation::LockExclusive).expect("nobody else has it");
-    cache.run(&["gc", "--max-age", "65d"]).is(1).complains("another collection is at work");
-    cache.run(&["delete", &path(3).store_path]).is(1).complains("another collection is at work");
+    cache.run(&["gc", "--max-age", "65d"]).is(1).complains("another collection is running");
+    cache.run(&["delete", &path(3).store_path]).is(1).complains("another collection is running");
     cache.run(&["gc", "--max-age", "65d", "--dry-run"]).is(0);
     cache.run(&["gc", "--explain", &path(1).store_path]).is(0);
     cache.run(&["delete", "--dry-run", &path(3).store_path]).is(0);

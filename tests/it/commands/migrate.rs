@@ -200,7 +200,7 @@ fn what_is_damaged_is_told_and_not_copied_and_the_rest_is() {
     // A right NAR that only a false narinfo names is not worth removing again.
     cache.run(&["verify", "--deep"]).is(0);
     let ended = target.take_over(&from, &[]).is(2);
-    assert!(ended.out.contains(&format!("{}: is not what its name says", key(&flipped.nar_path))));
+    assert!(ended.out.contains(&format!("{}: does not match its name", key(&flipped.nar_path))));
     ended.says("11 objects are damaged");
 }
 

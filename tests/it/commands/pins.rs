@@ -93,8 +93,8 @@ fn what_is_not_a_pin_is_told() {
     cache.run(&["unpin", "none"]).is(2).complains("there is no pin none");
     let told = cache.run(&["unpin", "none", "--json"]).is(2).json();
     assert_eq!(told, json!({"name": "none", "removed": false}));
-    cache.run(&["unpin", "../lock"]).is(64).complains("is not a name for a pin");
-    cache.run(&["pin", "a/b", &name(1)]).is(64).complains("is not a name for a pin");
+    cache.run(&["unpin", "../lock"]).is(64).complains("is not a valid name for a pin");
+    cache.run(&["pin", "a/b", &name(1)]).is(64).complains("is not a valid name for a pin");
     cache.run(&["pin", "a"]).is(64).complains("STORE-PATH");
     cache.put(".nix-stored/pins/broken", "nonsense\n", 0);
     for args in [&["pins"][..], &["stats"], &["gc"]] {

@@ -54,7 +54,7 @@ fn a_path_that_is_too_large() {
     let daemon = Daemon::builder().env("NIX_STORED_MAX_UPLOAD_SIZE", "1M").start();
     let nix = Nix::new();
     let large = vec![nix.add_big_file(4)];
-    shows(&refused(&nix, &daemon, &large), "larger than the 1048576 bytes that are allowed");
+    shows(&refused(&nix, &daemon, &large), "larger than the limit of 1048576 bytes");
 }
 
 #[test]

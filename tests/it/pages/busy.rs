@@ -164,7 +164,7 @@ fn nars_whose_files_are_listed_share_one_budget() {
     let grown = daemon.peak_memory().saturating_sub(before);
     assert!(grown < 96 * MIB + 32 * MIB, "{grown} bytes");
     daemon.wait_until("the file is listed", || page(&samples[0]).contains("the path itself"));
-    let is_told = || page(&samples[5]).contains("needs more memory to be unpacked");
+    let is_told = || page(&samples[5]).contains("needs more memory than pages may use");
     daemon.wait_until("it is not unpacked for a page", is_told);
 }
 

@@ -25,7 +25,7 @@ fn the_daemon_keeps_to_its_limit_and_says_so() {
     let size: u64 = dir::sizes(scratch.path()).values().sum();
     let daemon =
         collecting(scratch.path()).env("NIX_STORED_MAX_SIZE", &(size / 2).to_string()).start();
-    let line = daemon.wait_for_log("collected 6 paths and 6 objects more");
+    let line = daemon.wait_for_log("collected 6 paths and 6 other objects");
     assert!(line.contains(&format!("size_before={size}")), "{line}");
     // The latest are there, and served.
     assert_eq!(count(scratch.path()), 8);
@@ -35,7 +35,7 @@ fn the_daemon_keeps_to_its_limit_and_says_so() {
     // It goes on: what gets old while it runs goes too, and who is satisfied says nothing.
     dir::put_path(scratch.path(), 20, &[], now - DAY * 40);
     dir::put(scratch.path(), &dir::nar(20), vec![0; size as usize], now - DAY * 40);
-    daemon.wait_for_log("collected 1 paths and 1 objects more");
+    daemon.wait_for_log("collected 1 paths and 1 other objects");
     let (status, log) = daemon.stop();
     assert!(status.success() && log.matches("collected").count() == 2, "{status} {log}");
     assert!(!log.contains("WARN") || !log.contains("above NIX_STORED_MAX_SIZE"), "{log}");

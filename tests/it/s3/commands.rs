@@ -54,7 +54,7 @@ fn what_is_false_is_put_aside(place: &Place) {
     let mut bytes = samples[0].nar.clone();
     bytes[300] ^= 1;
     bucket.put(nar, &bytes);
-    run(&bucket, &["verify"]).is(2).says("is not what its name says");
+    run(&bucket, &["verify"]).is(2).says("does not match its name");
     assert_eq!(bucket.get(nar).as_ref(), Some(&bytes));
     run(&bucket, &["verify", "--repair"]).is(2).says("quarantined 2 objects");
     assert_eq!((bucket.get(nar), bucket.get(narinfo)), (None, None));

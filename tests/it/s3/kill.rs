@@ -73,6 +73,6 @@ fn what_a_killed_daemon_left_is_swept_when_it_is_old_and_no_sooner() {
     // Its time has whole seconds.
     std::thread::sleep(Duration::from_secs(2));
     let daemon = at(&bucket, &format!("{}&abandoned-after=1s", bucket.url())).start();
-    daemon.wait_for_log("swept away 1 upload");
+    daemon.wait_for_log("aborted 1 unfinished upload");
     assert_eq!(bucket.unfinished(), [""; 0]);
 }

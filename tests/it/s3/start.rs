@@ -27,7 +27,7 @@ fn assert_it_says(builder: Builder, parts: &[&str]) {
 fn a_bucket_that_is_not_there_is_told() {
     let server = S3Server::start();
     let bucket = server.bucket_that_is_not_made("cache");
-    assert_it_says(over(&bucket), &["the bucket must be there", "NoSuchBucket"]);
+    assert_it_says(over(&bucket), &["the bucket does not exist", "NoSuchBucket"]);
 }
 
 #[test]
@@ -117,11 +117,14 @@ fn told_by(
 fn the_reason_comes_first_and_rights_only_where_they_are_missing() {
     let told = told_by(|_| true, 403, "RequestTimeTooSkewed");
     assert!(told.contains("the clocks of this machine and of the server differ"), "{told}");
-    assert!(!told.contains("the rights"), "{told}");
+    assert!(!told.contains("the permissions"), "{told}");
     let told = told_by(|_| true, 403, "InvalidAccessKeyId");
-    assert!(told.contains("does not accept the key") && !told.contains("the rights"), "{told}");
+    assert!(
+        told.contains("the server rejected the key") && !told.contains("the permissions"),
+        "{told}"
+    );
     let told = told_by(|_| true, 500, "InternalError");
-    assert!(told.contains("cannot be read") && !told.contains("the rights"), "{told}");
+    assert!(told.contains("cannot be read") && !told.contains("the permissions"), "{told}");
 }
 
 #[test]
@@ -200,7 +203,7 @@ fn a_server_with_a_certificate_of_an_authority_of_ones_own_is_believed_if_nix_be
     upload(&daemon, &one);
     assert!(get(&daemon, &one.nar_path).body == one.nar);
     // What is asked by signed URLs is asked over TLS, too; this server cannot answer it.
-    daemon.wait_for_log("this server cannot list unfinished uploads");
+    daemon.wait_for_log("the server cannot list unfinished uploads");
     let Failed { code, log } = at(&bucket, &url).start_fails();
     assert_eq!(code, 1, "{log}");
     assert!(log.contains("certificate"), "{log}");

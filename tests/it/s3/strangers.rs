@@ -150,7 +150,7 @@ fn a_list_that_never_ends_is_given_up() {
         }
     });
     let through = site.bucket.through(site.faults.address());
-    run(&through, &["stats"]).is(1).complains("again and again");
+    run(&through, &["stats"]).is(1).complains("the same list repeatedly");
 }
 
 /// A page of a list: keys with the sizes of their objects, and the number of the next page.
@@ -226,11 +226,11 @@ fn a_list_of_pages_without_keys_is_given_up() {
         let pages = requests.iter().filter_map(|line| requested_page(line)).count();
         assert!(pages <= 2 * (EMPTY_PAGES as usize + 1), "{pages} pages");
     };
-    is_given_up(|page| page + 1, "1000 pages of a list without a key");
+    is_given_up(|page| page + 1, "1000 pages of a list without keys");
     // In a circle.
-    is_given_up(|page| (page + 1) % 7, "1000 pages of a list without a key");
+    is_given_up(|page| (page + 1) % 7, "1000 pages of a list without keys");
     // The page itself is the next one.
-    is_given_up(|_| 1, "again and again");
+    is_given_up(|_| 1, "the same list repeatedly");
 }
 
 #[test]
@@ -243,7 +243,7 @@ fn a_use_that_cannot_be_is_ignored() {
     let daemon = over(&bucket).start();
     upload(&daemon, &one);
     assert_eq!(get(&daemon, &one.narinfo_path).status, 200);
-    daemon.wait_for_log("is not a use");
+    daemon.wait_for_log("ignored an invalid line");
 }
 
 fn a_client_that_pauses_longer_than_a_break_may_last_gets_the_rest(place: &Place) {

@@ -87,7 +87,7 @@ fn many_requests_share_one_connection_of_http_2() {
     let samples: Vec<Sample> =
         (1..30).map(|number| sample(number, &Noise::new(number.into()).bytes(150_000))).collect();
     samples.iter().for_each(|sample| world.store(&daemon, sample));
-    let begun = |daemon: &Daemon| daemon.log().matches("an encrypted connection begins").count();
+    let begun = |daemon: &Daemon| daemon.log().matches("TLS connection established").count();
     let before = begun(&daemon);
     let mut arguments = vec!["--parallel".to_owned(), "--http2".to_owned()];
     for (at, sample) in samples.iter().enumerate() {

@@ -150,7 +150,7 @@ fn an_upstream_that_takes_no_such_password_is_trouble() {
     for url in [upstream.url().to_owned(), upstream.url_with("reader", "wrong-secret")] {
         let mirror = mirror_of(&[&url]).start();
         assert_eq!(mirror.get(&format!("/{}", narinfo(&paths[0]))).0, 502);
-        let line = mirror.wait_for_log("answered 401");
+        let line = mirror.wait_for_log("status 401");
         assert!(line.contains(upstream.url()) && !line.contains("wrong-secret"), "{line}");
     }
 }

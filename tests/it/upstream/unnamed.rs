@@ -166,7 +166,7 @@ fn what_is_not_the_nar_of_its_narinfo_is_not_served_to_its_end() {
             true => assert!(answer.status == 200 && answer.body.len() < other.nar.len()),
             false => assert_eq!(answer.status, 502, "{}", answer.text()),
         }
-        mirror.wait_for_log("is not taken");
+        mirror.wait_for_log("fetch of a NAR failed");
         assert_eq!(objects(mirror.dir()), [""; 0]);
     }
 }
@@ -229,7 +229,7 @@ fn an_endless_nar_is_given_up() {
     });
     let mirror = mirror_of(&[&upstream.url()]).start();
     assert_eq!(get(&mirror, &url(&mirror, &sample)).status, 502);
-    mirror.wait_for_log("is not taken");
+    mirror.wait_for_log("fetch of a NAR failed");
     assert_eq!(objects(mirror.dir()), [""; 0]);
 }
 

@@ -119,7 +119,7 @@ fn a_nar_with_another_hash_is_broken_off_and_not_asked_for_again() {
     let mirror = mirror_of(&[&upstream.url()]).start();
     assert_eq!(get(&mirror, &sample.narinfo_path).status, 200);
     get(&mirror, &sample.nar_path).is_broken_off();
-    mirror.wait_for_log("is not taken");
+    mirror.wait_for_log("fetch of a NAR failed");
     mirror.wait_until("it is not believed any more", || {
         get(&mirror, &sample.narinfo_path).status == 502
     });

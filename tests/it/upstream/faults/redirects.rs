@@ -23,7 +23,7 @@ fn a_redirect_to_another_network_is_not_followed_and_nothing_is_stored() {
             let refused = get(&mirror, path);
             assert_eq!(refused.status, 502, "{target}: {}", mirror.log());
         }
-        mirror.wait_for_log("redirects to");
+        mirror.wait_for_log("redirect to");
         assert_unharmed(mirror);
     }
 }

@@ -56,7 +56,7 @@ fn after_three_failures_the_next_upstream_is_asked_at_once() {
     for number in 2..5 {
         assert_eq!(get(&mirror, &narinfo(number)).status, 504);
     }
-    mirror.wait_for_log("it is left alone");
+    mirror.wait_for_log("circuit open for");
     assert_eq!(get(&mirror, &narinfo(5)).status, 502);
     assert_eq!(get(&mirror, &sample.narinfo_path).status, 200);
     get(&mirror, &sample.nar_path).is(&sample.nar);
@@ -96,7 +96,7 @@ fn one_that_asks_for_rest_is_left_alone() {
         let other = Scripted::with(&[&sample]);
         let mirror = mirror_of(&[&upstream.url(), &other.url()]).start();
         assert_eq!(get(&mirror, &narinfo(2)).status, 502);
-        mirror.wait_for_log("left alone for 120s");
+        mirror.wait_for_log("circuit open for 120s");
         assert_eq!(get(&mirror, &narinfo(3)).status, 502);
         assert_eq!(get(&mirror, &sample.narinfo_path).status, 200);
         get(&mirror, &sample.nar_path).is(&sample.nar);
