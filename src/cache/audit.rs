@@ -11,7 +11,7 @@ use crate::nix::CachePath;
 
 /// The actor that removes objects, as it is logged.
 #[derive(Debug, Clone)]
-pub struct Agent(Option<String>);
+pub struct Actor(Option<String>);
 
 /// A path with the leading slash of requests, so that one search finds the uploads and removals of
 /// an object.
@@ -23,7 +23,7 @@ impl fmt::Display for AsRequested<'_> {
     }
 }
 
-impl Agent {
+impl Actor {
     /// The daemon itself.
     pub fn collector() -> Self {
         Self(Some("collector".to_owned()))
@@ -35,11 +35,11 @@ impl Agent {
     }
 
     /// An actor that logs nothing.
-    pub fn onlooker() -> Self {
+    pub fn silent() -> Self {
         Self(None)
     }
 
-    pub(super) fn has_removed(
+    pub(super) fn log_removal(
         &self,
         path: &CachePath,
         store_path: Option<&str>,

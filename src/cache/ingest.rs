@@ -24,8 +24,8 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::decode_budget::{Allowance, BOMB_RATIO, DecodeBudget};
 use super::feed::Feed;
-use super::incoming::{Incoming, Message};
 use super::stage::Stage;
+use super::staging_reader::{Message, StagingReader};
 use super::unpack::{self, UnpackError, Unpacked};
 use super::{BodyError, Cache, PutError};
 use crate::metrics::Metrics;
@@ -396,11 +396,11 @@ pub(super) async fn unpack_while_it_flows(
     stage: Stage,
     beginning: Bytes,
     feed: &mut Feed<impl Stream<Item = Result<Bytes, BodyError>> + Unpin>,
-    unpack: impl FnOnce(&mut Incoming) -> Result<Unpacked, UnpackError> + Send + 'static,
+    unpack: impl FnOnce(&mut StagingReader) -> Result<Unpacked, UnpackError> + Send + 'static,
 ) -> Result<(Stage, Option<Result<Unpacked, UnpackError>>), PutError> {
     let (sender, messages) = mpsc::channel(BATCHES_IN_FLIGHT);
     let work = spawn_blocking(move || {
-        let mut incoming = Incoming::new(beginning, messages, stage);
+        let mut incoming = StagingReader::new(beginning, messages, stage);
         let unpacked = unpack(&mut incoming);
         incoming.stop(unpacked)
     });

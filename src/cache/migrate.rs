@@ -97,7 +97,7 @@ enum Outcome {
 impl Cache {
     /// Copies the objects that `from` has and this cache lacks, several at a time. Both caches may
     /// be in use.
-    pub async fn take_over(
+    pub async fn import_from(
         &self,
         from: &Self,
         at_a_time: usize,

@@ -1,7 +1,7 @@
 //! The binary cache: verification, retention and everything else that the guarantees promise. HTTP
 //! and the commands use only [`Cache`], and nothing below it.
 
-mod accepted;
+mod upload_receipt;
 mod audit;
 #[cfg(feature = "pages")]
 pub mod browse;
@@ -11,8 +11,8 @@ mod error;
 mod feed;
 pub mod gc;
 mod health;
-mod hot;
-mod incoming;
+mod narinfo_cache;
+mod staging_reader;
 mod ingest;
 mod inspect_reader;
 pub mod migrate;
@@ -36,23 +36,23 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use futures_util::Stream;
 
-pub use accepted::Accepted;
-pub use audit::Agent;
+pub use audit::Actor;
 pub use error::{BodyError, GetError, PutError};
 pub use health::Health;
 pub use progress::Progress;
 pub use remove::{Referrers, Refusal, plan_removal};
 pub use stats::{Holding, Stats};
 pub use unpack::UnpackError;
+pub use upload_receipt::UploadReceipt;
 
 use crate::config::Admission;
 use crate::metrics::Metrics;
 use crate::nix::cache_path::NarName;
 use crate::nix::{CacheInfo, CachePath, Compression, Sha256Hash, StorePathHash};
-use crate::store::{Content, Metadata, Object, Store, StoreError, Stored, Turns};
+use crate::store::{Content, KeyedLocks, Metadata, Object, Store, StoreError, Stored};
 use decode_budget::DecodeBudget;
 use feed::{Feed, TransferLimit, Turn};
-use hot::{Found, Hot};
+use narinfo_cache::{Found, NarInfoCache};
 
 /// A binary cache. A clone is the same cache.
 #[derive(Clone)]
@@ -67,14 +67,14 @@ pub struct Inner {
     admission: Admission,
     /// The time after a use or upload during which an object is never collected.
     grace: Duration,
-    hot: Hot,
+    hot: NarInfoCache,
     metrics: Arc<Metrics>,
     /// The actor of removals.
-    agent: Agent,
+    agent: Actor,
     /// How the store was a moment ago.
     health: health::Watch,
     /// The facts about NARs whose narinfo may be uploaded soon.
-    facts: quick_cache::sync::Cache<NarName, nar::KnownFacts>,
+    facts: quick_cache::sync::Cache<NarName, nar::KnownNarFacts>,
     /// Limits concurrent large uploads that flow.
     uploads: TransferLimit,
     /// The memory budget of all decoders.
@@ -82,7 +82,7 @@ pub struct Inner {
     /// Limits what uploads of large narinfos have in memory.
     large_narinfos: Arc<ingest::LargeNarInfos>,
     /// Locks for changes of narinfos, by name.
-    turns: Turns,
+    turns: KeyedLocks,
     /// Whether clients are sent to where the store has its objects for NARs.
     redirect: bool,
     /// The upstreams.
@@ -128,15 +128,15 @@ impl Cache {
             info_object: (metadata_of(&text), text),
             admission,
             grace: gc::GRACE,
-            hot: Hot::new(),
+            hot: NarInfoCache::new(),
             metrics: Metrics::new(),
-            agent: Agent::collector(),
+            agent: Actor::collector(),
             health: health::Watch::default(),
             facts: quick_cache::sync::Cache::new(FACTS),
             uploads: TransferLimit::new(UPLOADS, SLOW_UPLOADS),
             decoders: DecodeBudget::default(),
             large_narinfos: Arc::default(),
-            turns: Turns::default(),
+            turns: KeyedLocks::default(),
             redirect: false,
             #[cfg(feature = "upstream")]
             upstreams: None,
@@ -162,7 +162,7 @@ impl Cache {
 
     /// Sets the actor of removals, if it is not the daemon.
     #[must_use]
-    pub fn with_agent(mut self, agent: Agent) -> Self {
+    pub fn with_agent(mut self, agent: Actor) -> Self {
         self.set_up().agent = agent;
         self
     }
@@ -212,7 +212,7 @@ impl Cache {
                 Ok(self.get(path).await?.map(|object| object.metadata))
             }
             _ => match self.store.head(path).await? {
-                Some(metadata) if self.note_use(path, metadata.used).await? => {
+                Some(metadata) if self.touch_soon(path, metadata.used).await? => {
                     self.metrics.traffic.hit(path.kind());
                     Ok(Some(metadata))
                 }
@@ -230,7 +230,7 @@ impl Cache {
             return Ok(None);
         }
         match self.store.head(path).await? {
-            Some(metadata) if self.note_use(path, metadata.used).await? => {
+            Some(metadata) if self.touch_soon(path, metadata.used).await? => {
                 let link = self.store.link(path).await?;
                 if link.is_some() {
                     self.metrics.traffic.hit(path.kind());
@@ -270,11 +270,11 @@ impl Cache {
                     return Ok(None);
                 };
                 let there = self.debug_info_has_its_nar(&object).await?
-                    && self.note_use(path, object.metadata.used).await?;
+                    && self.touch_soon(path, object.metadata.used).await?;
                 Ok(there.then_some(object))
             }
             _ => match self.store.get(path).await? {
-                Some(object) if self.note_use(path, object.metadata.used).await? => {
+                Some(object) if self.touch_soon(path, object.metadata.used).await? => {
                     self.metrics.traffic.hit(path.kind());
                     Ok(Some(object))
                 }
@@ -302,7 +302,7 @@ impl Cache {
         hash: &StorePathHash,
     ) -> Result<Option<Object>, GetError> {
         if let Some(object) = self.find_narinfo(path, hash).await? {
-            if self.note_use(path, object.metadata.used).await? {
+            if self.touch_soon(path, object.metadata.used).await? {
                 self.metrics.traffic.hit(path.kind());
                 return Ok(Some(object));
             }
@@ -330,10 +330,10 @@ impl Cache {
             }
             None => {}
         }
-        let ticket = self.hot.ticket(hash);
+        let read_epoch = self.hot.read_epoch(hash);
         let object = self.store.get(path).await?.filter(narinfo::has_servable_nar);
         if let Some(object) = &object {
-            self.hot.insert(*hash, object, ticket);
+            self.hot.insert(*hash, object, read_epoch);
         }
         Ok(object)
     }
@@ -347,7 +347,7 @@ impl Cache {
         encoding: Compression,
         declared: Option<u64>,
         body: impl Stream<Item = Result<Bytes, BodyError>> + Send + Unpin,
-    ) -> Result<Accepted, PutError> {
+    ) -> Result<UploadReceipt, PutError> {
         let limit = self.admission.max_upload_size.unwrap_or(u64::MAX);
         if declared.is_some_and(|length| length > limit) {
             return Err(PutError::TooLarge { limit });
@@ -366,7 +366,7 @@ impl Cache {
             _ => {
                 let (stored, size) =
                     ingest::side_file(self, path, encoding, declared, limit, feed).await?;
-                Ok(Accepted::plain(stored, size))
+                Ok(UploadReceipt::plain(stored, size))
             }
         }
     }
@@ -417,7 +417,7 @@ impl Cache {
         &self,
         declared: Option<u64>,
         feed: Feed<impl Stream<Item = Result<Bytes, BodyError>> + Unpin>,
-    ) -> Result<Accepted, PutError> {
+    ) -> Result<UploadReceipt, PutError> {
         let path = CachePath::CacheInfo;
         let limit = ingest::CACHE_INFO_LIMIT;
         let text = ingest::collect(&self.store, &path, declared, limit, feed).await?;
@@ -426,7 +426,7 @@ impl Cache {
         let text = String::from_utf8_lossy(&text);
         match CacheInfo::store_dir_of(&text) {
             Some(dir) if dir == self.info.store_dir.as_str() => {
-                Ok(Accepted::plain(Stored::Replaced, size))
+                Ok(UploadReceipt::plain(Stored::Replaced, size))
             }
             theirs => Err(PutError::StoreDir {
                 ours: self.info.store_dir.clone(),

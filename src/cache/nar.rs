@@ -13,12 +13,12 @@ use tracing::warn;
 
 use super::decode_budget::Allowance;
 use super::feed::Feed;
-use super::incoming::Incoming;
 use super::ingest::{self, SMALL, check_length, push};
 use super::inspect_reader::InspectReader;
 use super::stage::{Stage, Staged};
+use super::staging_reader::StagingReader;
 use super::unpack::{UnpackError, Unpacked, unpack};
-use super::{Accepted, BodyError, Cache, PutError};
+use super::{BodyError, Cache, PutError, UploadReceipt};
 use crate::config::Verify;
 use crate::nix::cache_path::{NarExtension, NarName};
 use crate::nix::{CachePath, Compression, Sha256Hash};
@@ -26,7 +26,7 @@ use crate::store::{Content, Metadata, Stored, Upload};
 
 /// The verified facts about a NAR, kept in memory for its narinfo.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Facts {
+pub(super) struct NarFacts {
     /// The length of the file, in bytes.
     pub file_size: u64,
     pub contents: NarContents,
@@ -34,8 +34,8 @@ pub(super) struct Facts {
 
 /// The facts about an object, and its entity tag.
 #[derive(Debug, Clone)]
-pub(super) struct KnownFacts {
-    facts: Facts,
+pub(super) struct KnownNarFacts {
+    facts: NarFacts,
     etag: Bytes,
 }
 
@@ -84,12 +84,12 @@ pub(super) struct Received {
 }
 
 /// A received NAR, stored unless its upstream has `store=0`.
-pub(super) struct Streamed {
+pub(super) struct Ingested {
     pub stored: Stored,
     /// The length of the file, in bytes.
     pub size: u64,
     /// See [`Received::contents`].
-    pub facts: Option<Facts>,
+    pub facts: Option<NarFacts>,
 }
 
 impl Cache {
@@ -98,14 +98,14 @@ impl Cache {
         name: NarName,
         declared: Option<u64>,
         feed: Feed<impl Stream<Item = Result<Bytes, BodyError>> + Unpin>,
-    ) -> Result<Accepted, PutError> {
+    ) -> Result<UploadReceipt, PutError> {
         let path = CachePath::Nar(name);
-        let Streamed { stored, size, facts } = if declared.is_some_and(|length| length <= SMALL) {
+        let Ingested { stored, size, facts } = if declared.is_some_and(|length| length <= SMALL) {
             let bytes = ingest::collect(&self.store, &path, declared, SMALL, feed).await?;
             let bytes = bytes.into_bytes(&path).await?;
             let facts = self.inspect_small(name, bytes.clone()).await?;
             let stored = self.store_whole(&path, bytes).await?;
-            Streamed { stored, size: facts.file_size, facts: Some(facts) }
+            Ingested { stored, size: facts.file_size, facts: Some(facts) }
         } else {
             let upload = ingest::begin(&self.store, &path, declared).await?;
             let limit = self.admission.max_upload_size.unwrap_or(u64::MAX);
@@ -116,10 +116,10 @@ impl Cache {
         }
         let nar_hash = facts.and_then(|facts| facts.contents.nar_hash(name));
         let file_hash = Some(name.file_hash);
-        Ok(Accepted { file_hash, nar_hash, ..Accepted::plain(stored, size) })
+        Ok(UploadReceipt { file_hash, nar_hash, ..UploadReceipt::plain(stored, size) })
     }
 
-    async fn inspect_small(&self, name: NarName, bytes: Bytes) -> Result<Facts, PutError> {
+    async fn inspect_small(&self, name: NarName, bytes: Bytes) -> Result<NarFacts, PutError> {
         let verify = self.admission.verify;
         let metrics = Arc::clone(&self.metrics);
         let file_size = bytes.len() as u64;
@@ -130,7 +130,7 @@ impl Cache {
             check_hash(name, Sha256Hash::of(&bytes))?;
             let contents = contents(verify, name, bytes.as_ref(), file_size, allowance)?;
             metrics.verified(begun.elapsed());
-            Ok(Facts { file_size, contents })
+            Ok(NarFacts { file_size, contents })
         };
         // Hashing so little takes less time than going to another thread; unpacking takes more.
         if plain {
@@ -147,15 +147,15 @@ impl Cache {
         upload: Box<dyn Upload>,
         declared: Option<u64>,
         limit: u64,
-        kept: impl FnOnce(Option<Facts>) -> Result<bool, PutError> + Send + 'static,
+        kept: impl FnOnce(Option<NarFacts>) -> Result<bool, PutError> + Send + 'static,
         feed: Feed<impl Stream<Item = Result<Bytes, BodyError>> + Unpin>,
-    ) -> Result<Streamed, PutError> {
+    ) -> Result<Ingested, PutError> {
         let stage = Stage::new(upload, limit);
         let verify = self.admission.verify;
         let expected = Some(name.file_hash);
         let Received { name, size, contents, upload } =
             self.receive_nar(name.extension, expected, verify, stage, declared, feed).await?;
-        let facts = contents.map(|contents| Facts { file_size: size, contents });
+        let facts = contents.map(|contents| NarFacts { file_size: size, contents });
         let metrics = Arc::clone(&self.metrics);
         let commit = move || match kept(facts)? {
             true => ingest::commit(upload, &metrics).map(Some),
@@ -165,7 +165,7 @@ impl Cache {
         if let Some(stored) = stored {
             self.count(&CachePath::Nar(name), stored, size);
         }
-        Ok(Streamed { stored: stored.unwrap_or(Stored::Created), size, facts })
+        Ok(Ingested { stored: stored.unwrap_or(Stored::Created), size, facts })
     }
 
     /// Receives a NAR of any size into `stage` and unpacks it: during the transfer if the body is not
@@ -194,7 +194,7 @@ impl Cache {
         let decoder = if packed && !feed.is_slow() { self.decoders.arriving() } else { None };
         let (stage, unpacked) = match decoder {
             Some(permit) => {
-                let unpack = move |incoming: &mut Incoming| {
+                let unpack = move |incoming: &mut StagingReader| {
                     let _permit = permit;
                     unpack(incoming, None, extension, Allowance::USUAL)
                 };
@@ -243,16 +243,16 @@ impl Cache {
     /// Remembers the facts about a NAR that has just been stored, until its narinfo arrives.
     ///
     /// An error of the store is ignored: the NAR is stored, and its facts can be read from it again.
-    pub(super) async fn remember_facts(&self, name: NarName, facts: Facts) {
+    pub(super) async fn remember_facts(&self, name: NarName, facts: NarFacts) {
         if let Ok(Some(Metadata { size, etag, .. })) = self.store.head(&CachePath::Nar(name)).await
             && size == facts.file_size
         {
-            self.facts.insert(name, KnownFacts { facts, etag });
+            self.facts.insert(name, KnownNarFacts { facts, etag });
         }
     }
 
     /// Returns the remembered facts about a NAR, if the object is unchanged.
-    pub(super) fn known_facts(&self, name: NarName, now: &Metadata) -> Option<Facts> {
+    pub(super) fn known_facts(&self, name: NarName, now: &Metadata) -> Option<NarFacts> {
         let known = self.facts.get(&name)?;
         (known.etag == now.etag).then_some(known.facts)
     }
@@ -260,7 +260,7 @@ impl Cache {
     /// Returns the facts about the stored NAR, or `None` if it is absent. Reads the NAR if the
     /// facts are unknown. A NAR that does not match its name is quarantined, because Nix would
     /// never upload it again otherwise.
-    pub(super) async fn facts(&self, name: NarName) -> Result<Option<Facts>, PutError> {
+    pub(super) async fn facts(&self, name: NarName) -> Result<Option<NarFacts>, PutError> {
         let path = CachePath::Nar(name);
         let there = self.store.head(&path).await?;
         #[cfg(feature = "upstream")]
@@ -295,7 +295,7 @@ impl Cache {
         }
         match inspected {
             Ok(facts) => {
-                let known = KnownFacts { facts, etag };
+                let known = KnownNarFacts { facts, etag };
                 match guard {
                     // Dropped from memory since, it is read again the next time.
                     Some(guard) => drop(guard.insert(known)),
@@ -317,7 +317,7 @@ impl Cache {
     async fn inspect_stored(
         &self,
         name: NarName,
-    ) -> Result<Option<(Bytes, Result<Facts, PutError>)>, PutError> {
+    ) -> Result<Option<(Bytes, Result<NarFacts, PutError>)>, PutError> {
         let (store, metrics) = (Arc::clone(&self.store), Arc::clone(&self.metrics));
         let (verify, path) = (self.admission.verify, CachePath::Nar(name));
         ingest::decode_at_rest(&self.decoders, Allowance::USUAL, move |allowance| {
@@ -346,7 +346,7 @@ impl Cache {
                 });
             }
             let facts = check_hash(name, inspected.file_hash).and_then(|()| {
-                Ok(Facts { file_size, contents: known_contents(name, inspected.unpacked)? })
+                Ok(NarFacts { file_size, contents: known_contents(name, inspected.unpacked)? })
             });
             Ok(Some((etag, facts)))
         })

@@ -7,8 +7,8 @@ use tracing::warn;
 
 use super::feed::Feed;
 use super::ingest;
-use super::nar::{Facts, NarContents, check_compression};
-use super::{Accepted, BodyError, Cache, PutError};
+use super::nar::{NarContents, NarFacts, check_compression};
+use super::{BodyError, Cache, PutError, UploadReceipt};
 use crate::nix::cache_path::NarName;
 use crate::nix::{
     CachePath, Compression, LenientNarInfo, NarInfo, Signature, StorePath, StorePathHash, narinfo,
@@ -79,7 +79,7 @@ impl Cache {
         encoding: Compression,
         declared: Option<u64>,
         feed: Feed<impl Stream<Item = Result<Bytes, BodyError>> + Unpin>,
-    ) -> Result<Accepted, PutError> {
+    ) -> Result<UploadReceipt, PutError> {
         let path = CachePath::NarInfo(hash);
         let limit = narinfo::MAX_SIZE;
         let text = ingest::collect(&self.store, &path, declared, limit, feed).await?;
@@ -176,7 +176,7 @@ impl Cache {
         mut ours: NarInfo,
         etag: Option<&Bytes>,
         theirs: &NarInfo,
-        read: Option<(NarName, Option<Facts>)>,
+        read: Option<(NarName, Option<NarFacts>)>,
     ) -> Result<Merge, PutError> {
         match self.is_still_true(path, &ours, theirs, read).await? {
             Merge::Done => {}
@@ -189,7 +189,7 @@ impl Cache {
         if ours != before {
             // Listing a directory may miss the name whose file is replaced just then, and with it
             // why its references are kept.
-            self.rely_on_references(&ours, false).await?;
+            self.touch_references(&ours, false).await?;
             if !self.publish(&ours, etag).await? {
                 return Ok(Merge::Changed);
             }
@@ -198,7 +198,7 @@ impl Cache {
     }
 
     /// The facts about a NAR; none if it is absent or damaged.
-    async fn facts_if_right(&self, name: NarName) -> Result<Option<Facts>, PutError> {
+    async fn facts_if_right(&self, name: NarName) -> Result<Option<NarFacts>, PutError> {
         match self.facts(name).await {
             Err(PutError::NarDamaged(_) | PutError::Unpack(_)) => Ok(None),
             facts => facts,
@@ -211,16 +211,16 @@ impl Cache {
         size: u64,
         info: &NarInfo,
         signed_by: Option<String>,
-    ) -> Accepted {
+    ) -> UploadReceipt {
         let unchecked = self.admission.trusted_public_keys.is_empty();
         let keys = info.signatures.iter().map(Signature::key_name).collect::<Vec<_>>();
-        Accepted {
+        UploadReceipt {
             store_path: Some(self.info.store_dir.join(&info.store_path)),
             file_hash: info.file_hash.or_else(|| Some(info.nar_name()?.file_hash)),
             nar_hash: Some(info.nar_hash),
             signed_by,
             unchecked_keys: (unchecked && !keys.is_empty()).then(|| keys.join(" ")),
-            ..Accepted::plain(stored, size)
+            ..UploadReceipt::plain(stored, size)
         }
     }
 
@@ -361,7 +361,7 @@ impl Cache {
         path: &CachePath,
         ours: &NarInfo,
         theirs: &NarInfo,
-        read: Option<(NarName, Option<Facts>)>,
+        read: Option<(NarName, Option<NarFacts>)>,
     ) -> Result<Merge, PutError> {
         let Some(name) = ours.nar_name() else {
             return Ok(Merge::Replace);
@@ -370,14 +370,14 @@ impl Cache {
         let Some(metadata) = self.store.head(&nar).await? else {
             return Ok(Merge::Replace);
         };
-        if !self.rely_on(path).await? || !self.need(&nar, metadata.used).await? {
+        if !self.touch_if_present(path).await? || !self.need(&nar, metadata.used).await? {
             return Ok(Merge::Replace);
         }
         let same_nar = (&ours.url, &ours.compression, ours.file_hash, ours.file_size)
             == (&theirs.url, &theirs.compression, theirs.file_hash, theirs.file_size);
         let facts = match self.known_facts(name, &metadata) {
             Some(facts) => facts,
-            _ if same_nar => Facts { file_size: metadata.size, contents: NarContents::NotRead },
+            _ if same_nar => NarFacts { file_size: metadata.size, contents: NarContents::NotRead },
             _ => match read {
                 Some((known, Some(facts))) if known == name => facts,
                 Some((known, None)) if known == name => return Ok(Merge::Replace),
@@ -401,7 +401,7 @@ impl Cache {
         info.file_hash.get_or_insert(name.file_hash);
         info.file_size.get_or_insert(facts.file_size);
         check_against_nar(info, name, facts)?;
-        match self.rely_on_references(info, required).await? {
+        match self.touch_references(info, required).await? {
             Some(missing) => Err(PutError::Reference(missing.clone())),
             None => Ok(()),
         }
@@ -409,7 +409,7 @@ impl Cache {
 
     /// Lets a collection that is about to take what a path refers to see that it is needed. The
     /// first that shall be here and is not, if there is one.
-    async fn rely_on_references<'a>(
+    async fn touch_references<'a>(
         &self,
         info: &'a NarInfo,
         required: bool,
@@ -419,7 +419,7 @@ impl Cache {
             // What is looked up in memory never waits, and there can be thousands.
             tokio::task::consume_budget().await;
             let hash = reference.hash();
-            let here = self.rely_on(&CachePath::NarInfo(hash)).await?;
+            let here = self.touch_if_present(&CachePath::NarInfo(hash)).await?;
             // Upstreams are queried only if it matters.
             let matters = !here && required;
             if matters && !self.has_elsewhere(&hash).await {
@@ -453,7 +453,7 @@ pub(super) fn has_servable_nar(narinfo: &Object) -> bool {
 pub(super) fn check_against_nar(
     info: &NarInfo,
     name: NarName,
-    facts: Facts,
+    facts: NarFacts,
 ) -> Result<(), PutError> {
     check("FileHash", info.file_hash.unwrap_or(name.file_hash), name.file_hash)?;
     check("FileSize", info.file_size.unwrap_or(facts.file_size), facts.file_size)?;

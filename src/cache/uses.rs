@@ -17,7 +17,7 @@ const RECORD_EVERY: Duration = Duration::from_secs(3600);
 impl Cache {
     /// Records the use of an object whose last recorded use was at `last`. Returns false if the
     /// object was removed in the meantime. If uses cannot be recorded, the object is served anyway.
-    pub(super) async fn note_use(
+    pub(super) async fn touch_soon(
         &self,
         path: &CachePath,
         last: SystemTime,
@@ -50,7 +50,7 @@ impl Cache {
         };
         // Half of the grace period before it could be removed.
         if unused >= self.grace / 2 {
-            let there = self.store.mark_used(path).await?;
+            let there = self.store.touch_now(path).await?;
             // Not before: who comes meanwhile must not take it for safe.
             if there {
                 recorded();
@@ -58,13 +58,13 @@ impl Cache {
             return Ok(there);
         }
         recorded();
-        self.store.note_used(path);
+        self.store.touch(path);
         Ok(true)
     }
 
     /// Returns whether an object is present; if so, records a use, because the caller depends on it
     /// from now on.
-    pub(super) async fn rely_on(&self, path: &CachePath) -> Result<bool, StoreError> {
+    pub(super) async fn touch_if_present(&self, path: &CachePath) -> Result<bool, StoreError> {
         match self.store.head(path).await? {
             Some(metadata) => self.need(path, metadata.used).await,
             None => Ok(false),

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::EXIT_NO;
 use super::argument::hash_part;
-use super::offline::on_cache;
+use super::cache_command::on_cache;
 use super::output::{Output, count, size};
 use super::progress_bar::CommandProgressBar;
 use super::signals::stop_on_signals;

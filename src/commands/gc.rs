@@ -8,8 +8,8 @@ use serde::Serialize;
 
 use super::EXIT_NO;
 use super::argument::hash_part;
+use super::cache_command::{look, on_cache};
 use super::explain::Explained;
-use super::offline::{look, on_cache};
 use super::output::{Output, as_time, count, size, time};
 use super::progress_bar::CommandProgressBar;
 use super::signals::stop_on_signals;

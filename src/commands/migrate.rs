@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::EXIT_NO;
 use super::argument::Unusable;
-use super::opening::{open, open_existing};
+use super::open_store::{open, open_existing};
 use super::output::{OneLine, Output, count, size};
 use super::owner::become_owner;
 use super::progress_bar::CommandProgressBar;
@@ -107,7 +107,7 @@ async fn migrate(
         Progress::Found(objects) => bar.found(objects),
         Progress::Done { done, of } => bar.read("copying", done, of),
     };
-    let report = to.take_over(from, jobs.get().into(), &stop, show).await?;
+    let report = to.import_from(from, jobs.get().into(), &stop, show).await?;
     drop(bar);
     let told = Told(report);
     output.print(&told)?;

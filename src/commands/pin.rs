@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::EXIT_NO;
 use super::argument::{Unusable, store_path};
-use super::offline::{look, on_cache};
+use super::cache_command::{look, on_cache};
 use super::output::{Output, count, size};
 use crate::cache::Cache;
 use crate::cache::gc::{Inventory, Pin, PinError};

@@ -5,9 +5,9 @@ use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
 use crate::config::Config;
-use crate::http::Gate;
+use crate::http::AccessPolicy;
 #[cfg(feature = "tls")]
-use crate::net::Secure;
+use crate::net::TlsAcceptorHandle;
 use crate::net::systemd;
 
 /// The parts of the daemon that SIGHUP changes.
@@ -16,11 +16,11 @@ pub(super) struct Reload {
     pub config: Config,
     /// Whether the daemon is reachable only from this machine.
     pub local: bool,
-    pub gate: Gate,
+    pub gate: AccessPolicy,
     #[cfg(feature = "upstream")]
     pub cache: crate::cache::Cache,
     #[cfg(feature = "tls")]
-    pub secure: Option<Secure>,
+    pub secure: Option<TlsAcceptorHandle>,
 }
 
 impl Reload {

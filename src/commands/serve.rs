@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use tracing::{info, warn};
 
-use super::opening::open;
+use super::open_store::open;
 use super::owner::serve_as_owner;
 use super::reload::Reload;
 use super::signals::{hangups, stop_on_signals};
@@ -65,7 +65,7 @@ async fn serve(config: Config, bound: Bound, user: Option<u32>) -> anyhow::Resul
     let local = listener.is_local();
     let access = config.users.access(local);
     #[cfg(feature = "tls")]
-    let secure = config.tls.as_ref().map(net::Secure::from);
+    let secure = config.tls.as_ref().map(net::TlsAcceptorHandle::from);
     #[cfg(feature = "tls")]
     let listener = listener.encrypted(secure.clone());
 
@@ -87,7 +87,7 @@ async fn serve(config: Config, bound: Bound, user: Option<u32>) -> anyhow::Resul
     let collecting = Arc::clone(&cache).collect_regularly(config.retention, stop.clone());
     let collecting = tokio::spawn(collecting);
     let ending = Arc::clone(&cache);
-    let gate = http::Gate::from(access);
+    let gate = http::AccessPolicy::from(access);
     let reload = Reload {
         config,
         local,

@@ -6,8 +6,8 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
+use super::cache_command::{look, on_cache};
 use super::gc::OfReason;
-use super::offline::{look, on_cache};
 use super::output::{Output, as_time, count, size, time};
 use crate::cache::Stats;
 use crate::cache::gc::{Analysis, GRACE, Inventory, Limits, Plan, Sum};

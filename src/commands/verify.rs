@@ -8,7 +8,7 @@ use anyhow::Context;
 use serde::Serialize;
 
 use super::EXIT_NO;
-use super::offline::on_cache;
+use super::cache_command::on_cache;
 use super::output::{OneLine, Output, count, size};
 use super::progress_bar::CommandProgressBar;
 use crate::cache::Progress;

@@ -23,23 +23,23 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::call::{Answer, Call, User};
+use super::conn_info::ConnInfo;
 use super::error::HttpError;
-use super::origin::Origin;
 use super::route::{Route, is_read};
 use crate::config::{Access, Credentials, Requirement};
 
 /// What is asked of clients, which can be changed while requests are served. A clone is the same
 /// gate.
 #[derive(Debug, Clone)]
-pub struct Gate(Arc<ArcSwap<Access>>);
+pub struct AccessPolicy(Arc<ArcSwap<Access>>);
 
-impl From<Access> for Gate {
+impl From<Access> for AccessPolicy {
     fn from(access: Access) -> Self {
         Self(Arc::new(ArcSwap::from_pointee(access)))
     }
 }
 
-impl Gate {
+impl AccessPolicy {
     /// Asks this of every request from now on. Those that were let in go on.
     pub fn replace(&self, access: Access) {
         self.0.store(Arc::new(access));
@@ -54,12 +54,12 @@ impl Gate {
 /// Wraps a service so that only who may reaches it.
 #[derive(Debug, Clone)]
 pub struct AuthorizeLayer {
-    gate: Gate,
+    gate: AccessPolicy,
 }
 
 impl AuthorizeLayer {
     /// A layer that lets through what `gate` allows.
-    pub fn new(gate: Gate) -> Self {
+    pub fn new(gate: AccessPolicy) -> Self {
         Self { gate }
     }
 }
@@ -76,7 +76,7 @@ impl<S> Layer<S> for AuthorizeLayer {
 #[derive(Debug, Clone)]
 pub struct Authorize<S> {
     inner: S,
-    gate: Gate,
+    gate: AccessPolicy,
 }
 
 impl<S> Service<Call> for Authorize<S>
@@ -171,7 +171,7 @@ fn header_of_another_machine(headers: &HeaderMap) -> Option<&str> {
 
 /// The subject of the client certificate of the connection: the write user, whatever else is sent.
 fn certificate_holder(request: &Parts) -> Option<&str> {
-    request.extensions.get::<Origin>()?.certificate.as_deref()
+    request.extensions.get::<ConnInfo>()?.certificate.as_deref()
 }
 
 /// What a client sent in `Authorization`.

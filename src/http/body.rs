@@ -15,11 +15,11 @@ use tokio::sync::OwnedSemaphorePermit;
 use tower_http::timeout::{TimeoutBody, TimeoutError};
 
 use super::budget::{ConnectionBudget, READ_CHUNK};
-use super::origin::Origin;
+use super::conn_info::ConnInfo;
 use crate::cache::{BodyError, Cache};
 use crate::nix::CachePath;
 use crate::store::fs::read::read_chunk;
-use crate::store::{Content, Ranged};
+use crate::store::{Content, RangeRead};
 
 /// A body that stands still for so long is given up. Never a total time: a NAR can be 10 GB on a
 /// slow line. Nix up to 2.33 retries an upload with headers and no body and waits for ever, so this
@@ -32,7 +32,7 @@ pub fn outgoing(
     content: Content,
     size: u64,
     range: Range<u64>,
-    origin: Option<&Origin>,
+    origin: Option<&ConnInfo>,
     again: Again,
 ) -> Body {
     // Both ends lie within the bytes, whose length is the object's size.
@@ -165,9 +165,9 @@ fn read(reader: FileReader, range: Range<u64>) -> Body {
 
 /// A body that comes from elsewhere.
 fn streamed(
-    bytes: Box<dyn Ranged>,
+    bytes: Box<dyn RangeRead>,
     range: Range<u64>,
-    origin: Option<&Origin>,
+    origin: Option<&ConnInfo>,
     again: Again,
 ) -> Body {
     let length = range.end - range.start;

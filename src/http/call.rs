@@ -8,7 +8,7 @@ use http::{Request, Response};
 
 use super::error::HttpError;
 use super::route::Route;
-use crate::cache::Accepted;
+use crate::cache::UploadReceipt;
 use crate::nix::Kind;
 
 /// A request that has been classified.
@@ -35,7 +35,7 @@ pub struct Answer {
     /// Why the request failed. A plain miss has none: its status says everything.
     pub(super) error: Option<HttpError>,
     /// The object that was uploaded.
-    pub(super) accepted: Option<Accepted>,
+    pub(super) accepted: Option<UploadReceipt>,
     /// The user whose credentials were checked.
     pub(super) user: Option<User>,
 }

@@ -12,7 +12,7 @@ use thiserror::Error;
 use super::call::Answer;
 
 #[cfg(feature = "upstream")]
-use crate::cache::upstream::Trouble;
+use crate::cache::upstream::UpstreamFailure;
 use crate::cache::{BodyError, GetError, PutError};
 use crate::logging::printable;
 use crate::nix::Kind;
@@ -140,12 +140,12 @@ impl HttpError {
             },
             #[cfg(feature = "upstream")]
             Self::Get(GetError::Upstream(error)) => match error.trouble {
-                Trouble::TimedOut(_) => StatusCode::GATEWAY_TIMEOUT,
-                Trouble::Connection(_)
-                | Trouble::Status(_)
-                | Trouble::Unauthorized(_)
-                | Trouble::LeftAlone(_)
-                | Trouble::Nonsense(_) => StatusCode::BAD_GATEWAY,
+                UpstreamFailure::TimedOut(_) => StatusCode::GATEWAY_TIMEOUT,
+                UpstreamFailure::Connection(_)
+                | UpstreamFailure::Status(_)
+                | UpstreamFailure::Unauthorized(_)
+                | UpstreamFailure::CircuitOpen(_)
+                | UpstreamFailure::InvalidResponse(_) => StatusCode::BAD_GATEWAY,
             },
             Self::Put(PutError::Body(BodyError::Stalled(_))) => StatusCode::REQUEST_TIMEOUT,
             Self::Put(

@@ -10,14 +10,14 @@ mod health;
 mod metrics;
 mod objects;
 mod observe;
-mod origin;
+mod conn_info;
 #[cfg(feature = "pages")]
 mod pages;
 mod route;
 mod router;
 
-pub use authorize::Gate;
+pub use authorize::AccessPolicy;
 pub use body::OnDemand;
 pub use budget::{AnswerBudget, ConnectionBudget};
-pub use origin::{LendFile, Origin, Peer};
+pub use conn_info::{ConnInfo, LendFile, Peer};
 pub use router::{App, app};

@@ -10,8 +10,8 @@ use http::{Method, Response, StatusCode};
 use super::body::{self, Again, OnDemand};
 use super::call::Answer;
 use super::conditional::{self, Selection};
+use super::conn_info::ConnInfo;
 use super::error::HttpError;
-use super::origin::Origin;
 use super::router::AppState;
 use crate::cache::Cache;
 use crate::nix::{CachePath, Compression};
@@ -44,7 +44,7 @@ async fn get(
     if response.status() != StatusCode::NOT_MODIFIED {
         let (size, etag) = (metadata.size, metadata.etag);
         let again = Again { cache: Arc::clone(cache), path, etag };
-        let origin = request.extensions.get::<Origin>();
+        let origin = request.extensions.get::<ConnInfo>();
         if !matches!(content, Content::Bytes(_)) {
             response.extensions_mut().insert(OnDemand);
         }

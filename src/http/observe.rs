@@ -22,10 +22,10 @@ use tower_service::Service;
 use tracing::Level;
 
 use super::call::{Answer, Call, User};
+use super::conn_info::{ConnInfo, Peer};
 use super::error::HttpError;
 use super::metrics;
-use super::origin::{Origin, Peer};
-use crate::cache::Accepted;
+use crate::cache::UploadReceipt;
 use crate::logging::with_causes;
 use crate::metrics::Metrics;
 use crate::nix::Kind;
@@ -82,7 +82,7 @@ where
             kind: call.kind,
             method: request.method.clone(),
             uri: request.uri.clone(),
-            peer: request.extensions.get::<Origin>().map(|origin| origin.peer),
+            peer: request.extensions.get::<ConnInfo>().map(|origin| origin.peer),
             forwarded_for: forwarded_for(request),
             uploaded: content_length(&request.headers),
             metrics: Arc::clone(&self.metrics),
@@ -92,7 +92,7 @@ where
 }
 
 fn forwarded_for(request: &Parts) -> Option<String> {
-    request.extensions.get::<Origin>().filter(|origin| origin.peer.is_local())?;
+    request.extensions.get::<ConnInfo>().filter(|origin| origin.peer.is_local())?;
     let value = request.headers.get("x-forwarded-for")?;
     Some(value.to_str().ok()?.chars().take(200).collect())
 }
@@ -174,7 +174,7 @@ struct Outcome {
     level: Level,
     status: StatusCode,
     error: Option<HttpError>,
-    accepted: Option<Accepted>,
+    accepted: Option<UploadReceipt>,
     user: Option<User>,
     sent: AtomicU64,
     finished: AtomicBool,

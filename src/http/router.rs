@@ -12,7 +12,7 @@ use http::{Method, Request, Response};
 use tower::ServiceBuilder;
 use tower_service::Service;
 
-use super::authorize::{AuthorizeLayer, Gate};
+use super::authorize::{AccessPolicy, AuthorizeLayer};
 use super::call::{Answer, Call};
 use super::error::HttpError;
 use super::observe::ObserveLayer;
@@ -56,11 +56,11 @@ impl Service<Request<Body>> for App {
 pub(super) struct AppState {
     pub cache: Arc<Cache>,
     /// For pages and the health check; `authorize` enforces it.
-    pub gate: Gate,
+    pub gate: AccessPolicy,
 }
 
 /// Serves `cache` to the clients that `gate` admits.
-pub fn app(cache: Arc<Cache>, gate: impl Into<Gate>) -> App {
+pub fn app(cache: Arc<Cache>, gate: impl Into<AccessPolicy>) -> App {
     let (gate, metrics) = (gate.into(), Arc::clone(cache.metrics()));
     // The first layer classifies the request ([`Route::of`]) and the last one dispatches it, so the
     // router has one service for all names. axum boxes that service; the layers are within it.

@@ -9,19 +9,19 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::activity::{Activity, Sending};
 use super::connection::BUFFER;
+use super::connection_timeouts::{ConnectionTimeouts, Sending};
 
 /// The body of a request. Its connection is told if it is given up before its end: what the client
 /// has sent of the rest is then still to be read.
 pub struct Upload {
     body: Incoming,
     ended: bool,
-    activity: Arc<Activity>,
+    activity: Arc<ConnectionTimeouts>,
 }
 
 impl Upload {
-    pub fn new(body: Incoming, activity: &Arc<Activity>) -> Self {
+    pub fn new(body: Incoming, activity: &Arc<ConnectionTimeouts>) -> Self {
         Self { body, ended: false, activity: Arc::clone(activity) }
     }
 }
@@ -78,7 +78,7 @@ impl AsRef<[u8]> for Leaving {
 
 impl Outgoing {
     /// `body`, in it if it is large.
-    pub fn of(body: Body, activity: &Arc<Activity>) -> Body {
+    pub fn of(body: Body, activity: &Arc<ConnectionTimeouts>) -> Body {
         match body.size_hint().exact() {
             Some(length) if length <= BUFFER as u64 => body,
             _ => Body::new(Self { body, sending: Arc::new(activity.send()) }),

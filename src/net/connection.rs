@@ -20,13 +20,13 @@ use tokio_util::sync::CancellationToken;
 use tower_service::Service as _;
 use tracing::{debug, info};
 
-use super::activity::{Activity, Working};
 use super::bodies::{Outgoing, Upload};
-use super::io::Watched;
+use super::connection_limit::Slot;
+use super::connection_timeouts::{ConnectionTimeouts, Working};
+use super::io::ServerIo;
 use super::listener::Accepted;
 use super::sendfile::Lent;
-use super::slots::Slot;
-use crate::http::{App, ConnectionBudget, Origin, Peer};
+use crate::http::{App, ConnInfo, ConnectionBudget, Peer};
 
 /// The head of a request must fit in here, and no chunk of a body is larger.
 pub const BUFFER: usize = 64 * 1024;
@@ -51,13 +51,13 @@ pub async fn serve(
     slot: Slot,
 ) {
     let peer = accepted.peer;
-    let activity = Activity::new(slot.crowd.clone());
+    let activity = ConnectionTimeouts::new(slot.crowd.clone());
     slot.register(&activity);
     let lent = Arc::new(Lent::default());
     let metrics = Arc::clone(app.metrics());
     let _open = metrics.open();
-    let io = Watched::new(accepted.stream, Arc::clone(&activity), Arc::clone(&lent), metrics);
-    let origin = Origin {
+    let io = ServerIo::new(accepted.stream, Arc::clone(&activity), Arc::clone(&lent), metrics);
+    let origin = ConnInfo {
         peer,
         files: Some(Arc::new(lent)),
         encrypted: false,
@@ -127,18 +127,18 @@ where
 /// The requests of one connection.
 pub struct Requests {
     app: App,
-    origin: Origin,
-    activity: Arc<Activity>,
+    origin: ConnInfo,
+    activity: Arc<ConnectionTimeouts>,
 }
 
 impl Requests {
     /// Those of `origin`, which `app` answers.
-    pub fn new(app: App, origin: Origin, activity: Arc<Activity>) -> Self {
+    pub fn new(app: App, origin: ConnInfo, activity: Arc<ConnectionTimeouts>) -> Self {
         Self { app, origin, activity }
     }
 
     /// What the connection is doing.
-    pub fn activity(&self) -> &Arc<Activity> {
+    pub fn activity(&self) -> &Arc<ConnectionTimeouts> {
         &self.activity
     }
 
@@ -196,7 +196,7 @@ impl Future for Answer {
 /// The answer to a request of a connection that has one at a time.
 pub struct Http1Answer {
     answer: Answer,
-    activity: Arc<Activity>,
+    activity: Arc<ConnectionTimeouts>,
 }
 
 impl Future for Http1Answer {

@@ -25,9 +25,9 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
-use super::activity::{Sending, Waiting};
 use super::connection::{BUFFER, QUIET, Requests};
-use super::leftover::Leftover;
+use super::connection_timeouts::{Sending, Waiting};
+use super::unread_body::UnreadBody;
 use crate::http::OnDemand;
 
 /// How many requests may be under way on one connection. libcurl asks for 100 at a time.
@@ -145,7 +145,7 @@ async fn try_to_answer(
         let answer = answer_within_budget(requests, parts);
         unless_reset(answer, |cx| respond.poll_reset(cx).map(drop)).await?
     } else {
-        let leftover = Leftover::default();
+        let leftover = UnreadBody::default();
         let body = match stream.is_end_stream() {
             true => Body::empty(),
             false => Body::new(leftover.of(Upload::new(stream, &parts.headers))),

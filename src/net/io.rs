@@ -10,17 +10,17 @@ use rustix::fd::{AsFd, BorrowedFd};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::task::JoinHandle;
 
-use super::activity::Activity;
+use super::connection_timeouts::ConnectionTimeouts;
 use super::listener::Stream;
 use super::sendfile::{Lent, Piece};
 use crate::metrics::Metrics;
 
-/// A stream that tells its connection's [`Activity`] of every byte, and sends what is [`Lent`] from
+/// A stream that tells its connection's [`ConnectionTimeouts`] of every byte, and sends what is [`Lent`] from
 /// its file.
 #[derive(Debug)]
-pub struct Watched {
+pub struct ServerIo {
     stream: Stream,
-    activity: Arc<Activity>,
+    activity: Arc<ConnectionTimeouts>,
     lent: Arc<Lent>,
     metrics: Arc<Metrics>,
     /// Whether the kernel holds back packets that are not full, so that the head of an answer and
@@ -32,10 +32,10 @@ pub struct Watched {
     reading_ahead: Option<JoinHandle<()>>,
 }
 
-impl Watched {
+impl ServerIo {
     pub fn new(
         stream: Stream,
-        activity: Arc<Activity>,
+        activity: Arc<ConnectionTimeouts>,
         lent: Arc<Lent>,
         metrics: Arc<Metrics>,
     ) -> Self {
@@ -174,7 +174,7 @@ impl Stream {
     }
 }
 
-impl AsyncRead for Watched {
+impl AsyncRead for ServerIo {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -193,7 +193,7 @@ impl AsyncRead for Watched {
     }
 }
 
-impl AsyncWrite for Watched {
+impl AsyncWrite for ServerIo {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use super::bound::{self, Bound};
 #[cfg(feature = "tls")]
-use super::tls::Secure;
+use super::tls::TlsAcceptorHandle;
 use super::unix::SocketFile;
 use crate::config::Listen;
 use crate::http::Peer;
@@ -21,7 +21,7 @@ pub struct Listener {
     /// The one that is asked first, so that a busy one does not keep the others waiting.
     first: usize,
     #[cfg(feature = "tls")]
-    secure: Option<Secure>,
+    secure: Option<TlsAcceptorHandle>,
 }
 
 /// A bound socket.
@@ -39,7 +39,7 @@ pub struct Accepted {
     pub peer: Peer,
     /// How it shall be encrypted.
     #[cfg(feature = "tls")]
-    pub secure: Option<Secure>,
+    pub secure: Option<TlsAcceptorHandle>,
 }
 
 /// The bytes of a connection.
@@ -76,7 +76,7 @@ impl Listener {
     /// Encrypts every connection.
     #[cfg(feature = "tls")]
     #[must_use]
-    pub fn encrypted(self, secure: Option<Secure>) -> Self {
+    pub fn encrypted(self, secure: Option<TlsAcceptorHandle>) -> Self {
         Self { secure, ..self }
     }
 

@@ -1,6 +1,6 @@
 //! Sockets and connections: how they are accepted, their timeouts, and how they end.
 
-mod activity;
+mod connection_timeouts;
 mod bound;
 mod bodies;
 mod connection;
@@ -9,11 +9,11 @@ mod http2;
 mod inherited;
 mod io;
 #[cfg(feature = "tls")]
-mod leftover;
+mod unread_body;
 mod listener;
 mod sendfile;
 mod server;
-mod slots;
+mod connection_limit;
 #[cfg(feature = "tls")]
 mod subject;
 pub mod systemd;
@@ -26,4 +26,4 @@ pub use inherited::Inherited;
 pub use listener::Listener;
 pub use server::{Drained, GRACE, serve};
 #[cfg(feature = "tls")]
-pub use tls::Secure;
+pub use tls::TlsAcceptorHandle;

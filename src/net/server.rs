@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use super::slots::Slots;
+use super::connection_limit::ConnectionLimit;
 use super::{Listener, connection};
 use crate::http::{AnswerBudget, App};
 
@@ -26,7 +26,7 @@ pub struct Drained {
 
 /// Serves `app` on `listener` until `stop` is cancelled; then lets what is under way finish.
 pub async fn serve(mut listener: Listener, app: App, stop: CancellationToken) -> Drained {
-    let slots = Slots::new();
+    let slots = ConnectionLimit::new();
     let budget = AnswerBudget::new(slots.answer_files());
     let connections = TaskTracker::new();
     let mut trouble = Trouble::default();

@@ -9,24 +9,24 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
-use super::activity::Activity;
 use super::connection::{self, Requests};
-use super::io::Watched;
+use super::connection_timeouts::ConnectionTimeouts;
+use super::io::ServerIo;
 use super::{http2, subject};
 use crate::config::Tls;
-use crate::http::{App, Origin};
+use crate::http::{App, ConnInfo};
 
 /// How connections are encrypted, which can be changed for those to come. A clone is the same.
 #[derive(Debug, Clone)]
-pub struct Secure(Arc<ArcSwap<ServerConfig>>);
+pub struct TlsAcceptorHandle(Arc<ArcSwap<ServerConfig>>);
 
-impl From<&Tls> for Secure {
+impl From<&Tls> for TlsAcceptorHandle {
     fn from(tls: &Tls) -> Self {
         Self(Arc::new(ArcSwap::new(Arc::clone(&tls.server))))
     }
 }
 
-impl Secure {
+impl TlsAcceptorHandle {
     /// Shows this certificate from now on. Connections that have seen another go on.
     pub fn replace(&self, tls: &Tls) {
         self.0.store(Arc::clone(&tls.server));
@@ -35,11 +35,11 @@ impl Secure {
 
 /// Serves a connection that begins with a handshake, which has the time of a request's head.
 pub async fn serve(
-    secure: &Secure,
-    io: Watched,
-    mut origin: Origin,
+    secure: &TlsAcceptorHandle,
+    io: ServerIo,
+    mut origin: ConnInfo,
     app: App,
-    activity: Arc<Activity>,
+    activity: Arc<ConnectionTimeouts>,
     draining: CancellationToken,
 ) {
     let peer = origin.peer;

@@ -10,7 +10,7 @@ mod error;
 pub mod fs;
 #[cfg(feature = "s3")]
 pub mod s3;
-mod turns;
+mod keyed_locks;
 
 use std::fs::File;
 use std::io;
@@ -25,9 +25,9 @@ use futures_util::stream::{self, BoxStream};
 
 pub use error::{RemoteTrouble, StoreError, UnusableDirectory};
 pub use fs::{FsStore, MinimumRate};
+pub use keyed_locks::KeyedLocks;
 #[cfg(feature = "s3")]
 pub use s3::S3Store;
-pub use turns::Turns;
 
 use crate::nix::CachePath;
 use fs::read::read_chunk;
@@ -83,12 +83,12 @@ pub trait Store: Send + Sync + 'static {
     ) -> BoxFuture<'a, Result<Option<Stored>, StoreError>>;
 
     /// Records soon that an object was used now, without waiting for it.
-    fn note_used(&self, path: &CachePath);
+    fn touch(&self, path: &CachePath);
 
     /// Records that an object was used now, so that [`Metadata::used`] has this time from now on.
     /// Returns false if the object is absent. A directory that cannot record uses (read-only, files
     /// of another owner) reports no error.
-    fn mark_used<'a>(&'a self, path: &'a CachePath) -> BoxFuture<'a, Result<bool, StoreError>>;
+    fn touch_now<'a>(&'a self, path: &'a CachePath) -> BoxFuture<'a, Result<bool, StoreError>>;
 
     /// Removes an object, unless it was used or stored after `unused_since`. If a use happens at
     /// the same time, either the object is kept, or the use finds it absent.
@@ -311,7 +311,7 @@ pub enum Content {
     /// In a file, from its beginning to the length in the metadata.
     File(File),
     /// On a server.
-    Stream(Box<dyn Ranged>),
+    Stream(Box<dyn RangeRead>),
 }
 
 /// The number of bytes that [`Content::into_stream`] reads from a file at a time.
@@ -346,7 +346,7 @@ pub fn file_stream(file: Arc<File>, range: Range<u64>) -> BoxStream<'static, io:
 }
 
 /// The bytes of an object on a server.
-pub trait Ranged: Send + Sync {
+pub trait RangeRead: Send + Sync {
     /// Whether reading holds a connection of its own until all bytes have been read.
     fn is_download(&self) -> bool;
 
@@ -354,9 +354,9 @@ pub trait Ranged: Send + Sync {
     fn read(self: Box<Self>, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>>;
 }
 
-impl std::fmt::Debug for dyn Ranged {
+impl std::fmt::Debug for dyn RangeRead {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Ranged")
+        f.write_str("RangeRead")
     }
 }
 

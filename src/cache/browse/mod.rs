@@ -99,7 +99,7 @@ pub struct Served {
 
 /// The status of an upstream.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Behind {
+pub struct UpstreamStatus {
     /// Where it is.
     pub url: String,
     /// The time for which its circuit stays open.
@@ -143,13 +143,13 @@ impl Cache {
 
     /// The caches behind this one, in the order of trust.
     #[cfg(feature = "upstream")]
-    pub fn behind(&self) -> Vec<Behind> {
+    pub fn behind(&self) -> Vec<UpstreamStatus> {
         self.upstreams.as_ref().map(super::upstream::Upstreams::states).unwrap_or_default()
     }
 
     /// This build has no upstreams.
     #[cfg(not(feature = "upstream"))]
-    pub fn behind(&self) -> Vec<Behind> {
+    pub fn behind(&self) -> Vec<UpstreamStatus> {
         Vec::new()
     }
 

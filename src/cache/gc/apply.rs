@@ -118,7 +118,7 @@ impl Cache {
                         self.remove_all(&path.sides, unused_since).await?;
                         outcome.paths += 1;
                         outcome.freed += path.size;
-                        self.has_removed(&narinfo, Some(&path.store_path), path.size, reason);
+                        self.log_removal(&narinfo, Some(&path.store_path), path.size, reason);
                     }
                 }
                 Removal::Shared(index, reason) => {
@@ -133,7 +133,7 @@ impl Cache {
                         self.remove_all(&object.sides, unused_since).await?;
                         outcome.shared += 1;
                         outcome.freed += object.size;
-                        self.has_removed(&object.path, None, object.size, reason);
+                        self.log_removal(&object.path, None, object.size, reason);
                     }
                 }
                 Removal::Loose(index, reason) => {
@@ -141,7 +141,7 @@ impl Cache {
                     if self.store.remove(&object.path, unused_since).await? != Removed::InUse {
                         outcome.loose += 1;
                         outcome.freed += object.size;
-                        self.has_removed(&object.path, None, object.size, reason);
+                        self.log_removal(&object.path, None, object.size, reason);
                     }
                 }
             }
@@ -151,7 +151,7 @@ impl Cache {
         Ok(outcome)
     }
 
-    fn has_removed(
+    fn log_removal(
         &self,
         path: &CachePath,
         store_path: Option<&StorePath>,
@@ -160,7 +160,7 @@ impl Cache {
     ) {
         self.metrics.store.shrank(size, store_path.is_some().into());
         let store_path = store_path.map(|path| self.info.store_dir.join(path));
-        self.agent.has_removed(path, store_path.as_deref(), size, reason);
+        self.agent.log_removal(path, store_path.as_deref(), size, reason);
     }
 
     async fn remove_all(

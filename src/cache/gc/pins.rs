@@ -112,9 +112,9 @@ impl Cache {
             let Some(named) = self.read_named(&narinfo).await? else {
                 continue;
             };
-            self.rely_on(&narinfo).await?;
+            self.touch_if_present(&narinfo).await?;
             for nar in named.nars {
-                self.rely_on(&CachePath::Nar(nar)).await?;
+                self.touch_if_present(&CachePath::Nar(nar)).await?;
             }
             stack.extend(named.references);
         }

@@ -36,7 +36,7 @@ const STALE: usize = 2;
 const QUESTIONS: usize = 64;
 
 /// How many false NARs of one upstream are remembered.
-const FALSE_NARS: usize = 1024;
+const BAD_NARS: usize = 1024;
 
 /// Answers up to this length are collected by any number of questions at a time.
 const SMALL_ANSWER: usize = 1024 * 1024;
@@ -55,7 +55,7 @@ pub(super) struct Client {
     /// Limits the answers above [`SMALL_ANSWER`] that are collected at a time.
     large: Arc<Semaphore>,
     /// NARs that failed verification, with the time until which they are not requested again.
-    false_nars: ExpiringCache<NarName, ()>,
+    bad_nars: ExpiringCache<NarName, ()>,
     /// Whether a 403 means absence, as S3 answers to clients that may not list a bucket.
     forbids_the_absent: OnceCell<bool>,
     counters: UpstreamCounters,
@@ -68,7 +68,7 @@ enum Place {
 
 /// A failure of an upstream.
 #[derive(Debug, Clone, Error)]
-pub enum Trouble {
+pub enum UpstreamFailure {
     /// The connection failed.
     #[error("connection failed: {0}")]
     Connection(String),
@@ -83,10 +83,10 @@ pub enum Trouble {
     Unauthorized(&'static str),
     /// The circuit is open after failures; no request was sent.
     #[error("circuit open after failures; next request in {0:?}")]
-    LeftAlone(Duration),
+    CircuitOpen(Duration),
     /// The response is invalid.
     #[error("invalid response: {0}")]
-    Nonsense(String),
+    InvalidResponse(String),
 }
 
 /// The response of an upstream with an object.
@@ -147,7 +147,7 @@ impl Client {
             breaker: Mutex::default(),
             questions: Semaphore::new(QUESTIONS),
             large,
-            false_nars: ExpiringCache::new(FALSE_NARS),
+            bad_nars: ExpiringCache::new(BAD_NARS),
             forbids_the_absent: OnceCell::new(),
             counters: metrics.upstream(&upstream.to_string()),
         })
@@ -161,12 +161,12 @@ impl Client {
         }
     }
 
-    fn unauthorized(&self) -> Trouble {
+    fn unauthorized(&self) -> UpstreamFailure {
         match &self.place {
             Place::Http { login, hint, .. } => {
-                Trouble::Unauthorized(hint.text(login.load().is_some()))
+                UpstreamFailure::Unauthorized(hint.text(login.load().is_some()))
             }
-            Place::Directory(_) => Trouble::Status(401),
+            Place::Directory(_) => UpstreamFailure::Status(401),
         }
     }
 
@@ -176,7 +176,10 @@ impl Client {
     }
 
     /// An object under its usual name.
-    pub(super) async fn get_object(&self, path: &CachePath) -> Result<Option<Answer>, Trouble> {
+    pub(super) async fn get_object(
+        &self,
+        path: &CachePath,
+    ) -> Result<Option<Answer>, UpstreamFailure> {
         self.get(&self.usual(path), 0).await
     }
 
@@ -189,7 +192,11 @@ impl Client {
     }
 
     /// The object at `path` from byte `from` on; none if it is absent.
-    pub(super) async fn get(&self, path: &str, from: u64) -> Result<Option<Answer>, Trouble> {
+    pub(super) async fn get(
+        &self,
+        path: &str,
+        from: u64,
+    ) -> Result<Option<Answer>, UpstreamFailure> {
         let _turn = self.turn().await?;
         let mut asked = None;
         let answer = self.ask_and_count(path, from, &mut asked).await;
@@ -203,13 +210,13 @@ impl Client {
         &self,
         path: &CachePath,
         limit: usize,
-    ) -> Result<Option<(Bytes, Option<String>)>, Trouble> {
+    ) -> Result<Option<(Bytes, Option<String>)>, UpstreamFailure> {
         let _turn = self.turn().await?;
         let mut asked = None;
         let whole = match self.ask_and_count(&self.usual(path), 0, &mut asked).await {
             Ok(Some(answer)) => {
                 let whole = tokio::time::timeout(self.timeout, self.collect(answer, limit)).await;
-                whole.unwrap_or(Err(Trouble::TimedOut(self.timeout))).map(Some)
+                whole.unwrap_or(Err(UpstreamFailure::TimedOut(self.timeout))).map(Some)
             }
             Ok(None) => Ok(None),
             Err(trouble) => Err(trouble),
@@ -224,15 +231,16 @@ impl Client {
         &self,
         mut answer: Answer,
         limit: usize,
-    ) -> Result<(Bytes, Option<String>), Trouble> {
-        let too_large = || Trouble::Nonsense(format!("larger than the limit of {limit} bytes"));
+    ) -> Result<(Bytes, Option<String>), UpstreamFailure> {
+        let too_large =
+            || UpstreamFailure::InvalidResponse(format!("larger than the limit of {limit} bytes"));
         if answer.length.is_some_and(|length| length > limit as u64) {
             return Err(too_large());
         }
         let mut whole = BytesMut::new();
         let mut place = None;
         while let Some(chunk) = answer.body.next().await {
-            let chunk = chunk.map_err(|error| Trouble::Connection(error.to_string()))?;
+            let chunk = chunk.map_err(|error| UpstreamFailure::Connection(error.to_string()))?;
             if whole.len() + chunk.len() > limit {
                 return Err(too_large());
             }
@@ -246,7 +254,7 @@ impl Client {
     }
 
     /// Returns the metadata of the object at `path`, or `None` if the object is absent.
-    pub(super) async fn head(&self, path: &str) -> Result<Option<Answer>, Trouble> {
+    pub(super) async fn head(&self, path: &str) -> Result<Option<Answer>, UpstreamFailure> {
         if let Place::Directory(_) = &self.place {
             return self.get(path, 0).await;
         }
@@ -265,7 +273,7 @@ impl Client {
         path: &str,
         response: reqwest::Response,
         asked: &mut Option<Duration>,
-    ) -> Result<Option<Answer>, Trouble> {
+    ) -> Result<Option<Answer>, UpstreamFailure> {
         let length = response.headers().get(header::CONTENT_LENGTH);
         let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
         match response.status() {
@@ -288,10 +296,10 @@ impl Client {
     }
 
     /// Returns a permit for a request, unless the circuit is open.
-    async fn turn(&self) -> Result<Option<SemaphorePermit<'_>>, Trouble> {
+    async fn turn(&self) -> Result<Option<SemaphorePermit<'_>>, UpstreamFailure> {
         if let Some(left) = self.left_alone() {
             self.counters.left_alone();
-            return Err(Trouble::LeftAlone(left));
+            return Err(UpstreamFailure::CircuitOpen(left));
         }
         // The semaphore is never closed.
         let turn = self.questions.acquire().await.ok();
@@ -299,11 +307,11 @@ impl Client {
         let pause = self.breaker().pause(Instant::now());
         pause.map_or(Ok(turn), |pause| {
             self.counters.left_alone();
-            Err(Trouble::LeftAlone(pause))
+            Err(UpstreamFailure::CircuitOpen(pause))
         })
     }
 
-    fn learn<T>(&self, answer: &Result<Option<T>, Trouble>, asked: Option<Duration>) {
+    fn learn<T>(&self, answer: &Result<Option<T>, UpstreamFailure>, asked: Option<Duration>) {
         match answer {
             Ok(found) => {
                 self.counters.answered(found.is_some());
@@ -317,22 +325,22 @@ impl Client {
     }
 
     /// Marks a NAR of this upstream as bad, after it failed verification.
-    pub(super) fn distrust(&self, name: NarName, ttl: Duration) {
-        self.false_nars.insert(name, (), ttl);
+    pub(super) fn mark_bad(&self, name: NarName, ttl: Duration) {
+        self.bad_nars.insert(name, (), ttl);
     }
 
     /// Fails if the NAR of this name is marked as bad.
-    pub(super) fn check_trust(&self, name: NarName) -> Result<(), Trouble> {
-        match self.false_nars.get(&name) {
-            Some(()) => {
-                Err(Trouble::Nonsense(format!("the NAR {name} failed verification before")))
-            }
+    pub(super) fn check_trust(&self, name: NarName) -> Result<(), UpstreamFailure> {
+        match self.bad_nars.get(&name) {
+            Some(()) => Err(UpstreamFailure::InvalidResponse(format!(
+                "the NAR {name} failed verification before"
+            ))),
             None => Ok(()),
         }
     }
 
     /// Records a failure that occurred after the start of the response.
-    pub(super) fn failed(&self, trouble: &Trouble, asked: Option<Duration>) {
+    pub(super) fn failed(&self, trouble: &UpstreamFailure, asked: Option<Duration>) {
         let change = self.breaker().failed(Instant::now(), asked);
         self.tell(change, &trouble.to_string());
     }
@@ -361,7 +369,7 @@ impl Client {
         path: &str,
         from: u64,
         asked: &mut Option<Duration>,
-    ) -> Result<Option<Answer>, Trouble> {
+    ) -> Result<Option<Answer>, UpstreamFailure> {
         let answer = self.ask(path, from, asked).await?;
         Ok(answer.map(|answer| {
             let received = self.counters.received();
@@ -375,7 +383,7 @@ impl Client {
         path: &str,
         from: u64,
         asked: &mut Option<Duration>,
-    ) -> Result<Option<Answer>, Trouble> {
+    ) -> Result<Option<Answer>, UpstreamFailure> {
         if let Place::Directory(directory) = &self.place {
             return read(directory.join(path), from).await;
         }
@@ -392,7 +400,7 @@ impl Client {
         &self,
         response: reqwest::Response,
         asked: &mut Option<Duration>,
-    ) -> Result<Option<Answer>, Trouble> {
+    ) -> Result<Option<Answer>, UpstreamFailure> {
         match response.status() {
             // As Nix takes them (`FileTransferError::NotFound` in `src/libstore/filetransfer.cc`).
             StatusCode::NOT_FOUND | StatusCode::GONE => Ok(None),
@@ -400,7 +408,7 @@ impl Client {
             StatusCode::UNAUTHORIZED => Err(self.unauthorized()),
             status => {
                 *asked = retry_after(response.headers());
-                Err(Trouble::Status(status.as_u16()))
+                Err(UpstreamFailure::Status(status.as_u16()))
             }
         }
     }
@@ -410,11 +418,12 @@ impl Client {
         method: Method,
         path: &str,
         from: u64,
-    ) -> Result<reqwest::Response, Trouble> {
+    ) -> Result<reqwest::Response, UpstreamFailure> {
         let Place::Http { client, base, login, .. } = &self.place else {
-            return Err(Trouble::Nonsense("a directory has no HTTP".to_owned()));
+            return Err(UpstreamFailure::InvalidResponse("a directory has no HTTP".to_owned()));
         };
-        let url = base.join(path).map_err(|error| Trouble::Nonsense(error.to_string()))?;
+        let url =
+            base.join(path).map_err(|error| UpstreamFailure::InvalidResponse(error.to_string()))?;
         let mut request = client.request(method, url);
         if let Some(login) = &*login.load() {
             request = request.basic_auth(&login.user, Some(&login.password));
@@ -422,12 +431,15 @@ impl Client {
         if from > 0 {
             request = request.header(header::RANGE, format!("bytes={from}-"));
         }
-        let request = request.build().map_err(|error| Trouble::Connection(root_cause(error)))?;
+        let request =
+            request.build().map_err(|error| UpstreamFailure::Connection(root_cause(error)))?;
         match tokio::time::timeout(self.timeout, persistently(client, request)).await {
-            Err(_) => Err(Trouble::TimedOut(self.timeout)),
-            Ok(Err(error)) if error.is_timeout() => Err(Trouble::TimedOut(self.timeout)),
-            Ok(Err(error)) if error.is_redirect() => Err(Trouble::Nonsense(root_cause(error))),
-            Ok(Err(error)) => Err(Trouble::Connection(root_cause(error.without_url()))),
+            Err(_) => Err(UpstreamFailure::TimedOut(self.timeout)),
+            Ok(Err(error)) if error.is_timeout() => Err(UpstreamFailure::TimedOut(self.timeout)),
+            Ok(Err(error)) if error.is_redirect() => {
+                Err(UpstreamFailure::InvalidResponse(root_cause(error)))
+            }
+            Ok(Err(error)) => Err(UpstreamFailure::Connection(root_cause(error.without_url()))),
             Ok(Ok(response)) => Ok(response),
         }
     }
@@ -515,20 +527,22 @@ fn body(response: reqwest::Response) -> BoxStream<'static, io::Result<Bytes>> {
     bytes.map_err(|error| io::Error::other(root_cause(error.without_url()))).boxed()
 }
 
-fn whole(response: reqwest::Response, from: u64) -> Result<Answer, Trouble> {
+fn whole(response: reqwest::Response, from: u64) -> Result<Answer, UpstreamFailure> {
     let length = response.content_length();
     let encoding = encoding(response.headers());
     // It does not know ranges; then what we have already is thrown away.
     Ok(Answer { length, encoding, body: skip(body(response), from) })
 }
 
-fn part(response: reqwest::Response, from: u64) -> Result<Answer, Trouble> {
+fn part(response: reqwest::Response, from: u64) -> Result<Answer, UpstreamFailure> {
     let range = response.headers().get(header::CONTENT_RANGE);
     let range = range.and_then(|range| range.to_str().ok()).unwrap_or_default();
     let parsed = range.strip_prefix("bytes ").and_then(|range| range.split_once('/'));
     let starts = parsed.and_then(|(range, _)| range.split_once('-')?.0.parse::<u64>().ok());
     if starts != Some(from) {
-        return Err(Trouble::Nonsense(format!("Content-Range “{range}” for a range from {from}")));
+        return Err(UpstreamFailure::InvalidResponse(format!(
+            "Content-Range “{range}” for a range from {from}"
+        )));
     }
     let length = parsed.and_then(|(_, length)| length.parse().ok());
     let encoding = encoding(response.headers());
@@ -554,7 +568,7 @@ fn skip(
 }
 
 /// Reads a file of a directory.
-async fn read(path: PathBuf, from: u64) -> Result<Option<Answer>, Trouble> {
+async fn read(path: PathBuf, from: u64) -> Result<Option<Answer>, UpstreamFailure> {
     let opened = tokio::task::spawn_blocking(move || {
         let file = std::fs::File::open(path)?;
         let metadata = file.metadata()?;
@@ -564,7 +578,7 @@ async fn read(path: PathBuf, from: u64) -> Result<Option<Answer>, Trouble> {
         Ok(Some(opened)) => opened,
         Ok(None) => return Ok(None),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(Trouble::Connection(error.to_string())),
+        Err(error) => return Err(UpstreamFailure::Connection(error.to_string())),
     };
     let body = Content::File(file).into_stream(from.min(length)..length);
     Ok(Some(Answer { length: Some(length), encoding: None, body }))

@@ -14,15 +14,15 @@ use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, TryStreamExt};
 use tracing::{info, warn};
 
-use super::client::{Client, Trouble};
-use super::growing::{self, Growing};
+use super::client::{Client, UpstreamFailure};
 use super::lookup::Remote;
 use super::notifying::{NotifyingUpload, TemporaryUpload, warn_without_copy};
+use super::partial_nar::{self, PartialNar};
 use super::provisional::Provisional;
-use super::resuming::{Begun, Source, resuming, size};
+use super::resuming_body::{Begun, Source, resuming, size};
 use super::{UpstreamError, Upstreams};
 use crate::cache::feed::{BATCH, Feed, Turn};
-use crate::cache::nar::{Facts, NarContents, Received};
+use crate::cache::nar::{NarContents, NarFacts, Received};
 use crate::cache::narinfo::check_against_nar;
 use crate::cache::stage::Stage;
 use crate::cache::{BodyError, Cache, GetError, PutError, UnpackError, ingest, metadata_of};
@@ -75,9 +75,9 @@ impl Upstreams {
             let trouble = match answer {
                 Ok(None) => continue,
                 Ok(Some(answer)) => match size(&answer, stated) {
-                    Ok(None) if remote.is_none() => {
-                        Trouble::Nonsense("the NAR has neither a length nor a narinfo".to_owned())
-                    }
+                    Ok(None) if remote.is_none() => UpstreamFailure::InvalidResponse(
+                        "the NAR has neither a length nor a narinfo".to_owned(),
+                    ),
                     Ok(size) => return Ok(Some(Begun { source, others: sources, answer, size })),
                     Err(trouble) => trouble,
                 },
@@ -172,7 +172,7 @@ impl Cache {
         name: NarName,
         size: Option<u64>,
         client: &Client,
-    ) -> Result<(Box<dyn Upload>, Arc<Growing>), PutError> {
+    ) -> Result<(Box<dyn Upload>, Arc<PartialNar>), PutError> {
         let (store, upstream) = (Arc::clone(&self.store), client.name.clone());
         let is_final = client.store && Provisional::of(name).is_none();
         ingest::in_the_pool(move || {
@@ -190,7 +190,7 @@ impl Cache {
                     }
                 },
             };
-            let growing = Growing::new(name, size, file, Arc::clone(&store), upstream);
+            let growing = PartialNar::new(name, size, file, Arc::clone(&store), upstream);
             let growing = Arc::new(growing);
             let upload = NotifyingUpload::new(inner, copy, Arc::clone(&growing));
             Ok((Box::new(upload) as Box<dyn Upload>, growing))
@@ -277,7 +277,7 @@ impl Cache {
         // not prevent the upload.
         match size {
             _ if !kept => Ok(None),
-            Some(size) => Ok(Some(growing::metadata(name, size, SystemTime::now()))),
+            Some(size) => Ok(Some(partial_nar::metadata(name, size, SystemTime::now()))),
             // To know its length takes all of it.
             None => Ok(self.mirror_nar(name).await?.map(|object| object.metadata)),
         }
@@ -289,13 +289,13 @@ impl Cache {
         begun: Begun,
         remote: Option<Arc<Remote>>,
         upload: Box<dyn Upload>,
-        growing: Arc<Growing>,
+        growing: Arc<PartialNar>,
         turn: Turn,
     ) {
         let Some(upstreams) = &self.upstreams else {
             return;
         };
-        let mut ending = Ending { upstreams, name, growing, right: None };
+        let mut ending = FetchGuard { upstreams, name, growing, right: None };
         let client = Arc::clone(&begun.source.client);
         let done = self.take(name, begun, remote.as_deref(), upload, &ending.growing, turn).await;
         if let Err(error) = &done {
@@ -304,7 +304,7 @@ impl Cache {
             let is_ours = matches!(error, PutError::Store(_));
             let is_line = matches!(error, PutError::Body(_));
             if !is_ours && !is_line {
-                upstreams.distrust(&client, name);
+                upstreams.mark_bad(&client, name);
             }
         }
         // The NAR is published before its readers are notified, so that they can read it from the
@@ -319,7 +319,7 @@ impl Cache {
         begun: Begun,
         remote: Option<&Remote>,
         upload: Box<dyn Upload>,
-        growing: &Arc<Growing>,
+        growing: &Arc<PartialNar>,
         turn: Turn,
     ) -> Result<u64, PutError> {
         let (size, kept) = (begun.size, begun.source.client.store);
@@ -369,11 +369,11 @@ impl Cache {
         info: &NarInfo,
         received: Received,
         kept: bool,
-    ) -> Result<(NarName, Option<Facts>, u64), PutError> {
+    ) -> Result<(NarName, Option<NarFacts>, u64), PutError> {
         let Received { name, size, contents, upload } = received;
         let path = CachePath::Nar(name);
         let unread = || PutError::Read { key: path.key(), source: io::ErrorKind::NotFound.into() };
-        let facts = Facts { file_size: size, contents: contents.ok_or_else(unread)? };
+        let facts = NarFacts { file_size: size, contents: contents.ok_or_else(unread)? };
         check_against_nar(info, name, facts)?;
         if let NarContents::NoDecoder(compression) = facts.contents {
             // Only NarHash could prove that this is the right file.
@@ -423,7 +423,7 @@ impl Cache {
                 if let (Some(upstreams), false) =
                     (&cache.upstreams, matches!(error, PutError::Store(_)))
                 {
-                    upstreams.distrust(&remote.client, remote.nar);
+                    upstreams.mark_bad(&remote.client, remote.nar);
                 }
             }
         });
@@ -480,7 +480,7 @@ impl Cache {
 }
 
 fn nonsense(client: &Client, what: &str) -> GetError {
-    let trouble = Trouble::Nonsense(what.to_owned());
+    let trouble = UpstreamFailure::InvalidResponse(what.to_owned());
     UpstreamError { upstream: client.name.clone(), trouble }.into()
 }
 
@@ -489,7 +489,7 @@ fn get_error(error: PutError, client: &Client) -> GetError {
     match error {
         PutError::Store(error) => error.into(),
         PutError::Body(error) => {
-            let trouble = Trouble::Connection(error.to_string());
+            let trouble = UpstreamFailure::Connection(error.to_string());
             UpstreamError { upstream: client.name.clone(), trouble }.into()
         }
         error => nonsense(client, &error.to_string()),
@@ -503,7 +503,7 @@ fn cut_short(error: io::Error) -> BodyError {
 /// A NAR that was requested.
 enum Requested {
     Stored(Object),
-    InTransfer(Arc<Growing>),
+    InTransfer(Arc<PartialNar>),
 }
 
 /// The maximum size of a compressed NAR with `nar_size` bytes before compression. Every format stores
@@ -513,14 +513,14 @@ fn max_file_size(nar_size: u64) -> u64 {
 }
 
 /// Ends a fetch when it is dropped, even after a panic, so that its readers are notified.
-struct Ending<'a> {
+struct FetchGuard<'a> {
     upstreams: &'a Upstreams,
     name: NarName,
-    growing: Arc<Growing>,
+    growing: Arc<PartialNar>,
     right: Option<u64>,
 }
 
-impl Drop for Ending<'_> {
+impl Drop for FetchGuard<'_> {
     fn drop(&mut self) {
         self.growing.ended(self.right);
         self.upstreams.fetches().remove(&self.name);

@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use tokio::task::spawn_blocking;
 use tracing::warn;
 
-use super::client::{Client, Trouble};
+use super::client::{Client, UpstreamFailure};
 use super::provisional::Provisional;
 use super::{UpstreamError, Upstreams};
 use crate::cache::decode_budget::DecodeBudget;
@@ -82,8 +82,8 @@ impl Upstreams {
 
     /// Records that a NAR of this upstream failed verification. Another upstream may have a correct
     /// one.
-    pub(super) fn distrust(&self, client: &Client, name: NarName) {
-        client.distrust(name, self.absent_ttl);
+    pub(super) fn mark_bad(&self, client: &Client, name: NarName) {
+        client.mark_bad(name, self.absent_ttl);
         self.forget(name);
     }
 
@@ -122,7 +122,7 @@ impl Upstreams {
     /// has it and one failed.
     pub(super) async fn first<'a, T>(
         &self,
-        ask: impl Fn(Arc<Client>) -> BoxFuture<'a, Result<Option<T>, Trouble>>,
+        ask: impl Fn(Arc<Client>) -> BoxFuture<'a, Result<Option<T>, UpstreamFailure>>,
     ) -> Result<Option<T>, UpstreamError> {
         let mut failed = None;
         for client in &self.clients {
@@ -146,8 +146,8 @@ async fn read_narinfo(
     hash: &StorePathHash,
     store_dir: &StoreDir,
     decoders: &DecodeBudget,
-) -> Result<Option<Arc<Remote>>, Trouble> {
-    let nonsense = |why: String| Trouble::Nonsense(why);
+) -> Result<Option<Arc<Remote>>, UpstreamFailure> {
+    let nonsense = |why: String| UpstreamFailure::InvalidResponse(why);
     let text = match encoding {
         None => text,
         // As Nix may have stored it, with `narinfo-compression`.

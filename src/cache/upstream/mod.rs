@@ -2,20 +2,20 @@
 //!
 //! `client` sends requests to one upstream, and `breaker` stops them while the upstream fails.
 //! `lookup` finds the upstream that has a path, and remembers it for a while. `fetch` fetches a NAR
-//! once for all its readers, who read the `growing` file while it is hashed; `resuming` continues
+//! once for all its readers, who read the `partial_nar` file while it is hashed; `resuming_body` continues
 //! interrupted transfers. A NAR with an unknown file hash has a `provisional` name.
 
 mod breaker;
 mod client;
 mod expiring;
 mod fetch;
-mod growing;
+mod partial_nar;
 mod lookup;
 mod name_locks;
 mod notifying;
 mod provisional;
 mod redirects;
-mod resuming;
+mod resuming_body;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -25,7 +25,7 @@ use quick_cache::Weighter;
 use thiserror::Error;
 use tokio::sync::Semaphore;
 
-pub use client::Trouble;
+pub use client::UpstreamFailure;
 
 use super::feed::TransferLimit;
 use crate::config;
@@ -34,9 +34,9 @@ use crate::nix::cache_path::NarName;
 use crate::nix::{CachePath, PublicKey, StorePathHash};
 use client::Client;
 use expiring::{Entry, ExpiringCache};
-use growing::Growing;
 use lookup::{LookupResult, Remote};
 use name_locks::NameLocks;
+use partial_nar::PartialNar;
 
 /// How many absent side files are remembered, and about how many paths: see [`PATHS_BYTES`]. A closure
 /// of a desktop system has some 10,000 paths.
@@ -55,7 +55,7 @@ const FETCHES: usize = 64;
 /// How many hardly arrive before they count, too.
 const SLOW_FETCHES: usize = 512;
 
-type Fetches = HashMap<NarName, Arc<Growing>>;
+type Fetches = HashMap<NarName, Arc<PartialNar>>;
 
 /// The upstreams of a cache.
 pub struct Upstreams {
@@ -81,7 +81,7 @@ pub struct UpstreamError {
     /// The URL of the upstream, without credentials.
     pub upstream: String,
     /// The failure.
-    pub trouble: Trouble,
+    pub trouble: UpstreamFailure,
 }
 
 /// An upstream that cannot be set up.
@@ -159,8 +159,8 @@ impl Upstreams {
 
     /// Each of them, and how it is.
     #[cfg(feature = "pages")]
-    pub(super) fn states(&self) -> Vec<super::browse::Behind> {
-        let state = |client: &Arc<Client>| super::browse::Behind {
+    pub(super) fn states(&self) -> Vec<super::browse::UpstreamStatus> {
+        let state = |client: &Arc<Client>| super::browse::UpstreamStatus {
             url: client.name.clone(),
             left_alone: client.left_alone(),
             keys: client.trusted_public_keys.iter().map(ToString::to_string).collect(),

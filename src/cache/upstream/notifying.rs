@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tracing::warn;
 
-use super::growing::Growing;
+use super::partial_nar::PartialNar;
 use crate::nix::CachePath;
 use crate::store::{Store, StoreError, Stored, Upload};
 
@@ -51,14 +51,14 @@ impl Upload for TemporaryUpload {
 pub(super) struct NotifyingUpload {
     inner: Box<dyn Upload>,
     copy: Option<TemporaryUpload>,
-    growing: Arc<Growing>,
+    growing: Arc<PartialNar>,
 }
 
 impl NotifyingUpload {
     pub(super) fn new(
         inner: Box<dyn Upload>,
         copy: Option<TemporaryUpload>,
-        growing: Arc<Growing>,
+        growing: Arc<PartialNar>,
     ) -> Self {
         Self { inner, copy, growing }
     }

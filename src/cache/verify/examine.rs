@@ -11,7 +11,7 @@ use super::report::{Damage, DamageKind, Note, NoteKind};
 use crate::cache::decode_budget::Allowance;
 use crate::cache::inspect_reader::InspectReader;
 use crate::cache::migrate;
-use crate::cache::nar::{Facts, Inspected, NarContents, inspect, reader};
+use crate::cache::nar::{Inspected, NarContents, NarFacts, inspect, reader};
 use crate::cache::narinfo::check_against_nar;
 use crate::cache::unpack::UnpackError;
 use crate::cache::{Cache, PutError};
@@ -63,9 +63,9 @@ enum Nar {
     /// programs name NARs differently.
     Misnamed {
         file_hash: Sha256Hash,
-        facts: Facts,
+        facts: NarFacts,
     },
-    Right(Facts),
+    Right(NarFacts),
 }
 
 impl Cache {
@@ -176,7 +176,7 @@ impl Cache {
                 format!("there is no decoder for {compression}: only its file hash was verified");
             findings.note(NoteKind::NoDecoder, &path, text);
         }
-        let facts = Facts { file_size, contents };
+        let facts = NarFacts { file_size, contents };
         if file_hash == name.file_hash {
             return Ok(Nar::Right(facts));
         }
@@ -339,7 +339,7 @@ impl Cache {
                 return Ok(Err(Fault::OfNar { expected, actual }));
             }
         };
-        let facts = Facts { file_size, contents };
+        let facts = NarFacts { file_size, contents };
         if let Err(error) = check_against_nar(info, NarName { file_hash, extension }, facts) {
             return Ok(Err(error.into()));
         }

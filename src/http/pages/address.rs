@@ -3,7 +3,7 @@
 use http::header;
 use http::request::Parts;
 
-use crate::http::origin::Origin;
+use crate::http::conn_info::ConnInfo;
 
 /// An address of this cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +32,7 @@ impl Address {
         let authority = || request.uri.authority().map(http::uri::Authority::as_str);
         let named = [header("x-forwarded-host"), authority(), header(header::HOST.as_str())];
         let host = named.into_iter().flatten().find(|host| is_host(host)).unwrap_or(EXAMPLE);
-        let encrypted = request.extensions.get().is_some_and(|origin: &Origin| origin.encrypted);
+        let encrypted = request.extensions.get().is_some_and(|origin: &ConnInfo| origin.encrypted);
         let https = header("x-forwarded-proto").map_or(encrypted, |scheme| scheme == "https");
         let (scheme, usual) = if https { ("https", ":443") } else { ("http", ":80") };
         let host = host.strip_suffix(usual).unwrap_or(host);
@@ -68,14 +68,14 @@ mod tests {
     use http::Request;
 
     use super::*;
-    use crate::http::origin::Peer;
+    use crate::http::conn_info::Peer;
 
     fn of(headers: &[(&str, &str)]) -> String {
         over(false, headers)
     }
 
     fn over(encrypted: bool, headers: &[(&str, &str)]) -> String {
-        let origin = Origin {
+        let origin = ConnInfo {
             peer: Peer::Unix,
             files: None,
             encrypted,

@@ -8,7 +8,7 @@ use super::chart;
 use super::layout::{Layout, as_of, not_yet, paste, rows};
 use super::words::{Foreign, about as lasting, count, nix_string, per_cent, size};
 use super::{BROWSE, Visit};
-use crate::cache::browse::{About, Behind, Index, Overview, Served};
+use crate::cache::browse::{About, Index, Overview, Served, UpstreamStatus};
 use crate::config::{Credentials, Requirement};
 
 /// Number of recent uploads to show.
@@ -90,7 +90,7 @@ fn figures(visit: &Visit, index: &Index, about: About<'_>) -> Markup {
 }
 
 /// Configuration to copy, for Nix, NixOS, flakes, netrc and uploads.
-fn setup(visit: &Visit, about: About<'_>, behind: &[Behind]) -> Markup {
+fn setup(visit: &Visit, about: About<'_>, behind: &[UpstreamStatus]) -> Markup {
     let url = &visit.address.url;
     // Mirrored paths are signed with the keys of their upstream.
     let own = about.admission.trusted_public_keys.iter().map(ToString::to_string);
@@ -190,7 +190,7 @@ fn upload(visit: &Visit, url: &str) -> Markup {
     }
 }
 
-fn upstreams(behind: &[Behind]) -> Markup {
+fn upstreams(behind: &[UpstreamStatus]) -> Markup {
     html! {
         p.soft { "Missing objects are requested from these caches in this order." }
         ul.plain {

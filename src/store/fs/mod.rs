@@ -207,11 +207,11 @@ impl Store for FsStore {
         self.change_the_root("quarantining", key, put_aside).boxed()
     }
 
-    fn note_used(&self, path: &CachePath) {
+    fn touch(&self, path: &CachePath) {
         self.uses.note(path);
     }
 
-    fn mark_used<'a>(&'a self, path: &'a CachePath) -> BoxFuture<'a, Result<bool, StoreError>> {
+    fn touch_now<'a>(&'a self, path: &'a CachePath) -> BoxFuture<'a, Result<bool, StoreError>> {
         async move {
             loop {
                 let generation = self.root.current().generation;

@@ -43,8 +43,8 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
 use super::{
-    Condition, Content, Listed, Lock, Metadata, Object, RemoteTrouble, Removed, Store, StoreError,
-    Stored, Turns, Upload,
+    Condition, Content, KeyedLocks, Listed, Lock, Metadata, Object, RemoteTrouble, Removed, Store,
+    StoreError, Stored, Upload,
 };
 use crate::config;
 use crate::nix::{CachePath, LenientNarInfo, narinfo};
@@ -77,7 +77,7 @@ pub struct S3Store {
     bucket: Arc<Bucket>,
     uses: Arc<Uses>,
     budget: Budget,
-    turns: Arc<Turns>,
+    turns: Arc<KeyedLocks>,
     /// The objects that were removed here, with the time: their uses can be forgotten.
     gone: Arc<Mutex<HashMap<String, u64>>>,
     removers: Arc<Removers>,
@@ -457,11 +457,11 @@ impl Store for S3Store {
         .boxed()
     }
 
-    fn note_used(&self, path: &CachePath) {
+    fn touch(&self, path: &CachePath) {
         self.uses.note(path.key());
     }
 
-    fn mark_used<'a>(&'a self, path: &'a CachePath) -> BoxFuture<'a, Result<bool, StoreError>> {
+    fn touch_now<'a>(&'a self, path: &'a CachePath) -> BoxFuture<'a, Result<bool, StoreError>> {
         async move {
             let key = path.key();
             self.uses.mark(key.clone()).await?;

@@ -12,7 +12,7 @@ use tracing::debug;
 
 use super::bucket::Bucket;
 use super::listing::pause;
-use crate::store::Ranged;
+use crate::store::RangeRead;
 
 /// A large object: its bytes from a running response, or a range that must be requested.
 pub(super) struct Remote {
@@ -25,7 +25,7 @@ pub(super) struct Remote {
     whole: Mutex<BoxStream<'static, io::Result<Bytes>>>,
 }
 
-impl Ranged for Remote {
+impl RangeRead for Remote {
     fn is_download(&self) -> bool {
         true
     }

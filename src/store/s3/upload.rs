@@ -16,7 +16,7 @@ use super::bucket::{Bucket, failed};
 use super::part::{Budget, PART, Part, Permit};
 use super::uses::Uses;
 use crate::nix::CachePath;
-use crate::store::{StoreError, Stored, Turns, Upload};
+use crate::store::{KeyedLocks, StoreError, Stored, Upload};
 
 /// How many parts one object may have (Amazon's "multipart upload limits").
 const PARTS: u64 = 10_000;
@@ -35,7 +35,7 @@ const PARTS_ON_THEIR_WAY: usize = 3;
 pub(super) struct S3Upload {
     bucket: Arc<Bucket>,
     budget: Budget,
-    turns: Arc<Turns>,
+    turns: Arc<KeyedLocks>,
     uses: Arc<Uses>,
     runtime: Handle,
     key: String,
@@ -61,7 +61,7 @@ impl S3Upload {
     pub(super) fn new(
         bucket: Arc<Bucket>,
         budget: Budget,
-        turns: Arc<Turns>,
+        turns: Arc<KeyedLocks>,
         uses: Arc<Uses>,
         runtime: Handle,
         path: &CachePath,

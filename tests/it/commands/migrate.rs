@@ -42,7 +42,7 @@ impl Target {
     }
 
     #[track_caller]
-    fn take_over(&self, from: &Given, more: &[&str]) -> Ended {
+    fn import_from(&self, from: &Given, more: &[&str]) -> Ended {
         Ended::of(self.command(from.dir(), more).output().expect("the binary starts"))
     }
 
@@ -94,7 +94,7 @@ fn everything_is_copied_and_nothing_a_second_time() {
     from.run(&["pin", "release", &path(3).store_path, &path(9).store_path]).is(0);
     let before = objects(from.dir());
     let target = Target::new();
-    let told = target.take_over(&from, &["--json"]).is(0).json();
+    let told = target.import_from(&from, &["--json"]).is(0).json();
     let sizes = before.iter().map(|key| from.dir().join(key).metadata().unwrap().len());
     assert_eq!(
         told,
@@ -114,12 +114,12 @@ fn everything_is_copied_and_nothing_a_second_time() {
             .collect()
     };
     let before = written(&target.cache());
-    let told = target.take_over(&from, &["--json"]).is(0).json();
+    let told = target.import_from(&from, &["--json"]).is(0).json();
     assert_eq!([&told["paths"], &told["objects"], &told["bytes"]], [0, 0, 0], "{told}");
     assert_eq!(told["present"], 4);
     assert_eq!(written(&target.cache()), before);
     target
-        .take_over(&from, &[])
+        .import_from(&from, &[])
         .is(0)
         .says("copied 0 paths and 0 other objects")
         .says("4 paths already in TO");
@@ -129,14 +129,14 @@ fn everything_is_copied_and_nothing_a_second_time() {
 fn what_was_added_since_is_all_that_is_copied() {
     let from = filled();
     let target = Target::new();
-    target.take_over(&from, &[]).is(0);
+    target.import_from(&from, &[]).is(0);
     from.add(5, &[3], 0);
     fs::write(from.dir().join("log/8ha1dhmx807czjczmwy078s4r9s254il-x.drv"), "new").unwrap();
-    let told = target.take_over(&from, &["--json"]).is(0).json();
+    let told = target.import_from(&from, &["--json"]).is(0).json();
     assert_eq!([&told["paths"], &told["objects"], &told["present"]], [1, 2, 4], "{told}");
     // A side file can change without changing its length.
     fs::write(from.dir().join("log/8ha1dhmx807czjczmwy078s4r9s254il-x.drv"), "old").unwrap();
-    let told = target.take_over(&from, &["--json"]).is(0).json();
+    let told = target.import_from(&from, &["--json"]).is(0).json();
     assert_eq!([&told["paths"], &told["objects"], &told["bytes"]], [0, 1, 3], "{told}");
     target.is_a_copy_of(from.dir());
 }
@@ -168,7 +168,7 @@ fn what_is_damaged_is_told_and_not_copied_and_the_rest_is() {
     from.put(&listing, "{\"version\":", 0);
 
     let target = Target::new();
-    let ended = target.take_over(&from, &["--json"]).is(2);
+    let ended = target.import_from(&from, &["--json"]).is(2);
     let told: serde_json::Value = serde_json::from_str(&ended.out).expect("JSON");
     let key = |path: &str| path.trim_start_matches('/').to_owned();
     let expected = BTreeMap::from([
@@ -199,7 +199,7 @@ fn what_is_damaged_is_told_and_not_copied_and_the_rest_is() {
     assert!(!cache.has(&flipped.nar_path) && !cache.has(&no_nar.nar_path));
     // A right NAR that only a false narinfo names is not worth removing again.
     cache.run(&["verify", "--deep"]).is(0);
-    let ended = target.take_over(&from, &[]).is(2);
+    let ended = target.import_from(&from, &[]).is(2);
     assert!(ended.out.contains(&format!("{}: does not match its name", key(&flipped.nar_path))));
     ended.says("11 objects are damaged");
 }
@@ -212,7 +212,7 @@ fn a_nar_that_is_damaged_in_the_copy_is_copied_again() {
     let mut bytes = one.nar.clone();
     bytes[200] ^= 1;
     target.cache().put(&one.nar_path, bytes, 0);
-    target.take_over(&from, &[]).is(0);
+    target.import_from(&from, &[]).is(0);
     target.is_a_copy_of(from.dir());
 }
 
@@ -234,7 +234,7 @@ fn what_the_copy_has_of_its_own_stays() {
     to.run(&["pin", "both", &theirs.store_path]).is(0);
     from.run(&["pin", "both", &path(2).store_path]).is(0);
 
-    let told = target.take_over(&from, &["--json"]).is(0).json();
+    let told = target.import_from(&from, &["--json"]).is(0).json();
     assert_eq!(texts(&told["differing"]), [theirs.store_path.as_str()]);
     assert_eq!([&told["paths"], &told["present"]], [1, 1], "{told}");
     let read = |path: &str| fs::read_to_string(to.dir().join(&path[1..])).unwrap();
@@ -252,7 +252,7 @@ fn uploads_that_were_given_up_stay_behind() {
     let orphan = path(2);
     from.put(&orphan.nar_path, &orphan.nar, 0);
     let target = Target::new();
-    let ended = target.take_over(&from, &[]).is(0).says("skipped 1 NAR without a narinfo");
+    let ended = target.import_from(&from, &[]).is(0).says("skipped 1 NAR without a narinfo");
     ended.says("copied 1 path and 1 other object");
     assert!(!target.cache().has(&orphan.nar_path));
 }
@@ -267,7 +267,7 @@ fn where_a_path_was_mirrored_from_is_not_forgotten() {
         0,
     );
     let target = Target::new();
-    target.take_over(&from, &[]).is(0);
+    target.import_from(&from, &[]).is(0);
     target.is_a_copy_of(from.dir());
 }
 
@@ -485,7 +485,7 @@ fn a_cache_in_another_layout_is_right_by_its_narinfos_and_migrates_to_nixs_names
     drop(daemon);
 
     let target = Target::new();
-    target.take_over(&from, &[]).is(0).says("copied 4 paths");
+    target.import_from(&from, &[]).is(0).says("copied 4 paths");
     let cache = target.cache();
     for sample in &samples {
         assert!(cache.holds(sample), "{}", sample.nar_path);
@@ -496,7 +496,7 @@ fn a_cache_in_another_layout_is_right_by_its_narinfos_and_migrates_to_nixs_names
     // A NAR that is not there is left out, and the exit status says so.
     fs::remove_file(from.dir().join("x.nar")).unwrap();
     let again = Target::new();
-    again.take_over(&from, &[]).is(2).says("copied 3 paths");
+    again.import_from(&from, &[]).is(2).says("copied 3 paths");
     from.run(&["verify"]).is(2).says("does not name a NAR of this cache");
 }
 
@@ -512,7 +512,7 @@ fn a_narinfo_that_states_another_compression_than_its_nar_begins_like_is_not_cop
         from.put(&sample.narinfo_path, &sample.narinfo, 0);
     }
     let target = Target::new();
-    let ended = target.take_over(&from, &["--json"]).is(2);
+    let ended = target.import_from(&from, &["--json"]).is(2);
     let told: serde_json::Value = serde_json::from_str(&ended.out).expect("JSON");
     let damage = told["damage"].as_array().unwrap();
     assert_eq!(damage.len(), 1, "{told:#}");

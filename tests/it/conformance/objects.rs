@@ -17,7 +17,7 @@ pub async fn what_is_absent_is_none_everywhere(site: &impl Site) {
         let path = path(key);
         assert!(matches!(store.head(&path).await, Ok(None)), "{key}");
         assert!(matches!(store.get(&path).await, Ok(None)), "{key}");
-        assert!(matches!(store.mark_used(&path).await, Ok(false)), "{key}");
+        assert!(matches!(store.touch_now(&path).await, Ok(false)), "{key}");
         let removed = store.remove(&path, SystemTime::now()).await;
         assert!(matches!(removed, Ok(Removed::Absent)), "{key}: {removed:?}");
         let aside = store.quarantine(&path, &Bytes::from_static(b"\"0\"")).await;
@@ -89,7 +89,7 @@ pub async fn odd_names_are_kept_as_they_are(site: &impl Site) {
     let listed = super::listing::objects(&*store, |_| false).await;
     assert!(listed.keys().eq(&keys), "{listed:?}");
     for key in &keys {
-        assert!(store.mark_used(&path(key)).await.unwrap(), "{key}");
+        assert!(store.touch_now(&path(key)).await.unwrap(), "{key}");
         let tag = there(store.head(&path(key)).await).etag;
         assert!(store.quarantine(&path(key), &tag).await.unwrap(), "{key}");
         assert_eq!(site.look(&aside(key)), Some(key.clone().into_bytes()));

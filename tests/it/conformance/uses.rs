@@ -21,7 +21,7 @@ pub async fn what_was_used_since_stays(site: &impl Site) {
         let path = path(key);
         let before = metadata(&*store, &path).await;
         assert!(before.used < since, "{key}: {before:?}");
-        assert!(store.mark_used(&path).await.unwrap(), "{key}");
+        assert!(store.touch_now(&path).await.unwrap(), "{key}");
         let after = metadata(&*store, &path).await;
         assert!(after.used > since, "{key}: {after:?}");
         assert_eq!((after.modified, after.etag), (before.modified, before.etag), "{key}");
@@ -46,14 +46,14 @@ pub async fn what_nobody_used_is_removed(site: &impl Site) {
     let store = site.open().await;
     for key in KEYS {
         store.put(&path(key), key.into()).await.unwrap();
-        store.mark_used(&path(key)).await.unwrap();
+        store.touch_now(&path(key)).await.unwrap();
     }
     for key in KEYS {
         let path = path(key);
         assert_eq!(store.remove(&path, soon()).await.unwrap(), Removed::Gone, "{key}");
         assert!(store.head(&path).await.unwrap().is_none(), "{key}");
         assert!(store.get(&path).await.unwrap().is_none(), "{key}");
-        assert!(!store.mark_used(&path).await.unwrap(), "{key}");
+        assert!(!store.touch_now(&path).await.unwrap(), "{key}");
         assert_eq!(store.remove(&path, soon()).await.unwrap(), Removed::Absent, "{key}");
         assert_eq!(site.look(key), None, "{key}");
     }
@@ -84,7 +84,7 @@ pub async fn a_removal_and_a_use_at_the_same_time_agree(site: &impl Site) {
     let since = later().await;
     for number in 0..COUNT {
         let path = narinfo(number);
-        let (used, removed) = tokio::join!(store.mark_used(&path), store.remove(&path, since));
+        let (used, removed) = tokio::join!(store.touch_now(&path), store.remove(&path, since));
         let there_now = store.head(&path).await.unwrap().is_some();
         match (used.unwrap(), removed.unwrap()) {
             // Who was told that it is there can rely on that.
@@ -94,7 +94,7 @@ pub async fn a_removal_and_a_use_at_the_same_time_agree(site: &impl Site) {
         }
     }
     for number in 0..COUNT {
-        if store.mark_used(&narinfo(number)).await.unwrap() {
+        if store.touch_now(&narinfo(number)).await.unwrap() {
             assert!(there(store.head(&narinfo(number)).await).used > since);
         }
     }

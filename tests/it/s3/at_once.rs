@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use futures_util::stream;
 use nix_stored::cache::gc::Limits;
-use nix_stored::cache::{Accepted, Cache, PutError};
+use nix_stored::cache::{Cache, PutError, UploadReceipt};
 use nix_stored::config::{Config, Location};
 use nix_stored::nix::{CachePath, Compression};
 use nix_stored::store::{Removed, S3Store, Store};
@@ -82,7 +82,7 @@ fn cache(store: &Arc<S3Store>) -> Cache {
     Cache::new(store, config.cache_info, config.admission).with_grace(GRACE)
 }
 
-async fn put(cache: &Cache, path: &str, bytes: &[u8]) -> Result<Accepted, PutError> {
+async fn put(cache: &Cache, path: &str, bytes: &[u8]) -> Result<UploadReceipt, PutError> {
     let path: CachePath = path[1..].parse().expect("it is the path of an object");
     let body = stream::iter([Ok(Bytes::copy_from_slice(bytes))]);
     cache.put(&path, Compression::None, Some(bytes.len() as u64), body).await
@@ -327,7 +327,7 @@ async fn a_use_is_seen_whose_batch_is_merged_meanwhile(place: &Place) {
     let path: CachePath = one.narinfo_path[1..].parse().expect("a path");
     bucket.put(&one.narinfo_path[1..], one.narinfo.as_bytes());
     until_it_is_old().await;
-    assert!(user.mark_used(&path).await.expect("it works"));
+    assert!(user.touch_now(&path).await.expect("it works"));
     // As another daemon merges it, between the list and the reading.
     let (direct, mut merged) = (bucket.clone(), false);
     faults.on(move |head| {
@@ -458,7 +458,7 @@ async fn merging_is_in_nobodys_way(place: &Place) {
     });
     for path in &paths {
         let begun = Instant::now();
-        store.mark_used(path).await.expect("it works");
+        store.touch_now(path).await.expect("it works");
         assert!(begun.elapsed() < Duration::from_secs(5), "it took {:?}", begun.elapsed());
     }
     assert!(batches(&bucket).len() > 60, "it was not merged at once");
@@ -592,7 +592,7 @@ async fn merged_batches_are_smaller_than_parts_of_uploads(place: &Place) {
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     assert!(sizes.lock().expect("nobody panics with it").iter().all(|size| *size < PART));
-    store.mark_used(&path).await.expect("it works");
+    store.touch_now(&path).await.expect("it works");
 }
 
 mod of_others {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nix_stored::cache::Cache;
 use nix_stored::config::{Config, Listen};
-use nix_stored::net::{self, Drained, Listener, Secure};
+use nix_stored::net::{self, Drained, Listener, TlsAcceptorHandle};
 use nix_stored::store::FsStore;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -73,7 +73,7 @@ impl Served {
         let app = nix_stored::http::app(Arc::new(cache), config.users.access(true));
         let listen = Listen::Tcp("127.0.0.1:0".to_owned());
         let listener = Listener::bind(&listen).await.expect("a free port");
-        let listener = listener.encrypted(config.tls.as_ref().map(Secure::from));
+        let listener = listener.encrypted(config.tls.as_ref().map(TlsAcceptorHandle::from));
         let address = listener.to_string().trim_start_matches("https://").parse();
         let stop = CancellationToken::new();
         let served = tokio::spawn(net::serve(listener, app, stop.clone()));

@@ -16,7 +16,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::slots::Crowd;
+use super::connection_limit::Contention;
 
 /// The time for the whole head of a request, from its first byte (or the connection's beginning).
 pub const HEAD: Duration = Duration::from_secs(30);
@@ -35,9 +35,9 @@ pub const UNREAD: Duration = Duration::from_secs(60);
 
 /// What a connection is doing.
 #[derive(Debug)]
-pub struct Activity {
+pub struct ConnectionTimeouts {
     opened: Instant,
-    crowd: Crowd,
+    crowd: Contention,
     /// Requests that the service is working on.
     working: AtomicU32,
     /// When the head of a request began to arrive, or [`NEVER`].
@@ -74,9 +74,9 @@ const NEVER: u64 = u64::MAX;
 // must also find when that was.
 const ORDER: Ordering = Ordering::Relaxed;
 
-impl Activity {
+impl ConnectionTimeouts {
     /// A connection that opens now, for whose place a crowd may wait.
-    pub fn new(crowd: Crowd) -> Arc<Self> {
+    pub fn new(crowd: Contention) -> Arc<Self> {
         Arc::new(Self {
             opened: Instant::now(),
             crowd,
@@ -304,7 +304,7 @@ impl Activity {
 
 /// A request that the service works on.
 #[derive(Debug)]
-pub struct Working(Arc<Activity>);
+pub struct Working(Arc<ConnectionTimeouts>);
 
 impl Working {
     /// Whether the connection shall end with its answer.
@@ -323,7 +323,7 @@ impl Drop for Working {
 
 /// An answer of which something is still to be sent.
 #[derive(Debug)]
-pub struct Sending(Arc<Activity>);
+pub struct Sending(Arc<ConnectionTimeouts>);
 
 impl Drop for Sending {
     fn drop(&mut self) {
@@ -334,7 +334,7 @@ impl Drop for Sending {
 /// Content that waits for the client's window.
 #[cfg(feature = "tls")]
 #[derive(Debug)]
-pub struct Waiting(Arc<Activity>);
+pub struct Waiting(Arc<ConnectionTimeouts>);
 
 #[cfg(feature = "tls")]
 impl Waiting {
@@ -355,7 +355,7 @@ impl Drop for Waiting {
 mod tests {
     use super::*;
 
-    async fn expires_after(activity: &Activity) -> Duration {
+    async fn expires_after(activity: &ConnectionTimeouts) -> Duration {
         let begun = Instant::now();
         activity.expired().await;
         begun.elapsed()
@@ -363,7 +363,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_head_has_half_a_minute_however_it_trickles() {
-        let activity = Activity::new(Crowd::default());
+        let activity = ConnectionTimeouts::new(Contention::default());
         let trickle = async {
             for _ in 0..1000 {
                 tokio::time::sleep(Duration::from_secs(1)).await;
@@ -378,7 +378,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_idle_connection_is_kept_for_three_minutes() {
-        let activity = Activity::new(Crowd::default());
+        let activity = ConnectionTimeouts::new(Contention::default());
         activity.read();
         drop(activity.work());
         assert_eq!(expires_after(&activity).await, IDLE);
@@ -386,7 +386,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_request_that_is_worked_on_never_expires() {
-        let activity = Activity::new(Crowd::default());
+        let activity = ConnectionTimeouts::new(Contention::default());
         let working = activity.work();
         let hour = Duration::from_secs(3600);
         assert!(tokio::time::timeout(hour, activity.expired()).await.is_err());
@@ -397,7 +397,7 @@ mod tests {
     #[cfg(feature = "tls")]
     #[tokio::test(start_paused = true)]
     async fn where_many_requests_can_be_under_way_bytes_begin_none() {
-        let activity = Activity::new(Crowd::default());
+        let activity = ConnectionTimeouts::new(Contention::default());
         activity.carries_many();
         drop(activity.work());
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -408,8 +408,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_head_has_less_time_while_others_wait() {
-        let crowd = Crowd::default();
-        let (slow, idle) = (Activity::new(crowd.clone()), Activity::new(crowd.clone()));
+        let crowd = Contention::default();
+        let (slow, idle) =
+            (ConnectionTimeouts::new(crowd.clone()), ConnectionTimeouts::new(crowd.clone()));
         drop(idle.work());
         tokio::time::sleep(Duration::from_secs(1)).await;
         crowd.set(true);
@@ -420,7 +421,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn it_has_settled_when_nothing_happens_and_nothing_is_under_way() {
-        let activity = Activity::new(Crowd::default());
+        let activity = ConnectionTimeouts::new(Contention::default());
         let quiet = Duration::from_secs(2);
         let hour = Duration::from_secs(3600);
         let settles =
@@ -441,7 +442,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn bytes_that_the_client_does_not_take_expire_whatever_else_happens() {
-        let activity = Activity::new(Crowd::default());
+        let activity = ConnectionTimeouts::new(Contention::default());
         let _working = activity.work();
         tokio::time::sleep(Duration::from_secs(100)).await;
         activity.is_held_up();
@@ -460,7 +461,7 @@ mod tests {
     #[cfg(feature = "tls")]
     #[tokio::test(start_paused = true)]
     async fn what_waits_for_a_window_expires_unless_some_of_it_is_taken() {
-        let activity = Activity::new(Crowd::default());
+        let activity = ConnectionTimeouts::new(Contention::default());
         activity.carries_many();
         drop(activity.work());
         tokio::time::sleep(Duration::from_secs(30)).await;
@@ -482,7 +483,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn only_a_connection_between_requests_is_idle() {
-        let activity = Activity::new(Crowd::default());
+        let activity = ConnectionTimeouts::new(Contention::default());
         // Its first request has not come yet.
         assert_eq!(activity.idle_since(), None);
         let working = activity.work();
@@ -509,7 +510,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_second_request_has_its_own_half_minute() {
-        let activity = Activity::new(Crowd::default());
+        let activity = ConnectionTimeouts::new(Contention::default());
         drop(activity.work());
         tokio::time::sleep(Duration::from_secs(100)).await;
         activity.read();

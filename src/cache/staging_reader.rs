@@ -21,7 +21,7 @@ pub(super) enum Message {
 }
 
 /// A reader of a body; each chunk is staged before the decoder gets it.
-pub(super) struct Incoming {
+pub(super) struct StagingReader {
     messages: mpsc::Receiver<Message>,
     /// Received and neither staged nor read.
     chunks: vec::IntoIter<Bytes>,
@@ -43,7 +43,7 @@ enum End {
     Failed(PutError),
 }
 
-impl Incoming {
+impl StagingReader {
     /// A body whose first bytes are `beginning`.
     pub(super) fn new(beginning: Bytes, messages: mpsc::Receiver<Message>, stage: Stage) -> Self {
         Self {
@@ -116,7 +116,7 @@ impl Incoming {
     }
 }
 
-impl BufRead for Incoming {
+impl BufRead for StagingReader {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.chunk.is_empty() && self.end.is_none() {
             self.next();
@@ -133,7 +133,7 @@ impl BufRead for Incoming {
     }
 }
 
-impl Read for Incoming {
+impl Read for StagingReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let available = self.fill_buf()?;
         let count = available.len().min(buffer.len());

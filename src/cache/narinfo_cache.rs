@@ -26,7 +26,7 @@ const ESTIMATED_ITEMS: usize = 16 * 1024;
 const OVERHEAD: u64 = 256;
 
 /// A cache of narinfos in memory.
-pub(super) struct Hot {
+pub(super) struct NarInfoCache {
     entries: Cache<StorePathHash, Arc<Entry>, ByLength>,
     epoch: Instant,
     /// Change counters, sharded by the first byte of the hash. An object that was read before a
@@ -36,7 +36,7 @@ pub(super) struct Hot {
 
 /// The state of the cache when an object was read.
 #[derive(Clone, Copy)]
-pub(super) struct Ticket(u64);
+pub(super) struct ReadEpoch(u64);
 
 struct Entry {
     metadata: Metadata,
@@ -76,7 +76,7 @@ impl Weighter<StorePathHash, Arc<Entry>> for ByLength {
     }
 }
 
-impl Hot {
+impl NarInfoCache {
     pub(super) fn new() -> Self {
         let entries = Cache::with_weighter(ESTIMATED_ITEMS, CAPACITY, ByLength);
         let changes = std::array::from_fn(|_| AtomicU64::new(0));
@@ -116,12 +116,12 @@ impl Hot {
     }
 
     /// Must be called before an object is read.
-    pub(super) fn ticket(&self, hash: &StorePathHash) -> Ticket {
-        Ticket(self.changes(hash).load(Ordering::SeqCst))
+    pub(super) fn read_epoch(&self, hash: &StorePathHash) -> ReadEpoch {
+        ReadEpoch(self.changes(hash).load(Ordering::SeqCst))
     }
 
-    /// Inserts an object that was read after `ticket` was taken.
-    pub(super) fn insert(&self, hash: StorePathHash, object: &Object, ticket: Ticket) {
+    /// Inserts an object that was read after `read_epoch` was taken.
+    pub(super) fn insert(&self, hash: StorePathHash, object: &Object, read_epoch: ReadEpoch) {
         let Content::Bytes(text) = &object.content else {
             return;
         };
@@ -130,7 +130,7 @@ impl Hot {
         let (seen, used) = (self.now().into(), seconds(metadata.used).into());
         self.entries.insert(hash, Arc::new(Entry { metadata, text, seen, used }));
         // A change between the reading and here has found nothing to forget.
-        if self.changes(&hash).load(Ordering::SeqCst) != ticket.0 {
+        if self.changes(&hash).load(Ordering::SeqCst) != read_epoch.0 {
             self.entries.remove(&hash);
         }
     }

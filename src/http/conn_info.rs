@@ -11,7 +11,7 @@ use super::budget::ConnectionBudget;
 
 /// The connection of a request, put into its extensions by who accepted it.
 #[derive(Clone)]
-pub struct Origin {
+pub struct ConnInfo {
     /// The other end.
     pub peer: Peer,
     /// How the connection sends files, if it can send them as they are.

@@ -18,16 +18,16 @@ use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt, TryStreamExt};
 use tokio::sync::watch;
 
-use super::{Trouble, UpstreamError};
+use super::{UpstreamError, UpstreamFailure};
 use crate::nix::CachePath;
 use crate::nix::cache_path::NarName;
-use crate::store::{Content, Metadata, Object, Ranged, Store, file_stream};
+use crate::store::{Content, Metadata, Object, RangeRead, Store, file_stream};
 
 /// How much a reader takes at a time, at most.
 const CHUNK: u64 = 256 * 1024;
 
 /// A NAR during its fetch.
-pub(super) struct Growing {
+pub(super) struct PartialNar {
     name: NarName,
     /// Its length, if it is known before its end.
     size: Option<u64>,
@@ -58,7 +58,7 @@ impl State {
     }
 }
 
-impl Growing {
+impl PartialNar {
     /// Where there is no `file` to read it from, it is read from `store` at its end.
     pub(super) fn new(
         name: NarName,
@@ -128,7 +128,8 @@ impl Growing {
             reader.size = match size {
                 Some(size) => size,
                 None => reader.end().await.ok_or_else(|| {
-                    let trouble = Trouble::Connection("the transfer of the NAR failed".to_owned());
+                    let trouble =
+                        UpstreamFailure::Connection("the transfer of the NAR failed".to_owned());
                     UpstreamError { upstream, trouble }
                 })?,
             };
@@ -198,7 +199,7 @@ impl Reader {
     }
 }
 
-impl Ranged for Reader {
+impl RangeRead for Reader {
     fn is_download(&self) -> bool {
         // All readers share the file, and the one that fetches it has the connection.
         false
@@ -231,7 +232,7 @@ mod tests {
     use crate::store::fs::FsStore;
 
     struct World {
-        growing: Growing,
+        growing: PartialNar,
         file: File,
         store: Arc<dyn Store>,
         name: NarName,
@@ -244,11 +245,14 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let name = format!("{}.nar", "0".repeat(52)).parse().unwrap();
         let readable = in_file.then(|| file.try_clone().unwrap());
-        let growing = Growing::new(name, size, readable, Arc::clone(&store), "x".to_owned());
+        let growing = PartialNar::new(name, size, readable, Arc::clone(&store), "x".to_owned());
         World { growing, file, store, name, _dir: dir }
     }
 
-    async fn read(growing: &Growing, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>> {
+    async fn read(
+        growing: &PartialNar,
+        range: Range<u64>,
+    ) -> BoxStream<'static, io::Result<Bytes>> {
         match growing.object().await.unwrap().content {
             Content::Stream(reader) => reader.read(range),
             other => panic!("{other:?}"),

@@ -6,11 +6,11 @@ use std::process::ExitCode;
 use anyhow::Context;
 use rustix::process::getuid;
 
-use super::opening::open_existing;
+use super::open_store::open_existing;
 use super::owner::become_owner;
 use super::progress_bar::CommandProgressBar;
 use crate::cache::gc::Inventory;
-use crate::cache::{Agent, Cache};
+use crate::cache::{Actor, Cache};
 use crate::config::{Config, Location};
 use crate::logging;
 
@@ -50,11 +50,11 @@ pub(super) fn on_cache(
 
 /// The name that the audit log gives for removals by a command. On a terminal nothing is logged,
 /// because the command prints its result there.
-fn agent(by: &str) -> Agent {
+fn agent(by: &str) -> Actor {
     if std::io::stderr().is_terminal() {
-        return Agent::onlooker();
+        return Actor::silent();
     }
-    Agent::named(format!("nix-stored {by}, user {}", getuid().as_raw()))
+    Actor::named(format!("nix-stored {by}, user {}", getuid().as_raw()))
 }
 
 /// Lists the cache, with a progress bar.

@@ -5,7 +5,7 @@ use crate::store::Stored;
 
 /// The facts of an accepted upload that are logged.
 #[derive(Debug, Clone)]
-pub struct Accepted {
+pub struct UploadReceipt {
     /// Whether the object is new.
     pub stored: Stored,
     /// Its length, as it is stored.
@@ -22,7 +22,7 @@ pub struct Accepted {
     pub unchecked_keys: Option<String>,
 }
 
-impl Accepted {
+impl UploadReceipt {
     /// An object without facts about a NAR.
     pub(super) fn plain(stored: Stored, size: u64) -> Self {
         Self {

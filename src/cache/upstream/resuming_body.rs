@@ -9,8 +9,8 @@ use futures_util::stream::{self, BoxStream};
 use futures_util::{Stream, StreamExt};
 use tracing::info;
 
-use super::client::{Answer, Client, Trouble};
-use super::growing::Growing;
+use super::client::{Answer, Client, UpstreamFailure};
+use super::partial_nar::PartialNar;
 use crate::cache::BodyError;
 
 /// How often an interrupted fetch is resumed at the same upstream.
@@ -32,27 +32,29 @@ pub(super) struct Begun {
 }
 
 /// Returns the length of a NAR. The narinfo and the response must agree on it.
-pub(super) fn size(answer: &Answer, stated: Option<u64>) -> Result<Option<u64>, Trouble> {
+pub(super) fn size(answer: &Answer, stated: Option<u64>) -> Result<Option<u64>, UpstreamFailure> {
     if let Some(encoding) = &answer.encoding {
-        return Err(Trouble::Nonsense(format!("the NAR has the Content-Encoding {encoding}")));
+        return Err(UpstreamFailure::InvalidResponse(format!(
+            "the NAR has the Content-Encoding {encoding}"
+        )));
     }
     match (stated, answer.length) {
         (Some(stated), Some(length)) if stated != length => {
             let why = format!("the NAR has {length} bytes, but its narinfo states {stated}");
-            Err(Trouble::Nonsense(why))
+            Err(UpstreamFailure::InvalidResponse(why))
         }
         (stated, length) => Ok(stated.or(length)),
     }
 }
 
-struct Resuming {
+struct ResumingBody {
     source: Source,
     others: VecDeque<Source>,
     body: BoxStream<'static, io::Result<Bytes>>,
     at: u64,
     size: Option<u64>,
     tries: u32,
-    growing: Arc<Growing>,
+    growing: Arc<PartialNar>,
     kept: bool,
 }
 
@@ -60,19 +62,19 @@ struct Resuming {
 /// `growing` has no readers left.
 pub(super) fn resuming(
     begun: Begun,
-    growing: Arc<Growing>,
+    growing: Arc<PartialNar>,
     kept: bool,
 ) -> impl Stream<Item = Result<Bytes, BodyError>> + Send {
     let Begun { source, others, answer, size } = begun;
     let body = answer.body;
-    let state = Resuming { source, others, body, at: 0, size, tries: TRIES, growing, kept };
+    let state = ResumingBody { source, others, body, at: 0, size, tries: TRIES, growing, kept };
     stream::try_unfold(state, |mut state| async move {
         let next = state.next().await?;
         Ok(next.map(|chunk| (chunk, state)))
     })
 }
 
-impl Resuming {
+impl ResumingBody {
     async fn next(&mut self) -> Result<Option<Bytes>, BodyError> {
         loop {
             if !self.kept && !self.growing.is_read() {
@@ -92,7 +94,7 @@ impl Resuming {
                 None => "the response ended early".to_owned(),
                 Some(Err(error)) => error.to_string(),
             };
-            self.source.client.failed(&Trouble::Connection(why.clone()), None);
+            self.source.client.failed(&UpstreamFailure::Connection(why.clone()), None);
             self.resume(why).await?;
         }
     }
@@ -115,7 +117,7 @@ impl Resuming {
                 }
                 // It will not get better there.
                 Ok(_) => self.tries = 0,
-                Err(trouble @ Trouble::LeftAlone(_)) => {
+                Err(trouble @ UpstreamFailure::CircuitOpen(_)) => {
                     why = trouble.to_string();
                     self.tries = 0;
                 }

@@ -19,14 +19,14 @@ use super::http2::Upload;
 /// A body that comes back when nobody wants to read on.
 pub struct Returning {
     body: Option<Upload>,
-    left: Leftover,
+    left: UnreadBody,
 }
 
 /// Where a body comes back to.
 #[derive(Debug, Clone, Default)]
-pub struct Leftover(Arc<Mutex<Option<Upload>>>);
+pub struct UnreadBody(Arc<Mutex<Option<Upload>>>);
 
-impl Leftover {
+impl UnreadBody {
     /// `body`, which comes back to here.
     pub fn of(&self, body: Upload) -> Returning {
         Returning { body: Some(body), left: self.clone() }

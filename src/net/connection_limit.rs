@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::activity::Activity;
+use super::connection_timeouts::ConnectionTimeouts;
 
 /// Descriptors that are kept at least for the store, the log and the runtime.
 const RESERVED_FILES: u64 = 256;
@@ -24,9 +24,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// One slot for each connection that may be open.
 #[derive(Debug)]
-pub struct Slots {
+pub struct ConnectionLimit {
     free: Arc<Semaphore>,
-    crowd: Crowd,
+    crowd: Contention,
     open: Arc<OpenConnections>,
     answer_files: usize,
 }
@@ -36,16 +36,16 @@ pub struct Slots {
 pub struct Slot {
     _permit: Option<OwnedSemaphorePermit>,
     /// Whether others would like to have it.
-    pub crowd: Crowd,
+    pub crowd: Contention,
     open: Arc<OpenConnections>,
     number: u64,
 }
 
 /// Whether somebody waits for room.
 #[derive(Debug, Clone, Default)]
-pub struct Crowd(Arc<AtomicBool>);
+pub struct Contention(Arc<AtomicBool>);
 
-impl Crowd {
+impl Contention {
     /// Whether somebody waits now.
     pub fn waits(&self) -> bool {
         self.0.load(Ordering::Relaxed)
@@ -60,12 +60,12 @@ impl Crowd {
 /// What the open connections are doing, by their numbers.
 #[derive(Debug, Default)]
 struct OpenConnections {
-    activities: Mutex<HashMap<u64, Arc<Activity>>>,
+    activities: Mutex<HashMap<u64, Arc<ConnectionTimeouts>>>,
     next: AtomicU64,
 }
 
 impl OpenConnections {
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Activity>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<ConnectionTimeouts>>> {
         // A map is whole after every step.
         self.activities.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -89,7 +89,7 @@ impl OpenConnections {
     }
 }
 
-impl Slots {
+impl ConnectionLimit {
     /// As many as this process has descriptors for. Most connections idle with one descriptor, and
     /// a quarter is kept for the files of those that do not.
     pub fn new() -> Self {
@@ -98,7 +98,7 @@ impl Slots {
         let limit = usize::try_from(files.saturating_sub(reserved)).unwrap_or(usize::MAX).max(16);
         let free = Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS)));
         let answer_files = usize::try_from(reserved / 2).unwrap_or(usize::MAX);
-        Self { free, crowd: Crowd::default(), open: Arc::default(), answer_files }
+        Self { free, crowd: Contention::default(), open: Arc::default(), answer_files }
     }
 
     /// The number of files that answers may keep open: half of the descriptors that are not for
@@ -151,7 +151,7 @@ impl Slots {
 
 impl Slot {
     /// Notes what the connection is doing, so that it can be closed when it is idle.
-    pub fn register(&self, activity: &Arc<Activity>) {
+    pub fn register(&self, activity: &Arc<ConnectionTimeouts>) {
         self.open.lock().insert(self.number, Arc::clone(activity));
     }
 }
