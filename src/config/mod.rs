@@ -56,7 +56,7 @@ pub struct Config {
     pub location: Location,
     /// Address to listen on.
     pub listen: Listen,
-    /// Users. Whether anonymous uploads are allowed also depends on `listen`; see [`Users::access`].
+    /// Users. Whether anonymous uploads are allowed also depends on `listen`; see `Users::access`.
     pub users: Users,
     /// Minimum level of log messages.
     pub log_level: LogLevel,

@@ -205,29 +205,38 @@ async fn a_collection_takes_nothing_that_was_acknowledged(place: &Place) {
     faults.all(Fate::Late(Duration::from_millis(5)));
     let through = bucket.through(faults.address());
     let mut noise = Noise::new(Noise::seed_of_today());
-    let race = Race::new(&mut noise);
+    let race = Arc::new(Race::new(&mut noise));
     let daemons = [cache(&store(&through).await), cache(&store(&through).await)];
     let collector = cache(&store(&through).await);
     let limits = Limits { max_size: Some(0), max_age: None, grace: GRACE };
-    let collected = AtomicUsize::new(0);
-    let collect = async {
-        while !race.stop.load(Ordering::SeqCst) {
-            let stop = CancellationToken::new();
-            let report = collector.collect(&limits, SystemTime::now(), &stop).await;
-            let report = report.expect("it collects");
-            collected.fetch_add(report.paths, Ordering::SeqCst);
+    let collected = Arc::new(AtomicUsize::new(0));
+    // Each client and the collector is a task of its own, as in a daemon.
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn({
+        let (race, collected) = (Arc::clone(&race), Arc::clone(&collected));
+        async move {
+            while !race.stop.load(Ordering::SeqCst) {
+                let stop = CancellationToken::new();
+                let report = collector.collect(&limits, SystemTime::now(), &stop).await;
+                let report = report.expect("it collects");
+                collected.fetch_add(report.paths, Ordering::SeqCst);
+            }
         }
-    };
-    let end = async {
-        tokio::time::sleep(Duration::from_secs(seconds)).await;
-        race.stop.store(true, Ordering::SeqCst);
-    };
-    let clients = (1..=8).map(|seed| race.run(&daemons[seed % 2], &bucket, seed as u64));
-    tokio::join!(collect, end, futures_util::future::join_all(clients));
+    });
+    for seed in 1..=8 {
+        let (race, bucket) = (Arc::clone(&race), bucket.clone());
+        let cache = daemons[seed % 2].clone();
+        tasks.spawn(async move { race.run(&cache, &bucket, seed as u64).await });
+    }
+    tokio::time::sleep(Duration::from_secs(seconds)).await;
+    race.stop.store(true, Ordering::SeqCst);
+    while let Some(ended) = tasks.join_next().await {
+        ended.expect("no task panics");
+    }
     let [acknowledged, refused, slow, collected] =
         [&race.acknowledged, &race.refused, &race.slow, &collected]
             .map(|count| count.load(Ordering::SeqCst));
-    let lost = race.lost.into_inner().expect("nobody panicked with it");
+    let lost = std::mem::take(&mut *race.lost.lock().expect("nobody panicked with it"));
     eprintln!(
         "{acknowledged} paths were acknowledged in {seconds} s, {collected} collected, {} lost, \
          {refused} uploads refused, {slow} too slow to say",
