@@ -210,7 +210,9 @@ async fn a_collection_takes_nothing_that_was_acknowledged(place: &Place) {
     let collector = cache(&store(&through).await);
     let limits = Limits { max_size: Some(0), max_age: None, grace: GRACE };
     let collected = Arc::new(AtomicUsize::new(0));
-    // Each client and the collector is a task of its own, as in a daemon.
+    // Each client and the collector is a task of its own, as in a daemon. In one future on one thread,
+    // the lease that a collection drops blocks that thread in place, and so takes the wake-ups that
+    // the others get meanwhile.
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn({
         let (race, collected) = (Arc::clone(&race), Arc::clone(&collected));
