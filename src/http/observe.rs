@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use axum::body::Body;
 use bytes::Bytes;
+use http::header::CONTENT_LENGTH;
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body::{Body as HttpBody, Frame, SizeHint};
@@ -98,7 +99,7 @@ fn forwarded_for(request: &Parts) -> Option<String> {
 }
 
 fn content_length(headers: &HeaderMap) -> Option<u64> {
-    headers.get(http::header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 pin_project! {
@@ -128,10 +129,14 @@ where
                 HttpError::Panicked.into_answer(kind)
             }
         };
-        let Answer { response, error, accepted, user } = answer;
+        let Answer { mut response, error, accepted, user } = answer;
         let Some(record) = this.record.take() else {
             return Poll::Ready(Ok(response));
         };
+        set_content_length(&mut response);
+        if record.method == Method::HEAD {
+            *response.body_mut() = Body::empty();
+        }
         let status = response.status();
         let level = level(&record.method, status);
         if !enabled(level) && is_at_hand(response.body()) {
@@ -142,6 +147,13 @@ where
         let outcome = Outcome { record, level, status, error, accepted, user, sent, finished };
         let outcome = Arc::new(outcome);
         Poll::Ready(Ok(response.map(|inner| Body::new(ObserveBody { inner, outcome }))))
+    }
+}
+
+/// Says how long the body is, if that is known. Without the header, HEAD would not say it.
+fn set_content_length(response: &mut Response<Body>) {
+    if let Some(length) = response.body().size_hint().exact() {
+        response.headers_mut().entry(CONTENT_LENGTH).or_insert_with(|| length.into());
     }
 }
 

@@ -450,7 +450,7 @@ async fn a_lease_that_was_left_can_be_broken(place: &Place) {
     assert!(broken.err.contains("process 7 on elsewhere"), "{broken:?}");
     assert_eq!(bucket.get(".nix-stored/lock"), None);
     let again = run(&bucket, &["gc", "--break-lock"]).is(0);
-    assert!(again.err.contains("no lock"), "{again:?}");
+    assert!(again.err.contains("no collection lock"), "{again:?}");
 }
 
 async fn merging_is_in_nobodys_way(place: &Place) {
