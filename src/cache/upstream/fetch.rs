@@ -128,7 +128,7 @@ impl Cache {
     ) -> Result<Option<Object>, GetError> {
         match self.begin_or_join(name).await? {
             Some(Requested::Stored(object)) => Ok(Some(object)),
-            Some(Requested::InTransfer(growing)) => Ok(Some(growing.object().await?)),
+            Some(Requested::InTransfer { object, .. }) => Ok(Some(object.await?)),
             None => Ok(None),
         }
     }
@@ -141,7 +141,7 @@ impl Cache {
         let _lock = upstreams.beginnings.lock(name).await;
         let running = upstreams.fetches().get(&name).cloned();
         if let Some(growing) = running {
-            return Ok(Some(Requested::InTransfer(growing)));
+            return Ok(Some(Requested::in_transfer(growing)));
         }
         // It may have arrived while others were waited for.
         let stored = self.stored_nar(name).await?;
@@ -160,8 +160,10 @@ impl Cache {
         let (upload, growing) = staged.map_err(|error| get_error(error, &client))?;
         upstreams.fetches().insert(name, Arc::clone(&growing));
         info!(upstream = %client.name, path = %CachePath::Nar(name), "fetching a NAR");
-        tokio::spawn(self.clone().fetch(name, begun, remote, upload, Arc::clone(&growing), turn));
-        Ok(Some(Requested::InTransfer(growing)))
+        // The reader exists before the fetch starts: a fetch without readers may stop.
+        let requested = Requested::in_transfer(Arc::clone(&growing));
+        tokio::spawn(self.clone().fetch(name, begun, remote, upload, growing, turn));
+        Ok(Some(requested))
     }
 
     /// Creates the upload for a NAR, and the state that its readers share.
@@ -248,7 +250,7 @@ impl Cache {
         // Boxed, because the future is recursive: a fetch stores a narinfo, which looks up its NAR.
         async move {
             match self.begin_or_join(name).await? {
-                Some(Requested::InTransfer(growing)) => drop(growing.end().await),
+                Some(Requested::InTransfer { nar, object: _object }) => drop(nar.end().await),
                 Some(Requested::Stored(_)) => {}
                 None => return Ok(false),
             }
@@ -503,7 +505,17 @@ fn cut_short(error: io::Error) -> BodyError {
 /// A NAR that was requested.
 enum Requested {
     Stored(Object),
-    InTransfer(Arc<PartialNar>),
+    /// The NAR is being fetched. `object` counts as one of its readers.
+    InTransfer {
+        nar: Arc<PartialNar>,
+        object: BoxFuture<'static, Result<Object, UpstreamError>>,
+    },
+}
+
+impl Requested {
+    fn in_transfer(nar: Arc<PartialNar>) -> Self {
+        Self::InTransfer { object: nar.object().boxed(), nar }
+    }
 }
 
 /// The maximum size of a compressed NAR with `nar_size` bytes before compression. Every format stores

@@ -116,7 +116,9 @@ fn connect(bucket: &Bucket, http: reqwest::Client) -> Result<AmazonS3, OpenError
 }
 
 fn skips_signature(builder: &AmazonS3Builder) -> bool {
-    builder.get_config_value(&AmazonS3ConfigKey::SkipSignature).as_deref() == Some("true")
+    // The values that `object_store` accepts.
+    let value = builder.get_config_value(&AmazonS3ConfigKey::SkipSignature).unwrap_or_default();
+    ["1", "true", "on", "yes", "y"].iter().any(|yes| value.eq_ignore_ascii_case(yes))
 }
 
 /// A server whose host names have the bucket in them is wanted with it.
