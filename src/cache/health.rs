@@ -8,7 +8,7 @@ use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
 use super::Cache;
-use crate::store::{Condition, Store, StoreError};
+use crate::store::{Availability, Store, StoreError};
 
 /// The time for which the result of a check is cached.
 const FRESH: Duration = Duration::from_secs(2);
@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub struct Health {
     /// What can be done with it.
-    pub condition: Arc<Condition>,
+    pub condition: Arc<Availability>,
     /// Free space in bytes, where it is known.
     pub free_space: Option<u64>,
 }
@@ -61,12 +61,12 @@ impl Cache {
 }
 
 async fn look(store: Arc<dyn Store>) -> Health {
-    let condition = Arc::new(store.condition().await);
+    let condition = Arc::new(store.check().await);
     let free_space = tokio::task::spawn_blocking(move || store.free_space());
     Health { condition, free_space: free_space.await.ok().flatten() }
 }
 
 fn unusable(source: io::Error) -> Health {
     let error = StoreError::Io { doing: "checking", key: "the store".to_owned(), source };
-    Health { condition: Arc::new(Condition::Unusable(error)), free_space: None }
+    Health { condition: Arc::new(Availability::Unusable(error)), free_space: None }
 }

@@ -320,7 +320,7 @@ async fn encoded_side_file(
     let key = path.clone();
     let (stored, size) = decode_at_rest(&cache.decoders, Allowance::USUAL, move |allowance| {
         let mut decoder = decoder(encoding, body.reader(), allowance)?;
-        let mut upload = store.begin(&key, None)?;
+        let mut upload = store.start_upload(&key, None)?;
         let mut buffer = vec![0; SMALL as usize];
         let mut length = 0;
         loop {
@@ -359,7 +359,7 @@ pub(super) async fn begin(
     size: Option<u64>,
 ) -> Result<Box<dyn Upload>, PutError> {
     let (store, path) = (Arc::clone(store), path.clone());
-    in_the_pool(move || Ok(store.begin(&path, size)?)).await
+    in_the_pool(move || Ok(store.start_upload(&path, size)?)).await
 }
 
 /// Stages the rest of a body. While one batch is staged, the next one is gathered.

@@ -231,7 +231,7 @@ impl Cache {
         }
         match self.store.head(path).await? {
             Some(metadata) if self.touch_soon(path, metadata.used).await? => {
-                let link = self.store.link(path).await?;
+                let link = self.store.presigned_url(path).await?;
                 if link.is_some() {
                     self.metrics.traffic.hit(path.kind());
                 }

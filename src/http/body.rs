@@ -51,11 +51,11 @@ pub fn outgoing(
             let Some(permit) = permit else {
                 return read(FileReader::closed(budget, again), range);
             };
-            let lent = match &origin.files {
-                Some(files) => files.lend(file, size),
+            let mapped = match &origin.files {
+                Some(files) => files.map(file, size),
                 None => Err(file),
             };
-            match lent {
+            match mapped {
                 Ok(bytes) => {
                     let bytes = Permitted { bytes: slice(bytes), _permit: permit };
                     Body::from(Bytes::from_owner(bytes))

@@ -1,4 +1,4 @@
-//! Where a request comes from.
+//! The connection of a request.
 
 use std::fmt;
 use std::fs::File;
@@ -9,42 +9,43 @@ use bytes::Bytes;
 
 use super::budget::ConnectionBudget;
 
-/// The connection of a request, put into its extensions by who accepted it.
+/// The connection of a request. `net` puts it into the extensions of the request.
 #[derive(Clone)]
 pub struct ConnInfo {
     /// The other end.
     pub peer: Peer,
-    /// How the connection sends files, if it can send them as they are.
-    pub files: Option<Arc<dyn LendFile>>,
-    /// Whether it is encrypted.
+    /// Maps files so that the connection sends them with `sendfile`, if it supports that.
+    pub files: Option<Arc<dyn MapFile>>,
+    /// Whether the connection is encrypted.
     pub encrypted: bool,
-    /// Whether it carries several answers at a time, which their client takes when it likes.
+    /// Whether several responses can be in progress at a time, as in HTTP/2. The client decides how
+    /// much of each it accepts.
     pub multiplexed: bool,
-    /// What its answers may hold.
+    /// The memory and files that its responses may hold.
     pub budget: ConnectionBudget,
-    /// Whose client certificate it began with, if it did with one that counts.
+    /// The name in the client's verified certificate, if it sent one.
     pub certificate: Option<Arc<str>>,
 }
 
-/// A connection that can send a file without its bytes passing through the program.
-pub trait LendFile: Send + Sync {
-    /// The whole file as bytes that are good for nothing but to be sent on this connection, or the
-    /// file back. It is `size` bytes long.
-    fn lend(&self, file: File, size: u64) -> Result<Bytes, File>;
+/// A connection that can send files without copying them through user space.
+pub trait MapFile: Send + Sync {
+    /// Returns the whole file, of `size` bytes, as bytes that must only be sent on this connection, and
+    /// never read. Returns the file itself if it cannot be mapped.
+    fn map(&self, file: File, size: u64) -> Result<Bytes, File>;
 }
 
 /// The other end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Peer {
-    /// A TCP connection from here.
+    /// The address of a TCP client.
     Tcp(SocketAddr),
     /// A unix socket.
     Unix,
 }
 
 impl Peer {
-    /// Whether this is the machine itself: then it may be a reverse proxy, and what it says about
-    /// its own client is worth logging.
+    /// Whether the client is on this machine: then it may be a reverse proxy, whose `X-Forwarded-For`
+    /// is worth logging.
     pub fn is_local(self) -> bool {
         match self {
             Self::Tcp(address) => address.ip().is_loopback(),

@@ -12,7 +12,7 @@ use super::error::{HttpError, LINE};
 use super::router::AppState;
 use crate::config::Requirement;
 use crate::logging::{printable, with_causes};
-use crate::store::{Condition, StoreError};
+use crate::store::{Availability, StoreError};
 
 /// Where it is.
 pub(super) const PATH: &str = "/health";
@@ -56,9 +56,11 @@ pub(super) async fn answer(state: &AppState) -> Answer {
     let uploads = !matches!(state.gate.access().write, Requirement::Nobody);
     // A cache that nobody can upload to need not be writable.
     let reason = match &*health.condition {
-        Condition::Unusable(error) => Some(with_causes(error)),
-        Condition::ReadOnly(error) if uploads || state.cache.mirrors() => Some(with_causes(error)),
-        Condition::Good | Condition::ReadOnly(_) => None,
+        Availability::Unusable(error) => Some(with_causes(error)),
+        Availability::ReadOnly(error) if uploads || state.cache.mirrors() => {
+            Some(with_causes(error))
+        }
+        Availability::ReadWrite | Availability::ReadOnly(_) => None,
     };
     let reason = reason.or_else(too_many_files);
     let reason = reason.map(|reason| printable(&reason, LINE).into_owned());
@@ -67,9 +69,9 @@ pub(super) async fn answer(state: &AppState) -> Answer {
         version: env!("CARGO_PKG_VERSION"),
         reason: reason.as_deref(),
         store: StoreReport {
-            writable: matches!(*health.condition, Condition::Good),
+            writable: matches!(*health.condition, Availability::ReadWrite),
             limitation: match &*health.condition {
-                Condition::ReadOnly(StoreError::Remote { .. }) => Some(UNPROTECTED),
+                Availability::ReadOnly(StoreError::Remote { .. }) => Some(UNPROTECTED),
                 _ => None,
             },
             free_bytes: health.free_space,

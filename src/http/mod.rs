@@ -19,5 +19,5 @@ mod router;
 pub use authorize::AccessPolicy;
 pub use body::OnDemand;
 pub use budget::{AnswerBudget, ConnectionBudget};
-pub use conn_info::{ConnInfo, LendFile, Peer};
+pub use conn_info::{ConnInfo, MapFile, Peer};
 pub use router::{App, app};

@@ -24,8 +24,8 @@ use super::bodies::{Outgoing, Upload};
 use super::connection_limit::Slot;
 use super::connection_timeouts::{ConnectionTimeouts, Working};
 use super::io::ServerIo;
-use super::listener::Accepted;
-use super::sendfile::Lent;
+use super::listener::Connection;
+use super::sendfile::MappedFiles;
 use crate::http::{App, ConnInfo, ConnectionBudget, Peer};
 
 /// The head of a request must fit in here, and no chunk of a body is larger.
@@ -44,29 +44,29 @@ pub const LINGER_BYTES: usize = 16 * 1024 * 1024;
 /// Serves one connection until it ends, takes too long, or `draining` is cancelled and the requests
 /// that it is in have been answered. It holds its `slot` for as long.
 pub async fn serve(
-    accepted: Accepted,
+    connection: Connection,
     app: App,
     budget: ConnectionBudget,
     draining: CancellationToken,
     slot: Slot,
 ) {
-    let peer = accepted.peer;
+    let peer = connection.peer;
     let activity = ConnectionTimeouts::new(slot.crowd.clone());
     slot.register(&activity);
-    let lent = Arc::new(Lent::default());
+    let files = Arc::new(MappedFiles::default());
     let metrics = Arc::clone(app.metrics());
     let _open = metrics.open();
-    let io = ServerIo::new(accepted.stream, Arc::clone(&activity), Arc::clone(&lent), metrics);
+    let io = ServerIo::new(connection.stream, Arc::clone(&activity), Arc::clone(&files), metrics);
     let origin = ConnInfo {
         peer,
-        files: Some(Arc::new(lent)),
+        files: Some(Arc::new(files)),
         encrypted: false,
         multiplexed: false,
         budget,
         certificate: None,
     };
     #[cfg(feature = "tls")]
-    if let Some(secure) = &accepted.secure {
+    if let Some(secure) = &connection.secure {
         // On the heap, because plain connections must not carry it along.
         let served = super::tls::serve(secure, io, origin, app, activity, draining);
         return Box::pin(served).await;

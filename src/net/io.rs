@@ -12,23 +12,23 @@ use tokio::task::JoinHandle;
 
 use super::connection_timeouts::ConnectionTimeouts;
 use super::listener::Stream;
-use super::sendfile::{Lent, Piece};
+use super::sendfile::{FileSlice, MappedFiles};
 use crate::metrics::Metrics;
 
-/// A stream that tells its connection's [`ConnectionTimeouts`] of every byte, and sends what is [`Lent`] from
-/// its file.
+/// A stream that reports every transfer to its [`ConnectionTimeouts`], and sends files that are in
+/// its [`MappedFiles`] with `sendfile`.
 #[derive(Debug)]
 pub struct ServerIo {
     stream: Stream,
     activity: Arc<ConnectionTimeouts>,
-    lent: Arc<Lent>,
+    files: Arc<MappedFiles>,
     metrics: Arc<Metrics>,
-    /// Whether the kernel holds back packets that are not full, so that the head of an answer and
-    /// the beginning of a file travel together, and the client is woken once for both.
+    /// Whether the kernel holds back packets that are not full (`TCP_CORK`), so that the head of a
+    /// response and the beginning of a file arrive in the same packet.
     corked: bool,
-    /// The addresses of the piece that was last found or put in the page cache, and the work of
-    /// putting it there.
+    /// The addresses of the last slice that was found in the page cache or read into it.
     cached: Range<usize>,
+    /// The task that reads this slice into the page cache.
     reading_ahead: Option<JoinHandle<()>>,
 }
 
@@ -36,10 +36,10 @@ impl ServerIo {
     pub fn new(
         stream: Stream,
         activity: Arc<ConnectionTimeouts>,
-        lent: Arc<Lent>,
+        files: Arc<MappedFiles>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { stream, activity, lent, metrics, corked: false, cached: 0..0, reading_ahead: None }
+        Self { stream, activity, files, metrics, corked: false, cached: 0..0, reading_ahead: None }
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
@@ -47,28 +47,29 @@ impl ServerIo {
             return Poll::Ready(Ok(0));
         };
         let bufs = &bufs[at..];
-        if let Some(mut piece) = self.lent.find(&bufs[0]) {
-            ready!(self.poll_cached(cx, &mut piece, bufs[0].as_ptr().addr()));
+        if let Some(mut slice) = self.files.find(&bufs[0]) {
+            ready!(self.poll_cached(cx, &mut slice, bufs[0].as_ptr().addr()));
             self.cork(true);
             let sent =
                 ready!(self.poll_socket(|stream, at_once| {
-                    stream.poll_send_piece(cx, &piece, at_once)
+                    stream.poll_send_slice(cx, &slice, at_once)
                 }))?;
             if sent == bufs[0].len() {
                 self.cork(false);
             }
             return Poll::Ready(Ok(sent));
         }
-        let plain = bufs.iter().position(|buf| self.lent.find(buf).is_some()).unwrap_or(bufs.len());
+        let plain =
+            bufs.iter().position(|buf| self.files.find(buf).is_some()).unwrap_or(bufs.len());
         if plain < bufs.len() {
             self.cork(true);
         }
-        // The head of another answer, whose file may be lent at the addresses of the last one.
+        // This is the head of another response, whose file may be mapped at the same addresses.
         self.cached = 0..0;
         self.poll_socket(|stream, at_once| stream.poll_write_vectored(cx, &bufs[..plain], at_once))
     }
 
-    /// Writes to the socket, and notes whether the client's system takes it.
+    /// Writes to the socket, and reports whether it accepted bytes.
     fn poll_socket(
         &mut self,
         write: impl FnOnce(&mut Stream, bool) -> Poll<io::Result<usize>>,
@@ -84,24 +85,29 @@ impl ServerIo {
         wrote
     }
 
-    /// Waits until `piece`, which is lent at `address`, can be sent without waiting for a disk, and
-    /// shortens it to what can.
-    fn poll_cached(&mut self, cx: &mut Context<'_>, piece: &mut Piece, address: usize) -> Poll<()> {
+    /// Waits until `slice`, which is mapped at `address`, is in the page cache, and shortens it to the
+    /// part that is.
+    fn poll_cached(
+        &mut self,
+        cx: &mut Context<'_>,
+        slice: &mut FileSlice,
+        address: usize,
+    ) -> Poll<()> {
         if self.reading_ahead.is_none() {
             if self.cached.contains(&address) {
-                // What was asked for once is not asked for again after every part that left.
-                piece.truncate(self.cached.end - address);
+                // The page cache is not probed again after every partial write.
+                slice.truncate(self.cached.end - address);
                 return Poll::Ready(());
             }
-            self.cached = address..address + piece.len();
-            if piece.is_cached() {
+            self.cached = address..address + slice.len();
+            if slice.is_cached() {
                 return Poll::Ready(());
             }
-            let piece = piece.clone();
-            self.reading_ahead = Some(tokio::task::spawn_blocking(move || piece.read_ahead()));
+            let slice = slice.clone();
+            self.reading_ahead = Some(tokio::task::spawn_blocking(move || slice.read_ahead()));
         }
         if let Some(reading) = &mut self.reading_ahead {
-            // Should it have failed, sending fails too, and says why.
+            // If reading failed, sending fails with the same error.
             let _ = ready!(Pin::new(reading).poll(cx));
             self.reading_ahead = None;
         }
@@ -126,7 +132,7 @@ impl AsFd for Stream {
     }
 }
 
-/// With `at_once`, something is tried even where the socket has not been found writable.
+/// With `at_once`, the system call is made even if the socket is not known to be writable.
 impl Stream {
     fn poll_write_vectored(
         &mut self,
@@ -143,30 +149,30 @@ impl Stream {
         }
     }
 
-    fn poll_send_piece(
+    fn poll_send_slice(
         &self,
         cx: &mut Context<'_>,
-        piece: &Piece,
+        slice: &FileSlice,
         at_once: bool,
     ) -> Poll<io::Result<usize>> {
-        if at_once && let Ok(count) = piece.send(self.as_fd()) {
+        if at_once && let Ok(count) = slice.send(self.as_fd()) {
             return Poll::Ready(Ok(count));
         }
         loop {
-            // A part that was sent does not mean that the socket is full, it may be a file that has
-            // become shorter, or a signal: only `EAGAIN` means that waiting will end.
+            // Only `EAGAIN` means that the socket is full: a short count can also have other reasons,
+            // such as a signal.
             let sent = match self {
                 Self::Tcp(stream) => {
                     ready!(stream.poll_write_ready(cx))?;
-                    stream.try_io(Interest::WRITABLE, || piece.send(stream.as_fd()))
+                    stream.try_io(Interest::WRITABLE, || slice.send(stream.as_fd()))
                 }
                 Self::Unix(stream) => {
                     ready!(stream.poll_write_ready(cx))?;
-                    stream.try_io(Interest::WRITABLE, || piece.send(stream.as_fd()))
+                    stream.try_io(Interest::WRITABLE, || slice.send(stream.as_fd()))
                 }
             };
             match sent {
-                // The readiness was out of date, and is forgotten by now.
+                // `try_io` has cleared the readiness, which was out of date.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 sent => return Poll::Ready(sent),
             }
@@ -207,7 +213,7 @@ impl AsyncWrite for ServerIo {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if self.lent.is_empty() {
+        if self.files.is_empty() {
             self.poll_socket(|stream, at_once| stream.poll_write_vectored(cx, bufs, at_once))
         } else {
             self.poll_send(cx, bufs)

@@ -14,11 +14,11 @@ use super::unix::SocketFile;
 use crate::config::Listen;
 use crate::http::Peer;
 
-/// All sockets that are listened on.
+/// The listening sockets.
 #[derive(Debug)]
 pub struct Listener {
     sockets: Vec<Socket>,
-    /// The one that is asked first, so that a busy one does not keep the others waiting.
+    /// The index of the socket that is polled first, so that a busy socket does not starve the others.
     first: usize,
     #[cfg(feature = "tls")]
     secure: Option<TlsAcceptorHandle>,
@@ -28,21 +28,21 @@ pub struct Listener {
 #[derive(Debug)]
 enum Socket {
     Tcp(TcpListener),
-    /// A unix socket, and its file where it is ours.
+    /// A unix socket, and its file if this process created it.
     Unix(UnixListener, Option<SocketFile>),
 }
 
-/// A connection that has just begun.
+/// An accepted connection.
 #[derive(Debug)]
-pub struct Accepted {
+pub struct Connection {
     pub stream: Stream,
     pub peer: Peer,
-    /// How it shall be encrypted.
+    /// The TLS settings, if connections are encrypted.
     #[cfg(feature = "tls")]
     pub secure: Option<TlsAcceptorHandle>,
 }
 
-/// The bytes of a connection.
+/// The socket of a connection.
 #[derive(Debug)]
 pub enum Stream {
     /// TCP.
@@ -57,7 +57,7 @@ impl Listener {
         Self::on(Bound::bind(listen)?)
     }
 
-    /// Accepts connections on sockets that are bound. To be called within a runtime.
+    /// Accepts connections on bound sockets. Must be called within a runtime.
     pub fn on(bound: Bound) -> io::Result<Self> {
         let sockets = bound.0.into_iter().map(|socket| match socket {
             bound::Socket::Tcp(listener) => Ok(Socket::Tcp(TcpListener::from_std(listener)?)),
@@ -80,12 +80,12 @@ impl Listener {
         Self { secure, ..self }
     }
 
-    /// Whether only this machine reaches it, by whichever socket.
+    /// Whether all sockets can be reached only from this machine.
     pub fn is_local(&self) -> bool {
         self.sockets.iter().all(Socket::is_local)
     }
 
-    /// The addresses, as URLs where there are such.
+    /// The addresses of the sockets; URLs for TCP, `unix:PATH` for unix sockets.
     pub fn urls(&self) -> Vec<String> {
         #[cfg(feature = "tls")]
         let scheme = if self.secure.is_some() { "https" } else { "http" };
@@ -94,10 +94,10 @@ impl Listener {
         self.sockets.iter().map(|socket| socket.url(scheme)).collect()
     }
 
-    /// The next connection.
-    pub async fn accept(&mut self) -> io::Result<Accepted> {
+    /// Accepts the next connection.
+    pub async fn accept(&mut self) -> io::Result<Connection> {
         let (stream, peer) = poll_fn(|cx| self.poll_accept(cx)).await?;
-        Ok(Accepted {
+        Ok(Connection {
             stream,
             peer,
             #[cfg(feature = "tls")]
@@ -107,9 +107,9 @@ impl Listener {
 
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Stream, Peer)>> {
         let count = self.sockets.len();
-        for at in (self.first..count).chain(0..self.first) {
-            if let Poll::Ready(accepted) = self.sockets[at].poll_accept(cx) {
-                self.first = (at + 1) % count;
+        for index in (self.first..count).chain(0..self.first) {
+            if let Poll::Ready(accepted) = self.sockets[index].poll_accept(cx) {
+                self.first = (index + 1) % count;
                 return Poll::Ready(accepted);
             }
         }
@@ -131,8 +131,8 @@ impl Socket {
         match self {
             Self::Tcp(listener) => {
                 let (stream, address) = ready!(listener.poll_accept(cx))?;
-                // Answers are written whole: waiting for more would only delay them. It is advice,
-                // and a client is served without it.
+                // Responses are written in full, so Nagle's algorithm would only delay them. A client
+                // is served even if this fails.
                 let _ = stream.set_nodelay(true);
                 Poll::Ready(Ok((Stream::Tcp(stream), Peer::Tcp(address))))
             }

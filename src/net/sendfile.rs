@@ -16,112 +16,115 @@ use memmap2::{Mmap, MmapOptions};
 use rustix::fd::AsFd;
 use rustix::io::{Errno, IoSliceMut, ReadWriteFlags};
 
-use crate::http::LendFile;
+use crate::http::MapFile;
 
-/// How much is sent at a time: enough for a socket buffer, and then others have their turn.
+/// The most bytes that one call sends: enough to fill a socket buffer; then other tasks run.
 const CHUNK: usize = 1024 * 1024;
 
-/// How far apart the page cache is asked whether it has a chunk: the kernel reads ahead in steps of
-/// this size (`read_ahead_kb`).
+/// The distance in bytes between two probes of the page cache. The kernel reads ahead in steps of this
+/// size (`read_ahead_kb`).
 const PROBE: usize = 128 * 1024;
 
-/// The files that one connection has lent out.
+/// The memory-mapped files of one connection, found by address.
 #[derive(Debug, Default)]
-pub struct Lent(Mutex<Vec<Loan>>);
+pub struct MappedFiles(Mutex<Vec<MappedFile>>);
 
-/// A file that hyper holds as bytes.
+/// A file whose map hyper holds as bytes.
 #[derive(Debug, Clone)]
-struct Loan {
+struct MappedFile {
     addresses: Range<usize>,
     file: Arc<File>,
 }
 
-/// A piece of a file.
+/// A range of a file that is to be sent.
 #[derive(Debug, Clone)]
-pub struct Piece {
+pub struct FileSlice {
     file: Arc<File>,
     offset: u64,
     len: usize,
 }
 
-/// The bytes of a map; when hyper drops the last of them, the loan ends.
-struct LentMap {
+/// The owner of the bytes of a map. It is removed from [`MappedFiles`] when hyper drops the last of
+/// these bytes.
+struct Mapping {
     map: Mmap,
-    lent: Arc<Lent>,
+    files: Arc<MappedFiles>,
 }
 
-impl AsRef<[u8]> for LentMap {
+impl AsRef<[u8]> for Mapping {
     fn as_ref(&self) -> &[u8] {
         &self.map
     }
 }
 
-impl Drop for LentMap {
+impl Drop for Mapping {
     fn drop(&mut self) {
         let start = self.map.as_ptr().addr();
-        self.lent.loans().retain(|loan| loan.addresses.start != start);
+        self.files.lock().retain(|file| file.addresses.start != start);
     }
 }
 
-impl Lent {
-    fn loans(&self) -> std::sync::MutexGuard<'_, Vec<Loan>> {
-        // A list of loans is whole after every step.
+impl MappedFiles {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<MappedFile>> {
+        // A panic cannot leave the list half changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The piece of a file that `bytes` stand for, if they are lent.
-    pub fn find(&self, bytes: &[u8]) -> Option<Piece> {
+    /// Returns the range of a file that `bytes` are mapped to, at most [`CHUNK`] bytes, or `None` if
+    /// they are not in the map of a file.
+    pub fn find(&self, bytes: &[u8]) -> Option<FileSlice> {
         let address = bytes.as_ptr().addr();
-        let loans = self.loans();
-        let loan = loans.iter().find(|loan| loan.addresses.contains(&address))?;
-        Some(Piece {
-            file: Arc::clone(&loan.file),
-            offset: (address - loan.addresses.start) as u64,
+        let files = self.lock();
+        let mapped = files.iter().find(|file| file.addresses.contains(&address))?;
+        Some(FileSlice {
+            file: Arc::clone(&mapped.file),
+            offset: (address - mapped.addresses.start) as u64,
             len: bytes.len().min(CHUNK),
         })
     }
 
-    /// Whether any file is lent. Most writes of most connections end here.
+    /// Whether no file is mapped, as during most writes.
     pub fn is_empty(&self) -> bool {
-        self.loans().is_empty()
+        self.lock().is_empty()
     }
 }
 
-impl LendFile for Arc<Lent> {
-    fn lend(&self, file: File, size: u64) -> Result<Bytes, File> {
+impl MapFile for Arc<MappedFiles> {
+    fn map(&self, file: File, size: u64) -> Result<Bytes, File> {
         let Ok(len) = usize::try_from(size) else {
             return Err(file);
         };
-        // SAFETY: A map must not be read while the file under it is changed or truncated. Bytes of
-        // this one are never read: they are only handed to hyper, whose HTTP/1 encoder for a body
-        // of known length passes them on to `poll_write_vectored` without looking at them, because
-        // our stream says that it writes vectored; and there `find` recognizes them by address and
-        // sends the file. If they were read after all, they would still be the file's: what the
-        // store publishes is never changed in place, only replaced by renaming.
-        #[expect(unsafe_code, reason = "the one place, see above")]
+        // SAFETY: A map must not be read while its file is changed or truncated. The bytes of this map
+        // are never read: hyper's HTTP/1 encoder for a body of known length passes them to
+        // `poll_write_vectored` unread, because `ServerIo` supports vectored writes; there `find`
+        // recognizes their addresses, and the file is sent instead. Even if they were read, they would
+        // not change: the store never changes a published file in place, and only replaces it by
+        // renaming.
+        #[expect(unsafe_code, reason = "the only place; see above")]
         let map = unsafe { MmapOptions::new().len(len).map(&file) };
         let Ok(map) = map else {
             return Err(file);
         };
         let start = map.as_ptr().addr();
         let addresses = start..start + map.len();
-        self.loans().push(Loan { addresses, file: Arc::new(file) });
-        Ok(Bytes::from_owner(LentMap { map, lent: Arc::clone(self) }))
+        self.lock().push(MappedFile { addresses, file: Arc::new(file) });
+        Ok(Bytes::from_owner(Mapping { map, files: Arc::clone(self) }))
     }
 }
 
-impl Piece {
-    /// How many bytes it is.
+impl FileSlice {
+    /// The length in bytes.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Makes it no longer than `len`.
+    /// Shortens the range to at most `len` bytes.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
     }
 
-    /// Whether the page cache has it, as far as one can ask without waiting.
+    /// Whether the range is in the page cache, judged by probes that do not block. Also true if the
+    /// file cannot be read: sending it then reports the error.
     pub fn is_cached(&self) -> bool {
         let last = self.len.saturating_sub(1);
         let probes = (0..self.len).step_by(PROBE).chain([last]);
@@ -130,19 +133,18 @@ impl Piece {
             let mut slices = [IoSliceMut::new(&mut byte)];
             let offset = self.offset + at as u64;
             let read = rustix::io::preadv2(&self.file, &mut slices, offset, ReadWriteFlags::NOWAIT);
-            // Where the file system cannot be asked, it is read ahead, as if it were not there. What
-            // else goes wrong goes wrong again when it is sent.
+            // A file system without such probes is treated as if nothing were cached.
             !read.is_err_and(|error| error == Errno::AGAIN || is_unsupported(error))
         })
     }
 
-    /// Reads it into the page cache. Blocks.
+    /// Reads the range into the page cache. Blocks.
     pub fn read_ahead(&self) {
         use std::os::unix::fs::FileExt;
         let mut scratch = vec![0; PROBE];
         let mut at = 0;
         while at < self.len {
-            // Whatever goes wrong here, sending it goes wrong in the same way and is told.
+            // Sending the range fails with the same error, and reports it.
             match self.file.read_at(&mut scratch, self.offset + at as u64) {
                 Ok(0) | Err(_) => return,
                 Ok(count) => at += count,
@@ -150,11 +152,11 @@ impl Piece {
         }
     }
 
-    /// Sends it to `socket`, as much as that takes.
+    /// Sends the beginning of the range to `socket`, as much as its buffer can hold, and returns the
+    /// number of bytes. Fails with `UnexpectedEof` if the file has become too short.
     pub fn send(&self, socket: impl AsFd) -> io::Result<usize> {
         let mut offset = self.offset;
         match rustix::fs::sendfile(&socket, &self.file, Some(&mut offset), self.len) {
-            // The file has become shorter than the length that was promised.
             Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(count) => Ok(count),
             Err(error) if is_unsupported(error) => self.copy(socket),
@@ -162,7 +164,7 @@ impl Piece {
         }
     }
 
-    /// Sends a part of it by way of the program.
+    /// Sends up to [`PROBE`] bytes through a buffer, where `sendfile` is not supported.
     fn copy(&self, socket: impl AsFd) -> io::Result<usize> {
         use std::os::unix::fs::FileExt;
         let mut bytes = vec![0; self.len.min(PROBE)];
@@ -173,8 +175,8 @@ impl Piece {
     }
 }
 
-/// Whether an error says that the kernel, a sandbox or the file system does not have a system call
-/// that is only for speed.
+/// Whether the error means that the kernel, a sandbox or the file system does not support the system
+/// call.
 fn is_unsupported(error: Errno) -> bool {
     [Errno::NOSYS, Errno::INVAL, Errno::PERM, Errno::OPNOTSUPP].contains(&error)
 }

@@ -35,8 +35,8 @@ pub async fn serve(mut listener: Listener, app: App, stop: CancellationToken) ->
             accepted = listener.accept() => accepted,
             () = stop.cancelled() => break,
         };
-        let accepted = match accepted {
-            Ok(accepted) => accepted,
+        let connection = match accepted {
+            Ok(connection) => connection,
             Err(error) => {
                 trouble.is(&error);
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -50,7 +50,7 @@ pub async fn serve(mut listener: Listener, app: App, stop: CancellationToken) ->
             () = stop.cancelled() => slots.last(),
         };
         let (app, budget, stop) = (app.clone(), budget.connection(), stop.clone());
-        connections.spawn(connection::serve(accepted, app, budget, stop, slot));
+        connections.spawn(connection::serve(connection, app, budget, stop, slot));
     }
     // New clients are told at once that nobody is here, instead of waiting to be accepted.
     drop(listener);

@@ -153,16 +153,23 @@ pub trait Store: Send + Sync + 'static {
 
     /// Returns a temporary URL from which a client can fetch the object directly, or `None` if the
     /// store has no such URLs.
-    fn link<'a>(&'a self, _: &'a CachePath) -> BoxFuture<'a, Result<Option<String>, StoreError>> {
+    fn presigned_url<'a>(
+        &'a self,
+        _: &'a CachePath,
+    ) -> BoxFuture<'a, Result<Option<String>, StoreError>> {
         Box::pin(async { Ok(None) })
     }
 
     /// Checks whether the store is usable and writable, without changing it.
-    fn condition(&self) -> BoxFuture<'_, Condition>;
+    fn check(&self) -> BoxFuture<'_, Availability>;
 
     /// Starts a streamed upload of an object that is not in memory. `size` reserves space, if it is
     /// known in advance. Blocks.
-    fn begin(&self, path: &CachePath, size: Option<u64>) -> Result<Box<dyn Upload>, StoreError>;
+    fn start_upload(
+        &self,
+        path: &CachePath,
+        size: Option<u64>,
+    ) -> Result<Box<dyn Upload>, StoreError>;
 
     /// Creates an unnamed temporary file for the upload of `path`; it is removed when it is closed.
     /// `size` is checked against the space that must stay free. Blocks.
@@ -189,11 +196,11 @@ fn has_lines(text: &[u8], wanted: &[u8]) -> bool {
     lines(wanted).all(|line| line.is_empty() || lines(text).any(|there| there == line))
 }
 
-/// The condition of a store.
+/// Which operations a store currently supports.
 #[derive(Debug)]
-pub enum Condition {
+pub enum Availability {
     /// Objects can be read and stored.
-    Good,
+    ReadWrite,
     /// Objects can be read, but not stored.
     ReadOnly(StoreError),
     /// Objects can be neither read nor stored.

@@ -181,7 +181,7 @@ impl Cache {
             let path = CachePath::Nar(name);
             let temporary = || TemporaryUpload::create(&*store, &path, size);
             let inner: Box<dyn Upload> =
-                if is_final { store.begin(&path, size)? } else { Box::new(temporary()?) };
+                if is_final { store.start_upload(&path, size)? } else { Box::new(temporary()?) };
             let (file, copy) = match inner.staged()? {
                 Some(file) => (Some(file), None),
                 None => match temporary() {

@@ -15,11 +15,12 @@
 //!
 //! `root` tracks the directory at the configured path; `open_root` works in an open directory.
 
-mod absent;
+mod check;
 mod commit;
-mod condition;
+
 mod folder;
 mod list;
+mod negative_cache;
 mod notes;
 mod open_root;
 mod quarantine;
@@ -46,7 +47,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 
 use super::{
-    Condition, Listed, Lock, Metadata, Object, Removed, Store, StoreError, Stored, Upload, keep,
+    Availability, Listed, Lock, Metadata, Object, Removed, Store, StoreError, Stored, Upload, keep,
 };
 use crate::nix::CachePath;
 use commit::{Committer, Object as NewObject};
@@ -288,14 +289,18 @@ impl Store for FsStore {
         self.space.free().ok()
     }
 
-    fn condition(&self) -> BoxFuture<'_, Condition> {
+    fn check(&self) -> BoxFuture<'_, Availability> {
         let (root, space) = (Arc::clone(&self.root), self.space.clone());
-        let look = move || Ok(condition::of(&root, &space));
-        let looked = in_the_pool("checking", condition::KEY.to_owned(), look);
-        async move { looked.await.unwrap_or_else(Condition::Unusable) }.boxed()
+        let check = move || Ok(check::check(&root, &space));
+        let checked = in_the_pool("checking", check::KEY.to_owned(), check);
+        async move { checked.await.unwrap_or_else(Availability::Unusable) }.boxed()
     }
 
-    fn begin(&self, path: &CachePath, size: Option<u64>) -> Result<Box<dyn Upload>, StoreError> {
+    fn start_upload(
+        &self,
+        path: &CachePath,
+        size: Option<u64>,
+    ) -> Result<Box<dyn Upload>, StoreError> {
         let root = self.root.look_and_wait()?;
         let (space, committer) = (self.space.clone(), Arc::clone(&self.committer));
         let upload = FsUpload::begin(root, committer, &self.reservations, space, path.key(), size)?;

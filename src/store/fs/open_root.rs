@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use super::absent::Absent;
 use super::folder::{self, is_own, split};
+use super::negative_cache::NegativeCache;
 use super::staging::{Staged, Staging};
 use super::unsynced::Unsynced;
 use super::whole_sync;
@@ -34,7 +34,7 @@ pub(super) struct OpenRoot {
     /// Whether the file system reports link counts of directories. Some in user space report 0.
     pub counts_links: bool,
     /// The absent names.
-    pub absent: Absent,
+    pub negative_cache: NegativeCache,
     /// Directories in it whose sync failed.
     pub unsynced: Unsynced,
     /// Whether `syncfs` stands for syncs of each file in it.
@@ -53,7 +53,7 @@ impl OpenRoot {
             inode: stat.st_ino,
             generation,
             counts_links: stat.st_nlink > 0,
-            absent: Absent::new(),
+            negative_cache: NegativeCache::new(),
             unsynced: Unsynced::default(),
             syncs_as_a_whole: whole_sync::is_reliable(&fd),
             staging: Staging::default(),

@@ -18,7 +18,7 @@ use rustix::io::{Errno, IoSliceMut, ReadWriteFlags};
 use rustix::process::Uid;
 
 use super::super::{Content, Metadata, Object, StoreError};
-use super::absent::Absent;
+use super::negative_cache::NegativeCache;
 use super::open_root::OpenRoot;
 use super::root::Root;
 use crate::nix::CachePath;
@@ -153,11 +153,11 @@ impl Reader {
         step: impl Fn(&OwnedFd, &str, Wait) -> Result<Option<T>, Errno>,
     ) -> Result<Tried<T>, StoreError> {
         let root = self.root.current();
-        let seen = Absent::look_at(root.fd(), path);
+        let seen = NegativeCache::directory_state(root.fd(), path);
         if seen.is_removed && root.counts_links {
             self.root.suspect();
         }
-        if root.absent.knows(path, seen.stamp) {
+        if root.negative_cache.contains(path, seen.stamp) {
             return Ok(Tried::Absent(root.generation));
         }
         let key = path.key();
@@ -167,7 +167,7 @@ impl Reader {
             }
             Ok(Some(found)) => Ok(Tried::Found(found)),
             Ok(None) => {
-                root.absent.remember(path, seen.stamp);
+                root.negative_cache.insert(path, seen.stamp);
                 Ok(Tried::Absent(root.generation))
             }
             Err(would_wait) if is_reason_to_wait(would_wait) => {

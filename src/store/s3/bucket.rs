@@ -281,7 +281,11 @@ impl Bucket {
     }
 
     /// Returns a presigned URL of an object.
-    pub(super) async fn link(&self, key: &str, valid: Duration) -> Result<String, StoreError> {
+    pub(super) async fn presigned_url(
+        &self,
+        key: &str,
+        valid: Duration,
+    ) -> Result<String, StoreError> {
         let url = self.signed_url(Method::GET, &self.path(key), valid, &[]).await;
         url.map(String::from).map_err(failed("presigning a URL for", key))
     }

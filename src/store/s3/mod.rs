@@ -43,8 +43,8 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
 use super::{
-    Condition, Content, KeyedLocks, Listed, Lock, Metadata, Object, RemoteTrouble, Removed, Store,
-    StoreError, Stored, Upload,
+    Availability, Content, KeyedLocks, Listed, Lock, Metadata, Object, RemoteTrouble, Removed,
+    Store, StoreError, Stored, Upload,
 };
 use crate::config;
 use crate::nix::{CachePath, LenientNarInfo, narinfo};
@@ -66,7 +66,7 @@ const OWN_FOLDER: &str = ".nix-stored/";
 const SMALL: u64 = 256 * 1024;
 
 /// The validity of a presigned URL. A running download continues.
-const LINK_VALID: Duration = Duration::from_secs(15 * 60);
+const PRESIGNED_URL_LIFETIME: Duration = Duration::from_secs(15 * 60);
 
 /// The interval between sweeps of unfinished uploads and merges of recorded uses.
 const TIDY_EVERY: Duration = Duration::from_secs(3600);
@@ -590,12 +590,12 @@ impl Store for S3Store {
         None
     }
 
-    fn condition(&self) -> BoxFuture<'_, Condition> {
+    fn check(&self) -> BoxFuture<'_, Availability> {
         async move {
             match probe::can_read(&self.bucket).await {
-                Err(error) => Condition::Unusable(error),
-                Ok(()) if self.writable && !self.uses.are_denied() => Condition::Good,
-                Ok(()) => Condition::ReadOnly(StoreError::Remote {
+                Err(error) => Availability::Unusable(error),
+                Ok(()) if self.writable && !self.uses.are_denied() => Availability::ReadWrite,
+                Ok(()) => Availability::ReadOnly(StoreError::Remote {
                     doing: "writing to",
                     key: "the bucket".to_owned(),
                     trouble: RemoteTrouble::Denied,
@@ -609,14 +609,18 @@ impl Store for S3Store {
         .boxed()
     }
 
-    fn link<'a>(
+    fn presigned_url<'a>(
         &'a self,
         path: &'a CachePath,
     ) -> BoxFuture<'a, Result<Option<String>, StoreError>> {
-        async move { self.bucket.link(&path.key(), LINK_VALID).await.map(Some) }.boxed()
+        async move { self.bucket.presigned_url(&path.key(), PRESIGNED_URL_LIFETIME).await.map(Some) }.boxed()
     }
 
-    fn begin(&self, path: &CachePath, size: Option<u64>) -> Result<Box<dyn Upload>, StoreError> {
+    fn start_upload(
+        &self,
+        path: &CachePath,
+        size: Option<u64>,
+    ) -> Result<Box<dyn Upload>, StoreError> {
         let (bucket, budget) = (Arc::clone(&self.bucket), self.budget.clone());
         let (turns, uses) = (Arc::clone(&self.turns), Arc::clone(&self.uses));
         let runtime = self.runtime.clone();

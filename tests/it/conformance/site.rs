@@ -275,7 +275,7 @@ pub async fn upload(
 ) -> Box<dyn Upload> {
     let (store, path, bytes) = (Arc::clone(store), path.clone(), bytes.to_vec());
     blocking(move || {
-        let mut upload = store.begin(&path, size).expect("an upload begins");
+        let mut upload = store.start_upload(&path, size).expect("an upload begins");
         for piece in bytes.chunks(step) {
             upload.write(piece).expect("it is taken");
         }

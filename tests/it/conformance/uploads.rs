@@ -106,7 +106,7 @@ pub async fn what_was_written_can_be_read_at_once_where_it_is_in_a_file(site: &i
     let bytes = noise(13 * MIB);
     let (written, opened) = (bytes.clone(), Arc::clone(&store));
     blocking(move || {
-        let mut upload = opened.begin(&path(NAR), None).unwrap();
+        let mut upload = opened.start_upload(&path(NAR), None).unwrap();
         let early = upload.staged().unwrap();
         let mut begin = 0;
         // To the middle of a part, to the end of one, and a few more.

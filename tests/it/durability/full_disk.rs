@@ -148,7 +148,7 @@ fn begin(
     length: usize,
 ) -> Result<Box<dyn Upload>, StoreError> {
     let path: CachePath = sample.nar_path[1..].parse().expect("the name of a NAR");
-    store.begin(&path, Some(length as u64))
+    store.start_upload(&path, Some(length as u64))
 }
 
 #[test]

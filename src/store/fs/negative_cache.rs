@@ -1,4 +1,4 @@
-//! Remembers absent names without a lookup for each request.
+//! The negative cache: absent narinfos, without a lookup in the file system for each request.
 //!
 //! Most names that substituters request are absent, and the kernel walks a path for each of them.
 //! But every new name in a directory changes the directory's modification time: as long as it is
@@ -13,7 +13,7 @@ use rustix::fs::{AtFlags, StatxFlags};
 
 use crate::nix::{CachePath, StorePathHash};
 
-/// How many names are remembered, at about 100 bytes each.
+/// The capacity in names, at about 100 bytes each.
 const NAMES: usize = 32 * 1024;
 
 /// A directory that changed a moment ago may change again without a change of its time, which
@@ -21,9 +21,9 @@ const NAMES: usize = 32 * 1024;
 /// file systems.
 const SETTLED: Duration = Duration::from_secs(2);
 
-/// The absent narinfos.
+/// The names of absent narinfos.
 #[derive(Debug)]
-pub(super) struct Absent {
+pub(super) struct NegativeCache {
     names: Cache<StorePathHash, Stamp>,
 }
 
@@ -33,39 +33,42 @@ pub(super) struct Stamp(SystemTime);
 
 /// The metadata of the directory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Seen {
-    /// None where nothing follows from it.
+pub(super) struct DirectoryState {
+    /// `None` if absence cannot be derived from the modification time.
     pub stamp: Option<Stamp>,
-    /// Whether no name leads to it any more.
+    /// Whether the directory was removed.
     pub is_removed: bool,
 }
 
-impl Absent {
+impl NegativeCache {
     pub(super) fn new() -> Self {
         Self { names: Cache::new(NAMES) }
     }
 
     /// Returns the state of the directory. Must be called before `path` is looked up in it.
-    pub(super) fn look_at(root: &OwnedFd, path: &CachePath) -> Seen {
+    pub(super) fn directory_state(root: &OwnedFd, path: &CachePath) -> DirectoryState {
         let CachePath::NarInfo(_) = path else {
-            return Seen::default();
+            return DirectoryState::default();
         };
         // The descriptor is open, so nothing is read from the disk, and the call does not block.
         let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
         let wanted = StatxFlags::MTIME | StatxFlags::NLINK;
         let Ok(found) = rustix::fs::statx(root, "", flags, wanted) else {
-            return Seen::default();
+            return DirectoryState::default();
         };
         if found.stx_nlink == 0 {
-            return Seen { stamp: None, is_removed: true };
+            return DirectoryState { stamp: None, is_removed: true };
         }
         let changed = found.stx_mtime;
         let since = u64::try_from(changed.tv_sec).ok().map(|s| Duration::new(s, changed.tv_nsec));
-        Seen { stamp: since.map(|since| Stamp(SystemTime::UNIX_EPOCH + since)), is_removed: false }
+        DirectoryState {
+            stamp: since.map(|since| Stamp(SystemTime::UNIX_EPOCH + since)),
+            is_removed: false,
+        }
     }
 
     /// Whether `path` was absent when the directory was as it is now.
-    pub(super) fn knows(&self, path: &CachePath, now: Option<Stamp>) -> bool {
+    pub(super) fn contains(&self, path: &CachePath, now: Option<Stamp>) -> bool {
         match (path, now) {
             (CachePath::NarInfo(hash), Some(now)) => self.names.get(hash) == Some(now),
             _ => false,
@@ -73,7 +76,7 @@ impl Absent {
     }
 
     /// Remembers that `path` was absent in a lookup after the state `before` of the directory.
-    pub(super) fn remember(&self, path: &CachePath, before: Option<Stamp>) {
+    pub(super) fn insert(&self, path: &CachePath, before: Option<Stamp>) {
         if let (CachePath::NarInfo(hash), Some(before)) = (path, before)
             && before.is_settled(SystemTime::now())
         {
@@ -99,11 +102,11 @@ mod tests {
         "0123456789abcdfghijklmnpqrsvwxyz.narinfo".parse().unwrap()
     }
 
-    fn look(absent: &Absent, dir: &Path) -> bool {
+    fn look(cache: &NegativeCache, dir: &Path) -> bool {
         let root = OwnedFd::from(File::open(dir).unwrap());
-        let stamp = Absent::look_at(&root, &narinfo()).stamp;
-        let known = absent.knows(&narinfo(), stamp);
-        absent.remember(&narinfo(), stamp);
+        let stamp = NegativeCache::directory_state(&root, &narinfo()).stamp;
+        let known = cache.contains(&narinfo(), stamp);
+        cache.insert(&narinfo(), stamp);
         known
     }
 
@@ -115,29 +118,29 @@ mod tests {
     #[test]
     fn a_name_is_absent_until_the_directory_changes() {
         let dir = tempfile::tempdir().unwrap();
-        let absent = Absent::new();
+        let cache = NegativeCache::new();
         changed(dir.path(), 2 * SETTLED);
-        assert!(!look(&absent, dir.path()));
-        assert!(look(&absent, dir.path()));
+        assert!(!look(&cache, dir.path()));
+        assert!(look(&cache, dir.path()));
         fs::write(dir.path().join("another"), "").unwrap();
-        assert!(!look(&absent, dir.path()));
+        assert!(!look(&cache, dir.path()));
     }
 
     #[test]
-    fn nothing_follows_from_a_directory_that_changed_just_now() {
+    fn a_directory_that_changed_just_now_proves_no_absence() {
         let dir = tempfile::tempdir().unwrap();
-        let absent = Absent::new();
+        let cache = NegativeCache::new();
         changed(dir.path(), SETTLED / 4);
-        assert!(!look(&absent, dir.path()));
-        assert!(!look(&absent, dir.path()));
+        assert!(!look(&cache, dir.path()));
+        assert!(!look(&cache, dir.path()));
     }
 
     #[test]
     fn a_directory_that_was_removed_is_seen() {
         let dir = tempfile::tempdir().unwrap();
         let root = OwnedFd::from(File::open(dir.path()).unwrap());
-        assert!(!Absent::look_at(&root, &narinfo()).is_removed);
+        assert!(!NegativeCache::directory_state(&root, &narinfo()).is_removed);
         fs::remove_dir(dir.path()).unwrap();
-        assert!(Absent::look_at(&root, &narinfo()).is_removed);
+        assert!(NegativeCache::directory_state(&root, &narinfo()).is_removed);
     }
 }

@@ -7,19 +7,20 @@ use super::folder::OWN_FOLDER;
 use super::open_root::OpenRoot;
 use super::root::Root;
 use super::space::Space;
-use crate::store::{Condition, StoreError};
+use crate::store::{Availability, StoreError};
 
 /// The name of the directory in errors.
 pub(super) const KEY: &str = "the cache's directory";
 
-pub(super) fn of(root: &Root, space: &Space) -> Condition {
+/// Checks the directory at the configured path.
+pub(super) fn check(root: &Root, space: &Space) -> Availability {
     let open = match root.look() {
         Ok(open) => open,
-        Err(unusable) => return Condition::Unusable(unusable.into()),
+        Err(unusable) => return Availability::Unusable(unusable.into()),
     };
     match can_be_written(&open).and_then(|()| space.check_at_once(KEY, 1)) {
-        Ok(()) => Condition::Good,
-        Err(error) => Condition::ReadOnly(error),
+        Ok(()) => Availability::ReadWrite,
+        Err(error) => Availability::ReadOnly(error),
     }
 }
 
@@ -61,9 +62,9 @@ mod tests {
     use super::*;
     use crate::store::fs::root::Role;
 
-    fn look(path: &Path, reserve: u64) -> Condition {
+    fn check_dir(path: &Path, reserve: u64) -> Availability {
         let root = Arc::new(Root::open(path, Role::Command).unwrap());
-        of(&root, &Space::new(Arc::clone(&root), reserve))
+        check(&root, &Space::new(Arc::clone(&root), reserve))
     }
 
     #[test]
@@ -73,17 +74,17 @@ mod tests {
         fs::create_dir(&path).unwrap();
         let root = Arc::new(Root::open(&path, Role::Command).unwrap());
         let space = Space::new(Arc::clone(&root), 0);
-        assert!(matches!(of(&root, &space), Condition::Good));
+        assert!(matches!(check(&root, &space), Availability::ReadWrite));
         fs::rename(&path, dir.path().join("moved")).unwrap();
-        assert!(matches!(of(&root, &space), Condition::Unusable(StoreError::Unusable(_))));
+        assert!(matches!(check(&root, &space), Availability::Unusable(StoreError::Unusable(_))));
         fs::create_dir(&path).unwrap();
-        assert!(matches!(of(&root, &space), Condition::Unusable(StoreError::Unusable(_))));
+        assert!(matches!(check(&root, &space), Availability::Unusable(StoreError::Unusable(_))));
     }
 
     #[test]
     fn a_disk_without_room_above_its_reserve_can_be_read() {
         let dir = tempfile::tempdir().unwrap();
-        let reserved = look(dir.path(), u64::MAX);
-        assert!(matches!(reserved, Condition::ReadOnly(StoreError::Reserve { .. })));
+        let reserved = check_dir(dir.path(), u64::MAX);
+        assert!(matches!(reserved, Availability::ReadOnly(StoreError::Reserve { .. })));
     }
 }
