@@ -5,7 +5,7 @@
 //!
 //! # The house
 //!
-//! Each wing is a module that knows only the wings below it; `tests/it/layering.rs` holds it to
+//! Each wing is a module that knows only the wings below it; `tests/it/layering/mod.rs` holds it to
 //! that. From the top:
 //!
 //! - [`commands`] is what the program can be told to do. `anyhow` lives here and in `main` only.

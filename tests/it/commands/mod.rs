@@ -1,4 +1,6 @@
-//! What the program can be told to do besides serving, with the real binary.
+//! The subcommands, run as the real binary on directories of chosen content.
+//!
+//! Programs: lzip, nix.
 
 /// A cache's directory with chosen contents, and the binary at work on it.
 pub mod given;
@@ -17,3 +19,5 @@ mod migrate;
 mod pins;
 /// `stats`, and what holds for all that only look.
 mod stats;
+/// `verify`
+mod verify;

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::commands::run;
 use super::place::Place;
-use crate::conformance::has_keys;
+use crate::store::conformance::has_keys;
 use crate::support::noise::Noise;
 use crate::support::objects::{Sample, sample};
 use crate::support::rounds::number;

@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::place::{Place, assert_nothing_is_false, at, get, on_every_server, over, put, upload};
-use crate::conformance::KEYS;
+use crate::store::conformance::KEYS;
 use crate::support::audit;
 use crate::support::daemon::requests;
 use crate::support::fixture::fixture;

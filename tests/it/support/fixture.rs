@@ -1,4 +1,4 @@
-//! One store with everything that `fixtures/closure.nix` describes: built and signed once, read by
+//! One store with everything that `closure.nix` describes: built and signed once, read by
 //! all tests.
 
 use std::path::{Path, PathBuf};
@@ -79,5 +79,5 @@ impl Fixture {
 
 /// The file that the shared store is built from.
 pub fn closure_nix() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/fixtures/closure.nix")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/support/closure.nix")
 }

@@ -1,4 +1,6 @@
-//! A cache in a bucket, with the real binary, a real Nix and a real server.
+//! A cache in a bucket: the real binary, and the S3 server `s3s-fs` in this process or, where ignored, Garage.
+//!
+//! Programs: curl, nginx, nix, openssl.
 
 /// Servers with buckets, and daemons over them.
 pub mod place;

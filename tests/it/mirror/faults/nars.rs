@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use nix_stored::nix::{Compression, Sha256Hash};
 
 use super::{Told, assert_kept, assert_unharmed, changed, get, large};
+use crate::mirror::mirror_of;
 use crate::support::noise::Noise;
 use crate::support::objects::{Sample, nar_of_file};
 use crate::support::packing::{WITHOUT_DECODER, pack, without_decoder};
 use crate::support::scripted::{Asked, Scripted};
-use crate::upstream::mirror_of;
 
 #[test]
 fn a_nar_that_breaks_off_is_taken_up_again_where_it_broke() {

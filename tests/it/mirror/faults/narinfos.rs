@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use nix_stored::nix::Compression;
 
 use super::{Told, assert_kept, assert_unharmed, changed, get, large, narinfo};
+use crate::mirror::mirror_of;
 use crate::support::objects::sample;
 use crate::support::packing::pack;
 use crate::support::scripted::Scripted;
-use crate::upstream::mirror_of;
 
 #[test]
 fn a_url_that_leads_out_of_the_cache_is_not_followed() {

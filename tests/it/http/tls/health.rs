@@ -1,7 +1,7 @@
 //! `nix-stored health` over TLS.
 
 use super::{showing, signed_by};
-use crate::health::asked;
+use crate::lifecycle::health::asked;
 use crate::support::certificates::{Authority, Issued};
 use crate::support::daemon::Daemon;
 use crate::support::nix::utf8;

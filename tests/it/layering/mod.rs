@@ -1,4 +1,6 @@
-//! The house keeps its order: each wing knows only the wings below it.
+//! The architecture: each module uses only the modules below it.
+//!
+//! Programs: none.
 
 use std::path::{Path, PathBuf};
 

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::nixos_module::evaluate;
+use super::nixos_module::evaluate;
 use crate::support::nix::utf8;
 use crate::support::scratch::Scratch;
 

@@ -1,9 +1,9 @@
 //! What an upstream answers, or does not, and what is made of it.
 
 use super::{Told, assert_kept, assert_unharmed, get, large, narinfo};
+use crate::mirror::mirror_of;
 use crate::support::scripted::{Exchange, Scripted};
 use crate::support::wire::Wire;
-use crate::upstream::mirror_of;
 
 #[test]
 fn one_that_refuses_connections_is_a_bad_gateway() {

@@ -1,4 +1,6 @@
-//! Other caches behind this one: a mirror over real upstreams and over some that misbehave.
+//! Upstream caches: a mirror of real caches and of servers that send errors, wrong data or nothing.
+//!
+//! Programs: lzip, microsocks, nginx, nix, openssl, tinyproxy.
 
 /// TLS.
 mod certificates;

@@ -1,4 +1,6 @@
-//! Pages for people, and who gets the text that Nix reads instead.
+//! Web pages: which clients get a page and which the text for Nix, what the pages show, and what they cost others.
+//!
+//! Programs: chromium, nix, openssl.
 
 /// In a real browser.
 mod browser;

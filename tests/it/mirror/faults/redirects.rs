@@ -1,8 +1,8 @@
 //! Redirects that an upstream must not make.
 
 use super::{assert_unharmed, get, large};
+use crate::mirror::mirror_of;
 use crate::support::scripted::Scripted;
-use crate::upstream::mirror_of;
 
 #[test]
 fn a_redirect_to_another_network_is_not_followed_and_nothing_is_stored() {

@@ -1,4 +1,9 @@
-//! A real, unmodified Nix against the real binary.
+//! An unmodified Nix against the real binary, over sockets: `nix copy`, substitution, and the commands that query a cache.
+//!
+//! Each test has private stores in a scratch directory, builds with `/bin/sh`, and needs no network and no `/nix`.
+//! With `NIX_STORED_TEST_IN_BUCKETS=1` the caches are in buckets.
+//!
+//! Programs: nix.
 
 /// Garbage is collected while clients upload and substitute.
 mod collect_race;

@@ -3,10 +3,10 @@
 use std::sync::Barrier;
 
 use super::{Told, assert_kept, assert_unharmed, get, large, narinfo};
+use crate::mirror::mirror_of;
 use crate::support::objects::sample;
 use crate::support::scripted::{Exchange, Gate, Scripted};
 use crate::support::wire::Wire;
-use crate::upstream::mirror_of;
 
 #[test]
 fn a_narinfo_that_stands_still_is_trouble_and_counted_as_such() {
