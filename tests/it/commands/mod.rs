@@ -1,6 +1,6 @@
 //! The subcommands, run as the real binary on directories of chosen content.
 //!
-//! Programs: lzip, nix.
+//! Programs: nix.
 
 /// A cache's directory with chosen contents, and the binary at work on it.
 pub mod given;

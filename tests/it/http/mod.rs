@@ -3,7 +3,7 @@
 //!
 //! Most tests call the router in this process; those that depend on sockets or on timeouts start the daemon.
 //!
-//! Programs: curl, lzip, nix, openssl, promtool.
+//! Programs: curl, lzip, nix, openssl, promtool, strace.
 
 mod access;
 mod admission;

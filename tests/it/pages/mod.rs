@@ -1,6 +1,6 @@
 //! Web pages: which clients get a page and which the text for Nix, what the pages show, and what they cost others.
 //!
-//! Programs: chromium, nix, openssl.
+//! Programs: chromium, nix.
 
 /// In a real browser.
 mod browser;
