@@ -4,6 +4,7 @@ mod lines;
 mod printable;
 
 use std::error::Error;
+use std::fmt;
 use std::io::IsTerminal;
 use std::str::FromStr;
 
@@ -59,6 +60,18 @@ impl FromStr for LogLevel {
     }
 }
 
+impl fmt::Display for LogLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        })
+    }
+}
+
 impl From<LogLevel> for Level {
     fn from(level: LogLevel) -> Self {
         match level {
@@ -89,6 +102,15 @@ impl FromStr for LogFormat {
             "json" => Ok(Self::Json),
             _ => Err("is not text or json"),
         }
+    }
+}
+
+impl fmt::Display for LogFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        })
     }
 }
 

@@ -7,14 +7,8 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use super::EXIT_USAGE;
-use super::output::{Output, duration, in_units};
-use crate::config::{
-    Config, Listen, PREFIX, Problems, Requirement, Retention, VARIABLES, Verify, Writers,
-};
-use crate::logging::{LogFormat, LogLevel};
-
-/// Printed in place of a password.
-const MASK: &str = "***";
+use super::output::Output;
+use crate::config::{Config, Listen, Problems, Requirement, SETTINGS};
 
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "Needs no cache, but reads the files that the variables name. The comment \
@@ -42,7 +36,7 @@ pub(super) fn run(args: &Args, config: Result<Config, Problems>) -> anyhow::Resu
 /// The effective configuration and the access rules that follow from it.
 #[derive(Debug, Serialize)]
 struct Effective {
-    variables: Vec<Setting>,
+    variables: Vec<EffectiveValue>,
     may_read: Who,
     may_upload: Who,
     /// Whether clients with a certificate may read and upload.
@@ -50,7 +44,7 @@ struct Effective {
 }
 
 #[derive(Debug, Serialize)]
-struct Setting {
+struct EffectiveValue {
     name: &'static str,
     /// The value in the syntax of the variable, with passwords masked; `None` if the variable is unset
     /// and has no default.
@@ -85,18 +79,16 @@ enum Who {
 impl Effective {
     /// `set` looks up a variable in the environment.
     fn new(config: &Config, set: impl Fn(&str) -> Option<String>) -> Self {
-        let variables = VARIABLES.iter().filter(|variable| variable.supported).map(|variable| {
-            let (name, suffix) = (variable.name, variable.suffix());
-            // A variable that `shown` does not handle could be a secret, so it is masked. A test
-            // checks that `shown` handles all variables.
-            let value = shown(config, suffix, &set).unwrap_or_else(|| Some(MASK.to_owned()));
-            let from_file = suffix.ends_with("_PASS") && set(&format!("{name}FILE")).is_some();
+        let settings = SETTINGS.iter().filter(|setting| setting.is_supported());
+        let variables = settings.map(|setting| {
+            let name = setting.name;
+            let is_file = setting.is_secret() && set(&format!("{name}FILE")).is_some();
             let source = match set(name) {
                 Some(_) => Source::Environment,
-                None if from_file => Source::File,
+                None if is_file => Source::File,
                 None => Source::Default,
             };
-            Setting { name, value, source }
+            EffectiveValue { name, value: setting.shown(config, &set), source }
         });
         let access = config.users.access(is_local(&config.listen));
         Self {
@@ -106,115 +98,6 @@ impl Effective {
             certificates_count: config.users.certificates,
         }
     }
-}
-
-/// The value of `NIX_STORED_<suffix>`, or `Some(None)` if it has no value; `None` if this function does
-/// not handle the variable.
-fn shown(
-    config: &Config,
-    suffix: &str,
-    set: impl Fn(&str) -> Option<String>,
-) -> Option<Option<String>> {
-    // Without `..`, so that a new field does not compile until it is handled here.
-    let Config {
-        location,
-        listen,
-        users,
-        log_level,
-        log_format,
-        cache_info,
-        admission,
-        min_free_space,
-        retention: Retention { max_size, max_age, gc_interval },
-        #[cfg(feature = "s3")]
-        s3_redirect,
-        // Only the names of its files are shown.
-        #[cfg(feature = "tls")]
-            tls: _,
-        #[cfg(feature = "upstream")]
-        upstreams,
-    } = config;
-    let switch = |on| if on { "1" } else { "0" }.to_owned();
-    let (read, write) = (users.read.as_ref(), users.write.as_ref());
-    Some(match suffix {
-        "PATH" => Some(location.to_string()),
-        "LISTEN_INTERFACE" => Some(listen.to_string()),
-        "USER_READ" => read.map(|user| user.user().to_owned()),
-        "USER_WRITE" => write.map(|user| user.user().to_owned()),
-        "USER_READ_PASS" => read.map(|_| MASK.to_owned()),
-        "USER_WRITE_PASS" => write.map(|_| MASK.to_owned()),
-        // The path of a secret file is not secret.
-        "USER_READ_PASSFILE"
-        | "USER_WRITE_PASSFILE"
-        | "UPSTREAM_NETRC"
-        | "TLS_CERT"
-        | "TLS_KEY"
-        | "TLS_CLIENT_CA" => set(&format!("{PREFIX}{suffix}")),
-        "ANONYMOUS_WRITE" => match users.anonymous {
-            Writers::LocalOnly => None,
-            Writers::Anyone => Some(switch(true)),
-            Writers::Nobody => Some(switch(false)),
-        },
-        "LOG_LEVEL" => Some(log_level_name(*log_level).to_owned()),
-        "LOG_FORMAT" => Some(log_format_name(*log_format).to_owned()),
-        "STORE_DIR" => Some(cache_info.store_dir.to_string()),
-        "PRIORITY" => Some(cache_info.priority.to_string()),
-        "WANT_MASS_QUERY" => Some(switch(cache_info.want_mass_query)),
-        "TRUSTED_PUBLIC_KEYS" => {
-            let keys: Vec<String> =
-                admission.trusted_public_keys.iter().map(ToString::to_string).collect();
-            (!keys.is_empty()).then(|| keys.join(" "))
-        }
-        "VERIFY" => Some(verify_name(admission.verify).to_owned()),
-        "REQUIRE_REFERENCES" => Some(switch(admission.require_references)),
-        "MAX_UPLOAD_SIZE" => admission.max_upload_size.map(size),
-        "MIN_FREE_SPACE" => Some(size(*min_free_space)),
-        "MAX_SIZE" => max_size.map(size),
-        "MAX_AGE" => max_age.map(duration),
-        "GC_INTERVAL" => Some(duration(*gc_interval)),
-        #[cfg(feature = "s3")]
-        "S3_REDIRECT" => Some(switch(*s3_redirect)),
-        #[cfg(feature = "upstream")]
-        "UPSTREAMS" => {
-            let list: Vec<String> =
-                upstreams.list.iter().map(crate::config::Upstream::masked).collect();
-            (!list.is_empty()).then(|| list.join(" "))
-        }
-        #[cfg(feature = "upstream")]
-        "UPSTREAM_ABSENT_TTL" => Some(duration(upstreams.absent_ttl)),
-        #[cfg(feature = "upstream")]
-        "UPSTREAM_PRESENT_TTL" => Some(duration(upstreams.present_ttl)),
-        _ => return None,
-    })
-}
-
-fn log_level_name(level: LogLevel) -> &'static str {
-    match level {
-        LogLevel::Error => "error",
-        LogLevel::Warn => "warn",
-        LogLevel::Info => "info",
-        LogLevel::Debug => "debug",
-        LogLevel::Trace => "trace",
-    }
-}
-
-fn log_format_name(format: LogFormat) -> &'static str {
-    match format {
-        LogFormat::Text => "text",
-        LogFormat::Json => "json",
-    }
-}
-
-fn verify_name(verify: Verify) -> &'static str {
-    match verify {
-        Verify::File => "file",
-        Verify::Nar => "nar",
-    }
-}
-
-/// A size in the syntax of a variable.
-fn size(bytes: u64) -> String {
-    in_units(bytes, &[(1 << 40, "T"), (1 << 30, "G"), (1 << 20, "M"), (1 << 10, "K")], "")
 }
 
 /// Whether the socket will be reachable only from this machine. Host names are resolved.
@@ -243,7 +126,7 @@ impl From<Requirement> for Who {
 
 impl fmt::Display for Effective {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for Setting { name, value, source } in &self.variables {
+        for EffectiveValue { name, value, source } in &self.variables {
             write!(f, "{name}={}", value.as_deref().unwrap_or_default())?;
             match source {
                 Source::Environment => writeln!(f)?,
@@ -314,41 +197,36 @@ mod tests {
 
     #[test]
     fn every_variable_is_shown_in_the_order_of_the_table() {
-        let config = Config::from_vars([]).unwrap();
-        for variable in VARIABLES.iter().filter(|variable| variable.supported) {
-            let shown = shown(&config, variable.suffix(), |_| None);
-            assert!(shown.is_some(), "check-config does not know {}", variable.name);
-        }
         let (_, effective) = effective(&HashMap::new());
-        let names = effective.variables.iter().map(|setting| setting.name);
-        let supported = VARIABLES.iter().filter(|variable| variable.supported);
-        assert!(names.eq(supported.map(|variable| variable.name)));
-        assert!(effective.variables.iter().all(|setting| setting.source == Source::Default));
+        let names = effective.variables.iter().map(|variable| variable.name);
+        let supported = SETTINGS.iter().filter(|setting| setting.is_supported());
+        assert!(names.eq(supported.map(|setting| setting.name)));
+        assert!(effective.variables.iter().all(|variable| variable.source == Source::Default));
     }
 
     #[test]
-    fn what_is_shown_means_the_same_again() {
+    fn a_shown_value_has_the_same_meaning_when_it_is_set() {
         // The examples of the table, passwords without files, and numbers that are not round.
-        let mut vars: HashMap<String, String> = VARIABLES
+        let mut vars: HashMap<String, String> = SETTINGS
             .iter()
-            .filter(|variable| variable.supported)
+            .filter(|setting| setting.is_supported())
             // These name files, which do not exist here.
-            .filter(|variable| {
+            .filter(|setting| {
                 let files = ["PASSFILE", "_NETRC", "_TLS_CERT", "_TLS_KEY", "_CLIENT_CA"];
-                !files.iter().any(|end| variable.name.ends_with(end))
+                !files.iter().any(|end| setting.name.ends_with(end))
             })
-            .map(|variable| (variable.name.to_owned(), variable.example.to_owned()))
+            .map(|setting| (setting.name.to_owned(), setting.example.to_owned()))
             .collect();
         vars.insert("NIX_STORED_MAX_UPLOAD_SIZE".to_owned(), "1025".to_owned());
         vars.insert("NIX_STORED_MIN_FREE_SPACE".to_owned(), "0".to_owned());
         vars.insert("NIX_STORED_GC_INTERVAL".to_owned(), "90m".to_owned());
         let (config, effective) = effective(&vars);
-        let again = effective.variables.into_iter().filter_map(|setting| {
-            let shown = setting.value?;
-            let variable = vars.get(setting.name)?;
-            assert_eq!(shown == MASK, setting.name.ends_with("_PASS"), "{}", setting.name);
-            let value = if shown == MASK { variable.clone() } else { shown };
-            Some((setting.name.to_owned(), value))
+        let again = effective.variables.into_iter().filter_map(|variable| {
+            let (name, shown) = (variable.name, variable.value?);
+            let set = vars.get(name)?;
+            assert_eq!(shown == "***", name.ends_with("_PASS"), "{name}");
+            let value = if shown == "***" { set.clone() } else { shown };
+            Some((name.to_owned(), value))
         });
         let again = Config::from_vars(again).unwrap();
         assert_eq!(format!("{again:?}"), format!("{config:?}"));

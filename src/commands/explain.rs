@@ -5,8 +5,9 @@ use std::time::SystemTime;
 
 use serde::{Serialize, Serializer};
 
-use super::output::{as_time, duration, size, time};
+use super::output::{as_time, size, time};
 use crate::cache::gc::{Analysis, Kept, Limits, Pin, Reason, Verdict};
+use crate::config::show_duration;
 use crate::nix::{StoreDir, StorePathHash};
 
 /// Verdict of a collection about one path, with its reason.
@@ -103,7 +104,7 @@ impl fmt::Display for Explained {
                 writeln!(
                     f,
                     "its last use, at {used}{dependent}, is more than {} ago",
-                    duration(age)
+                    show_duration(age)
                 )
             }
             Why::Size => {
@@ -124,7 +125,7 @@ impl fmt::Display for Explained {
             Why::Recent => writeln!(
                 f,
                 "its last use or upload, at {used}{dependent}, is less than {} ago",
-                duration(self.limits.grace)
+                show_duration(self.limits.grace)
             ),
             Why::WithinLimits => {
                 writeln!(f, "no limit requires its removal; its last use was at {used}{dependent}")

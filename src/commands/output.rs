@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display};
 use std::io::{self, Write};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use anyhow::Context;
 use indicatif::{BinaryBytes, HumanFloatCount};
@@ -80,18 +80,6 @@ pub(super) fn count(number: usize, noun: &str) -> String {
 /// A time in RFC 3339 format.
 pub(super) fn time(time: SystemTime) -> String {
     humantime::format_rfc3339_seconds(time).to_string()
-}
-
-/// A duration in the syntax of a variable, such as `90d`.
-pub(super) fn duration(duration: Duration) -> String {
-    in_units(duration.as_secs(), &[(86_400, "d"), (3600, "h"), (60, "m")], "s")
-}
-
-/// A number in the largest of `units` that divides it.
-pub(super) fn in_units(number: u64, units: &[(u64, &str)], smallest: &str) -> String {
-    let unit = units.iter().find(|(unit, _)| number > 0 && number.is_multiple_of(*unit));
-    let (unit, name) = unit.copied().unwrap_or((1, smallest));
-    format!("{}{name}", number / unit)
 }
 
 /// For `#[serde(serialize_with)]`: a time in RFC 3339 format.

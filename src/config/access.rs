@@ -1,9 +1,11 @@
 //! Users, and what clients need to read and to upload.
 
-use std::fmt;
+use std::{fmt, fs};
 
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
+
+use super::values::Values;
 
 /// A user and a password, stored as digests: comparisons take constant time, and the password cannot be
 /// printed with the configuration.
@@ -40,9 +42,56 @@ impl Credentials {
         self.password(password).into()
     }
 
+    /// Reads the user in the variable `name`, with the password from `…_PASS` or `…_PASSFILE`. A user
+    /// without a password, and a password without a user, are problems.
+    pub(super) fn read(values: &mut Values, name: &str) -> Option<Self> {
+        let (pass, passfile) = (format!("{name}_PASS"), format!("{name}_PASSFILE"));
+        let owned = |variable: &str| values.get(variable).map(str::to_owned);
+        let user = owned(name);
+        let password = match (owned(&pass), owned(&passfile)) {
+            (Some(_), Some(_)) => {
+                values.problem(&pass, format!("conflicts with {passfile}; set only one of them"));
+                return None;
+            }
+            (Some(password), None) => Some(password),
+            (None, Some(file)) => match read_password(&file) {
+                Ok(password) => Some(password),
+                Err(why) => {
+                    values.problem(&passfile, why);
+                    return None;
+                }
+            },
+            (None, None) => None,
+        };
+        let problem = match (user, password) {
+            (None, None) => return None,
+            (Some(user), Some(_)) if user.contains(':') => {
+                format!("“{user}” contains a colon, which Basic auth forbids")
+            }
+            (Some(user), Some(password)) => return Some(Self::new(user, &password)),
+            (Some(_), None) => format!(
+                "the user has no password; set {passfile} to a file that contains it, or set {pass}"
+            ),
+            (None, Some(_)) => {
+                format!("a password is set, but no user; for example {name}=builder")
+            }
+        };
+        values.problem(name, problem);
+        None
+    }
+
     fn password(&self, password: &str) -> Choice {
         let digest: [u8; 32] = Sha256::digest(password).into();
         self.password_digest.ct_eq(&digest)
+    }
+}
+
+/// Reads a password from a file, without one trailing newline.
+fn read_password(file: &str) -> Result<String, String> {
+    let text = fs::read_to_string(file).map_err(|error| format!("cannot read {file}: {error}"))?;
+    match text.strip_suffix('\n').unwrap_or(&text) {
+        "" => Err(format!("the file {file} is empty")),
+        password => Ok(password.to_owned()),
     }
 }
 
@@ -53,7 +102,7 @@ impl fmt::Debug for Credentials {
 }
 
 /// The configured users.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Users {
     /// The user that may read; `None`: anyone may read.
     pub read: Option<Credentials>,
@@ -66,10 +115,11 @@ pub struct Users {
 }
 
 /// Clients that may upload without credentials if no write user is set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Writers {
     /// Clients on this machine, if no users are configured. The default, so that a first upload needs
     /// no configuration.
+    #[default]
     LocalOnly,
     /// All clients.
     Anyone,

@@ -5,6 +5,9 @@ use std::path::PathBuf;
 #[cfg(feature = "s3")]
 use std::time::Duration;
 
+#[cfg(feature = "s3")]
+use super::parse::parse_duration;
+
 /// Location of the cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Location {
@@ -88,7 +91,7 @@ impl Bucket {
                 "scheme" => return Err("has a scheme that is neither http nor https".to_owned()),
                 "addressing-style" => style = value,
                 "abandoned-after" => {
-                    let time = super::parse_duration(&value);
+                    let time = parse_duration(&value);
                     bucket.abandoned_after =
                         time.map_err(|why| format!("has an option abandoned-after that {why}"))?;
                 }

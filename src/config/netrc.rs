@@ -2,7 +2,7 @@
 //! of words; the keywords are `machine`, `default`, `login`, `password` and `macdef`. A word in double
 //! quotes may contain white space and the escapes `\"`, `\\`, `\n`, `\r` and `\t`.
 
-use super::upstream::Login;
+use std::fmt;
 
 /// The entries of a netrc file.
 #[derive(Debug, Default)]
@@ -16,9 +16,24 @@ struct Entry {
     password: Option<String>,
 }
 
-impl std::fmt::Debug for Entry {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Entry").field("machine", &self.machine).finish_non_exhaustive()
+    }
+}
+
+/// A user and a password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Login {
+    /// Name of the user, without percent-encoding; may be empty.
+    pub user: String,
+    /// Password, without percent-encoding.
+    pub password: String,
+}
+
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Login").field("user", &self.user).finish_non_exhaustive()
     }
 }
 

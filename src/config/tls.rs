@@ -11,8 +11,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{CertificateError, Error, RootCertStore, ServerConfig};
 
-use super::PREFIX;
-use super::parse::Parser;
+use super::values::Values;
 
 /// ALPN protocols in the order of preference. Nix supports both.
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
@@ -59,111 +58,88 @@ impl Tls {
     }
 }
 
-impl Parser {
+const CERT: &str = "NIX_STORED_TLS_CERT";
+const KEY: &str = "NIX_STORED_TLS_KEY";
+const CLIENT_CA: &str = "NIX_STORED_TLS_CLIENT_CA";
+
+impl Tls {
     /// Reads the files of the certificate, its key and the CA of client certificates.
-    pub(super) fn tls(
-        &mut self,
-        cert: Option<String>,
-        key: Option<String>,
-        client_ca: Option<String>,
-    ) -> Option<Tls> {
-        let (cert, key) = match (cert, key) {
+    pub(super) fn read(values: &mut Values) -> Option<Self> {
+        let owned = |variable: &str| values.get(variable).map(str::to_owned);
+        let client_ca = owned(CLIENT_CA);
+        let (cert, key) = match (owned(CERT), owned(KEY)) {
             (Some(cert), Some(key)) => (cert, key),
             (Some(_), None) => {
-                let why = format!("the certificate has no key; set {PREFIX}TLS_KEY to its file");
-                self.problem("TLS_CERT", why);
+                let why = format!("the certificate has no key; set {KEY} to its file");
+                values.problem(CERT, why);
                 return None;
             }
             (None, Some(_)) => {
-                let why = format!("the key has no certificate; set {PREFIX}TLS_CERT to its file");
-                self.problem("TLS_KEY", why);
+                let why = format!("the key has no certificate; set {CERT} to its file");
+                values.problem(KEY, why);
                 return None;
             }
             (None, None) => {
                 if client_ca.is_some() {
-                    let why = format!(
-                        "client certificates need TLS; set {PREFIX}TLS_CERT and {PREFIX}TLS_KEY"
-                    );
-                    self.problem("TLS_CLIENT_CA", why);
+                    let why = format!("client certificates need TLS; set {CERT} and {KEY}");
+                    values.problem(CLIENT_CA, why);
                 }
                 return None;
             }
         };
         // All files are read before the first return, so that all errors are reported.
-        let chain = self.certificates("TLS_CERT", &cert);
-        let private = self.private_key(&key);
-        let authorities = client_ca.map(|file| self.authorities(&file));
-        let (chain, private) = (chain?, private?);
-        let authorities = match authorities {
-            None => None,
-            Some(authorities) => Some(authorities?),
-        };
+        let mut or_problem = |variable: &str, why: String| values.problem(variable, why);
+        let chain = certificates(&cert).map_err(|why| or_problem(CERT, why));
+        let private = private_key(&key).map_err(|why| or_problem(KEY, why));
+        let authorities = client_ca.map(|file| certificate_store(&file)).transpose();
+        let authorities = authorities.map_err(|why| or_problem(CLIENT_CA, why));
+        let (chain, private, authorities) = (chain.ok()?, private.ok()?, authorities.ok()?);
         let certificate = chain[0].clone();
         match server_config(chain, private, authorities) {
-            Ok(server) => Some(Tls { server: Arc::new(server), certificate }),
+            Ok(server) => Some(Self { server: Arc::new(server), certificate }),
             Err(Error::InconsistentKeys(_)) => {
                 let why = format!("“{key}” is not the key of the certificate in “{cert}”");
-                self.problem("TLS_KEY", why);
+                values.problem(KEY, why);
                 None
             }
             Err(error) => {
-                self.problem("TLS_CERT", format!("cannot use “{cert}” with “{key}”: {error}"));
+                values.problem(CERT, format!("cannot use “{cert}” with “{key}”: {error}"));
                 None
             }
         }
     }
+}
 
-    fn certificates(&mut self, suffix: &str, file: &str) -> Option<Vec<CertificateDer<'static>>> {
-        let read = CertificateDer::pem_file_iter(file).and_then(Iterator::collect);
-        self.unless_empty(suffix, file, "certificate", read)
+/// Reads the certificates in a PEM file, at least one.
+fn certificates(file: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+    let read: Result<Vec<_>, _> = CertificateDer::pem_file_iter(file).and_then(Iterator::collect);
+    let read = match read {
+        Ok(none) if none.is_empty() => Err(PemError::NoItemsFound),
+        read => read,
+    };
+    read.map_err(|error| explain(file, "certificate", error))
+}
+
+fn private_key(file: &str) -> Result<PrivateKeyDer<'static>, String> {
+    PrivateKeyDer::from_pem_file(file).map_err(|error| explain(file, "private key", error))
+}
+
+/// Reads the CA certificates in a PEM file.
+fn certificate_store(file: &str) -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(file)? {
+        let added = roots.add(certificate);
+        added.map_err(|error| format!("“{file}” contains an invalid certificate: {error}"))?;
     }
+    Ok(roots)
+}
 
-    fn private_key(&mut self, file: &str) -> Option<PrivateKeyDer<'static>> {
-        let read = PrivateKeyDer::from_pem_file(file);
-        self.read_pem("TLS_KEY", file, "private key", read)
-    }
-
-    fn authorities(&mut self, file: &str) -> Option<RootCertStore> {
-        let mut roots = RootCertStore::empty();
-        for certificate in self.certificates("TLS_CLIENT_CA", file)? {
-            if let Err(error) = roots.add(certificate) {
-                let why = format!("“{file}” contains an invalid certificate: {error}");
-                self.problem("TLS_CLIENT_CA", why);
-                return None;
-            }
-        }
-        Some(roots)
-    }
-
-    fn unless_empty<T>(
-        &mut self,
-        suffix: &str,
-        file: &str,
-        what: &str,
-        read: Result<Vec<T>, PemError>,
-    ) -> Option<Vec<T>> {
-        let read = match read {
-            Ok(none) if none.is_empty() => Err(PemError::NoItemsFound),
-            read => read,
-        };
-        self.read_pem(suffix, file, what, read)
-    }
-
-    fn read_pem<T>(
-        &mut self,
-        suffix: &str,
-        file: &str,
-        what: &str,
-        read: Result<T, PemError>,
-    ) -> Option<T> {
-        let why = match read {
-            Ok(read) => return Some(read),
-            Err(PemError::Io(error)) => format!("cannot read “{file}”: {error}"),
-            Err(PemError::NoItemsFound) => format!("“{file}” contains no {what} in PEM format"),
-            Err(error) => format!("“{file}” is not in PEM format: {error}"),
-        };
-        self.problem(suffix, why);
-        None
+/// The problem with a PEM file that should contain `what`.
+fn explain(file: &str, what: &str, error: PemError) -> String {
+    match error {
+        PemError::Io(error) => format!("cannot read “{file}”: {error}"),
+        PemError::NoItemsFound => format!("“{file}” contains no {what} in PEM format"),
+        error => format!("“{file}” is not in PEM format: {error}"),
     }
 }
 

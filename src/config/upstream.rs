@@ -7,12 +7,13 @@ use std::time::Duration;
 use percent_encoding::percent_decode_str;
 use reqwest::{Proxy, Url};
 
-use super::netrc::{Found, Netrc};
+use super::netrc::{Found, Login, Netrc};
 use super::parse::parse_duration;
+use super::values::{Values, without_secrets};
 use crate::nix::PublicKey;
 
 /// The upstream caches, and how long their responses are remembered.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Upstreams {
     /// The upstreams, in the order of requests.
     pub list: Vec<Upstream>,
@@ -41,21 +42,6 @@ pub struct Upstream {
     pub store: bool,
 }
 
-/// A user and a password.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Login {
-    /// Name of the user, without percent-encoding; may be empty.
-    pub user: String,
-    /// Password, without percent-encoding.
-    pub password: String,
-}
-
-impl fmt::Debug for Login {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Login").field("user", &self.user).finish_non_exhaustive()
-    }
-}
-
 impl fmt::Debug for Upstream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The URL of the proxy may contain a password.
@@ -72,9 +58,43 @@ impl fmt::Display for Upstream {
 /// Default of the option `timeout`.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The variable with the netrc file.
+const NETRC: &str = "NIX_STORED_UPSTREAM_NETRC";
+
+impl Upstreams {
+    /// Reads the upstreams in the variable `name`, with passwords from the netrc file.
+    pub(super) fn read_list(values: &mut Values, name: &str) -> Vec<Upstream> {
+        let path = values.get(NETRC).map(str::to_owned);
+        let netrc = match path.map(|path| (std::fs::read_to_string(&path), path)) {
+            None => Netrc::default(),
+            Some((Ok(text), _)) => Netrc::parse(&text),
+            Some((Err(error), path)) => {
+                values.problem(NETRC, format!("cannot read “{path}”: {error}"));
+                Netrc::default()
+            }
+        };
+        let urls = values.get(name).unwrap_or_default().to_owned();
+        let mut list = Vec::new();
+        for url in urls.split_whitespace() {
+            match Upstream::parse(url, &netrc) {
+                Ok(upstream) => list.push(upstream),
+                // The URL may contain a password.
+                Err(why) => values.invalid(name, &without_secrets(url), &why),
+            }
+        }
+        list
+    }
+
+    /// The URL of each upstream, with the keys that verify its narinfos.
+    pub(super) fn keys(&self) -> Vec<(String, Vec<PublicKey>)> {
+        let keys = |it: &Upstream| (it.to_string(), it.trusted_public_keys.clone());
+        self.list.iter().map(keys).collect()
+    }
+}
+
 impl Upstream {
     /// Parses a URL with options. If the URL has no credentials, they are taken from `netrc`.
-    pub(super) fn parse(text: &str, netrc: &Netrc) -> Result<Self, String> {
+    fn parse(text: &str, netrc: &Netrc) -> Result<Self, String> {
         let mut url = Url::parse(text).map_err(|error| format!("is not a URL: {error}"))?;
         match url.scheme() {
             "http" | "https" if url.has_host() => {}

@@ -1,6 +1,6 @@
 //! `nix-stored check-config`: the configuration as it is understood.
 
-use nix_stored::config::VARIABLES;
+use nix_stored::config::SETTINGS;
 use serde_json::{Value, json};
 
 use super::given::{Ended, Given};
@@ -26,8 +26,8 @@ fn every_variable_is_shown_in_order_with_its_default() {
     let told = check(&[], &["--json"]).is(0).json();
     let shown = told["variables"].as_array().expect("a list").iter();
     let shown: Vec<&str> = shown.map(|one| one["name"].as_str().expect("a name")).collect();
-    let supported = VARIABLES.iter().filter(|variable| variable.supported);
-    assert_eq!(shown, supported.map(|variable| variable.name).collect::<Vec<_>>());
+    let supported = SETTINGS.iter().filter(|setting| setting.is_supported());
+    assert_eq!(shown, supported.map(|setting| setting.name).collect::<Vec<_>>());
     let priority = json!({"name": "NIX_STORED_PRIORITY", "value": "30", "source": "default"});
     assert_eq!(variable(&told, "NIX_STORED_PRIORITY"), &priority);
     let unset = json!({"name": "NIX_STORED_MAX_SIZE", "value": null, "source": "default"});

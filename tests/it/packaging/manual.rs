@@ -1,4 +1,5 @@
-//! The man page and the shell completions: made of the command definition, and committed.
+//! The README's table of variables, the man page and the shell completions: generated from the table of
+//! settings and from the command definition, and committed.
 //!
 //! `NIX_STORED_TEST_WRITE=1 cargo test --test it manual` writes them anew.
 
@@ -10,7 +11,7 @@ use clap_complete::Shell;
 use clap_mangen::Man;
 use clap_mangen::roff::Roff;
 use nix_stored::commands::command;
-use nix_stored::config::VARIABLES;
+use nix_stored::config::{SETTINGS, Setting};
 
 use crate::support::nix::utf8;
 
@@ -53,27 +54,29 @@ fn bold_code(text: &str) -> String {
         .collect()
 }
 
-/// What the README's table says of each variable: names, default, meaning.
-fn variables() -> Vec<[String; 3]> {
+/// The README with the table of variables.
+fn readme() -> String {
+    const HEADING: &str = "| variable | default | meaning |\n|---|---|---|\n";
     let readme = read("README.md");
-    let rows = readme.lines().filter(|line| line.starts_with("| `NIX_STORED_"));
-    rows.map(|row| {
-        let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
-        <[&str; 3]>::try_from(cells)
-            .unwrap_or_else(|_| panic!("three cells: {row}"))
-            .map(str::to_owned)
-    })
-    .collect()
+    let (before, rest) = readme.split_once(HEADING).expect("the README has a table of variables");
+    let (_, after) = rest.split_once("\n\n").expect("text after the table");
+    let rows = SETTINGS.iter().map(|Setting { name, default, doc, .. }| {
+        let default = default.map(|default| format!("`{default}` ")).unwrap_or_default();
+        format!("| `{name}` | {default}| {doc} |\n")
+    });
+    format!("{before}{HEADING}{}\n{after}", rows.collect::<String>())
 }
 
 fn environment() -> String {
-    let rows = variables().into_iter().map(|[names, default, meaning]| {
-        let default = if default.is_empty() {
-            default
-        } else {
-            format!("\n(default: {})", bold_code(&default))
-        };
-        format!(".TP\n{}\n{}{default}\n", bold_code(&names), bold_code(&meaning))
+    let rows = SETTINGS.iter().map(|Setting { name, default, doc, .. }| {
+        let default =
+            default.map(|default| format!("\n(default: {})", bold_code(&format!("`{default}`"))));
+        format!(
+            ".TP\n\\fB{}\\fR\n{}{}\n",
+            escape(name),
+            bold_code(doc),
+            default.unwrap_or_default()
+        )
     });
     format!(".SH ENVIRONMENT\n{}", rows.collect::<String>())
 }
@@ -124,15 +127,20 @@ fn man_page() -> String {
 }
 
 #[test]
-fn the_man_page_is_that_of_the_commands_and_of_the_readme() {
+fn the_readme_has_the_table_of_settings() {
+    assert_current("README.md", &readme());
+}
+
+#[test]
+fn the_man_page_has_the_commands_and_the_settings() {
     assert_current("contrib/man/nix-stored.1", &man_page());
 }
 
 #[test]
 fn the_man_page_tells_of_everything() {
     let page = read("contrib/man/nix-stored.1").replace("\\-", "-");
-    for variable in VARIABLES.iter().filter(|variable| variable.supported) {
-        assert!(page.contains(variable.name), "{}", variable.name);
+    for setting in SETTINGS {
+        assert!(page.contains(setting.name), "{}", setting.name);
     }
     for section in ["ENVIRONMENT", "EXIT STATUS", "FILES", "SIGNALS", "EXAMPLES"] {
         assert!(

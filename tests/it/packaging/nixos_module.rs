@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::process::Command;
 
-use nix_stored::config::{Config, PREFIX, VARIABLES};
+use nix_stored::config::{Config, PREFIX, SETTINGS};
 use serde_json::Value;
 
 use crate::support::scratch::Scratch;
@@ -44,9 +44,9 @@ fn the_module_has_every_variable_and_no_other() {
         .into_iter()
         .filter_map(|(name, value)| value.starts_with("%d/").then_some(name));
     let options: BTreeSet<String> = settings.chain(files).collect();
-    let variables: BTreeSet<String> = VARIABLES
+    let variables: BTreeSet<String> = SETTINGS
         .iter()
-        .map(|variable| variable.name.to_owned())
+        .map(|setting| setting.name.to_owned())
         // Passwords come as files.
         .filter(|name| !name.ends_with("_PASS"))
         .collect();
