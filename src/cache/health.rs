@@ -60,7 +60,7 @@ impl Cache {
     }
 }
 
-async fn look(store: Arc<dyn Store>) -> Health {
+async fn look(store: Arc<Store>) -> Health {
     let condition = Arc::new(store.check().await);
     let free_space = tokio::task::spawn_blocking(move || store.free_space());
     Health { condition, free_space: free_space.await.ok().flatten() }

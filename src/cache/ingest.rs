@@ -155,7 +155,7 @@ pub(super) fn read_at(file: &Arc<File>, length: u64) -> BufReader<impl Read + us
 /// The whole body, if it is not larger than `limit`: in memory where it is [`SMALL`], and else in a
 /// file, because a client may take its time for it.
 pub(super) async fn collect(
-    store: &Arc<dyn Store>,
+    store: &Arc<Store>,
     path: &CachePath,
     declared: Option<u64>,
     limit: u64,
@@ -188,7 +188,7 @@ pub(super) async fn collect(
 
 /// Appends to an unnamed file, which is created if there is none yet.
 fn spool(
-    store: &Arc<dyn Store>,
+    store: &Arc<Store>,
     path: &CachePath,
     declared: Option<u64>,
     begun: Option<Arc<File>>,
@@ -196,7 +196,7 @@ fn spool(
 ) -> Result<Arc<File>, PutError> {
     let file = match begun {
         Some(file) => file,
-        None => Arc::new(store.scratch(path, declared)?),
+        None => Arc::new(store.temporary_file(path, declared)?),
     };
     let written = (&*file).write_all(bytes);
     written.map_err(|error| StoreError::new("staging", &path.key(), error))?;
@@ -354,7 +354,7 @@ pub(super) fn commit(upload: Box<dyn Upload>, metrics: &Metrics) -> Result<Store
 /// Stages an object. This happens before the body is requested, so that a full disk refuses the
 /// upload while the client still waits for its `100 Continue`.
 pub(super) async fn begin(
-    store: &Arc<dyn Store>,
+    store: &Arc<Store>,
     path: &CachePath,
     size: Option<u64>,
 ) -> Result<Box<dyn Upload>, PutError> {

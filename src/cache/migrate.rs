@@ -29,7 +29,7 @@ use super::{BodyError, Cache, Progress, PutError};
 use crate::logging::with_causes;
 use crate::nix::cache_path::NarName;
 use crate::nix::{CachePath, Compression, NarInfo, Sha256Hash};
-use crate::store::fs::OWN_FOLDER;
+use crate::store::OWN_FOLDER;
 use crate::store::{Content, Object, StoreError};
 
 /// The interval of progress reports.

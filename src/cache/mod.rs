@@ -60,7 +60,7 @@ pub struct Cache(Arc<Inner>);
 
 /// The shared state of all clones of a cache.
 pub struct Inner {
-    store: Arc<dyn Store>,
+    store: Arc<Store>,
     info: CacheInfo,
     /// `nix-cache-info` as it is served, made once.
     info_object: (Metadata, Bytes),
@@ -120,7 +120,7 @@ fn metadata_of(text: &[u8]) -> Metadata {
 
 impl Cache {
     /// Creates a cache over `store` with the properties `info`.
-    pub fn new(store: Arc<dyn Store>, info: CacheInfo, admission: Admission) -> Self {
+    pub fn new(store: Arc<Store>, info: CacheInfo, admission: Admission) -> Self {
         let text = Bytes::from(info.to_string());
         Self(Arc::new(Inner {
             store,
@@ -244,7 +244,7 @@ impl Cache {
     /// Writes `nix-cache-info` if it is missing or has other values, so that Nix can read the store
     /// without the daemon. Returns `None` if it was right.
     pub async fn keep_info(&self) -> Result<Option<Stored>, StoreError> {
-        self.store.keep(&CachePath::CacheInfo, self.info_object.1.clone()).await
+        self.store.ensure_lines(&CachePath::CacheInfo, self.info_object.1.clone()).await
     }
 
     /// An object; none if it is absent.

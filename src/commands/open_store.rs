@@ -9,9 +9,11 @@ use crate::config::{Config, Location};
 use crate::store::{FsStore, Store};
 
 /// Opens the store; creates missing directories.
-pub(super) async fn open(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
+pub(super) async fn open(config: &Config) -> anyhow::Result<Arc<Store>> {
     match &config.location {
-        Location::Directory(path) => Ok(Arc::new(FsStore::open(path, config.min_free_space)?)),
+        Location::Directory(path) => {
+            Ok(Arc::new(FsStore::open(path, config.min_free_space)?.into()))
+        }
         #[cfg(feature = "s3")]
         Location::Bucket(bucket) => {
             if config.min_free_space > 0 {
@@ -33,7 +35,7 @@ pub(super) async fn open(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
             }
             say_if_no_temporary_files();
             debug!(?found, "checked the bucket");
-            Ok(Arc::new(store))
+            Ok(Arc::new(store.into()))
         }
     }
 }
@@ -53,14 +55,14 @@ fn say_if_no_temporary_files() {
 }
 
 /// Opens an existing store; creates nothing.
-pub(super) async fn open_existing(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
+pub(super) async fn open_existing(config: &Config) -> anyhow::Result<Arc<Store>> {
     match &config.location {
         Location::Directory(path) => {
-            Ok(Arc::new(FsStore::open_existing(path, config.min_free_space)?))
+            Ok(Arc::new(FsStore::open_existing(path, config.min_free_space)?.into()))
         }
         #[cfg(feature = "s3")]
         Location::Bucket(bucket) => {
-            Ok(Arc::new(crate::store::S3Store::open_existing(bucket).await?))
+            Ok(Arc::new(crate::store::S3Store::open_existing(bucket).await?.into()))
         }
     }
 }

@@ -18,7 +18,7 @@ use super::budget::{ConnectionBudget, READ_CHUNK};
 use super::conn_info::ConnInfo;
 use crate::cache::{BodyError, Cache};
 use crate::nix::CachePath;
-use crate::store::fs::read::read_chunk;
+use crate::store::read_chunk;
 use crate::store::{Content, RangeRead};
 
 /// A body that stands still for so long is given up. Never a total time: a NAR can be 10 GB on a

@@ -219,7 +219,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let config = Config::from_vars([]).unwrap();
         let store = FsStore::open(dir.path(), 0).unwrap();
-        let cache = Cache::new(Arc::new(store), config.cache_info, config.admission);
+        let cache = Cache::new(Arc::new(store.into()), config.cache_info, config.admission);
         // A narinfo for another store dir: nothing could be said of this cache.
         let name = dir.path().join("8ha1dhmx807czjczmwy078s4r9s254il.narinfo");
         let text = format!("StorePath: /gnu/store/x\nURL: nar/{:0>52}.nar.xz\n", 1);

@@ -26,7 +26,7 @@ pub(super) use plan::{groups, reach};
 pub use preview::{Going, Name, Sum};
 
 use super::{Cache, Progress};
-use crate::store::{Lock, StoreError, background};
+use crate::store::{CollectionLock, StoreError, background};
 
 /// Objects that were used or uploaded within this time are never removed: a build may still be
 /// uploading their referrers, and a client may still be downloading their references.
@@ -81,18 +81,18 @@ pub struct Report {
 
 impl Cache {
     /// Takes the collection lock. Returns `None` if another collection holds it.
-    pub async fn lock_collection(&self) -> Result<Option<Lock>, StoreError> {
-        self.store.lock().await
+    pub async fn lock_collection(&self) -> Result<Option<CollectionLock>, StoreError> {
+        self.store.private_files().lock_collection().await
     }
 
     /// Returns a readable name of the holder of the collection lock, if the store knows it.
     pub async fn collection_lock_holder(&self) -> Result<Option<String>, StoreError> {
-        self.store.lock_holder().await
+        self.store.private_files().collection_lock_holder().await
     }
 
     /// Breaks the collection lock, in stores where it outlives its holder.
     pub async fn break_collection_lock(&self) -> Result<(), StoreError> {
-        self.store.break_lock().await
+        self.store.private_files().break_collection_lock().await
     }
 
     /// Removes what the limits say, as it is at `now`. `stop` ends it between two removals.

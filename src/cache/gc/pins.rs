@@ -54,7 +54,7 @@ impl Cache {
     /// Every pin, by name.
     pub async fn pins(&self) -> Result<Vec<Pin>, PinError> {
         let mut pins = Vec::new();
-        for name in self.store.notes(FOLDER).await? {
+        for name in self.store.private_files().list(FOLDER).await? {
             if check_name(&name).is_err() {
                 warn!(
                     name,
@@ -62,7 +62,8 @@ impl Cache {
                 );
                 continue;
             }
-            if let Some(text) = self.store.note(&format!("{FOLDER}/{name}")).await? {
+            if let Some(text) = self.store.private_files().read(&format!("{FOLDER}/{name}")).await?
+            {
                 let paths = self.parse(&name, &text)?;
                 pins.push(Pin { name, paths });
             }
@@ -94,8 +95,11 @@ impl Cache {
             // Writing to a string does not fail.
             let _ = writeln!(text, "{}", self.info.store_dir.join(path));
         }
-        let replaced =
-            self.store.set_note(&format!("{FOLDER}/{name}"), Some(Bytes::from(text))).await?;
+        let replaced = self
+            .store
+            .private_files()
+            .write(&format!("{FOLDER}/{name}"), Bytes::from(text))
+            .await?;
         self.use_closures(paths).await?;
         Ok(replaced)
     }
@@ -124,7 +128,7 @@ impl Cache {
     /// Takes a pin away. False if there was none.
     pub async fn unpin(&self, name: &str) -> Result<bool, PinError> {
         check_name(name)?;
-        Ok(self.store.set_note(&format!("{FOLDER}/{name}"), None).await?)
+        Ok(self.store.private_files().remove(&format!("{FOLDER}/{name}")).await?)
     }
 }
 

@@ -179,7 +179,7 @@ impl Cache {
         let is_final = client.store && Provisional::of(name).is_none();
         ingest::in_the_pool(move || {
             let path = CachePath::Nar(name);
-            let temporary = || TemporaryUpload::create(&*store, &path, size);
+            let temporary = || TemporaryUpload::create(&store, &path, size);
             let inner: Box<dyn Upload> =
                 if is_final { store.start_upload(&path, size)? } else { Box::new(temporary()?) };
             let (file, copy) = match inner.staged()? {

@@ -19,11 +19,11 @@ pub(super) struct TemporaryUpload {
 impl TemporaryUpload {
     /// Creates the file, for the object at `path` with `size` bytes if its size is known. Blocks.
     pub(super) fn create(
-        store: &dyn Store,
+        store: &Store,
         path: &CachePath,
         size: Option<u64>,
     ) -> Result<Self, StoreError> {
-        Ok(Self { key: path.key(), file: store.scratch(path, size)? })
+        Ok(Self { key: path.key(), file: store.temporary_file(path, size)? })
     }
 }
 

@@ -35,7 +35,7 @@ pub(super) struct PartialNar {
     /// The progress of the fetch.
     file: Option<Arc<File>>,
     /// Where it is when all of it has come.
-    store: Arc<dyn Store>,
+    store: Arc<Store>,
     upstream: String,
     state: watch::Sender<State>,
 }
@@ -64,7 +64,7 @@ impl PartialNar {
         name: NarName,
         size: Option<u64>,
         file: Option<File>,
-        store: Arc<dyn Store>,
+        store: Arc<Store>,
         upstream: String,
     ) -> Self {
         let state = if file.is_some() { State::Written(0) } else { State::InStore };
@@ -147,7 +147,7 @@ pub(super) fn metadata(name: NarName, size: u64, now: SystemTime) -> Metadata {
 struct Reader {
     name: NarName,
     file: Option<Arc<File>>,
-    store: Arc<dyn Store>,
+    store: Arc<Store>,
     size: u64,
     state: watch::Receiver<State>,
 }
@@ -229,19 +229,19 @@ mod tests {
     use std::io::Write as _;
 
     use super::*;
-    use crate::store::fs::FsStore;
+    use crate::store::FsStore;
 
     struct World {
         growing: PartialNar,
         file: File,
-        store: Arc<dyn Store>,
+        store: Arc<Store>,
         name: NarName,
         _dir: tempfile::TempDir,
     }
 
     fn world(size: Option<u64>, in_file: bool) -> World {
         let dir = tempfile::tempdir().unwrap();
-        let store: Arc<dyn Store> = Arc::new(FsStore::open(dir.path(), 0).unwrap());
+        let store: Arc<Store> = Arc::new(FsStore::open(dir.path(), 0).unwrap().into());
         let file = tempfile::tempfile().unwrap();
         let name = format!("{}.nar", "0".repeat(52)).parse().unwrap();
         let readable = in_file.then(|| file.try_clone().unwrap());

@@ -316,7 +316,7 @@ mod tests {
     impl Site {
         fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
-            let store = Arc::new(FsStore::open(dir.path(), 0).unwrap());
+            let store = Arc::new(FsStore::open(dir.path(), 0).unwrap().into());
             let cache = Arc::new(Cache::new(store, CacheInfo::default(), Admission::default()));
             let nar = format!("nar/{}.nar", Sha256Hash::of(b"right").to_nix32());
             let site = Self { dir, cache, nar };

@@ -15,16 +15,16 @@
 //!
 //! `root` tracks the directory at the configured path; `open_root` works in an open directory.
 
+mod blocking;
 mod check;
 mod commit;
-
 mod folder;
 mod list;
 mod negative_cache;
-mod notes;
 mod open_root;
+mod private_files;
 mod quarantine;
-pub mod read;
+mod read;
 mod remove;
 mod reservation;
 mod root;
@@ -36,34 +36,31 @@ mod uses;
 mod whole_sync;
 
 use std::fs::File;
+use std::future::{Ready, ready};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 
-use super::{
-    Availability, Listed, Lock, Metadata, Object, Removed, Store, StoreError, Stored, Upload, keep,
-};
 use crate::nix::CachePath;
+use crate::store::{Availability, Listed, Metadata, Object, Removed, StoreError, Stored};
 use commit::{Committer, Object as NewObject};
 pub use folder::OWN_FOLDER;
-use open_root::OpenRoot;
+pub use private_files::FsPrivateFiles;
 use read::Reader;
 use remove::Trash;
 pub use reservation::MinimumRate;
 use reservation::Reservations;
-pub use root::OpenError;
+pub use root::OpenDirectoryError;
 use root::{Role, Root};
 use space::Space;
 use upload::FsUpload;
 use uses::Uses;
 
-/// A store in a directory.
+/// A store in a directory. [`Store`](super::Store) describes the operations.
 #[derive(Debug)]
 pub struct FsStore {
     root: Arc<Root>,
@@ -73,257 +70,181 @@ pub struct FsStore {
     uses: Uses,
     trash: Arc<Trash>,
     space: Space,
+    private_files: FsPrivateFiles,
 }
 
 impl FsStore {
     /// Opens the store in `root`, creates missing directories, and removes the staging directories
     /// of ended processes. `reserve` bytes of the disk stay free.
-    pub fn open(root: &Path, reserve: u64) -> Result<Self, OpenError> {
+    pub fn open(root: &Path, reserve: u64) -> Result<Self, OpenDirectoryError> {
         Self::with_minimum_rate(root, reserve, MinimumRate::default())
     }
 
-    /// The same, where uploads keep the space that they announce as long as they are this fast.
+    /// Opens the store in the same way. An upload keeps its reserved space as long as it is at least
+    /// as fast as `rate`.
     pub fn with_minimum_rate(
         root: &Path,
         reserve: u64,
         rate: MinimumRate,
-    ) -> Result<Self, OpenError> {
+    ) -> Result<Self, OpenDirectoryError> {
         Ok(Self::new(Root::open(root, Role::Daemon)?, reserve, rate))
     }
 
-    /// Opens a store that is there, and changes nothing by that. It may be one that cannot be
-    /// written to.
-    pub fn open_existing(root: &Path, reserve: u64) -> Result<Self, OpenError> {
+    /// Opens an existing store, which may be read-only, without changing anything.
+    pub fn open_existing(root: &Path, reserve: u64) -> Result<Self, OpenDirectoryError> {
         Ok(Self::new(Root::open(root, Role::Command)?, reserve, MinimumRate::default()))
     }
 
     fn new(root: Root, reserve: u64, rate: MinimumRate) -> Self {
         let (root, reservations) = (Arc::new(root), Arc::new(Reservations::new(rate)));
+        let trash = Arc::<Trash>::default();
         Self {
             reader: Reader::new(Arc::clone(&root)),
             committer: Arc::new(Committer::start(Arc::clone(&root), Arc::clone(&reservations))),
             reservations,
             uses: Uses::start(Arc::clone(&root)),
-            trash: Arc::default(),
+            private_files: FsPrivateFiles::new(Arc::clone(&root), Arc::clone(&trash)),
+            trash,
             space: Space::new(Arc::clone(&root), reserve),
             root,
         }
     }
 
-    /// Does `work` in the directory that the path leads to, where it may wait for the disk.
-    async fn in_the_root<T: Send + 'static>(
+    pub(super) async fn head(&self, path: &CachePath) -> Result<Option<Metadata>, StoreError> {
+        self.reader.head(path).await
+    }
+
+    pub(super) async fn get(&self, path: &CachePath) -> Result<Option<Object>, StoreError> {
+        self.reader.get(path).await
+    }
+
+    pub(super) async fn get_foreign(&self, key: &str) -> Result<Option<Object>, StoreError> {
+        self.reader.get_foreign(key).await
+    }
+
+    pub(super) async fn put(&self, path: &CachePath, bytes: Bytes) -> Result<Stored, StoreError> {
+        let key = path.key();
+        self.space.check(&key, bytes.len() as u64)?;
+        let done = self.committer.commit(NewObject::InMemory(bytes), key.clone());
+        done.await
+            .map_err(|_| io::Error::other("the commit thread has ended"))
+            .and_then(|done| done)
+            .map_err(|error| StoreError::of_upload("storing", &key, error))
+    }
+
+    /// Does not check `before`: a directory must not have several daemons.
+    pub(super) async fn replace(
         &self,
-        doing: &'static str,
-        key: String,
-        work: impl FnOnce(&OpenRoot) -> io::Result<T> + Send + 'static,
-    ) -> Result<T, StoreError> {
-        let root = Arc::clone(&self.root);
-        let work = move || work(&*root.look().map_err(io::Error::other)?);
-        in_the_pool(doing, key, work).await
+        path: &CachePath,
+        bytes: Bytes,
+        _before: Option<&Bytes>,
+    ) -> Result<Option<Stored>, StoreError> {
+        self.put(path, bytes).await.map(Some)
     }
 
-    /// The same for a change, which must be in the directory that the path leads to afterwards.
-    async fn change_the_root<T: Send + 'static>(
+    /// Stores `text` also in every directory that takes the place of this one.
+    pub(super) fn keep(&self, path: &CachePath, text: Bytes) {
+        self.root.keep(path.key(), text);
+    }
+
+    pub(super) async fn quarantine(
         &self,
-        doing: &'static str,
-        key: String,
-        work: impl FnOnce(&OpenRoot) -> io::Result<T> + Send + 'static,
-    ) -> Result<T, StoreError> {
-        let root = Arc::clone(&self.root);
-        let work = move || {
-            let open = root.look_and_wait().map_err(io::Error::other)?;
-            let done = work(&open)?;
-            root.still_leads_to(&open).map_err(io::Error::other)?;
-            Ok(done)
-        };
-        in_the_pool(doing, key, work).await
-    }
-}
-
-impl Store for FsStore {
-    fn head<'a>(
-        &'a self,
-        path: &'a CachePath,
-    ) -> BoxFuture<'a, Result<Option<Metadata>, StoreError>> {
-        self.reader.head(path).boxed()
-    }
-
-    fn get<'a>(&'a self, path: &'a CachePath) -> BoxFuture<'a, Result<Option<Object>, StoreError>> {
-        self.reader.get(path).boxed()
-    }
-
-    fn get_foreign<'a>(
-        &'a self,
-        key: &'a str,
-    ) -> BoxFuture<'a, Result<Option<Object>, StoreError>> {
-        self.reader.get_foreign(key).boxed()
-    }
-
-    fn put<'a>(
-        &'a self,
-        path: &'a CachePath,
-        bytes: Bytes,
-    ) -> BoxFuture<'a, Result<Stored, StoreError>> {
-        async move {
-            let key = path.key();
-            self.space.check(&key, bytes.len() as u64)?;
-            let done = self.committer.commit(NewObject::InMemory(bytes), key.clone());
-            done.await
-                .map_err(|_| io::Error::other("the commit thread has ended"))
-                .and_then(|done| done)
-                .map_err(|error| StoreError::of_upload("storing", &key, error))
-        }
-        .boxed()
-    }
-
-    fn keep<'a>(
-        &'a self,
-        path: &'a CachePath,
-        text: Bytes,
-    ) -> BoxFuture<'a, Result<Option<Stored>, StoreError>> {
-        self.root.keep(path.key(), text.clone());
-        keep(self, path, text).boxed()
-    }
-
-    fn replace<'a>(
-        &'a self,
-        path: &'a CachePath,
-        bytes: Bytes,
-        _: Option<&'a Bytes>,
-    ) -> BoxFuture<'a, Result<Option<Stored>, StoreError>> {
-        // No other process stores here: several daemons over one directory are not supported.
-        async move { self.put(path, bytes).await.map(Some) }.boxed()
-    }
-
-    fn quarantine<'a>(
-        &'a self,
-        path: &'a CachePath,
-        etag: &'a Bytes,
-    ) -> BoxFuture<'a, Result<bool, StoreError>> {
+        path: &CachePath,
+        etag: &Bytes,
+    ) -> Result<bool, StoreError> {
         let (key, etag) = (path.key(), etag.clone());
-        let put_aside = {
-            let key = key.clone();
-            move |root: &OpenRoot| quarantine::put_aside(root, &key, &etag)
-        };
-        self.change_the_root("quarantining", key, put_aside).boxed()
+        blocking::change_in(&self.root, "quarantining", key.clone(), move |root| {
+            quarantine::quarantine(root, &key, &etag)
+        })
+        .await
     }
 
-    fn touch(&self, path: &CachePath) {
+    pub(super) fn touch(&self, path: &CachePath) {
         self.uses.note(path);
     }
 
-    fn touch_now<'a>(&'a self, path: &'a CachePath) -> BoxFuture<'a, Result<bool, StoreError>> {
-        async move {
-            loop {
-                let generation = self.root.current().generation;
-                // The missing object may be in a new directory.
-                if self.uses.mark(path).await? {
-                    return Ok(true);
-                }
-                if self.root.confirm().await? == generation {
-                    return Ok(false);
-                }
+    pub(super) async fn touch_now(&self, path: &CachePath) -> Result<bool, StoreError> {
+        loop {
+            let generation = self.root.current().generation;
+            // The missing object may be in a new directory.
+            if self.uses.mark(path).await? {
+                return Ok(true);
+            }
+            if self.root.confirm().await? == generation {
+                return Ok(false);
             }
         }
-        .boxed()
     }
 
-    fn remove<'a>(
-        &'a self,
-        path: &'a CachePath,
+    pub(super) async fn remove(
+        &self,
+        path: &CachePath,
         unused_since: SystemTime,
-    ) -> BoxFuture<'a, Result<Removed, StoreError>> {
+    ) -> Result<Removed, StoreError> {
         let (trash, key, root) = (Arc::clone(&self.trash), path.key(), Arc::clone(&self.root));
-        let remove = {
-            let key = key.clone();
-            move || trash.remove(&root.current(), &key, unused_since)
-        };
-        in_the_pool("removing", key, remove).boxed()
+        blocking::run("removing", key.clone(), move || {
+            trash.remove(&root.current(), &key, unused_since)
+        })
+        .await
     }
 
-    fn sync_removals(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+    pub(super) fn will_remove(&self, _: &[CachePath]) -> Ready<Result<(), StoreError>> {
+        ready(Ok(()))
+    }
+
+    pub(super) async fn sync_removals(&self) -> Result<(), StoreError> {
         let trash = Arc::clone(&self.trash);
-        self.change_the_root("syncing", ".".to_owned(), move |root| trash.sync(root)).boxed()
+        let sync = move |root: &_| trash.sync(root);
+        blocking::change_in(&self.root, "syncing", ".".to_owned(), sync).await
     }
 
-    fn list(
+    pub(super) fn list(
         &self,
         wanted: fn(&CachePath) -> bool,
     ) -> BoxStream<'static, Result<Listed, StoreError>> {
         list::list(Arc::clone(&self.root), wanted)
     }
 
-    fn notes<'a>(&'a self, folder: &'a str) -> BoxFuture<'a, Result<Vec<String>, StoreError>> {
-        let folder = folder.to_owned();
-        self.in_the_root("listing", folder.clone(), move |root| notes::names(root, &folder)).boxed()
+    pub(super) fn private_files(&self) -> &FsPrivateFiles {
+        &self.private_files
     }
 
-    fn note<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Bytes>, StoreError>> {
-        let name = name.to_owned();
-        self.in_the_root("reading", name.clone(), move |root| notes::read(root, &name)).boxed()
-    }
-
-    fn set_note<'a>(
-        &'a self,
-        name: &'a str,
-        text: Option<Bytes>,
-    ) -> BoxFuture<'a, Result<bool, StoreError>> {
-        let name = name.to_owned();
-        let set = {
-            let name = name.clone();
-            move |root: &OpenRoot| notes::set(root, &name, text.as_deref())
-        };
-        self.change_the_root("writing", name, set).boxed()
-    }
-
-    fn lock(&self) -> BoxFuture<'_, Result<Option<Lock>, StoreError>> {
-        let trash = Arc::clone(&self.trash);
-        let lock = move |root: &OpenRoot| match notes::lock(root)? {
-            Some(lock) => trash.begin(root).map(|()| Some(lock)),
-            None => Ok(None),
-        };
-        self.in_the_root("locking", "lock".to_owned(), lock).boxed()
-    }
-
-    fn free_space(&self) -> Option<u64> {
+    pub(super) fn free_space(&self) -> Option<u64> {
         self.space.free().ok()
     }
 
-    fn check(&self) -> BoxFuture<'_, Availability> {
-        let (root, space) = (Arc::clone(&self.root), self.space.clone());
-        let check = move || Ok(check::check(&root, &space));
-        let checked = in_the_pool("checking", check::KEY.to_owned(), check);
-        async move { checked.await.unwrap_or_else(Availability::Unusable) }.boxed()
+    pub(super) fn presigned_url(&self, _: &CachePath) -> Ready<Result<Option<String>, StoreError>> {
+        ready(Ok(None))
     }
 
-    fn start_upload(
+    pub(super) async fn check(&self) -> Availability {
+        let (root, space) = (Arc::clone(&self.root), self.space.clone());
+        let check = move || Ok(check::check(&root, &space));
+        let checked = blocking::run("checking", check::KEY.to_owned(), check);
+        checked.await.unwrap_or_else(Availability::Unusable)
+    }
+
+    pub(super) fn start_upload(
         &self,
         path: &CachePath,
         size: Option<u64>,
-    ) -> Result<Box<dyn Upload>, StoreError> {
+    ) -> Result<FsUpload, StoreError> {
         let root = self.root.look_and_wait()?;
         let (space, committer) = (self.space.clone(), Arc::clone(&self.committer));
-        let upload = FsUpload::begin(root, committer, &self.reservations, space, path.key(), size)?;
-        Ok(Box::new(upload))
+        FsUpload::start(root, committer, &self.reservations, space, path.key(), size)
     }
 
-    fn scratch(&self, path: &CachePath, size: Option<u64>) -> Result<File, StoreError> {
+    pub(super) fn temporary_file(
+        &self,
+        path: &CachePath,
+        size: Option<u64>,
+    ) -> Result<File, StoreError> {
         let key = path.key();
         self.space.check(&key, size.unwrap_or_default())?;
         let root = self.root.look_and_wait()?;
-        // Dropping the second removes its name.
+        // Dropping the second value removes the name of the file.
         let (file, _staged) =
             root.stage().map_err(|error| StoreError::of_upload("staging", &key, error))?;
         Ok(file)
     }
-}
-
-/// Runs `work` where it may wait for the disk.
-async fn in_the_pool<T: Send + 'static>(
-    doing: &'static str,
-    key: String,
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> Result<T, StoreError> {
-    let done = tokio::task::spawn_blocking(work).await.map_err(io::Error::other);
-    done.and_then(|done| done).map_err(|error| StoreError::new(doing, &key, error))
 }

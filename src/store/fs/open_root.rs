@@ -14,7 +14,7 @@ use super::negative_cache::NegativeCache;
 use super::staging::{Staged, Staging};
 use super::unsynced::Unsynced;
 use super::whole_sync;
-use crate::store::has_lines;
+use crate::store::lines::has_lines;
 
 /// Where uploads are staged.
 pub(super) const STAGING: &str = ".nix-stored/staging";

@@ -12,7 +12,7 @@ use super::read::metadata;
 
 /// Moves the object at `key` into the quarantine, if it still has this entity tag. False if it has
 /// not, or is gone.
-pub(super) fn put_aside(root: &OpenRoot, key: &str, etag: &[u8]) -> io::Result<bool> {
+pub(super) fn quarantine(root: &OpenRoot, key: &str, etag: &[u8]) -> io::Result<bool> {
     if !is_it(root, key, etag)? {
         return Ok(false);
     }
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_put_aside_keeps_its_name_and_replaces_nothing() {
+    fn a_quarantined_object_keeps_its_name_and_replaces_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let aside = dir.path().join(".nix-stored/quarantine");
         let root = open(dir.path());
@@ -94,8 +94,8 @@ mod tests {
             for round in ["first", "second", "third"] {
                 fs::write(dir.path().join(key), round).unwrap();
                 let etag = etag(&dir.path().join(key));
-                assert!(put_aside(&root, key, &etag).unwrap());
-                assert!(!put_aside(&root, key, &etag).unwrap());
+                assert!(quarantine(&root, key, &etag).unwrap());
+                assert!(!quarantine(&root, key, &etag).unwrap());
             }
             assert_eq!(fs::read(aside.join(key)).unwrap(), b"first");
             assert_eq!(fs::read(aside.join(format!("{key}.1"))).unwrap(), b"second");
@@ -111,7 +111,7 @@ mod tests {
         let before = etag(&object);
         fs::write(dir.path().join("new"), "right").unwrap();
         fs::rename(dir.path().join("new"), &object).unwrap();
-        assert!(!put_aside(&root, "x", &before).unwrap());
+        assert!(!quarantine(&root, "x", &before).unwrap());
         assert_eq!(fs::read(&object).unwrap(), b"right");
     }
 }

@@ -7,7 +7,6 @@
 //! a sandbox supports neither operation, the pool does all the work, with older system calls.
 
 use std::fs::File;
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -17,12 +16,11 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::{Errno, IoSliceMut, ReadWriteFlags};
 use rustix::process::Uid;
 
-use super::super::{Content, Metadata, Object, StoreError};
 use super::negative_cache::NegativeCache;
 use super::open_root::OpenRoot;
 use super::root::Root;
-use crate::nix::CachePath;
-use crate::nix::narinfo;
+use crate::nix::{CachePath, narinfo};
+use crate::store::{Content, Metadata, Object, StoreError};
 
 /// Objects up to this size are read at once; a larger one is left in its file, to be sent from
 /// there. One page-cache read of this size costs about as much as setting up a `sendfile`.
@@ -307,16 +305,4 @@ fn read_whole(file: impl AsFd, size: usize, wait: Wait) -> Result<Bytes, Errno> 
         }
     }
     Ok(Bytes::from(bytes))
-}
-
-/// Reads up to `len` bytes of a file from `offset`, on the blocking pool.
-pub async fn read_chunk(file: Arc<File>, offset: u64, len: usize) -> io::Result<Bytes> {
-    tokio::task::spawn_blocking(move || {
-        use std::os::unix::fs::FileExt;
-        let mut bytes = vec![0; len];
-        file.read_exact_at(&mut bytes, offset)?;
-        Ok(Bytes::from(bytes))
-    })
-    .await
-    .expect("reading a file does not panic, and the pool outlives its tasks")
 }

@@ -79,20 +79,20 @@ struct Watch {
 /// A failed step of opening a directory.
 #[derive(Debug, thiserror::Error)]
 #[error("{doing} {path}")]
-pub struct OpenError {
+pub struct OpenDirectoryError {
     doing: &'static str,
     path: String,
     source: io::Error,
 }
 
-fn failed(doing: &'static str, path: PathBuf) -> impl FnOnce(io::Error) -> OpenError {
-    move |source| OpenError { doing, path: path.display().to_string(), source }
+fn failed(doing: &'static str, path: PathBuf) -> impl FnOnce(io::Error) -> OpenDirectoryError {
+    move |source| OpenDirectoryError { doing, path: path.display().to_string(), source }
 }
 
 impl Root {
     /// Opens the directory at `path`. For a daemon, it is created if it is missing, with everything
     /// that it needs.
-    pub(super) fn open(path: &Path, role: Role) -> Result<Self, OpenError> {
+    pub(super) fn open(path: &Path, role: Role) -> Result<Self, OpenDirectoryError> {
         if role == Role::Daemon {
             make_durably(path).map_err(failed("cannot create the directory", path.to_owned()))?;
         }
@@ -117,7 +117,7 @@ impl Root {
     }
 
     /// Creates everything that a daemon needs in a directory.
-    fn prepare(&self, open: &OpenRoot) -> Result<(), OpenError> {
+    fn prepare(&self, open: &OpenRoot) -> Result<(), OpenDirectoryError> {
         let is_new = open.folder("nar").is_err();
         let nar = open.make_folder("nar");
         let nar = nar.map_err(failed("cannot create the directory", self.path.join("nar")))?;

@@ -18,7 +18,7 @@ use crate::store::{StoreError, Stored, Upload};
 const WRITE_BEHIND: u64 = 8 * 1024 * 1024;
 
 /// A streamed upload into a staged file.
-pub(super) struct FsUpload {
+pub struct FsUpload {
     root: Arc<OpenRoot>,
     committer: Arc<Committer>,
     reservations: Arc<Reservations>,
@@ -31,8 +31,8 @@ pub(super) struct FsUpload {
 }
 
 impl FsUpload {
-    /// Begins an upload of `size` bytes, if that is known.
-    pub(super) fn begin(
+    /// Starts an upload of `size` bytes, if the size is known.
+    pub(super) fn start(
         root: Arc<OpenRoot>,
         committer: Arc<Committer>,
         reservations: &Arc<Reservations>,

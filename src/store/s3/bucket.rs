@@ -20,22 +20,29 @@ use object_store::{
 };
 use reqwest::Url;
 
-use super::client::{Clients, PATIENCE};
-use super::listing::{Meta, pause};
+use super::client::Clients;
+use super::meta::Meta;
+use super::retry::{RETRY_TIMEOUT, pause};
 use super::strict::is_html;
 use crate::store::{RemoteTrouble, StoreError};
 
-/// A server copies so much in one request (`CopyObject` in Amazon's API reference).
+/// The prefix of the daemon's own objects.
+pub(super) const OWN_FOLDER: &str = ".nix-stored/";
+
+/// Objects up to this size, in bytes, are read at once.
+pub(super) const SMALL: u64 = 256 * 1024;
+
+/// The largest object, in bytes, that a server copies in one request (`CopyObject` in Amazon's API reference).
 const COPY_LIMIT: u64 = 5 << 30;
 
 /// The size of the parts of a copy through the daemon.
 const COPY_PART: usize = 64 << 20;
 
-/// How long a URL that we ask ourselves is good for.
+/// The validity of a signed URL that the daemon uses itself.
 const SIGNATURE_VALID: Duration = Duration::from_secs(60);
 
 /// The timeout of a deletion. It is unknown when a deletion without a response takes effect.
-pub(super) const DELETE_PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const DELETE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The longest error of a server that is read.
 const ERROR_LIMIT: usize = 64 * 1024;
@@ -187,8 +194,8 @@ impl Bucket {
         }
     }
 
-    /// Begins to store an object in parts.
-    pub(super) async fn begin(
+    /// Starts a multipart upload.
+    pub(super) async fn start_multipart(
         &self,
         key: &str,
         content_type: &'static str,
@@ -197,8 +204,8 @@ impl Bucket {
             attributes: attributes(content_type),
             ..PutMultipartOptions::default()
         };
-        let begun = self.uploads.put_multipart_opts(&self.path(key), options).await;
-        begun.map_err(failed("starting the upload of", key))
+        let started = self.uploads.put_multipart_opts(&self.path(key), options).await;
+        started.map_err(failed("starting the upload of", key))
     }
 
     /// Copies an object within the bucket. False if it is absent.
@@ -210,9 +217,9 @@ impl Bucket {
         let Some(found) = self.get(from).await? else {
             return Ok(false);
         };
-        let begun =
+        let started =
             self.uploads.put_multipart(&self.path(to)).await.map_err(failed("copying", from))?;
-        let mut copy = object_store::WriteMultipart::new_with_chunk_size(begun, COPY_PART);
+        let mut copy = object_store::WriteMultipart::new_with_chunk_size(started, COPY_PART);
         let mut bytes = found.into_stream();
         while let Some(chunk) = bytes.try_next().await.map_err(failed("copying", from))? {
             copy.wait_for_capacity(2).await.map_err(failed("copying", from))?;
@@ -224,17 +231,17 @@ impl Bucket {
     /// Deletes an object. An absent object counts as deleted. The request is retried, so this is
     /// only for objects that no other process stores again meanwhile.
     pub(super) async fn delete(&self, key: &str) -> Result<(), StoreError> {
-        let begun = Instant::now();
+        let started = Instant::now();
         for tries in 0.. {
-            match self.send_delete(key, None, DELETE_PATIENCE).await {
+            match self.send_delete(key, None, DELETE_TIMEOUT).await {
                 Ok(_) => return Ok(()),
-                Err(error) if error.may_pass && begun.elapsed() < PATIENCE => {
+                Err(error) if error.may_pass && started.elapsed() < RETRY_TIMEOUT => {
                     tokio::time::sleep(pause(tries)).await;
                 }
                 Err(error) => return Err(error.while_doing("deleting", key)),
             }
         }
-        unreachable!("time does not stand still")
+        unreachable!("the loop ends after RETRY_TIMEOUT")
     }
 
     /// Deletes an object if it still has this entity tag, on servers that check it. The request is
@@ -244,7 +251,7 @@ impl Bucket {
         key: &str,
         etag: Option<&str>,
     ) -> Result<Deleted, DeleteError> {
-        match self.send_delete(key, etag, DELETE_PATIENCE).await {
+        match self.send_delete(key, etag, DELETE_TIMEOUT).await {
             Ok(deleted) => Ok(deleted),
             Err(error) => Err(DeleteError {
                 may_pass: error.may_pass,
@@ -260,7 +267,7 @@ impl Bucket {
         &self,
         key: &str,
         etag: Option<&str>,
-        patience: Duration,
+        timeout: Duration,
     ) -> Result<Deleted, Unanswered> {
         let path = self.path(key);
         let url = self.signed_url(Method::DELETE, &path, SIGNATURE_VALID, &[]).await;
@@ -268,13 +275,13 @@ impl Bucket {
         if let Some(etag) = etag {
             request = request.header(IF_MATCH, etag);
         }
-        let (status, text) = read_answer(request.timeout(patience), ERROR_LIMIT).await?;
+        let (status, text) = read_answer(request.timeout(timeout), ERROR_LIMIT).await?;
         let text = String::from_utf8_lossy(&text);
         match status {
             404 if text.contains("<Code>NoSuchKey</Code>") => Ok(Deleted::Done),
             // The condition is the only one that a server could fail to know.
             412 => Ok(Deleted::IsAnother),
-            501 if etag.is_some() => Box::pin(self.send_delete(key, None, patience)).await,
+            501 if etag.is_some() => Box::pin(self.send_delete(key, None, timeout)).await,
             200..=299 => Ok(Deleted::Done),
             _ => Err(Unanswered::by(status, &text)),
         }
@@ -310,7 +317,7 @@ impl Bucket {
         Ok(url)
     }
 
-    /// Sends a GET to the bucket itself with these parameters, and retries it until [`PATIENCE`] is
+    /// Sends a GET to the bucket itself with these parameters, and retries it until [`RETRY_TIMEOUT`] is
     /// over.
     pub(super) async fn ask(
         &self,
@@ -318,17 +325,17 @@ impl Bucket {
         parameters: &[(&str, &str)],
         limit: usize,
     ) -> Result<Vec<u8>, StoreError> {
-        let begun = Instant::now();
+        let started = Instant::now();
         for tries in 0.. {
             match self.ask_once(parameters, limit).await {
                 Ok(text) => return Ok(text),
-                Err(error) if error.may_pass && begun.elapsed() < PATIENCE => {
+                Err(error) if error.may_pass && started.elapsed() < RETRY_TIMEOUT => {
                     tokio::time::sleep(pause(tries)).await;
                 }
                 Err(error) => return Err(error.while_doing(doing, "the bucket")),
             }
         }
-        unreachable!("time does not stand still")
+        unreachable!("the loop ends after RETRY_TIMEOUT")
     }
 
     async fn ask_once(
@@ -493,5 +500,15 @@ fn trouble(error: &Error) -> RemoteTrouble {
         RemoteTrouble::Busy
     } else {
         RemoteTrouble::Failed
+    }
+}
+
+/// The error for a response that contradicts the metadata of the object.
+pub(super) fn contradiction(key: &str, why: &'static str) -> StoreError {
+    StoreError::Remote {
+        doing: "reading",
+        key: key.to_owned(),
+        trouble: RemoteTrouble::Failed,
+        source: why.into(),
     }
 }

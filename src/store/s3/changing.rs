@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 use tracing::warn;
 
 use super::bucket::Bucket;
-use super::uses::unique;
+use super::unique_name::unique_name;
 use crate::store::{RemoteTrouble, StoreError};
 
 /// The prefix of the lock entries.
@@ -24,53 +24,53 @@ pub(super) const FOLDER: &str = ".nix-stored/changing/";
 
 /// A lock that is older than this was left by a killed process. Its holder sends two small
 /// requests.
-const OUTLIVED: Duration = Duration::from_secs(60);
+const EXPIRY: Duration = Duration::from_secs(60);
 
-/// A turn is used no longer than this.
-pub(super) const GOOD_FOR: Duration = Duration::from_secs(15);
+/// The time for which a lock is valid.
+pub(super) const VALID: Duration = Duration::from_secs(15);
 
 /// The lock of an object that is being changed, held until it is dropped.
-pub(super) struct Turn {
+pub(super) struct ChangeLock {
     bucket: Arc<Bucket>,
-    ending: TaskTracker,
+    releases: TaskTracker,
     name: Option<String>,
-    begun: Instant,
+    taken: Instant,
 }
 
-impl Turn {
-    /// Waits for the turn.
+impl ChangeLock {
+    /// Waits for the lock. Fails after two minutes.
     pub(super) async fn take(
         bucket: &Arc<Bucket>,
-        ending: &TaskTracker,
+        releases: &TaskTracker,
         key: &str,
     ) -> Result<Self, StoreError> {
         let folder = format!("{FOLDER}{key}/");
-        // When the others were seen first.
+        // The other entries, with the time when they were first seen.
         let mut seen = HashMap::<String, Instant>::new();
-        let start = Instant::now();
+        let started = Instant::now();
         for tries in 0_u32.. {
-            let name = format!("{folder}{}", unique());
-            let begun = Instant::now();
+            let name = format!("{folder}{}", unique_name());
+            let taken = Instant::now();
             // The entry is deleted even if the caller is cancelled.
-            let (bucket_too, ending) = (Arc::clone(bucket), ending.clone());
-            let mut turn = Self { bucket: bucket_too, ending, name: Some(name.clone()), begun };
+            let (shared, releases) = (Arc::clone(bucket), releases.clone());
+            let mut lock = Self { bucket: shared, releases, name: Some(name.clone()), taken };
             bucket.put(&name, Bytes::new(), "text/plain; charset=utf-8").await?;
-            let there: Vec<String> =
+            let entries: Vec<String> =
                 bucket.list(&folder).map_ok(|(name, _)| name).try_collect().await?;
             let now = Instant::now();
             let mut alone = true;
-            for other in there.into_iter().filter(|other| *other != name) {
+            for other in entries.into_iter().filter(|other| *other != name) {
                 let first = *seen.entry(other).or_insert(now);
-                alone &= now.duration_since(first) >= OUTLIVED;
+                alone &= now.duration_since(first) >= EXPIRY;
             }
-            if alone && turn.is_good() {
-                return Ok(turn);
+            if alone && lock.is_valid() {
+                return Ok(lock);
             }
-            turn.end().await;
-            if start.elapsed() > 2 * OUTLIVED {
+            lock.release().await;
+            if started.elapsed() > 2 * EXPIRY {
                 break;
             }
-            // Of two that came at once each waits for another time.
+            // Two processes that started at the same time wait for different times.
             let random = RandomState::new().hash_one(tries) % (100 << tries.min(4));
             tokio::time::sleep(Duration::from_millis(20 + random)).await;
         }
@@ -83,32 +83,32 @@ impl Turn {
     }
 
     /// Whether the lock is still valid.
-    pub(super) fn is_good(&self) -> bool {
-        self.begun.elapsed() < GOOD_FOR
+    pub(super) fn is_valid(&self) -> bool {
+        self.taken.elapsed() < VALID
     }
 
     /// Releases the lock, so that the next change need not wait.
-    async fn end(&mut self) {
+    async fn release(&mut self) {
         if let Some(name) = self.name.take() {
-            end(&self.bucket, &name).await;
+            delete_entry(&self.bucket, &name).await;
         }
     }
 }
 
-async fn end(bucket: &Bucket, name: &str) {
+async fn delete_entry(bucket: &Bucket, name: &str) {
     if let Err(error) = bucket.delete(name).await {
         let error = &error as &dyn std::error::Error;
-        let seconds = OUTLIVED.as_secs();
+        let seconds = EXPIRY.as_secs();
         warn!(error, "cannot end a change; the next change of this object waits {seconds} s");
     }
 }
 
-impl Drop for Turn {
+impl Drop for ChangeLock {
     fn drop(&mut self) {
         let Some(name) = self.name.take() else {
             return;
         };
         let bucket = Arc::clone(&self.bucket);
-        self.ending.spawn(async move { end(&bucket, &name).await });
+        self.releases.spawn(async move { delete_entry(&bucket, &name).await });
     }
 }

@@ -8,24 +8,21 @@ use object_store::{BackoffConfig, ClientOptions, RetryConfig, StaticCredentialPr
 use reqwest::redirect;
 use rustls::pki_types::CertificateDer;
 
-use super::OpenError;
+use super::open_error::OpenBucketError;
 use super::profile::Profile;
+use super::retry::RETRY_TIMEOUT;
 use super::strict::StrictConnector;
 use crate::config::{Bucket, authorities};
 
-/// The time for which a request is retried before it fails. Clients of the cache wait meanwhile,
-/// and Nix retries by itself.
-pub(super) const PATIENCE: Duration = Duration::from_secs(20);
-
 /// How long a server may take to accept a connection.
-const CONNECT: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a server may be silent within a request. Never a total time: a NAR can be 10 GB.
-const SILENCE: Duration = Duration::from_secs(30);
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The same where bytes are sent before it answers: the time for a part over a slow line counts, and
 /// that for putting all parts together. Nix waits for 300 s (`stalled-download-timeout`).
-const SILENCE_IN_UPLOADS: Duration = Duration::from_secs(120);
+const UPLOAD_READ_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The HTTP clients for one bucket.
 #[derive(Debug)]
@@ -42,19 +39,20 @@ pub(super) struct Clients {
 
 impl Clients {
     /// Connects to `bucket`. Nothing is sent yet.
-    pub(super) fn new(bucket: &Bucket) -> Result<Self, OpenError> {
+    pub(super) fn new(bucket: &Bucket) -> Result<Self, OpenBucketError> {
         // The first in the process decides; it may have been done for the upstreams.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let trusted = authorities();
-        let trusted = trusted.map_err(|error| OpenError::new(bucket, "cannot be used", error))?;
+        let trusted =
+            trusted.map_err(|error| OpenBucketError::new(bucket, "cannot be used", error))?;
         let http = |silence| {
             let client = http_client(silence, &trusted);
-            client.map_err(|error| OpenError::new(bucket, "cannot be used", error))
+            client.map_err(|error| OpenBucketError::new(bucket, "cannot be used", error))
         };
         Ok(Self {
-            requests: connect(bucket, http(SILENCE)?)?,
-            uploads: connect(bucket, http(SILENCE_IN_UPLOADS)?)?,
-            signed: http(SILENCE)?,
+            requests: connect(bucket, http(READ_TIMEOUT)?)?,
+            uploads: connect(bucket, http(UPLOAD_READ_TIMEOUT)?)?,
+            signed: http(READ_TIMEOUT)?,
             skip_signature: skips_signature(&AmazonS3Builder::from_env()),
         })
     }
@@ -66,7 +64,7 @@ fn http_client(
 ) -> reqwest::Result<reqwest::Client> {
     let trusted = trusted.iter().map(|authority| reqwest::Certificate::from_der(authority));
     reqwest::Client::builder()
-        .connect_timeout(CONNECT)
+        .connect_timeout(CONNECT_TIMEOUT)
         .read_timeout(silence)
         .http1_only()
         // Their target would see the session token, and signed URLs.
@@ -76,7 +74,7 @@ fn http_client(
         .build()
 }
 
-fn connect(bucket: &Bucket, http: reqwest::Client) -> Result<AmazonS3, OpenError> {
+fn connect(bucket: &Bucket, http: reqwest::Client) -> Result<AmazonS3, OpenBucketError> {
     // An unencrypted server is the configuration's wish; credentials' servers decide themselves.
     let options = ClientOptions::new().with_allow_http(true).with_timeout_disabled();
     let retry = RetryConfig {
@@ -88,7 +86,7 @@ fn connect(bucket: &Bucket, http: reqwest::Client) -> Result<AmazonS3, OpenError
         },
         // The time ends it.
         max_retries: 1000,
-        retry_timeout: PATIENCE,
+        retry_timeout: RETRY_TIMEOUT,
     };
     let mut builder = AmazonS3Builder::from_env()
         .with_bucket_name(&bucket.name)
@@ -112,7 +110,7 @@ fn connect(bucket: &Bucket, http: reqwest::Client) -> Result<AmazonS3, OpenError
     if let Some(endpoint) = &bucket.endpoint {
         builder = builder.with_endpoint(endpoint_of(endpoint, bucket));
     }
-    builder.build().map_err(|error| OpenError::new(bucket, "cannot be used", error))
+    builder.build().map_err(|error| OpenBucketError::new(bucket, "cannot be used", error))
 }
 
 fn skips_signature(builder: &AmazonS3Builder) -> bool {
@@ -132,7 +130,10 @@ fn endpoint_of(endpoint: &str, bucket: &Bucket) -> String {
 }
 
 /// A profile that is named comes first; else one is a help where the environment has no keys.
-fn with_profile(builder: AmazonS3Builder, bucket: &Bucket) -> Result<AmazonS3Builder, OpenError> {
+fn with_profile(
+    builder: AmazonS3Builder,
+    bucket: &Bucket,
+) -> Result<AmazonS3Builder, OpenBucketError> {
     let known = |key| builder.get_config_value(&key).is_some();
     let has_credentials = known(AmazonS3ConfigKey::AccessKeyId)
         || known(AmazonS3ConfigKey::WebIdentityTokenFile)
@@ -143,10 +144,10 @@ fn with_profile(builder: AmazonS3Builder, bucket: &Bucket) -> Result<AmazonS3Bui
         None if has_credentials => return Ok(builder),
         None => std::env::var("AWS_PROFILE").unwrap_or_else(|_| "default".to_owned()),
     };
-    let failed = |error| OpenError::new(bucket, "has no usable credentials", error);
+    let failed = |error| OpenBucketError::new(bucket, "has no usable credentials", error);
     let Some(profile) = Profile::read(&name).map_err(failed)? else {
         return match &bucket.profile {
-            Some(name) => Err(OpenError::told(
+            Some(name) => Err(OpenBucketError::without_source(
                 bucket,
                 format!("needs the profile {name}, which is not in ~/.aws"),
             )),
@@ -171,14 +172,14 @@ fn with_profile(builder: AmazonS3Builder, bucket: &Bucket) -> Result<AmazonS3Bui
             Ok(builder.with_credentials(Arc::new(provider)))
         }
         _ => match (profile.unsupported(), &bucket.profile) {
-            (Some(way), Some(name)) => Err(OpenError::told(
+            (Some(way), Some(name)) => Err(OpenBucketError::without_source(
                 bucket,
                 format!(
                     "needs the profile {name}, which has {way} and no keys; {way} is not \
                      supported, set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead"
                 ),
             )),
-            (None, Some(name)) => Err(OpenError::told(
+            (None, Some(name)) => Err(OpenBucketError::without_source(
                 bucket,
                 format!(
                     "needs the profile {name}, which lacks aws_access_key_id or \

@@ -10,17 +10,17 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
 use super::bucket::{Bucket, failed};
-use super::uses::unique;
+use super::unique_name::unique_name;
 use crate::store::StoreError;
 
 /// The key of the lock.
 const KEY: &str = ".nix-stored/lock";
 
 /// The time without a renewal after which the lock expires.
-const VALID: Duration = Duration::from_secs(300);
+const VALIDITY: Duration = Duration::from_secs(300);
 
-/// How often a lease is renewed.
-const RENEW: Duration = Duration::from_secs(60);
+/// The interval between renewals.
+const RENEWAL_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The collection lock, held until it is dropped.
 pub(super) struct Lease {
@@ -44,7 +44,7 @@ pub(super) async fn holder(bucket: &Bucket) -> Result<Option<String>, StoreError
 }
 
 /// Breaks the lock.
-pub(super) async fn break_it(bucket: &Bucket) -> Result<(), StoreError> {
+pub(super) async fn break_lock(bucket: &Bucket) -> Result<(), StoreError> {
     bucket.delete(KEY).await
 }
 
@@ -52,19 +52,19 @@ pub(super) async fn break_it(bucket: &Bucket) -> Result<(), StoreError> {
 fn identity() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host = if host.trim().is_empty() { "an unnamed machine" } else { host.trim() };
-    format!("{}\nprocess {} on {host}\n", unique(), std::process::id())
+    format!("{}\nprocess {} on {host}\n", unique_name(), std::process::id())
 }
 
 /// Takes the lock. Returns `None` if another process holds it.
 pub(super) async fn take(bucket: &Arc<Bucket>) -> Result<Option<Lease>, StoreError> {
     let now = SystemTime::now();
-    let fresh = |at| now.duration_since(at).unwrap_or_default() < VALID;
+    let fresh = |at| now.duration_since(at).unwrap_or_default() < VALIDITY;
     if bucket.head(KEY).await?.is_some_and(|meta| fresh(meta.modified)) {
         return Ok(None);
     }
     let me = identity();
     write(bucket, &me).await?;
-    // Of two that found nothing, the one that wrote last has it.
+    // Of two processes that found the lock free, the one that wrote last holds it.
     if bucket.read(KEY).await?.is_none_or(|holder| holder != me.as_bytes()) {
         return Ok(None);
     }
@@ -83,7 +83,7 @@ async fn write(bucket: &Bucket, holder: &str) -> Result<(), StoreError> {
 
 async fn renew(bucket: Arc<Bucket>, me: String) {
     loop {
-        tokio::time::sleep(RENEW).await;
+        tokio::time::sleep(RENEWAL_INTERVAL).await;
         match bucket.read(KEY).await {
             Ok(holder) if holder.as_deref().is_some_and(|holder| holder != me.as_bytes()) => {
                 warn!("another process also collects in this bucket; let only one daemon collect");
@@ -99,7 +99,7 @@ async fn renew(bucket: Arc<Bucket>, me: String) {
 }
 
 /// Releases the lock if this process still holds it.
-async fn give_back(bucket: &Bucket, me: &str) -> Result<(), StoreError> {
+async fn release(bucket: &Bucket, me: &str) -> Result<(), StoreError> {
     let Some(found) = bucket.get(KEY).await? else {
         return Ok(());
     };
@@ -121,7 +121,7 @@ impl Drop for Lease {
         let bucket = Arc::clone(&self.bucket);
         let me = std::mem::take(&mut self.me);
         let delete = async move {
-            if let Err(error) = give_back(&bucket, &me).await {
+            if let Err(error) = release(&bucket, &me).await {
                 let error = &error as &dyn std::error::Error;
                 warn!(error, "cannot release the collection lock; it expires in five minutes");
             }

@@ -6,12 +6,11 @@ use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 use tokio::sync::Semaphore;
 
-use super::bucket::Bucket;
-use super::listing::Meta;
+use super::bucket::{Bucket, OWN_FOLDER, SMALL, contradiction};
+use super::meta::Meta;
 use super::uses::Uses;
-use super::{OWN_FOLDER, SMALL, metadata};
 use crate::nix::{CachePath, narinfo};
-use crate::store::{Listed, ListedObject, RemoteTrouble, StoreError};
+use crate::store::{Listed, ListedObject, StoreError};
 
 /// How many objects are read at a time while everything is listed.
 const READERS: usize = 32;
@@ -77,20 +76,20 @@ async fn listed(
     };
     let content = if wanted(&path) && meta.size <= narinfo::MAX_SIZE {
         // The semaphore is never closed.
-        let _turn = if meta.size > SMALL { large.acquire().await.ok() } else { None };
+        let _permit = if meta.size > SMALL { large.acquire().await.ok() } else { None };
         match bucket.read(&key).await {
             Ok(Some(content)) if content.len() as u64 == meta.size => Some(content),
             // It was replaced since it was listed, or something else answered.
             Ok(Some(content)) => match bucket.find_listed(&key).await {
                 Ok(Some(again)) if again.size == content.len() as u64 => {
-                    let metadata = metadata(uses, &key, &again);
+                    let metadata = again.to_metadata(uses.last(&key));
                     let content = Some(content);
                     return Some(Ok(Listed::Object(ListedObject { path, metadata, content })));
                 }
                 Ok(None) => return None,
                 Ok(Some(_)) => {
                     let why = "its length differs from the listed one";
-                    return Some(Ok(Listed::Unreadable(path, not_what_it_is(&key, why))));
+                    return Some(Ok(Listed::Unreadable(path, contradiction(&key, why))));
                 }
                 Err(error) => return Some(Ok(Listed::Unreadable(path, error))),
             },
@@ -99,7 +98,7 @@ async fn listed(
                 Ok(None) => return None,
                 Ok(Some(_)) => {
                     let why = "the server lists it, but does not find it";
-                    return Some(Ok(Listed::Unreadable(path, not_what_it_is(&key, why))));
+                    return Some(Ok(Listed::Unreadable(path, contradiction(&key, why))));
                 }
                 Err(error) => return Some(Ok(Listed::Unreadable(path, error))),
             },
@@ -111,16 +110,6 @@ async fn listed(
     } else {
         None
     };
-    let metadata = metadata(uses, &key, meta);
+    let metadata = meta.to_metadata(uses.last(&key));
     Some(Ok(Listed::Object(ListedObject { path, metadata, content })))
-}
-
-/// The error for a response that contradicts the metadata of the object.
-pub(super) fn not_what_it_is(key: &str, why: &'static str) -> StoreError {
-    StoreError::Remote {
-        doing: "reading",
-        key: key.to_owned(),
-        trouble: RemoteTrouble::Failed,
-        source: why.into(),
-    }
 }

@@ -4,15 +4,13 @@
 //! (`a//b`, `nar/.`). In a bucket that other programs write to, too, such a key would stop every
 //! collection. So the pages are parsed here, and any key is accepted.
 
-use std::time::{Duration, SystemTime};
-
 use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt, TryStreamExt};
-use object_store::ObjectMeta;
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 
 use super::bucket::Bucket;
+use super::meta::Meta;
 use crate::store::{RemoteTrouble, StoreError};
 
 /// The longest page that is read. A thousand keys of the longest kind have 2 MB.
@@ -22,29 +20,14 @@ const PAGE_LIMIT: usize = 8 << 20;
 /// each page, and leaves out those of deleted objects, sends such pages after a large collection.
 const EMPTY_PAGES: u32 = 1000;
 
-/// The metadata of an object in a bucket.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Meta {
-    pub size: u64,
-    pub modified: SystemTime,
-    /// As the server writes it.
-    pub etag: Option<String>,
-}
-
-impl From<&ObjectMeta> for Meta {
-    fn from(meta: &ObjectMeta) -> Self {
-        Self { size: meta.size, modified: meta.last_modified.into(), etag: meta.e_tag.clone() }
-    }
-}
-
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Page {
+struct ListPage {
     /// Every server repeats this parameter, so another document is not taken for an empty list.
     #[expect(dead_code, reason = "it has to be there")]
     name: String,
     #[serde(default)]
-    contents: Vec<Entry>,
+    contents: Vec<ListEntry>,
     #[serde(default)]
     is_truncated: bool,
     next_continuation_token: Option<String>,
@@ -53,7 +36,7 @@ struct Page {
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Entry {
+struct ListEntry {
     key: String,
     size: u64,
     last_modified: String,
@@ -115,7 +98,7 @@ impl Bucket {
             parameters.push(("continuation-token", token));
         }
         let text = self.ask("listing", &parameters, PAGE_LIMIT).await?;
-        let page: Page = quick_xml::de::from_reader(text.as_slice())
+        let page: ListPage = quick_xml::de::from_reader(text.as_slice())
             .map_err(|error| failed(format!("sent a list that does not parse: {error}")))?;
         let encoded = page.encoding_type.as_deref() == Some("url");
         position.empty_pages = if page.contents.is_empty() { position.empty_pages + 1 } else { 0 };
@@ -170,17 +153,11 @@ fn failed(what: String) -> StoreError {
     }
 }
 
-/// How long to wait before the next try of a request, for the try with this number.
-pub(super) fn pause(tries: u32) -> Duration {
-    let longest = Duration::from_secs(2);
-    (Duration::from_millis(100) * 3_u32.saturating_pow(tries)).min(longest)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Result<Page, quick_xml::DeError> {
+    fn parse(text: &str) -> Result<ListPage, quick_xml::DeError> {
         quick_xml::de::from_reader(text.as_bytes())
     }
 

@@ -18,152 +18,128 @@ mod client;
 mod lease;
 mod list;
 mod listing;
+mod meta;
+mod open_error;
 mod part;
+mod private_files;
 mod probe;
 mod profile;
 mod remote;
 mod removing;
+mod retry;
 mod strict;
 mod sweep;
+mod unique_name;
 mod upload;
 mod uses;
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
-use thiserror::Error;
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
-use super::{
-    Availability, Content, KeyedLocks, Listed, Lock, Metadata, Object, RemoteTrouble, Removed,
-    Store, StoreError, Stored, Upload,
-};
 use crate::config;
 use crate::nix::{CachePath, LenientNarInfo, narinfo};
-use bucket::{Bucket, DeleteError, Deleted, failed};
-use changing::Turn;
-use client::PATIENCE;
-use listing::{Meta, pause};
+use crate::store::{
+    Availability, Content, KeyedLocks, Listed, Metadata, Object, RemoteTrouble, Removed,
+    StoreError, Stored,
+};
+use bucket::{Bucket, DeleteError, Deleted, OWN_FOLDER, SMALL, contradiction, failed};
+use changing::ChangeLock;
+use meta::Meta;
+pub use open_error::OpenBucketError;
 use part::Budget;
-pub use probe::Found;
+pub use private_files::S3PrivateFiles;
+pub use probe::BucketCapabilities;
+use probe::ConditionalWrites;
 use remote::Remote;
-use removing::{Removers, Said};
+use removing::{Announcement, Announcements};
+use retry::{RETRY_TIMEOUT, pause};
 use upload::S3Upload;
 use uses::Uses;
-
-/// The prefix of the daemon's own objects.
-const OWN_FOLDER: &str = ".nix-stored/";
-
-/// An object up to this size is read at once.
-const SMALL: u64 = 256 * 1024;
 
 /// The validity of a presigned URL. A running download continues.
 const PRESIGNED_URL_LIFETIME: Duration = Duration::from_secs(15 * 60);
 
 /// The interval between sweeps of unfinished uploads and merges of recorded uses.
-const TIDY_EVERY: Duration = Duration::from_secs(3600);
+const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(3600);
 
-/// A store in a bucket.
+/// A store in a bucket. [`Store`](super::Store) describes the operations.
 #[derive(Debug)]
 pub struct S3Store {
     bucket: Arc<Bucket>,
     uses: Arc<Uses>,
     budget: Budget,
-    turns: Arc<KeyedLocks>,
-    /// The objects that were removed here, with the time: their uses can be forgotten.
-    gone: Arc<Mutex<HashMap<String, u64>>>,
-    removers: Arc<Removers>,
-    /// The announced removals.
-    said: tokio::sync::Mutex<Option<Said>>,
-    /// Entries of released locks that are still to be deleted.
-    ending: TaskTracker,
-    /// Whether the server looks before it stores, once it is known.
-    looks: tokio::sync::OnceCell<bool>,
+    locks: Arc<KeyedLocks>,
+    /// The objects that this process removed, with the time: their uses can be forgotten.
+    removed: Arc<Mutex<HashMap<String, u64>>>,
+    /// The announced removals of this process.
+    announcement: tokio::sync::Mutex<Option<Announcement>>,
+    /// The tasks that delete the entries of released change locks.
+    releases: TaskTracker,
+    conditional_writes: ConditionalWrites,
+    private_files: S3PrivateFiles,
     location: config::Bucket,
-    /// Whether objects may be stored, as far as was tried.
+    /// Whether objects may be stored; true if that was not tested.
     writable: bool,
     runtime: Handle,
-}
-
-/// The reason why a bucket cannot be opened.
-#[derive(Debug, Error)]
-#[error("the bucket {bucket} {why}")]
-pub struct OpenError {
-    bucket: String,
-    why: String,
-    source: Option<Box<dyn std::error::Error + Send + Sync>>,
-}
-
-impl OpenError {
-    fn new(
-        bucket: &config::Bucket,
-        why: &str,
-        source: impl std::error::Error + Send + Sync + 'static,
-    ) -> Self {
-        let (bucket, why) = (bucket.to_string(), why.to_owned());
-        Self { bucket, why, source: Some(Box::new(source)) }
-    }
-
-    fn told(bucket: &config::Bucket, why: String) -> Self {
-        Self { bucket: bucket.to_string(), why, source: None }
-    }
 }
 
 impl S3Store {
     /// Opens the store in a bucket, tests what the bucket permits, and aborts unfinished uploads,
     /// now and every hour.
-    pub async fn open(location: &config::Bucket) -> Result<(Self, Found), OpenError> {
+    pub async fn open(
+        location: &config::Bucket,
+    ) -> Result<(Self, BucketCapabilities), OpenBucketError> {
         let mut store = Self::connect(location)?;
-        let found = store.probe().await?;
+        let found = probe::probe(&store.bucket, location, &store.conditional_writes).await?;
         store.writable = found.writable;
         let (bucket, uses) = (Arc::clone(&store.bucket), Arc::clone(&store.uses));
-        tokio::spawn(keep_tidy(bucket, uses, location.abandoned_after));
-        store.know_uses().await?;
+        tokio::spawn(maintain(bucket, uses, location.abandoned_after));
+        store.load_uses().await?;
         Ok((store, found))
     }
 
-    /// Opens a store that is there, and changes nothing by that.
-    pub async fn open_existing(location: &config::Bucket) -> Result<Self, OpenError> {
+    /// Opens an existing store without changing anything.
+    pub async fn open_existing(location: &config::Bucket) -> Result<Self, OpenBucketError> {
         let store = Self::connect(location)?;
-        store.know_uses().await?;
+        store.load_uses().await?;
         Ok(store)
     }
 
-    /// To be called within the runtime.
-    fn connect(location: &config::Bucket) -> Result<Self, OpenError> {
+    /// Creates the clients; sends nothing. Must be called within the runtime.
+    fn connect(location: &config::Bucket) -> Result<Self, OpenBucketError> {
         let bucket = Arc::new(Bucket::new(client::Clients::new(location)?, &location.prefix));
-        let removers = Arc::new(Removers::new(Arc::clone(&bucket)));
+        let announcements = Arc::new(Announcements::new(Arc::clone(&bucket)));
         Ok(Self {
-            uses: Arc::new(Uses::start(Arc::clone(&bucket), Arc::clone(&removers))),
-            removers,
-            said: tokio::sync::Mutex::default(),
-            ending: TaskTracker::new(),
-            looks: tokio::sync::OnceCell::new(),
+            uses: Arc::new(Uses::start(Arc::clone(&bucket), Arc::clone(&announcements))),
+            private_files: S3PrivateFiles::new(Arc::clone(&bucket), announcements),
+            announcement: tokio::sync::Mutex::default(),
+            releases: TaskTracker::new(),
+            conditional_writes: ConditionalWrites::default(),
             bucket,
             budget: Budget::new(),
-            turns: Arc::default(),
-            gone: Arc::default(),
+            locks: Arc::default(),
+            removed: Arc::default(),
             location: location.clone(),
             writable: true,
             runtime: Handle::current(),
         })
     }
 
-    async fn know_uses(&self) -> Result<(), OpenError> {
-        let known = self.uses.refresh().await;
-        known.map_err(|error| OpenError::new(&self.location, "cannot be read", error))
+    async fn load_uses(&self) -> Result<(), OpenBucketError> {
+        let loaded = self.uses.refresh().await;
+        loaded.map_err(|error| OpenBucketError::new(&self.location, "cannot be read", error))
     }
 
     fn metadata(&self, key: &str, meta: &Meta) -> Metadata {
-        metadata(&self.uses, key, meta)
+        meta.to_metadata(self.uses.last(key))
     }
 
     /// Checks that a response is a narinfo. A text without any field of a narinfo comes from
@@ -175,80 +151,84 @@ impl S3Store {
         }
         let listed = self.bucket.find_listed(key).await?;
         // Not every server lists entity tags.
-        let is_it = |it: Meta| it.size == meta.size && (it.etag.is_none() || it.etag == meta.etag);
-        match listed.is_some_and(is_it) {
+        let is_same = |listed: Meta| {
+            listed.size == meta.size && (listed.etag.is_none() || listed.etag == meta.etag)
+        };
+        match listed.is_some_and(is_same) {
             true => Ok(()),
-            false => Err(list::not_what_it_is(key, "the response is not a narinfo")),
+            false => Err(contradiction(key, "the response is not a narinfo")),
         }
     }
 
     /// Announces the removal of `keys`, and reads the uses that were recorded before.
-    async fn say(
+    async fn announce(
         &self,
         keys: impl IntoIterator<Item = String>,
-        said: &mut Option<Said>,
+        announced: &mut Option<Announcement>,
     ) -> Result<(), StoreError> {
-        let new = Said::new(&self.bucket, keys).await?;
-        if let Some(old) = said.replace(new) {
-            old.take_back(&self.bucket).await;
+        let new = Announcement::new(&self.bucket, keys).await?;
+        if let Some(old) = announced.replace(new) {
+            old.withdraw(&self.bucket).await;
         }
         self.uses.refresh().await
     }
 
-    async fn remove_as_said(
+    async fn remove_announced(
         &self,
         key: &str,
         unused_since: SystemTime,
-        said: &mut Option<Said>,
+        announced: &mut Option<Announcement>,
     ) -> Result<Removed, StoreError> {
-        let begun = Instant::now();
+        let started = Instant::now();
         for tries in 0.. {
-            let is_said = |said: &Said| said.keys.contains(key) && said.is_good();
-            if !said.as_ref().is_some_and(is_said) {
-                let more = said.as_ref().map(|said| said.keys.clone()).unwrap_or_default();
-                self.say(more.into_iter().chain([key.to_owned()]), said).await?;
+            let is_announced =
+                |announced: &Announcement| announced.keys.contains(key) && announced.is_valid();
+            if !announced.as_ref().is_some_and(is_announced) {
+                let more =
+                    announced.as_ref().map(|announced| announced.keys.clone()).unwrap_or_default();
+                self.announce(more.into_iter().chain([key.to_owned()]), announced).await?;
             }
             let Some(meta) = self.bucket.head(key).await? else {
-                // A deletion of ours may have done it that was not answered.
-                return Ok(if tries > 0 { self.has_gone(key) } else { Removed::Absent });
+                // An earlier deletion, whose response was lost, may have removed it.
+                return Ok(if tries > 0 { self.record_removal(key) } else { Removed::Absent });
             };
             let used = self.uses.last_recorded(key).unwrap_or(meta.modified);
             if used.max(meta.modified) > unused_since {
                 return Ok(Removed::InUse);
             }
-            if !said.as_ref().is_some_and(Said::is_good) {
+            if !announced.as_ref().is_some_and(Announcement::is_valid) {
                 continue;
             }
             match self.bucket.delete_once(key, meta.etag.as_deref()).await {
-                Ok(Deleted::Done) => return Ok(self.has_gone(key)),
+                Ok(Deleted::Done) => return Ok(self.record_removal(key)),
                 Ok(Deleted::IsAnother) => {}
                 Err(DeleteError { may_pass, may_come, error }) => {
                     if may_come {
                         // A use waits until the deletion can no longer take effect.
-                        *said = None;
+                        *announced = None;
                     }
-                    if !may_pass || begun.elapsed() >= PATIENCE {
+                    if !may_pass || started.elapsed() >= RETRY_TIMEOUT {
                         return Err(error);
                     }
                 }
             }
             // The request is not repeated unchanged: waiting uses come first.
-            if let Some(said) = said.take() {
-                said.take_back(&self.bucket).await;
+            if let Some(announced) = announced.take() {
+                announced.withdraw(&self.bucket).await;
             }
             tokio::time::sleep(pause(tries)).await;
         }
-        unreachable!("time does not stand still")
+        unreachable!("the loop ends after RETRY_TIMEOUT")
     }
 
-    fn has_gone(&self, key: &str) -> Removed {
-        let mut gone = self.gone.lock().unwrap_or_else(PoisonError::into_inner);
-        gone.insert(key.to_owned(), uses::now());
+    fn record_removal(&self, key: &str) -> Removed {
+        let mut removed = self.removed.lock().unwrap_or_else(PoisonError::into_inner);
+        removed.insert(key.to_owned(), uses::now());
         Removed::Gone
     }
 
-    /// Deletes an object unless it is another one by now, as far as the server looks.
-    async fn delete_as_it_is(&self, key: &str, meta: &Meta) -> Result<bool, StoreError> {
+    /// Deletes an object unless another one replaced it, on servers that check the entity tag.
+    async fn delete_if_unchanged(&self, key: &str, meta: &Meta) -> Result<bool, StoreError> {
         match self.bucket.delete_once(key, meta.etag.as_deref()).await {
             Ok(deleted) => Ok(deleted == Deleted::Done),
             Err(error) => Err(error.error),
@@ -256,19 +236,19 @@ impl S3Store {
     }
 
     /// Returns the key in the quarantine: the object's own name, or the first free one like `….1`.
-    async fn free_name_aside(&self, key: &str) -> Result<String, StoreError> {
+    async fn free_quarantine_key(&self, key: &str) -> Result<String, StoreError> {
         let first = format!("{OWN_FOLDER}quarantine/{key}");
-        let (mut aside, mut number) = (first.clone(), 0);
-        while self.bucket.head(&aside).await?.is_some() {
+        let (mut target, mut number) = (first.clone(), 0);
+        while self.bucket.head(&target).await?.is_some() {
             number += 1;
-            aside = format!("{first}.{number}");
+            target = format!("{first}.{number}");
         }
-        Ok(aside)
+        Ok(target)
     }
 }
 
-async fn keep_tidy(bucket: Arc<Bucket>, uses: Arc<Uses>, age: Duration) {
-    let mut tick = tokio::time::interval(TIDY_EVERY);
+async fn maintain(bucket: Arc<Bucket>, uses: Arc<Uses>, age: Duration) {
+    let mut tick = tokio::time::interval(MAINTENANCE_INTERVAL);
     loop {
         tick.tick().await;
         match sweep::sweep(&bucket, age).await {
@@ -284,253 +264,175 @@ async fn keep_tidy(bucket: Arc<Bucket>, uses: Arc<Uses>, age: Duration) {
     }
 }
 
-fn metadata(uses: &Uses, key: &str, meta: &Meta) -> Metadata {
-    let modified = meta.modified;
-    let etag = match &meta.etag {
-        Some(etag) if etag.starts_with('"') => etag.clone(),
-        Some(etag) => format!("\"{}\"", etag.trim_start_matches("W/").trim_matches('"')),
-        // Not every server has them.
-        None => {
-            let since = modified.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-            format!("\"{}-{}\"", meta.size, since.as_micros())
-        }
-    };
-    Metadata {
-        size: meta.size,
-        modified,
-        used: uses.last(key).map_or(modified, |used| used.max(modified)),
-        etag: etag.into(),
-    }
-}
-
-impl Store for S3Store {
-    fn head<'a>(
-        &'a self,
-        path: &'a CachePath,
-    ) -> BoxFuture<'a, Result<Option<Metadata>, StoreError>> {
-        async move {
-            let key = path.key();
-            let meta = self.bucket.head(&key).await?;
-            Ok(meta.map(|meta| self.metadata(&key, &meta)))
-        }
-        .boxed()
+impl S3Store {
+    pub(super) async fn head(&self, path: &CachePath) -> Result<Option<Metadata>, StoreError> {
+        let key = path.key();
+        let meta = self.bucket.head(&key).await?;
+        Ok(meta.map(|meta| self.metadata(&key, &meta)))
     }
 
-    fn get<'a>(&'a self, path: &'a CachePath) -> BoxFuture<'a, Result<Option<Object>, StoreError>> {
-        async move {
-            let key = path.key();
-            let Some(found) = self.bucket.get(&key).await? else {
-                return Ok(None);
-            };
-            let metadata = self.metadata(&key, &Meta::from(&found.meta));
-            // A narinfo is always read at once, as in a directory.
-            let limit = match path {
-                CachePath::NarInfo(_) => narinfo::MAX_SIZE,
-                _ => SMALL,
-            };
-            let content = if found.meta.size <= limit {
-                let meta = Meta::from(&found.meta);
-                let bytes = found.bytes().await.map_err(failed("reading", &key))?;
-                if bytes.len() as u64 != meta.size {
-                    return Err(list::not_what_it_is(&key, "the response has another length"));
-                }
-                if let CachePath::NarInfo(_) = path {
-                    self.check_narinfo(&key, &meta, &bytes).await?;
-                }
-                Content::Bytes(bytes)
-            } else {
-                Content::Stream(Box::new(Remote::new(Arc::clone(&self.bucket), key, found)))
-            };
-            Ok(Some(Object { metadata, content }))
-        }
-        .boxed()
+    pub(super) async fn get(&self, path: &CachePath) -> Result<Option<Object>, StoreError> {
+        let key = path.key();
+        let Some(found) = self.bucket.get(&key).await? else {
+            return Ok(None);
+        };
+        let metadata = self.metadata(&key, &Meta::from(&found.meta));
+        // A narinfo is always read at once, as in a directory.
+        let limit = match path {
+            CachePath::NarInfo(_) => narinfo::MAX_SIZE,
+            _ => SMALL,
+        };
+        let content = if found.meta.size <= limit {
+            let meta = Meta::from(&found.meta);
+            let bytes = found.bytes().await.map_err(failed("reading", &key))?;
+            if bytes.len() as u64 != meta.size {
+                return Err(contradiction(&key, "the response has another length"));
+            }
+            if let CachePath::NarInfo(_) = path {
+                self.check_narinfo(&key, &meta, &bytes).await?;
+            }
+            Content::Bytes(bytes)
+        } else {
+            Content::Stream(Box::new(Remote::new(Arc::clone(&self.bucket), key, found)))
+        };
+        Ok(Some(Object { metadata, content }))
     }
 
-    fn get_foreign<'a>(
-        &'a self,
-        key: &'a str,
-    ) -> BoxFuture<'a, Result<Option<Object>, StoreError>> {
-        async move {
-            let Some(found) = self.bucket.get(key).await? else {
-                return Ok(None);
-            };
-            let metadata = self.metadata(key, &Meta::from(&found.meta));
-            let content = Remote::new(Arc::clone(&self.bucket), key.to_owned(), found);
-            Ok(Some(Object { metadata, content: Content::Stream(Box::new(content)) }))
-        }
-        .boxed()
+    pub(super) async fn get_foreign(&self, key: &str) -> Result<Option<Object>, StoreError> {
+        let Some(found) = self.bucket.get(key).await? else {
+            return Ok(None);
+        };
+        let metadata = self.metadata(key, &Meta::from(&found.meta));
+        let content = Remote::new(Arc::clone(&self.bucket), key.to_owned(), found);
+        Ok(Some(Object { metadata, content: Content::Stream(Box::new(content)) }))
     }
 
-    fn put<'a>(
-        &'a self,
-        path: &'a CachePath,
+    pub(super) async fn put(&self, path: &CachePath, bytes: Bytes) -> Result<Stored, StoreError> {
+        let key = path.key();
+        let _lock = self.locks.take(&key).await;
+        let older = self.bucket.seems_there(&key).await?;
+        if older {
+            // A collection may be about to remove it.
+            self.uses.mark(key.clone()).await?;
+        }
+        self.bucket.put(&key, bytes, path.content_type()).await?;
+        Ok(if older { Stored::Replaced } else { Stored::Created })
+    }
+
+    pub(super) async fn replace(
+        &self,
+        path: &CachePath,
         bytes: Bytes,
-    ) -> BoxFuture<'a, Result<Stored, StoreError>> {
-        async move {
-            let key = path.key();
-            let _turn = self.turns.take(&key).await;
-            let older = self.bucket.seems_there(&key).await?;
-            if older {
-                // A collection may be about to remove it.
-                self.uses.mark(key.clone()).await?;
-            }
-            self.bucket.put(&key, bytes, path.content_type()).await?;
-            Ok(if older { Stored::Replaced } else { Stored::Created })
+        before: Option<&Bytes>,
+    ) -> Result<Option<Stored>, StoreError> {
+        let key = path.key();
+        let stored = if before.is_some() { Stored::Replaced } else { Stored::Created };
+        if before.is_some() {
+            self.uses.mark(key.clone()).await?;
         }
-        .boxed()
-    }
-
-    fn keep<'a>(
-        &'a self,
-        path: &'a CachePath,
-        text: Bytes,
-    ) -> BoxFuture<'a, Result<Option<Stored>, StoreError>> {
-        super::keep(self, path, text).boxed()
-    }
-
-    fn replace<'a>(
-        &'a self,
-        path: &'a CachePath,
-        bytes: Bytes,
-        before: Option<&'a Bytes>,
-    ) -> BoxFuture<'a, Result<Option<Stored>, StoreError>> {
-        async move {
-            let key = path.key();
-            let stored = if before.is_some() { Stored::Replaced } else { Stored::Created };
-            if before.is_some() {
-                self.uses.mark(key.clone()).await?;
-            }
-            // Also where the server looks: not every one looks and stores in one step.
-            let turn = Turn::take(&self.bucket, &self.ending, &key).await?;
-            if self.server_looks().await? {
-                let etag = before.map(|etag| String::from_utf8_lossy(etag).into_owned());
-                let put =
-                    self.bucket.put_in_place_of(&key, bytes, path.content_type(), etag).await?;
-                return Ok(put.then_some(stored));
-            }
-            let now = match before {
-                // An object that is to be replaced and seems absent is checked again.
-                Some(_) => self.bucket.head(&key).await?,
-                None => match self.bucket.seems_there(&key).await? {
-                    true => self.bucket.head(&key).await?,
-                    false => None,
-                },
-            };
-            let now = now.map(|meta| self.metadata(&key, &meta).etag);
-            if now.as_ref() != before || !turn.is_good() {
-                return Ok(None);
-            }
-            self.bucket.put(&key, bytes, path.content_type()).await?;
-            Ok(Some(stored))
+        // Also with conditional writes, because some servers check and store in two steps.
+        let lock = ChangeLock::take(&self.bucket, &self.releases, &key).await?;
+        if self.conditional_writes.are_supported(&self.bucket).await? {
+            let etag = before.map(|etag| String::from_utf8_lossy(etag).into_owned());
+            let put = self.bucket.put_in_place_of(&key, bytes, path.content_type(), etag).await?;
+            return Ok(put.then_some(stored));
         }
-        .boxed()
-    }
-
-    fn quarantine<'a>(
-        &'a self,
-        path: &'a CachePath,
-        etag: &'a Bytes,
-    ) -> BoxFuture<'a, Result<bool, StoreError>> {
-        async move {
-            let key = path.key();
-            // An object that is stored here meanwhile has another entity tag, and is kept.
-            let _turn = self.turns.take(&key).await;
-            let Some(meta) = self.bucket.head(&key).await? else {
-                return Ok(false);
-            };
-            if self.metadata(&key, &meta).etag != etag {
-                return Ok(false);
-            }
-            let aside = self.free_name_aside(&key).await?;
-            if !self.bucket.copy(&key, &aside, meta.size).await? {
-                return Ok(false);
-            }
-            // Copying takes its time, and another daemon may have stored it anew.
-            let again = self.bucket.head(&key).await?;
-            let is_the_same = again.is_some_and(|meta| self.metadata(&key, &meta).etag == etag);
-            if is_the_same && self.delete_as_it_is(&key, &meta).await? {
-                return Ok(true);
-            }
-            self.bucket.delete(&aside).await?;
-            Ok(false)
+        let now = match before {
+            // An object that is to be replaced and seems absent is checked again.
+            Some(_) => self.bucket.head(&key).await?,
+            None => match self.bucket.seems_there(&key).await? {
+                true => self.bucket.head(&key).await?,
+                false => None,
+            },
+        };
+        let now = now.map(|meta| self.metadata(&key, &meta).etag);
+        if now.as_ref() != before || !lock.is_valid() {
+            return Ok(None);
         }
-        .boxed()
+        self.bucket.put(&key, bytes, path.content_type()).await?;
+        Ok(Some(stored))
     }
 
-    fn touch(&self, path: &CachePath) {
+    pub(super) async fn quarantine(
+        &self,
+        path: &CachePath,
+        etag: &Bytes,
+    ) -> Result<bool, StoreError> {
+        let key = path.key();
+        // An object that is stored here meanwhile has another entity tag, and is kept.
+        let _lock = self.locks.take(&key).await;
+        let Some(meta) = self.bucket.head(&key).await? else {
+            return Ok(false);
+        };
+        if self.metadata(&key, &meta).etag != etag {
+            return Ok(false);
+        }
+        let target = self.free_quarantine_key(&key).await?;
+        if !self.bucket.copy(&key, &target, meta.size).await? {
+            return Ok(false);
+        }
+        // Another daemon may have stored a new object during the copy.
+        let again = self.bucket.head(&key).await?;
+        let is_the_same = again.is_some_and(|meta| self.metadata(&key, &meta).etag == etag);
+        if is_the_same && self.delete_if_unchanged(&key, &meta).await? {
+            return Ok(true);
+        }
+        self.bucket.delete(&target).await?;
+        Ok(false)
+    }
+
+    pub(super) fn touch(&self, path: &CachePath) {
         self.uses.note(path.key());
     }
 
-    fn touch_now<'a>(&'a self, path: &'a CachePath) -> BoxFuture<'a, Result<bool, StoreError>> {
-        async move {
-            let key = path.key();
-            self.uses.mark(key.clone()).await?;
-            // Not earlier: a collection reads the uses first.
-            Ok(self.bucket.head(&key).await?.is_some())
-        }
-        .boxed()
+    pub(super) async fn touch_now(&self, path: &CachePath) -> Result<bool, StoreError> {
+        let key = path.key();
+        self.uses.mark(key.clone()).await?;
+        // Not earlier: a collection reads the uses first.
+        Ok(self.bucket.head(&key).await?.is_some())
     }
 
-    fn remove<'a>(
-        &'a self,
-        path: &'a CachePath,
+    pub(super) async fn remove(
+        &self,
+        path: &CachePath,
         unused_since: SystemTime,
-    ) -> BoxFuture<'a, Result<Removed, StoreError>> {
-        async move {
-            let key = path.key();
-            let mut said = self.said.lock().await;
-            let is_one_of_many = said.as_ref().is_some_and(|said| said.keys.contains(&key));
-            let removed = self.remove_as_said(&key, unused_since, &mut said).await;
-            // No use waits longer than necessary.
-            if (removed.is_err() || !is_one_of_many)
-                && let Some(said) = said.take()
-            {
-                said.take_back(&self.bucket).await;
-            }
-            removed
+    ) -> Result<Removed, StoreError> {
+        let key = path.key();
+        let mut announced = self.announcement.lock().await;
+        let is_one_of_many =
+            announced.as_ref().is_some_and(|announced| announced.keys.contains(&key));
+        let removed = self.remove_announced(&key, unused_since, &mut announced).await;
+        // No use waits longer than necessary.
+        if (removed.is_err() || !is_one_of_many)
+            && let Some(announced) = announced.take()
+        {
+            announced.withdraw(&self.bucket).await;
         }
-        .boxed()
+        removed
     }
 
-    fn will_remove<'a>(&'a self, paths: &'a [CachePath]) -> BoxFuture<'a, Result<(), StoreError>> {
-        async move {
-            let mut said = self.said.lock().await;
-            self.say(paths.iter().map(CachePath::key), &mut said).await
+    pub(super) async fn will_remove(&self, paths: &[CachePath]) -> Result<(), StoreError> {
+        let mut announced = self.announcement.lock().await;
+        self.announce(paths.iter().map(CachePath::key), &mut announced).await
+    }
+
+    pub(super) async fn sync_removals(&self) -> Result<(), StoreError> {
+        if let Some(announced) = self.announcement.lock().await.take() {
+            announced.withdraw(&self.bucket).await;
         }
-        .boxed()
+        // Removals in a bucket are durable. The uses of removed objects can be forgotten.
+        let gone =
+            std::mem::take(&mut *self.removed.lock().unwrap_or_else(PoisonError::into_inner));
+        if gone.is_empty() { Ok(()) } else { self.uses.forget(&gone).await }
     }
 
-    fn sync_removals(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        async move {
-            if let Some(said) = self.said.lock().await.take() {
-                said.take_back(&self.bucket).await;
-            }
-            // Removals in a bucket are durable. The uses of removed objects can be forgotten.
-            let gone =
-                std::mem::take(&mut *self.gone.lock().unwrap_or_else(PoisonError::into_inner));
-            if gone.is_empty() { Ok(()) } else { self.uses.forget(&gone).await }
-        }
-        .boxed()
+    pub(super) async fn flush(&self) -> Result<(), StoreError> {
+        self.releases.close();
+        self.releases.wait().await;
+        self.uses.flush().await
     }
 
-    fn flush(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        async move {
-            self.ending.close();
-            self.ending.wait().await;
-            self.uses.flush().await
-        }
-        .boxed()
-    }
-
-    fn lock_holder(&self) -> BoxFuture<'_, Result<Option<String>, StoreError>> {
-        lease::holder(&self.bucket).boxed()
-    }
-
-    fn break_lock(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        lease::break_it(&self.bucket).boxed()
-    }
-
-    fn list(
+    pub(super) fn list(
         &self,
         wanted: fn(&CachePath) -> bool,
     ) -> BoxStream<'static, Result<Listed, StoreError>> {
@@ -538,96 +440,37 @@ impl Store for S3Store {
         list::list(bucket, uses, wanted).into_stream().try_flatten().boxed()
     }
 
-    fn notes<'a>(&'a self, folder: &'a str) -> BoxFuture<'a, Result<Vec<String>, StoreError>> {
-        async move {
-            let below = format!("{OWN_FOLDER}{folder}/");
-            let name = |(key, _): (String, _)| key.strip_prefix(&below).map(str::to_owned);
-            let listed = self.bucket.list(&below);
-            let mut names: Vec<_> =
-                listed.try_filter_map(|found| async { Ok(name(found)) }).try_collect().await?;
-            names.sort_unstable();
-            Ok(names)
+    pub(super) async fn check(&self) -> Availability {
+        match probe::check_readable(&self.bucket).await {
+            Err(error) => Availability::Unusable(error),
+            Ok(()) if self.writable && !self.uses.are_denied() => Availability::ReadWrite,
+            Ok(()) => Availability::ReadOnly(StoreError::Remote {
+                doing: "writing to",
+                key: "the bucket".to_owned(),
+                trouble: RemoteTrouble::Denied,
+                source: match self.writable {
+                    true => "a use could not be recorded".into(),
+                    false => "the bucket was not writable at start".into(),
+                },
+            }),
         }
-        .boxed()
     }
 
-    fn note<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Bytes>, StoreError>> {
-        async move { self.bucket.read(&format!("{OWN_FOLDER}{name}")).await }.boxed()
-    }
-
-    fn set_note<'a>(
-        &'a self,
-        name: &'a str,
-        text: Option<Bytes>,
-    ) -> BoxFuture<'a, Result<bool, StoreError>> {
-        async move {
-            let key = format!("{OWN_FOLDER}{name}");
-            let older = self.bucket.head(&key).await?;
-            match text {
-                Some(text) => {
-                    self.bucket.put(&key, text, "text/plain; charset=utf-8").await?;
-                }
-                None if older.is_some() => self.bucket.delete(&key).await?,
-                None => {}
-            }
-            Ok(older.is_some())
-        }
-        .boxed()
-    }
-
-    fn lock(&self) -> BoxFuture<'_, Result<Option<Lock>, StoreError>> {
-        async move {
-            let Some(lease) = lease::take(&self.bucket).await? else {
-                return Ok(None);
-            };
-            self.removers.clear().await?;
-            Ok(Some(Lock::new(lease)))
-        }
-        .boxed()
-    }
-
-    fn free_space(&self) -> Option<u64> {
-        None
-    }
-
-    fn check(&self) -> BoxFuture<'_, Availability> {
-        async move {
-            match probe::can_read(&self.bucket).await {
-                Err(error) => Availability::Unusable(error),
-                Ok(()) if self.writable && !self.uses.are_denied() => Availability::ReadWrite,
-                Ok(()) => Availability::ReadOnly(StoreError::Remote {
-                    doing: "writing to",
-                    key: "the bucket".to_owned(),
-                    trouble: RemoteTrouble::Denied,
-                    source: match self.writable {
-                        true => "a use could not be recorded".into(),
-                        false => "the bucket was not writable at start".into(),
-                    },
-                }),
-            }
-        }
-        .boxed()
-    }
-
-    fn presigned_url<'a>(
-        &'a self,
-        path: &'a CachePath,
-    ) -> BoxFuture<'a, Result<Option<String>, StoreError>> {
-        async move { self.bucket.presigned_url(&path.key(), PRESIGNED_URL_LIFETIME).await.map(Some) }.boxed()
-    }
-
-    fn start_upload(
+    pub(super) async fn presigned_url(
         &self,
         path: &CachePath,
-        size: Option<u64>,
-    ) -> Result<Box<dyn Upload>, StoreError> {
-        let (bucket, budget) = (Arc::clone(&self.bucket), self.budget.clone());
-        let (turns, uses) = (Arc::clone(&self.turns), Arc::clone(&self.uses));
-        let runtime = self.runtime.clone();
-        Ok(Box::new(S3Upload::new(bucket, budget, turns, uses, runtime, path, size)))
+    ) -> Result<Option<String>, StoreError> {
+        self.bucket.presigned_url(&path.key(), PRESIGNED_URL_LIFETIME).await.map(Some)
     }
 
-    fn scratch(&self, path: &CachePath, _: Option<u64>) -> Result<File, StoreError> {
-        tempfile::tempfile().map_err(|error| StoreError::new("staging", &path.key(), error))
+    pub(super) fn private_files(&self) -> &S3PrivateFiles {
+        &self.private_files
+    }
+
+    pub(super) fn start_upload(&self, path: &CachePath, size: Option<u64>) -> S3Upload {
+        let (bucket, budget) = (Arc::clone(&self.bucket), self.budget.clone());
+        let (locks, uses) = (Arc::clone(&self.locks), Arc::clone(&self.uses));
+        let runtime = self.runtime.clone();
+        S3Upload::new(bucket, budget, locks, uses, runtime, path, size)
     }
 }

@@ -1,97 +1,105 @@
 //! Tests at start which operations the server supports and permits, so that a missing permission
 //! does not show first at an upload.
 
+use std::time::SystemTime;
+
 use bytes::Bytes;
 use futures_util::TryStreamExt;
+use tokio::sync::OnceCell;
 
-use super::bucket::Bucket;
-use super::uses::unique;
-use super::{OpenError, S3Store};
+use super::bucket::{Bucket, failed};
+use super::open_error::OpenBucketError;
+use super::unique_name::unique_name;
+use crate::config;
 use crate::store::{RemoteTrouble, StoreError};
 
-/// Where it is tried.
+/// The prefix of the objects that are written as a test.
 const FOLDER: &str = ".nix-stored/probe/";
 
-/// The result of testing a server.
+/// The operations that the server supports and permits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Found {
+pub struct BucketCapabilities {
     /// Whether objects may be stored.
     pub writable: bool,
-    /// Whether an upload in parts may be given up; not tried where nothing may be stored.
+    /// Whether a multipart upload may be aborted; false without a test if nothing may be stored.
     pub may_abort: bool,
     /// Whether the server supports conditional writes (`If-Match`, `If-None-Match`). If it does
     /// not, several requests replace one.
-    pub looks_before_it_stores: bool,
+    pub conditional_writes: bool,
 }
 
-impl S3Store {
-    /// Tests every operation that the cache needs.
-    pub(super) async fn probe(&self) -> Result<Found, OpenError> {
-        let bucket = &self.bucket;
-        let told =
-            |why, needs, error| OpenError::new(&self.location, &because(why, needs, &error), error);
-        let reading = "the bucket must exist, and the key needs the permissions s3:ListBucket and \
-                       s3:GetObject";
-        can_read(bucket).await.map_err(|error| told("cannot be read", reading, error))?;
-        // If deletion is not permitted, one object remains, and not one more with every start.
-        let key = format!("{FOLDER}deleted-at-once");
-        let storing = "the key needs the permission s3:PutObject";
-        let put = bucket.put(&key, Bytes::from_static(b"probe"), "text/plain").await;
-        match put {
-            Ok(()) => {}
-            Err(StoreError::Remote { trouble: RemoteTrouble::Denied, .. }) => {
-                return Ok(Found {
-                    writable: false,
-                    may_abort: false,
-                    looks_before_it_stores: false,
-                });
-            }
-            Err(error) => return Err(told("cannot be written to", storing, error)),
-        }
-        let deleted = bucket.delete(&key).await;
-        deleted.map_err(|error| {
-            told("does not allow deletions", "the key needs the permission s3:DeleteObject", error)
-        })?;
-        let looks = self.server_looks().await;
-        let looks = looks.map_err(|error| told("cannot be written to", storing, error))?;
-        let may_abort = may_abort(bucket, &key).await;
-        let may_abort = may_abort.map_err(|error| told("cannot be written to", storing, error))?;
-        // What earlier starts have left.
-        self.tidy_probes().await;
-        Ok(Found { writable: true, may_abort, looks_before_it_stores: looks })
-    }
+/// Whether the server supports conditional writes; tested once.
+#[derive(Debug, Default)]
+pub(super) struct ConditionalWrites(OnceCell<bool>);
 
-    /// Whether the server supports conditional writes; tested once.
-    pub(super) async fn server_looks(&self) -> Result<bool, StoreError> {
-        let find_out = async || {
-            let key = format!("{FOLDER}{}", unique());
-            self.bucket.put(&key, Bytes::from_static(b"probe"), "text/plain").await?;
-            let looks = looks_before_it_stores(&self.bucket, &key).await;
-            self.bucket.delete(&key).await?;
-            looks
+impl ConditionalWrites {
+    pub(super) async fn are_supported(&self, bucket: &Bucket) -> Result<bool, StoreError> {
+        let test = async || {
+            let key = format!("{FOLDER}{}", unique_name());
+            bucket.put(&key, Bytes::from_static(b"probe"), "text/plain").await?;
+            let supported = test_conditional_writes(bucket, &key).await;
+            bucket.delete(&key).await?;
+            supported
         };
-        self.looks.get_or_try_init(find_out).await.copied()
+        self.0.get_or_try_init(test).await.copied()
     }
+}
 
-    async fn tidy_probes(&self) {
-        let left: Result<Vec<(String, _)>, _> = self.bucket.list(FOLDER).try_collect().await;
-        let old = |at: std::time::SystemTime| at.elapsed().is_ok_and(|age| age.as_secs() > 3600);
-        for (key, _) in left.into_iter().flatten().filter(|(_, meta)| old(meta.modified)) {
-            // There is another start.
-            let _ = self.bucket.delete(&key).await;
+/// Tests every operation that the cache needs.
+pub(super) async fn probe(
+    bucket: &Bucket,
+    location: &config::Bucket,
+    conditional_writes: &ConditionalWrites,
+) -> Result<BucketCapabilities, OpenBucketError> {
+    let failed =
+        |why, needs, error| OpenBucketError::new(location, &because(why, needs, &error), error);
+    let reading = "the bucket must exist, and the key needs the permissions s3:ListBucket and \
+                   s3:GetObject";
+    check_readable(bucket).await.map_err(|error| failed("cannot be read", reading, error))?;
+    // The key is always the same: without the permission to delete, only one object remains.
+    let key = format!("{FOLDER}deleted-at-once");
+    let storing = "the key needs the permission s3:PutObject";
+    match bucket.put(&key, Bytes::from_static(b"probe"), "text/plain").await {
+        Ok(()) => {}
+        Err(StoreError::Remote { trouble: RemoteTrouble::Denied, .. }) => {
+            return Ok(BucketCapabilities {
+                writable: false,
+                may_abort: false,
+                conditional_writes: false,
+            });
         }
+        Err(error) => return Err(failed("cannot be written to", storing, error)),
+    }
+    bucket.delete(&key).await.map_err(|error| {
+        failed("does not allow deletions", "the key needs the permission s3:DeleteObject", error)
+    })?;
+    let not_writable = |error| failed("cannot be written to", storing, error);
+    let conditional_writes =
+        conditional_writes.are_supported(bucket).await.map_err(not_writable)?;
+    let may_abort = test_abort(bucket, &key).await.map_err(not_writable)?;
+    delete_old_probes(bucket).await;
+    Ok(BucketCapabilities { writable: true, may_abort, conditional_writes })
+}
+
+/// Deletes the objects that killed processes left.
+async fn delete_old_probes(bucket: &Bucket) {
+    let probes: Result<Vec<(String, _)>, _> = bucket.list(FOLDER).try_collect().await;
+    let is_old = |at: SystemTime| at.elapsed().is_ok_and(|age| age.as_secs() > 3600);
+    for (key, _) in probes.into_iter().flatten().filter(|(_, meta)| is_old(meta.modified)) {
+        // If this fails, the next start deletes it.
+        let _ = bucket.delete(&key).await;
     }
 }
 
 /// Adds the probable cause to a reason, and the needed permission if the request was denied.
 fn because(why: &str, needs: &str, error: &StoreError) -> String {
     let mut cause: Option<&dyn std::error::Error> = Some(error);
-    let mut told = String::new();
+    let mut text = String::new();
     while let Some(error) = cause {
-        told.push_str(&error.to_string());
+        text.push_str(&error.to_string());
         cause = error.source();
     }
-    let is = |codes: &[&str]| codes.iter().any(|code| told.contains(code));
+    let is = |codes: &[&str]| codes.iter().any(|code| text.contains(code));
     if is(&["RequestTimeTooSkewed", "RequestExpired"]) {
         format!("{why}: the clocks of this machine and of the server differ")
     } else if is(&["SignatureDoesNotMatch", "InvalidAccessKeyId", "InvalidToken", "ExpiredToken"]) {
@@ -107,8 +115,8 @@ fn because(why: &str, needs: &str, error: &StoreError) -> String {
     }
 }
 
-/// Tries on an object that is there.
-async fn looks_before_it_stores(bucket: &Bucket, key: &str) -> Result<bool, StoreError> {
+/// Tests conditional writes on the existing object `key`.
+async fn test_conditional_writes(bucket: &Bucket, key: &str) -> Result<bool, StoreError> {
     let text = || Bytes::from_static(b"probe");
     let other = Some("\"00000000000000000000000000000000\"".to_owned());
     if bucket.put_new(key, text()).await? {
@@ -116,15 +124,16 @@ async fn looks_before_it_stores(bucket: &Bucket, key: &str) -> Result<bool, Stor
     }
     match bucket.put_in_place_of(key, text(), "text/plain", other).await {
         Ok(stored) => Ok(!stored),
-        // It does not know the condition.
+        // The server does not support the condition.
         Err(StoreError::Remote { trouble: RemoteTrouble::Failed, .. }) => Ok(false),
         Err(error) => Err(error),
     }
 }
 
-async fn may_abort(bucket: &Bucket, key: &str) -> Result<bool, StoreError> {
-    let mut begun = bucket.begin(key, "text/plain").await?;
-    match begun.abort().await.map_err(super::bucket::failed("aborting an upload to", key)) {
+/// Whether a multipart upload may be aborted.
+async fn test_abort(bucket: &Bucket, key: &str) -> Result<bool, StoreError> {
+    let mut started = bucket.start_multipart(key, "text/plain").await?;
+    match started.abort().await.map_err(failed("aborting an upload to", key)) {
         Ok(()) => Ok(true),
         Err(StoreError::Remote { trouble: RemoteTrouble::Denied, .. }) => Ok(false),
         Err(error) => Err(error),
@@ -132,7 +141,7 @@ async fn may_abort(bucket: &Bucket, key: &str) -> Result<bool, StoreError> {
 }
 
 /// Checks that the bucket exists and can be read.
-pub(super) async fn can_read(bucket: &Bucket) -> Result<(), StoreError> {
+pub(super) async fn check_readable(bucket: &Bucket) -> Result<(), StoreError> {
     bucket.list(".nix-stored/").try_next().await?;
     // Without the permission to list, the server answers 403 for absent objects.
     bucket.read(".nix-stored/probe/absent").await?;

@@ -11,7 +11,7 @@ use object_store::GetResult;
 use tracing::debug;
 
 use super::bucket::Bucket;
-use super::listing::pause;
+use super::retry::pause;
 use crate::store::RangeRead;
 
 /// A large object: its bytes from a running response, or a range that must be requested.

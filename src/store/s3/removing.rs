@@ -12,8 +12,8 @@
 //! Whichever of the two writes later sees the other. So no acknowledged object is deleted, neither
 //! a narinfo nor a NAR.
 //!
-//! A killed collection leaves its announcement. So no daemon waits for longer than [`OUTLIVED`],
-//! and no deletion starts later than [`GOOD_FOR`] after its announcement.
+//! A killed collection leaves its announcement. So no daemon waits for longer than [`EXPIRY`],
+//! and no deletion starts later than [`VALID`] after its announcement.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,45 +23,46 @@ use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tracing::warn;
 
-use super::bucket::{Bucket, DELETE_PATIENCE};
-use super::listing::Meta;
-use super::uses::unique;
+use super::bucket::{Bucket, DELETE_TIMEOUT};
+use super::changing;
+use super::meta::Meta;
+use super::unique_name::unique_name;
 use crate::store::{RemoteTrouble, StoreError};
 
 /// The prefix of the announcements.
 const FOLDER: &str = ".nix-stored/removing/";
 
 /// The time within which an announced deletion may start.
-pub(super) const GOOD_FOR: Duration = Duration::from_secs(15);
+pub(super) const VALID: Duration = Duration::from_secs(15);
 
 /// An announcement that is older than this was left by a killed collection. Every process measures
 /// the time from when it first saw the announcement.
-const OUTLIVED: Duration = Duration::from_secs(60);
+const EXPIRY: Duration = Duration::from_secs(60);
 
-// Who is waited for has come to an end, with as much time again for a network that is slow.
-const _: () = assert!(OUTLIVED.as_secs() >= 2 * (GOOD_FOR.as_secs() + DELETE_PATIENCE.as_secs()));
+// The last deletion of an expired announcement has ended, with as much time again for a slow network.
+const _: () = assert!(EXPIRY.as_secs() >= 2 * (VALID.as_secs() + DELETE_TIMEOUT.as_secs()));
 
 /// The age, by the server's clock and ours, after which an announcement is deleted.
-const LEFT: Duration = Duration::from_secs(3600);
+const DELETE_AFTER: Duration = Duration::from_secs(3600);
 
-/// How often it is looked again.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// The interval at which a waiting use lists the announcements.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The announced removals of this process.
 #[derive(Debug)]
-pub(super) struct Said {
+pub(super) struct Announcement {
     name: String,
     pub keys: HashSet<String>,
-    begun: Instant,
+    started: Instant,
 }
 
-impl Said {
+impl Announcement {
     /// Announces the removal of `keys`.
     pub(super) async fn new(
         bucket: &Bucket,
         keys: impl IntoIterator<Item = String>,
     ) -> Result<Self, StoreError> {
-        let (name, begun) = (format!("{FOLDER}{}", unique()), Instant::now());
+        let (name, started) = (format!("{FOLDER}{}", unique_name()), Instant::now());
         let keys: HashSet<String> = keys.into_iter().collect();
         let mut text = String::new();
         for key in &keys {
@@ -69,19 +70,19 @@ impl Said {
             text.push('\n');
         }
         bucket.put(&name, text.into(), "text/plain; charset=utf-8").await?;
-        Ok(Self { name, keys, begun })
+        Ok(Self { name, keys, started })
     }
 
     /// Whether a deletion may still start.
-    pub(super) fn is_good(&self) -> bool {
-        self.begun.elapsed() < GOOD_FOR
+    pub(super) fn is_valid(&self) -> bool {
+        self.started.elapsed() < VALID
     }
 
     /// Withdraws the announcement.
-    pub(super) async fn take_back(self, bucket: &Bucket) {
+    pub(super) async fn withdraw(self, bucket: &Bucket) {
         if let Err(error) = bucket.delete(&self.name).await {
             let error = &error as &dyn std::error::Error;
-            let seconds = OUTLIVED.as_secs();
+            let seconds = EXPIRY.as_secs();
             warn!(error, "cannot withdraw announced removals; uses of them wait {seconds} s");
         }
     }
@@ -89,7 +90,7 @@ impl Said {
 
 /// The announced removals of all processes.
 #[derive(Debug)]
-pub(super) struct Removers {
+pub(super) struct Announcements {
     bucket: Arc<Bucket>,
     /// The announcements, with the time when they were first seen.
     seen: Mutex<HashMap<String, Instant>>,
@@ -97,24 +98,24 @@ pub(super) struct Removers {
 
 /// The removals that were announced at one moment.
 #[derive(Debug, Default)]
-pub(super) struct Threats(Vec<(String, Bytes)>);
+pub(super) struct AnnouncedRemovals(Vec<(String, Bytes)>);
 
-impl Threats {
+impl AnnouncedRemovals {
     /// Returns the announcements with `key`.
     fn of(&self, key: &str) -> impl Iterator<Item = &str> {
-        let names_it =
-            |text: &Bytes| text.split(|&byte| byte == b'\n').any(|it| it == key.as_bytes());
-        self.0.iter().filter(move |(_, text)| names_it(text)).map(|(name, _)| name.as_str())
+        let has_key =
+            |text: &Bytes| text.split(|&byte| byte == b'\n').any(|line| line == key.as_bytes());
+        self.0.iter().filter(move |(_, text)| has_key(text)).map(|(name, _)| name.as_str())
     }
 }
 
-impl Removers {
+impl Announcements {
     pub(super) fn new(bucket: Arc<Bucket>) -> Self {
         Self { bucket, seen: Mutex::default() }
     }
 
     /// Returns the announced removals. Must be called after a use was recorded.
-    pub(super) async fn look(&self) -> Result<Threats, StoreError> {
+    pub(super) async fn read(&self) -> Result<AnnouncedRemovals, StoreError> {
         let names = self.names().await?;
         let read = stream::iter(names).map(async |name| {
             let text = self.bucket.read(&name).await?;
@@ -122,7 +123,7 @@ impl Removers {
             Ok::<_, StoreError>(text.map(|text| (name, text)))
         });
         let read = read.buffer_unordered(4).try_filter_map(async |found| Ok(found));
-        read.try_collect().await.map(Threats)
+        read.try_collect().await.map(AnnouncedRemovals)
     }
 
     /// Returns the announcements of collections that may still be running.
@@ -134,17 +135,21 @@ impl Removers {
         seen.retain(|name, _| names.contains(name));
         let is_recent = |name: &String| {
             let first = *seen.entry(name.clone()).or_insert(now);
-            now.duration_since(first) < OUTLIVED
+            now.duration_since(first) < EXPIRY
         };
         Ok(names.into_iter().filter(is_recent).collect())
     }
 
-    /// Waits until the announcements of `key` in `threats` have been withdrawn.
-    pub(super) async fn wait(&self, key: &str, threats: &Threats) -> Result<(), StoreError> {
-        let mut waited_for: HashSet<&str> = threats.of(key).collect();
-        let begun = Instant::now();
+    /// Waits until the announcements of `key` in `announced` have been withdrawn.
+    pub(super) async fn wait(
+        &self,
+        key: &str,
+        announced: &AnnouncedRemovals,
+    ) -> Result<(), StoreError> {
+        let mut waited_for: HashSet<&str> = announced.of(key).collect();
+        let started = Instant::now();
         while !waited_for.is_empty() {
-            if begun.elapsed() > 2 * OUTLIVED {
+            if started.elapsed() > 2 * EXPIRY {
                 return Err(StoreError::Remote {
                     doing: "waiting for a collection that may remove",
                     key: key.to_owned(),
@@ -152,19 +157,19 @@ impl Removers {
                     source: "the collection did not withdraw its announcement".into(),
                 });
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
             let names = self.names().await?;
-            waited_for.retain(|name| names.iter().any(|it| it == name));
+            waited_for.retain(|name| names.iter().any(|listed| listed == name));
         }
         Ok(())
     }
 
     /// Deletes the announcements of killed collections.
     pub(super) async fn clear(&self) -> Result<(), StoreError> {
-        for folder in [FOLDER, super::changing::FOLDER] {
-            let there: Vec<(String, Meta)> = self.bucket.list(folder).try_collect().await?;
-            let old = |meta: &Meta| meta.modified.elapsed().is_ok_and(|age| age > LEFT);
-            for (name, _) in there.iter().filter(|(_, meta)| old(meta)) {
+        for folder in [FOLDER, changing::FOLDER] {
+            let entries: Vec<(String, Meta)> = self.bucket.list(folder).try_collect().await?;
+            let old = |meta: &Meta| meta.modified.elapsed().is_ok_and(|age| age > DELETE_AFTER);
+            for (name, _) in entries.iter().filter(|(_, meta)| old(meta)) {
                 self.bucket.delete(name).await?;
             }
         }

@@ -8,8 +8,7 @@ use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 use serde::Deserialize;
 
-use super::OWN_FOLDER;
-use super::bucket::{Bucket, NOT_IMPLEMENTED, failed};
+use super::bucket::{Bucket, NOT_IMPLEMENTED, OWN_FOLDER, failed};
 use crate::nix::CachePath;
 use crate::store::{RemoteTrouble, StoreError};
 
@@ -22,7 +21,7 @@ const PAGE_LIMIT: usize = 4 << 20;
 /// What a server answers (`ListMultipartUploads` in Amazon's API reference).
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Page {
+struct UploadsPage {
     #[serde(default)]
     upload: Vec<Unfinished>,
     #[serde(default)]
@@ -79,7 +78,7 @@ fn is_ours(prefix: &str, key: &str) -> bool {
     key.starts_with(OWN_FOLDER) || key.parse::<CachePath>().is_ok_and(|path| path.key() == key)
 }
 
-impl Page {
+impl UploadsPage {
     /// Where the next page begins, if there is one. A server that sends the same one again is not
     /// followed for ever.
     fn after(self, key: &str, upload_id: &str) -> Option<(String, String)> {
@@ -98,7 +97,7 @@ async fn abort(s3: &AmazonS3, upload: &Unfinished) -> Result<(), StoreError> {
 }
 
 /// The page; none where the server cannot list unfinished uploads.
-fn page(answer: Result<Vec<u8>, StoreError>) -> Result<Option<Page>, StoreError> {
+fn page(answer: Result<Vec<u8>, StoreError>) -> Result<Option<UploadsPage>, StoreError> {
     let text = match answer {
         Ok(text) => text,
         Err(StoreError::Remote { source, .. }) if source.to_string() == NOT_IMPLEMENTED => {
@@ -130,7 +129,7 @@ mod tests {
             <Key>nar/a</Key><UploadId>1</UploadId><StorageClass>STANDARD</StorageClass></Upload>
             <Upload><Key>nar/b</Key><UploadId>2</UploadId><Initiated>2026-01-02T03:04:06.000Z</Initiated></Upload>
             </ListMultipartUploadsResult>"#;
-        let page: Page = quick_xml::de::from_str(text).unwrap();
+        let page: UploadsPage = quick_xml::de::from_str(text).unwrap();
         assert!(page.is_truncated);
         assert_eq!(page.next_key_marker.as_deref(), Some("nar/a"));
         let found: Vec<_> = page.upload.iter().map(|it| (&*it.key, &*it.upload_id)).collect();
@@ -153,7 +152,7 @@ mod tests {
 
     #[test]
     fn a_page_that_comes_again_is_the_last() {
-        let page = |is_truncated| Page {
+        let page = |is_truncated| UploadsPage {
             upload: Vec::new(),
             is_truncated,
             next_key_marker: Some("nar/a".to_owned()),
@@ -167,7 +166,7 @@ mod tests {
     #[test]
     fn a_list_may_be_empty() {
         let text = "<ListMultipartUploadsResult><IsTruncated>false</IsTruncated></ListMultipartUploadsResult>";
-        let page: Page = quick_xml::de::from_str(text).unwrap();
+        let page: UploadsPage = quick_xml::de::from_str(text).unwrap();
         assert!(page.upload.is_empty() && !page.is_truncated);
     }
 }

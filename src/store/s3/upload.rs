@@ -32,7 +32,7 @@ const SPILL_BUFFER: usize = 64 * 1024;
 const PARTS_ON_THEIR_WAY: usize = 3;
 
 /// A streamed upload into the bucket.
-pub(super) struct S3Upload {
+pub struct S3Upload {
     bucket: Arc<Bucket>,
     budget: Budget,
     turns: Arc<KeyedLocks>,
@@ -159,7 +159,7 @@ impl S3Upload {
         if self.parts.is_none() {
             // A server that does not answer is known by this sooner than by what may take longer.
             self.runtime.block_on(self.bucket.seems_there(&self.key))?;
-            let begun = self.bucket.begin(&self.key, self.content_type);
+            let begun = self.bucket.start_multipart(&self.key, self.content_type);
             self.parts = Some(self.runtime.block_on(begun)?);
         }
         let parts = self.parts.as_mut().expect("it was begun just now");

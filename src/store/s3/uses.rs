@@ -8,7 +8,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -16,9 +16,9 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 
-use super::bucket::{Bucket, failed};
-use super::list::not_what_it_is;
-use super::removing::{Removers, Threats};
+use super::bucket::{Bucket, contradiction, failed};
+use super::removing::{AnnouncedRemovals, Announcements};
+use super::unique_name::unique_name;
 use crate::store::{RemoteTrouble, StoreError};
 
 /// Where the batches are.
@@ -98,7 +98,7 @@ impl Drop for Marking<'_> {
 struct Shared {
     bucket: Arc<Bucket>,
     known: Mutex<Known>,
-    removers: Arc<Removers>,
+    announcements: Arc<Announcements>,
     /// Held during a merge.
     merging: tokio::sync::Mutex<()>,
     /// Whether recording was forbidden the last time.
@@ -152,19 +152,19 @@ struct Use {
 #[derive(Clone)]
 enum Recorded {
     /// It is done; and this was about to be removed afterwards.
-    Done(Arc<Threats>),
+    Done(Arc<AnnouncedRemovals>),
     /// Nothing may be stored.
     Denied,
     Failed,
 }
 
 impl Uses {
-    pub(super) fn start(bucket: Arc<Bucket>, removers: Arc<Removers>) -> Self {
+    pub(super) fn start(bucket: Arc<Bucket>, announcements: Arc<Announcements>) -> Self {
         let (queue, uses) = mpsc::channel(QUEUE);
         let shared = Arc::new(Shared {
             bucket,
             known: Mutex::default(),
-            removers,
+            announcements,
             merging: tokio::sync::Mutex::default(),
             denied: AtomicBool::new(false),
         });
@@ -201,8 +201,8 @@ impl Uses {
     /// was about to remove the object has either done so, or will not do so.
     pub(super) async fn mark(&self, key: String) -> Result<(), StoreError> {
         let _marking = Marking::new(&self.marking, &key);
-        let threats = self.record(Some(key.clone())).await?;
-        self.shared.removers.wait(&key, &threats).await
+        let announced = self.record(Some(key.clone())).await?;
+        self.shared.announcements.wait(&key, &announced).await
     }
 
     /// Records all pending uses.
@@ -210,7 +210,7 @@ impl Uses {
         self.record(None).await.map(drop)
     }
 
-    async fn record(&self, key: Option<String>) -> Result<Arc<Threats>, StoreError> {
+    async fn record(&self, key: Option<String>) -> Result<Arc<AnnouncedRemovals>, StoreError> {
         let named = key.clone().unwrap_or_else(|| "objects".to_owned());
         let trouble = |trouble| StoreError::Remote {
             doing: "recording the use of",
@@ -225,7 +225,7 @@ impl Uses {
             Err(_) => Recorded::Failed,
         };
         match recorded {
-            Recorded::Done(threats) => Ok(threats),
+            Recorded::Done(announced) => Ok(announced),
             Recorded::Denied => Err(trouble(RemoteTrouble::Denied)),
             Recorded::Failed => Err(trouble(RemoteTrouble::Failed)),
         }
@@ -454,7 +454,7 @@ async fn each_use(
         rest.drain(..whole);
     }
     if missing > 0 {
-        return Err(not_what_it_is(name, "the response has another length"));
+        return Err(contradiction(name, "the response has another length"));
     }
     lines(&rest).for_each(|(key, second)| hear(key, second));
     Ok(true)
@@ -495,7 +495,7 @@ async fn write<'a>(
     for (key, second) in uses {
         writeln!(text, "{second} {key}").expect("a string takes everything");
     }
-    let name = format!("{FOLDER}/{}", unique());
+    let name = format!("{FOLDER}/{}", unique_name());
     let content_type = "text/plain; charset=utf-8";
     if (text.len() as u64) < SMALL_BATCH {
         bucket.put(&name, text.into(), content_type).await?;
@@ -503,17 +503,6 @@ async fn write<'a>(
         bucket.upload(&name, text.into(), content_type).await?;
     }
     Ok(name)
-}
-
-/// Returns a unique name from the time, the process and a counter, with the hasher's seed for the
-/// machine.
-pub(super) fn unique() -> String {
-    use std::hash::{BuildHasher, RandomState};
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let random = RandomState::new().hash_one((std::process::id(), count));
-    let millis = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-    format!("{millis:013}-{random:016x}")
 }
 
 /// The present second.
@@ -583,8 +572,8 @@ async fn record_now(
         return Recorded::Done(Arc::default());
     }
     // Not earlier: a collection announces removals before it reads the uses.
-    match shared.removers.look().await {
-        Ok(threats) => Recorded::Done(Arc::new(threats)),
+    match shared.announcements.read().await {
+        Ok(announced) => Recorded::Done(Arc::new(announced)),
         Err(error) => failed(&error, "were recorded too late to protect their objects"),
     }
 }

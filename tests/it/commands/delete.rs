@@ -164,7 +164,7 @@ async fn an_upload_that_found_the_nar_on_its_way_out_does_not_leave_a_false_nari
     let given = Given::new();
     let sample = given.add(1, &[], 0);
     let store = FsStore::open_existing(given.dir(), 0).expect("it is there");
-    let cache = Cache::new(Arc::new(store), CacheInfo::default(), Admission::default());
+    let cache = Cache::new(Arc::new(store.into()), CacheInfo::default(), Admission::default());
     let inventory = cache.inventory(|_| {}).await.expect("it can be read");
     let analysis = Analysis::new(&inventory, &[]);
     let hash = inventory.paths[0].store_path.hash();

@@ -34,7 +34,7 @@ fn cache() -> Given {
 
 fn cache_of(cache: &Given) -> Cache {
     let store = FsStore::open_existing(cache.dir(), 0).expect("it is there");
-    Cache::new(Arc::new(store), CacheInfo::default(), Admission::default())
+    Cache::new(Arc::new(store.into()), CacheInfo::default(), Admission::default())
 }
 
 #[test]

@@ -121,7 +121,7 @@ async fn serve_in_process(
 ) -> (String, CancellationToken, tokio::task::JoinHandle<Drained>) {
     let store = FsStore::open(&scratch.join("cache"), 0).expect("the store can be opened");
     let config = Config::from_vars([]).expect("the defaults are right");
-    let cache = Cache::new(Arc::new(store), config.cache_info, config.admission);
+    let cache = Cache::new(Arc::new(store.into()), config.cache_info, config.admission);
     let app = nix_stored::http::app(Arc::new(cache), config.users.access(true));
     let listener = Listener::bind(listen).await.expect("it is free");
     let url = listener.to_string();

@@ -314,7 +314,7 @@ fn missing(model: &Model<'_>, dir: &Path) -> BTreeSet<String> {
 /// A cache in this directory.
 fn open(dir: &Path) -> Cache {
     let store = FsStore::open(dir, 0).expect("the store can be opened");
-    Cache::new(Arc::new(store), CacheInfo::default(), Admission::default())
+    Cache::new(Arc::new(store.into()), CacheInfo::default(), Admission::default())
 }
 
 fn in_a_runtime<T>(work: impl Future<Output = T>) -> T {

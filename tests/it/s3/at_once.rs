@@ -67,18 +67,18 @@ on_every_server! {
     merged_batches_are_smaller_than_parts_of_uploads
 }
 
-async fn store(bucket: &Bucket) -> Arc<S3Store> {
+async fn store(bucket: &Bucket) -> Arc<Store> {
     let Ok(Location::Bucket(location)) = bucket.url().parse() else {
         panic!("{} is no bucket", bucket.url());
     };
-    Arc::new(S3Store::open(&location).await.expect("the bucket can be opened").0)
+    Arc::new(S3Store::open(&location).await.expect("the bucket can be opened").0.into())
 }
 
-fn cache(store: &Arc<S3Store>) -> Cache {
+fn cache(store: &Arc<Store>) -> Cache {
     // What a client heard from memory can have gone three seconds later, and so short is the grace here.
     let required = ("NIX_STORED_REQUIRE_REFERENCES".to_owned(), "1".to_owned());
     let config = Config::from_vars([required]).expect("it is a configuration");
-    let store: Arc<dyn Store> = Arc::<S3Store>::clone(store);
+    let store = Arc::clone(store);
     Cache::new(store, config.cache_info, config.admission).with_grace(GRACE)
 }
 
@@ -428,13 +428,15 @@ async fn no_signature_is_lost_where_two_daemons_merge(place: &Place) {
 async fn a_lease_is_ended_only_by_its_holder(place: &Place) {
     let bucket = place.bucket();
     let store = store(&bucket).await;
-    let lock = store.lock().await.expect("it works").expect("it is free");
+    let lock =
+        store.private_files().lock_collection().await.expect("it works").expect("it is free");
     // It ran out, and somebody else took it.
     bucket.put(".nix-stored/lock", b"0\nprocess 7 elsewhere\n");
     drop(lock);
     assert_eq!(bucket.get(".nix-stored/lock").as_deref(), Some(&b"0\nprocess 7 elsewhere\n"[..]));
     bucket.delete(".nix-stored/lock");
-    let lock = store.lock().await.expect("it works").expect("it is free");
+    let lock =
+        store.private_files().lock_collection().await.expect("it works").expect("it is free");
     assert!(bucket.get(".nix-stored/lock").is_some());
     drop(lock);
     assert_eq!(bucket.get(".nix-stored/lock"), None);

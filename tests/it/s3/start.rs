@@ -163,11 +163,11 @@ fn a_missing_right_to_give_uploads_up_is_told() {
 }
 
 #[test]
-fn what_the_server_does_with_conditions_is_found_out() {
+fn conditional_writes_are_tested_at_start() {
     let server = S3Server::start();
     let bucket = server.bucket("cache");
     let daemon = over(&bucket).env("NIX_STORED_LOG_LEVEL", "debug").start();
-    daemon.wait_for_log("looks_before_it_stores");
+    daemon.wait_for_log("conditional_writes");
     // What was tried is gone.
     let probes = bucket.all_keys().into_iter().filter(|key| key.contains("probe"));
     assert_eq!(probes.collect::<Vec<_>>(), [""; 0]);

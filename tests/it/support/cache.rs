@@ -56,7 +56,7 @@ impl TestCache {
             vars.iter().map(|(name, value)| (format!("NIX_STORED_{name}"), (*value).to_owned()));
         let config = Config::from_vars(vars).expect("the test's configuration is right");
         let store = FsStore::open(&dir, config.min_free_space).expect("the store can be opened");
-        let cache = Cache::new(Arc::new(store), config.cache_info, config.admission);
+        let cache = Cache::new(Arc::new(store.into()), config.cache_info, config.admission);
         let cache = Arc::new(cache);
         let app = app(Arc::clone(&cache), config.users.access(local));
         Self { app, cache, dir, _scratch: None }
@@ -66,7 +66,7 @@ impl TestCache {
     pub fn over(dir: &Path, grace: Duration) -> Self {
         let config = Config::from_vars([]).expect("nothing is a whole configuration");
         let store = FsStore::open(dir, 0).expect("the store can be opened");
-        let cache = Cache::new(Arc::new(store), config.cache_info, config.admission);
+        let cache = Cache::new(Arc::new(store.into()), config.cache_info, config.admission);
         let cache = Arc::new(cache.with_grace(grace));
         let app = app(Arc::clone(&cache), config.users.access(true));
         Self { app, cache, dir: dir.to_owned(), _scratch: None }

@@ -27,7 +27,7 @@ pub struct Served {
 pub fn open_cache(dir: &Path, grace: Duration) -> Cache {
     let Config { cache_info, admission, .. } = configured();
     let store = FsStore::open(dir, 0).expect("the store can be opened");
-    Cache::new(Arc::new(store), cache_info, admission).with_grace(grace)
+    Cache::new(Arc::new(store.into()), cache_info, admission).with_grace(grace)
 }
 
 fn configured() -> Config {

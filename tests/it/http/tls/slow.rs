@@ -69,7 +69,7 @@ impl Served {
         let vars = vars.map(|(name, file)| (format!("NIX_STORED_TLS_{name}"), file.to_owned()));
         let config = Config::from_vars(vars).expect("the certificate is right");
         let store = FsStore::open(&scratch.join("cache"), 0).expect("the store can be opened");
-        let cache = Cache::new(Arc::new(store), config.cache_info, config.admission);
+        let cache = Cache::new(Arc::new(store.into()), config.cache_info, config.admission);
         let app = nix_stored::http::app(Arc::new(cache), config.users.access(true));
         let listen = Listen::Tcp("127.0.0.1:0".to_owned());
         let listener = Listener::bind(&listen).await.expect("a free port");

@@ -14,7 +14,7 @@ const MANY: usize = 1100;
 
 /// The objects by their keys. There must be nothing else.
 pub async fn objects(
-    store: &dyn Store,
+    store: &Store,
     wanted: fn(&CachePath) -> bool,
 ) -> BTreeMap<String, ListedObject> {
     let (objects, others) = everything(store, wanted).await;
@@ -24,7 +24,7 @@ pub async fn objects(
 
 /// The objects by their keys, and everything else by its name.
 async fn everything(
-    store: &dyn Store,
+    store: &Store,
     wanted: fn(&CachePath) -> bool,
 ) -> (BTreeMap<String, ListedObject>, Vec<String>) {
     let (mut objects, mut others) = (BTreeMap::new(), Vec::new());
@@ -67,14 +67,14 @@ pub async fn everything_is_listed_with_what_is_known_of_it(site: &impl Site) {
         store.put(&path(key), (*key).into()).await.unwrap();
         keys.push((*key).to_owned());
     }
-    store.set_note("pins/one", Some("text".into())).await.unwrap();
+    store.private_files().write("pins/one", "text".into()).await.unwrap();
     let strangers = ["README", "nar/README", "nar/x.nar", "x.narinfo"];
     let ours = ["nix-cache-info", ".nix-stored/something/else"];
     for key in strangers.into_iter().chain(ours) {
         site.plant(key, b"text");
     }
 
-    let (listed, foreign) = everything(&*store, narinfos).await;
+    let (listed, foreign) = everything(&store, narinfos).await;
     keys.sort();
     assert!(listed.keys().eq(&keys), "{} of {} are listed", listed.len(), keys.len());
     assert_eq!(foreign, strangers);
@@ -105,14 +105,14 @@ pub async fn what_is_wanted_is_listed_with_its_content_up_to_the_largest_narinfo
     store.put(&path(KEYS[1]), "wanted by nobody".into()).await.unwrap();
     store.put(&path(NAR), Vec::new().into()).await.unwrap();
 
-    let (listed, unreadable) = everything(&*store, narinfos).await;
+    let (listed, unreadable) = everything(&store, narinfos).await;
     assert_eq!(listed.len(), 3);
     let found = |path: &CachePath| listed[&path.key()].content.as_deref();
     assert!(found(&narinfo(1)) == Some(&largest), "another content");
     let too_large = format!("{}: it has {} bytes", narinfo(2), limit + 1);
     assert!(unreadable.len() == 1 && unreadable[0].starts_with(&too_large), "{unreadable:?}");
     assert!(found(&path(KEYS[1])).is_none() && found(&path(NAR)).is_none());
-    let (listed, _) = everything(&*store, |_| true).await;
+    let (listed, _) = everything(&store, |_| true).await;
     assert_eq!(listed[KEYS[1]].content.as_deref(), Some(&b"wanted by nobody"[..]));
     assert_eq!(listed[NAR].content.as_deref(), Some(&b""[..]));
 }
@@ -125,5 +125,5 @@ pub async fn who_stops_listening_stops_nothing_else(site: &impl Site) {
     let mut some = store.list(narinfos);
     assert!(some.next().await.is_some_and(|listed| listed.is_ok()));
     drop(some);
-    assert_eq!(objects(&*store, narinfos).await.len(), 20);
+    assert_eq!(objects(&store, narinfos).await.len(), 20);
 }

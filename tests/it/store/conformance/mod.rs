@@ -5,6 +5,7 @@ mod site;
 
 /// What is absent, put, replaced and taken aside.
 mod objects;
+mod private_files;
 /// What goes in by parts.
 mod uploads;
 /// Parts of what comes out.
@@ -14,8 +15,6 @@ mod listing;
 /// Use and removal.
 mod uses;
 /// Notes and the lock.
-mod notes;
-
 use site::Directory;
 #[cfg(feature = "s3")]
 use site::InBucket;
@@ -105,9 +104,9 @@ suite! {
         what_was_removed_can_be_stored_again
         a_removal_and_a_use_at_the_same_time_agree
     }
-    notes {
-        a_note_is_there_until_it_is_taken_away
-        notes_are_found_by_their_folder
-        a_lock_is_one_stores_until_it_is_dropped
+    private_files {
+        a_private_file_is_there_until_it_is_removed
+        private_files_are_listed_by_folder
+        the_collection_lock_has_one_holder_until_it_is_dropped
     }
 }

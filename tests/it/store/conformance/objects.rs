@@ -36,14 +36,14 @@ pub async fn what_was_put_is_found_by_head_and_get_alike(site: &impl Site) {
         let before = SystemTime::now() - ABOUT;
         let stored = store.put(&path, bytes.clone().into()).await.unwrap();
         assert_eq!(stored, Stored::Created, "{key}");
-        let found = metadata(&*store, &path).await;
+        let found = metadata(&store, &path).await;
         assert_eq!(found.size, bytes.len() as u64, "{key}");
         let now = before..SystemTime::now() + ABOUT;
         assert!(now.contains(&found.modified), "{key}: {found:?}");
         assert!(found.used >= found.modified && now.contains(&found.used), "{key}: {found:?}");
         let quoted = found.etag.len() > 2 && found.etag[0] == b'"' && found.etag.ends_with(b"\"");
         assert!(quoted, "{key}: {found:?}");
-        assert_eq!(content(&*store, &path).await, bytes, "{key}");
+        assert_eq!(content(&store, &path).await, bytes, "{key}");
         assert_eq!(site.look(key), Some(bytes), "{key}");
     }
 }
@@ -56,9 +56,9 @@ pub async fn what_is_put_again_replaces_what_was_there(site: &impl Site) {
     for (round, text) in ["first", "other", "third", "third"].into_iter().enumerate() {
         let stored = store.put(&path, text.into()).await.unwrap();
         assert_eq!(stored, if round == 0 { Stored::Created } else { Stored::Replaced });
-        let etag = metadata(&*store, &path).await.etag;
+        let etag = metadata(&store, &path).await.etag;
         assert!(etag != before || round == 3, "{text} has the tag of another text");
-        assert_eq!(content(&*store, &path).await, text.as_bytes());
+        assert_eq!(content(&store, &path).await, text.as_bytes());
         before = etag;
     }
     assert_eq!(site.keys(), [KEYS[0]]);
@@ -81,12 +81,12 @@ pub async fn odd_names_are_kept_as_they_are(site: &impl Site) {
         assert_eq!(path(key).key(), *key);
         let text = Bytes::from(key.clone());
         assert_eq!(store.put(&path(key), text.clone()).await.unwrap(), Stored::Created, "{key}");
-        assert_eq!(content(&*store, &path(key)).await, text, "{key}");
+        assert_eq!(content(&store, &path(key)).await, text, "{key}");
         assert!(there(store.head(&path(key)).await).size > 0, "{key}");
     }
     keys.sort();
     assert_eq!(site.keys(), keys);
-    let listed = super::listing::objects(&*store, |_| false).await;
+    let listed = super::listing::objects(&store, |_| false).await;
     assert!(listed.keys().eq(&keys), "{listed:?}");
     for key in &keys {
         assert!(store.touch_now(&path(key)).await.unwrap(), "{key}");
@@ -110,7 +110,7 @@ pub async fn what_is_put_aside_is_the_one_that_was_looked_at(site: &impl Site) {
         let old = there(store.head(&path).await).etag;
         store.put(&path, replaced.clone().into()).await.unwrap();
         assert!(!store.quarantine(&path, &old).await.unwrap(), "{key}");
-        assert_eq!(content(&*store, &path).await, replaced, "{key}");
+        assert_eq!(content(&store, &path).await, replaced, "{key}");
         assert_eq!(site.look(&aside(key)), None);
 
         let new = there(store.head(&path).await).etag;
@@ -135,7 +135,7 @@ pub async fn what_is_stored_while_another_is_put_aside_stays(site: &impl Site) {
             tokio::join!(store.quarantine(&path, &etag), store.put(&path, good.clone().into()));
         aside.unwrap();
         stored.unwrap();
-        assert_eq!(content(&*store, &path).await, good.into_bytes(), "round {number}");
+        assert_eq!(content(&store, &path).await, good.into_bytes(), "round {number}");
     }
 }
 
@@ -163,9 +163,9 @@ pub async fn what_was_stored_is_there_for_another_process(site: &impl Site) {
         assert!(tokio::time::Instant::now() < deadline);
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    assert_eq!(content(&*second, &path).await, b"one");
+    assert_eq!(content(&second, &path).await, b"one");
     second.put(&path, "another".into()).await.unwrap();
-    assert_eq!(content(&*first, &path).await, b"another");
+    assert_eq!(content(&first, &path).await, b"another");
     drop((first, second));
     assert_eq!(content(&*site.open().await, &path).await, b"another");
 }

@@ -10,7 +10,7 @@ use super::site::{KEYS, NAR, Site, commit, noise, part, path, there, upload, who
 
 const MIB: usize = 1 << 20;
 
-async fn assert_parts(store: &dyn Store, path: &CachePath, bytes: &[u8], ranges: &[Range<usize>]) {
+async fn assert_parts(store: &Store, path: &CachePath, bytes: &[u8], ranges: &[Range<usize>]) {
     for range in ranges {
         let object = there(store.get(path).await);
         assert_eq!(object.metadata.size, bytes.len() as u64);
@@ -25,13 +25,13 @@ pub async fn every_part_of_a_small_object_can_be_had(site: &impl Site) {
         let (path, bytes) = (path(key), noise(1000));
         store.put(&path, bytes.clone().into()).await.unwrap();
         let ranges = [0..1, 0..1000, 999..1000, 1..999, 500..501];
-        assert_parts(&*store, &path, &bytes, &ranges).await;
+        assert_parts(&store, &path, &bytes, &ranges).await;
     }
     let empty = path(NAR);
     store.put(&empty, Vec::new().into()).await.unwrap();
     #[expect(clippy::single_range_in_vec_init, reason = "one part")]
     let ranges = [0..0];
-    assert_parts(&*store, &empty, &[], &ranges).await;
+    assert_parts(&store, &empty, &[], &ranges).await;
 }
 
 pub async fn every_part_of_a_large_object_can_be_had(site: &impl Site) {
@@ -50,7 +50,7 @@ pub async fn every_part_of_a_large_object_can_be_had(site: &impl Site) {
         10 * MIB..end,
         7..100_007,
     ];
-    assert_parts(&*store, &path, &bytes, &ranges).await;
+    assert_parts(&store, &path, &bytes, &ranges).await;
 }
 
 pub async fn a_narinfo_is_in_memory_as_a_whole(site: &impl Site) {
@@ -77,7 +77,7 @@ pub async fn a_reader_sees_the_old_object_or_the_new_one(site: &impl Site) {
     };
     let read = async {
         for _ in 0..60 {
-            let found = whole_if_it_stayed(&*store, &path).await;
+            let found = whole_if_it_stayed(&store, &path).await;
             assert!(found.is_none_or(|found| texts.contains(&found)), "a mixture");
         }
     };
@@ -86,7 +86,7 @@ pub async fn a_reader_sees_the_old_object_or_the_new_one(site: &impl Site) {
 }
 
 /// All of an object, or none where the reading broke off because it was replaced.
-async fn whole_if_it_stayed(store: &dyn Store, path: &CachePath) -> Option<Vec<u8>> {
+async fn whole_if_it_stayed(store: &Store, path: &CachePath) -> Option<Vec<u8>> {
     let object = there(store.get(path).await);
     match object.content {
         Content::Stream(stream) => {

@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A place for one store.
 pub trait Site: Sync {
     /// Opens the store, as one more process would.
-    fn open(&self) -> BoxFuture<'_, Arc<dyn Store>>;
+    fn open(&self) -> BoxFuture<'_, Arc<Store>>;
 
     /// Puts something there without the store.
     fn plant(&self, key: &str, bytes: &[u8]);
@@ -63,9 +63,9 @@ impl Directory {
 }
 
 impl Site for Directory {
-    fn open(&self) -> BoxFuture<'_, Arc<dyn Store>> {
+    fn open(&self) -> BoxFuture<'_, Arc<Store>> {
         let store = FsStore::open(&self.root(), 0).expect("the store can be opened");
-        async { Arc::new(store) as Arc<dyn Store> }.boxed()
+        async { Arc::new(store.into()) }.boxed()
     }
 
     fn plant(&self, key: &str, bytes: &[u8]) {
@@ -148,7 +148,7 @@ impl InBucket {
 
 #[cfg(feature = "s3")]
 impl Site for InBucket {
-    fn open(&self) -> BoxFuture<'_, Arc<dyn Store>> {
+    fn open(&self) -> BoxFuture<'_, Arc<Store>> {
         use nix_stored::config::Location;
         use nix_stored::store::S3Store;
         async {
@@ -156,7 +156,7 @@ impl Site for InBucket {
                 panic!("{} is no bucket", self.bucket.url());
             };
             let (store, _) = S3Store::open(&location).await.expect("the bucket can be opened");
-            Arc::new(store) as Arc<dyn Store>
+            Arc::new(store.into())
         }
         .boxed()
     }
@@ -226,7 +226,7 @@ pub fn there<T: std::fmt::Debug>(found: Result<Option<T>, StoreError>) -> T {
 }
 
 /// What is known of an object that is there, from both questions.
-pub async fn metadata(store: &dyn Store, path: &CachePath) -> Metadata {
+pub async fn metadata(store: &Store, path: &CachePath) -> Metadata {
     let metadata = there(store.head(path).await);
     assert_eq!(there(store.get(path).await).metadata, metadata, "{path}");
     metadata
@@ -256,7 +256,7 @@ pub async fn part(content: Content, range: std::ops::Range<u64>) -> Vec<u8> {
 }
 
 /// What is under a name now.
-pub async fn content(store: &dyn Store, path: &CachePath) -> Vec<u8> {
+pub async fn content(store: &Store, path: &CachePath) -> Vec<u8> {
     whole(there(store.get(path).await)).await
 }
 
@@ -267,7 +267,7 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
 
 /// An upload of this in pieces of about `step` bytes, not committed yet.
 pub async fn upload(
-    store: &Arc<dyn Store>,
+    store: &Arc<Store>,
     path: &CachePath,
     size: Option<u64>,
     bytes: &[u8],

@@ -30,8 +30,8 @@ pub async fn an_upload_of_any_size_arrives(site: &impl Site) {
                 if round == 0 { Stored::Created } else { Stored::Replaced },
                 "{length}"
             );
-            assert_eq!(metadata(&*store, &path).await.size, length as u64);
-            assert!(content(&*store, &path).await == bytes, "{length} bytes came out otherwise");
+            assert_eq!(metadata(&store, &path).await.size, length as u64);
+            assert!(content(&store, &path).await == bytes, "{length} bytes came out otherwise");
         }
     }
     assert_eq!(site.keys().len(), SIZES.len());
@@ -48,14 +48,14 @@ pub async fn nothing_is_visible_before_it_is_committed(site: &impl Site) {
         assert!(store.get(&path).await.unwrap().is_none(), "{key}");
         assert_eq!(site.look(key), None, "{key}");
         assert_eq!(commit(first).await, Stored::Created);
-        let before = metadata(&*store, &path).await;
+        let before = metadata(&store, &path).await;
 
         let other = noise(length + 1);
         let second = upload(&store, &path, Some(length as u64 + 1), &other, MIB).await;
-        assert_eq!(metadata(&*store, &path).await, before, "{key}");
-        assert!(content(&*store, &path).await == bytes, "{key}");
+        assert_eq!(metadata(&store, &path).await, before, "{key}");
+        assert!(content(&store, &path).await == bytes, "{key}");
         assert_eq!(commit(second).await, Stored::Replaced);
-        assert!(content(&*store, &path).await == other, "{key}");
+        assert!(content(&store, &path).await == other, "{key}");
         assert_ne!(there(store.head(&path).await).etag, before.etag, "{key}");
     }
 }
@@ -75,12 +75,12 @@ pub async fn an_upload_that_is_dropped_leaves_what_was_there(site: &impl Site) {
     let store = site.open().await;
     let path = path(NAR);
     store.put(&path, "good".into()).await.unwrap();
-    let before = metadata(&*store, &path).await;
+    let before = metadata(&store, &path).await;
     let given_up = upload(&store, &path, None, &noise(12 * MIB), MIB).await;
     blocking(move || drop(given_up)).await;
     until("nothing is left of it", || site.unfinished() == 0).await;
-    assert_eq!(metadata(&*store, &path).await, before);
-    assert_eq!(content(&*store, &path).await, b"good");
+    assert_eq!(metadata(&store, &path).await, before);
+    assert_eq!(content(&store, &path).await, b"good");
 }
 
 pub async fn two_uploads_of_one_object_leave_one_of_them_whole(site: &impl Site) {
@@ -93,9 +93,9 @@ pub async fn two_uploads_of_one_object_leave_one_of_them_whole(site: &impl Site)
         let (first, second) = tokio::join!(commit(first), commit(second));
         // Which of two that end in the same moment came first, not every store can say.
         assert!(first == Stored::Created || second == Stored::Created);
-        let found = content(&*store, &path).await;
+        let found = content(&store, &path).await;
         assert!(found == one || found == other, "{} bytes of neither", found.len());
-        assert_eq!(metadata(&*store, &path).await.size, found.len() as u64);
+        assert_eq!(metadata(&store, &path).await.size, found.len() as u64);
     }
     assert_eq!(site.keys().len(), 2);
     assert_eq!(site.unfinished(), 0);
@@ -130,5 +130,5 @@ pub async fn what_was_written_can_be_read_at_once_where_it_is_in_a_file(site: &i
         }
     })
     .await;
-    assert!(content(&*store, &path(NAR)).await == bytes, "other bytes were stored");
+    assert!(content(&store, &path(NAR)).await == bytes, "other bytes were stored");
 }

@@ -19,16 +19,16 @@ pub async fn what_was_used_since_stays(site: &impl Site) {
     let since = later().await;
     for key in KEYS {
         let path = path(key);
-        let before = metadata(&*store, &path).await;
+        let before = metadata(&store, &path).await;
         assert!(before.used < since, "{key}: {before:?}");
         assert!(store.touch_now(&path).await.unwrap(), "{key}");
-        let after = metadata(&*store, &path).await;
+        let after = metadata(&store, &path).await;
         assert!(after.used > since, "{key}: {after:?}");
         assert_eq!((after.modified, after.etag), (before.modified, before.etag), "{key}");
         assert_eq!(store.remove(&path, since).await.unwrap(), Removed::InUse, "{key}");
-        assert_eq!(content(&*store, &path).await, key.as_bytes());
+        assert_eq!(content(&store, &path).await, key.as_bytes());
     }
-    let listed = super::listing::objects(&*store, |_| false).await;
+    let listed = super::listing::objects(&store, |_| false).await;
     assert!(listed.values().all(|object| object.metadata.used > since), "{listed:?}");
 }
 
@@ -39,7 +39,7 @@ pub async fn what_was_stored_since_stays(site: &impl Site) {
     let since = later().await;
     assert_eq!(store.put(&path, "new".into()).await.unwrap(), Stored::Replaced);
     assert_eq!(store.remove(&path, since).await.unwrap(), Removed::InUse);
-    assert_eq!(content(&*store, &path).await, b"new");
+    assert_eq!(content(&store, &path).await, b"new");
 }
 
 pub async fn what_nobody_used_is_removed(site: &impl Site) {
@@ -68,7 +68,7 @@ pub async fn what_was_removed_can_be_stored_again(site: &impl Site) {
     let path = path(KEYS[0]);
     for text in ["one", "two"] {
         assert_eq!(store.put(&path, text.into()).await.unwrap(), Stored::Created);
-        assert_eq!(content(&*store, &path).await, text.as_bytes());
+        assert_eq!(content(&store, &path).await, text.as_bytes());
         let since = SystemTime::now() - Duration::from_secs(3600);
         assert_eq!(store.remove(&path, since).await.unwrap(), Removed::InUse);
         assert_eq!(store.remove(&path, soon()).await.unwrap(), Removed::Gone);

@@ -143,7 +143,7 @@ fn what_will_not_fit_is_refused_before_its_body() {
 
 /// An upload that announces `length` bytes and sends none.
 fn begin(
-    store: &Arc<dyn Store>,
+    store: &Arc<Store>,
     sample: &Sample,
     length: usize,
 ) -> Result<Box<dyn Upload>, StoreError> {
@@ -157,7 +157,7 @@ fn an_upload_that_trickles_does_not_keep_the_disk_from_others() {
     let rate = MinimumRate { bytes: 64 * 1024, over: Duration::from_millis(300) };
     let dir = disk.path().join("cache");
     let store = FsStore::with_minimum_rate(&dir, 0, rate).expect("it can be opened");
-    let store: Arc<dyn Store> = Arc::new(store);
+    let store: Arc<Store> = Arc::new(store.into());
     let (slow, other) = (noisy(1, 3 * MIB), noisy(2, 3 * MIB));
     let free = disk.free();
     let mut trickling = begin(&store, &slow, 6 * MIB).expect("there is space");
@@ -198,7 +198,7 @@ fn space_that_shall_stay_free_is_not_taken_by_uploads_that_begin_together_or_los
     let rate = MinimumRate { bytes: 64 * 1024, over: Duration::from_millis(300) };
     let reserve = 4 * MIB as u64;
     let store = FsStore::with_minimum_rate(&disk.path().join("cache"), reserve, rate);
-    let store: Arc<dyn Store> = Arc::new(store.expect("it can be opened"));
+    let store: Arc<Store> = Arc::new(store.expect("it can be opened").into());
     let samples: Vec<Sample> = (1..=8).map(|number| noisy(number, 10)).collect();
     let begun: Vec<_> = std::thread::scope(|scope| {
         let store = &store;

@@ -1,0 +1,154 @@
+//! Objects, their metadata, and the ways to read their bytes.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::{self, BoxStream};
+
+use super::error::StoreError;
+use crate::nix::CachePath;
+
+/// The effect of storing an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// There was no object of this name.
+    Created,
+    /// There was an object of this name. It was replaced, or it already had the uploaded content.
+    Replaced,
+}
+
+/// What a store knows about an object without reading it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Metadata {
+    /// The length in bytes.
+    pub size: u64,
+    /// The time of the last write.
+    pub modified: SystemTime,
+    /// The last recorded use. Writing the object counts as use.
+    pub used: SystemTime,
+    /// The strong entity tag, with its quotes. It changes whenever the object does.
+    pub etag: Bytes,
+}
+
+/// The result of removing an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removed {
+    /// The object was removed.
+    Gone,
+    /// The object was absent.
+    Absent,
+    /// The object was used in the meantime, and is kept.
+    InUse,
+}
+
+/// An entry of the list of a store.
+#[derive(Debug)]
+pub enum Listed {
+    /// An object.
+    Object(ListedObject),
+    /// An object that could not be read.
+    Unreadable(CachePath, StoreError),
+    /// Something other than a file with the name of an object, such as a directory, with its entity
+    /// tag. It cannot be served, and no object can be stored in its place.
+    NoFile(CachePath, Bytes),
+    /// A name that no object and no file of the daemon has.
+    Foreign(String),
+}
+
+/// A listed object.
+#[derive(Debug)]
+pub struct ListedObject {
+    /// The name.
+    pub path: CachePath,
+    /// The metadata.
+    pub metadata: Metadata,
+    /// The content, if it was wanted. A narinfo that is larger than [`narinfo::MAX_SIZE`] is listed
+    /// as unreadable; other objects of that size have no content here.
+    ///
+    /// [`narinfo::MAX_SIZE`]: crate::nix::narinfo::MAX_SIZE
+    pub content: Option<Bytes>,
+}
+
+/// An object in a store.
+#[derive(Debug)]
+pub struct Object {
+    /// The metadata.
+    pub metadata: Metadata,
+    /// The content.
+    pub content: Content,
+}
+
+/// The bytes of an object.
+#[derive(Debug)]
+pub enum Content {
+    /// In memory.
+    Bytes(Bytes),
+    /// In a file, from its beginning to the length in the metadata.
+    File(File),
+    /// On a server.
+    Stream(Box<dyn RangeRead>),
+}
+
+/// The number of bytes that [`Content::into_stream`] reads from a file at a time.
+const READ_CHUNK: u64 = 256 * 1024;
+
+impl Content {
+    /// Returns the bytes in `range`, which must lie within the object.
+    pub fn into_stream(self, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>> {
+        match self {
+            Self::Bytes(bytes) => {
+                let bytes = bytes.slice(range.start as usize..range.end as usize);
+                stream::iter((!bytes.is_empty()).then_some(Ok(bytes))).boxed()
+            }
+            Self::File(file) => file_stream(Arc::new(file), range),
+            Self::Stream(bytes) => bytes.read(range),
+        }
+    }
+}
+
+/// The bytes in a range of a file, read on the blocking pool.
+pub fn file_stream(file: Arc<File>, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>> {
+    let chunks = stream::try_unfold((file, range), |(file, range)| async move {
+        if range.is_empty() {
+            return Ok(None);
+        }
+        let end = range.end.min(range.start + READ_CHUNK);
+        let length = (end - range.start) as usize;
+        let chunk = read_chunk(Arc::clone(&file), range.start, length).await?;
+        Ok(Some((chunk, (file, end..range.end))))
+    });
+    chunks.boxed()
+}
+
+/// The bytes of an object on a server.
+pub trait RangeRead: Send + Sync {
+    /// Whether reading holds a connection of its own until all bytes have been read.
+    fn is_download(&self) -> bool;
+
+    /// Reads a range of the bytes.
+    fn read(self: Box<Self>, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>>;
+}
+
+impl fmt::Debug for dyn RangeRead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RangeRead")
+    }
+}
+
+/// Reads up to `len` bytes of a file from `offset`, on the blocking pool.
+pub async fn read_chunk(file: Arc<File>, offset: u64, len: usize) -> io::Result<Bytes> {
+    tokio::task::spawn_blocking(move || {
+        use std::os::unix::fs::FileExt;
+        let mut bytes = vec![0; len];
+        file.read_exact_at(&mut bytes, offset)?;
+        Ok(Bytes::from(bytes))
+    })
+    .await
+    .expect("reading a file does not panic, and the pool outlives its tasks")
+}

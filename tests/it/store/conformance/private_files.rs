@@ -1,0 +1,63 @@
+//! Private files and the collection lock.
+
+use bytes::Bytes;
+
+use super::site::{Site, until};
+
+pub async fn a_private_file_is_there_until_it_is_removed(site: &impl Site) {
+    let store = site.open().await;
+    let files = store.private_files();
+    let name = "pins/release-25.11";
+    assert_eq!(files.read(name).await.unwrap(), None);
+    assert!(!files.remove(name).await.unwrap());
+    assert!(!files.write(name, "one".into()).await.unwrap());
+    assert_eq!(files.read(name).await.unwrap(), Some(Bytes::from_static(b"one")));
+    assert!(files.write(name, "other".into()).await.unwrap());
+    assert_eq!(
+        site.open().await.private_files().read(name).await.unwrap(),
+        Some(Bytes::from_static(b"other"))
+    );
+    assert_eq!(site.look(".nix-stored/pins/release-25.11"), Some(b"other".to_vec()));
+    assert!(files.remove(name).await.unwrap());
+    assert_eq!(files.read(name).await.unwrap(), None);
+    assert_eq!(files.list("pins").await.unwrap(), [""; 0]);
+    assert_eq!(site.keys(), [""; 0]);
+}
+
+pub async fn private_files_are_listed_by_folder(site: &impl Site) {
+    let store = site.open().await;
+    let files = store.private_files();
+    assert_eq!(files.list("pins").await.unwrap(), [""; 0]);
+    for name in ["pins/a", "pins/B+_.-1", "pins2/c", "other/d"] {
+        assert!(!files.write(name, Bytes::new()).await.unwrap(), "{name}");
+    }
+    let mut found = files.list("pins").await.unwrap();
+    found.sort();
+    assert_eq!(found, ["B+_.-1", "a"]);
+    assert_eq!(files.read("pins/a").await.unwrap(), Some(Bytes::new()));
+    assert_eq!(files.list("pins2").await.unwrap(), ["c"]);
+    assert_eq!(files.list("none").await.unwrap(), [""; 0]);
+}
+
+pub async fn the_collection_lock_has_one_holder_until_it_is_dropped(site: &impl Site) {
+    let (first, second) = (site.open().await, site.open().await);
+    for _ in 0..2 {
+        let lock = first.private_files().lock_collection().await.unwrap();
+        assert!(lock.is_some());
+        assert!(second.private_files().lock_collection().await.unwrap().is_none());
+        assert!(first.private_files().lock_collection().await.unwrap().is_none());
+        drop(lock);
+        let mut taken = None;
+        for _ in 0..1000 {
+            taken = second.private_files().lock_collection().await.unwrap();
+            if taken.is_some() {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        assert!(taken.is_some(), "it was not let go");
+        assert!(first.private_files().lock_collection().await.unwrap().is_none());
+        drop(taken);
+    }
+    until("it is not an object", || site.keys().is_empty()).await;
+}
