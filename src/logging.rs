@@ -1,9 +1,9 @@
 //! The log on standard error, as readable text or as JSON.
 
+mod causes;
 mod lines;
 mod printable;
 
-use std::error::Error;
 use std::fmt;
 use std::io::IsTerminal;
 use std::str::FromStr;
@@ -14,21 +14,13 @@ use tracing_subscriber::fmt::time::SystemTime;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+pub use causes::with_causes;
 pub use printable::{printable, printable_json};
 
 use lines::{JsonLines, TextFields};
 
 /// The most that a line for people has that does not go through a log, in bytes.
 pub const LINE: usize = 8 * 1024;
-
-/// An error with everything that caused it, on one line. Some libraries' errors say what caused them
-/// themselves; then it is not said again.
-pub fn with_causes(error: &dyn Error) -> String {
-    let causes = std::iter::successors(error.source(), |error| (*error).source());
-    causes.map(ToString::to_string).fold(error.to_string(), |text, cause| {
-        if text.ends_with(&cause) { text } else { format!("{text}: {cause}") }
-    })
-}
 
 /// What is logged at least.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,31 +135,5 @@ pub fn init(level: LogLevel, format: LogFormat) {
                 false => builder.with_timer(SystemTime).finish().with(filter).init(),
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use thiserror::Error;
-
-    use super::*;
-
-    #[derive(Debug, Error)]
-    #[error("the disk is full")]
-    struct Root;
-
-    #[derive(Debug, Error)]
-    #[error("cannot write")]
-    struct Plain(#[source] Root);
-
-    #[derive(Debug, Error)]
-    #[error("cannot write: {0}")]
-    struct Telling(#[source] Root);
-
-    #[test]
-    fn every_cause_is_told_once() {
-        assert_eq!(with_causes(&Root), "the disk is full");
-        assert_eq!(with_causes(&Plain(Root)), "cannot write: the disk is full");
-        assert_eq!(with_causes(&Telling(Root)), "cannot write: the disk is full");
     }
 }

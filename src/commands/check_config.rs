@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use super::EXIT_USAGE;
+use super::exit_status::EXIT_USAGE;
 use super::output::Output;
 use crate::config::{Config, Listen, Problems, Requirement, SETTINGS};
 

@@ -6,9 +6,9 @@ use std::process::ExitCode;
 use anyhow::bail;
 use serde::Serialize;
 
-use super::EXIT_NO;
 use super::argument::hash_part;
 use super::cache_command::on_cache;
+use super::exit_status::EXIT_NO;
 use super::output::{Output, count, size};
 use super::progress_bar::CommandProgressBar;
 use super::signals::stop_on_signals;

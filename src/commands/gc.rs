@@ -6,9 +6,9 @@ use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
-use super::EXIT_NO;
 use super::argument::hash_part;
 use super::cache_command::{look, on_cache};
+use super::exit_status::EXIT_NO;
 use super::explain::Explained;
 use super::output::{Output, as_time, count, size, time};
 use super::progress_bar::CommandProgressBar;

@@ -7,8 +7,8 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use serde::Serialize;
 
-use super::EXIT_NO;
 use super::argument::Unusable;
+use super::exit_status::EXIT_NO;
 use super::open_store::{open, open_existing};
 use super::output::{OneLine, Output, count, size};
 use super::owner::become_owner;

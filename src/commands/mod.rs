@@ -1,13 +1,14 @@
 //! The command line: arguments, commands and exit statuses.
 
 mod argument;
+mod cache_command;
 mod check_config;
 mod delete;
+mod exit_status;
 mod explain;
 mod gc;
 mod health;
 mod migrate;
-mod cache_command;
 mod open_store;
 mod output;
 mod owner;
@@ -27,6 +28,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use crate::config::{Config, Problems};
 use crate::logging::{LINE, printable, with_causes};
 use argument::Unusable;
+use exit_status::{EXIT_STATUSES, EXIT_USAGE};
 
 /// Standalone HTTP binary cache daemon for Nix
 ///
@@ -65,16 +67,6 @@ enum Command {
     /// Print the effective configuration, without passwords
     CheckConfig(check_config::Args),
 }
-
-/// The exit statuses that all commands share.
-const EXIT_STATUSES: &str = "Exit status: 0 done; 1 failed; 2 negative result (see the --help of each \
-                             command); 64 the configuration or the arguments are wrong.";
-
-/// Negative result, such as damage found by `verify`.
-const EXIT_NO: u8 = 2;
-
-/// The configuration or the arguments are wrong: `EX_USAGE` of sysexits(3).
-const EXIT_USAGE: u8 = 64;
 
 /// The command line definition. The man page and the shell completions are generated from it.
 pub fn command() -> clap::Command {

@@ -5,9 +5,9 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use super::EXIT_NO;
 use super::argument::{Unusable, store_path};
 use super::cache_command::{look, on_cache};
+use super::exit_status::EXIT_NO;
 use super::output::{Output, count, size};
 use crate::cache::Cache;
 use crate::cache::gc::{Inventory, Pin, PinError};

@@ -44,7 +44,7 @@ impl Reload {
         #[cfg(feature = "tls")]
         if let (Some(secure), Some(tls)) = (&self.secure, &self.config.tls) {
             secure.replace(tls);
-            super::serve::say_if_out_of_date(tls);
+            warn_if_not_valid_now(tls);
         }
         #[cfg(feature = "upstream")]
         self.cache.log_in_to_upstreams(&self.config.upstreams);
@@ -57,5 +57,13 @@ impl Reload {
                 }
             }
         }
+    }
+}
+
+/// Warns if the certificate has expired or is not valid yet.
+#[cfg(feature = "tls")]
+pub(super) fn warn_if_not_valid_now(tls: &crate::config::Tls) {
+    if let Some(state) = tls.out_of_date(std::time::SystemTime::now()) {
+        warn!("the certificate in NIX_STORED_TLS_CERT {state}; clients will reject it");
     }
 }

@@ -8,6 +8,8 @@ use tracing::{info, warn};
 use super::open_store::open;
 use super::owner::serve_as_owner;
 use super::reload::Reload;
+#[cfg(feature = "tls")]
+use super::reload::warn_if_not_valid_now;
 use super::signals::{hangups, stop_on_signals};
 use crate::cache::Cache;
 use crate::config::{Config, Location, Requirement};
@@ -72,7 +74,7 @@ async fn serve(config: Config, bound: Bound, user: Option<u32>) -> anyhow::Resul
     info!("nix-stored {}: serving {}", env!("CARGO_PKG_VERSION"), whole(config.location.clone()));
     say_who_may_upload(&access.write);
     #[cfg(feature = "tls")]
-    config.tls.iter().for_each(say_if_out_of_date);
+    config.tls.iter().for_each(warn_if_not_valid_now);
     say_what_to_type(&listener.urls());
 
     let cache = Cache::new(store, config.cache_info.clone(), config.admission.clone());
@@ -167,14 +169,6 @@ fn say_who_may_upload(write: &Requirement) {
             "uploads are refused; set NIX_STORED_USER_WRITE and NIX_STORED_USER_WRITE_PASSFILE to \
              allow them"
         ),
-    }
-}
-
-/// Warns if the certificate has expired or is not valid yet.
-#[cfg(feature = "tls")]
-pub(super) fn say_if_out_of_date(tls: &crate::config::Tls) {
-    if let Some(state) = tls.out_of_date(std::time::SystemTime::now()) {
-        warn!("the certificate in NIX_STORED_TLS_CERT {state}; clients will reject it");
     }
 }
 

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use anyhow::Context;
 use serde::Serialize;
 
-use super::EXIT_NO;
 use super::cache_command::on_cache;
+use super::exit_status::EXIT_NO;
 use super::output::{OneLine, Output, count, size};
 use super::progress_bar::CommandProgressBar;
 use crate::cache::Progress;

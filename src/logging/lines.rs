@@ -12,8 +12,8 @@ use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
+use super::causes::with_causes;
 use super::printable::{printable, printable_json};
-use super::with_causes;
 
 /// How long a value may be, in bytes.
 const VALUE: usize = 2 * 1024;
