@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use anyhow::ensure;
 
-use crate::http::{connect, request};
-use crate::object::{Object, Packing, false_signature, public_key};
-use crate::upstream::Upstream;
+use crate::attacks::object::{Object, Packing, false_signature, public_key};
+use crate::attacks::upstream::Upstream;
+use crate::support::client::connect;
+use crate::support::client::exchange::{TIMEOUT, request};
 
 /// What an attacker does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,7 +153,7 @@ fn trickle(
     for number in 0..UPLOADS {
         let packing = if number % 2 == 0 { Packing::Zstd } else { Packing::Xz };
         let object = Object::new("slow", number, packing)?;
-        let mut stream = connect(address)?;
+        let mut stream = connect(address, TIMEOUT)?;
         let length = object.nar.len();
         write!(
             stream,
@@ -187,7 +188,7 @@ fn read_slowly(
         target.upstream.add(&object, true);
         let status = request(target.address, "GET", &object.narinfo_path, "", b"")?.status;
         ensure!(status == 200, "{status} for a narinfo of the upstream");
-        let mut stream = connect(target.address)?;
+        let mut stream = connect(target.address, TIMEOUT)?;
         write!(stream, "GET /{} HTTP/1.1\r\nHost: cache\r\n\r\n", object.nar_path)?;
         let mut head = [0; 12];
         stream.read_exact(&mut head)?;

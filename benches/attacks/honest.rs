@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 
-use crate::cache_dir::Stored;
-use crate::http::request;
-use crate::object::{Object, Packing};
-use crate::upstream::Upstream;
+use crate::attacks::object::{Object, Packing};
+use crate::attacks::upstream::Upstream;
+use crate::support::cache_dir::Stored;
+use crate::support::client::exchange::request;
 
 /// What the client does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

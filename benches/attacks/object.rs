@@ -5,8 +5,8 @@ use base64::engine::general_purpose::STANDARD;
 use ed25519_dalek::{Signer, SigningKey};
 use nix_stored::nix::Sha256Hash;
 
-use crate::cache_dir::hash_part;
-use crate::nar;
+use crate::support::cache_dir::hash_part;
+use crate::support::nar;
 
 /// The name of the key.
 const KEY: &str = "attacks-1";

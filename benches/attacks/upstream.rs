@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::object::Object;
+use crate::attacks::object::Object;
 
 /// The number of bytes of a slow NAR that are sent at once, and the time before each further one.
 const AT_ONCE: usize = 100_000;

@@ -8,10 +8,10 @@ use std::time::{Duration, SystemTime};
 
 use nix_stored::nix::Sha256Hash;
 
-use crate::bench::Bench;
-use crate::cache_dir::{Stored, hash_part, write_cache_info};
-use crate::nar::{Noise, name};
-use crate::say;
+use crate::support::bench::Bench;
+use crate::support::cache_dir::{Stored, hash_part, write_cache_info};
+use crate::support::nar::{Noise, name};
+use crate::support::say;
 
 /// How many paths there are.
 const PATHS: usize = 200_000;

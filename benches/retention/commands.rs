@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use rustix::process::Pid;
 
-use crate::bench::{Bench, Place};
-use crate::cache::LargeCache;
-use crate::process::{Memory, cpu_seconds, resident_mib};
-use crate::report::Section;
-use crate::sample::median;
-use crate::say;
+use crate::retention::cache::LargeCache;
+use crate::support::bench::{Bench, Place};
+use crate::support::process::{Memory, cpu_seconds, resident_mib};
+use crate::support::report::Section;
+use crate::support::sample::median;
+use crate::support::say;
 
 /// Seconds, and MiB resident, that no command may need more than.
 const GOAL: (f64, f64) = (10.0, 300.0);

@@ -4,16 +4,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 
-use crate::bench::{Bench, Place};
-use crate::cache::LargeCache;
-use crate::client::requests::Requests;
-use crate::client::storm::{Until, storm};
-use crate::commands::{limit_of, size_of};
-use crate::daemon::Daemon;
-use crate::process::Memory;
-use crate::report::Section;
-use crate::sample::{median, p99};
-use crate::say;
+use crate::retention::cache::LargeCache;
+use crate::retention::commands::{limit_of, size_of};
+use crate::support::bench::{Bench, Place};
+use crate::support::client::requests::Requests;
+use crate::support::client::storm::{Until, storm};
+use crate::support::daemon::Daemon;
+use crate::support::process::Memory;
+use crate::support::report::Section;
+use crate::support::sample::{median, p99};
+use crate::support::say;
 
 /// How many requests are under way at any time: few enough that none has to wait for another, and
 /// more than two cores can do at once.

@@ -2,15 +2,15 @@
 
 use std::time::Instant;
 
-use crate::bench::{Bench, Place};
-use crate::cache_dir::write_narinfos;
-use crate::client::requests::Requests;
-use crate::client::storm::{Until, storm};
-use crate::daemon::Daemon;
-use crate::report::Section;
-use crate::say;
-use crate::server::Server;
-use crate::table::{Turn, Way, table};
+use crate::s3::server::Server;
+use crate::s3::table::{Turn, Way, table};
+use crate::support::bench::{Bench, Place};
+use crate::support::cache_dir::write_narinfos;
+use crate::support::client::requests::Requests;
+use crate::support::client::storm::{Until, storm};
+use crate::support::daemon::Daemon;
+use crate::support::report::Section;
+use crate::support::say;
 
 /// As many as Nix opens.
 const CONNECTIONS: usize = 25;

@@ -11,14 +11,14 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 
-use crate::bench::Bench;
-use crate::cache_dir::{Stored, write_narinfos};
-use crate::daemon::Daemon;
-use crate::lookups::start_with;
-use crate::report::Section;
-use crate::say;
-use crate::server::{Server, WEB_NAME};
-use crate::table::{Turn, Way, table};
+use crate::s3::lookups::start_with;
+use crate::s3::server::{Server, WEB_NAME};
+use crate::s3::table::{Turn, Way, table};
+use crate::support::bench::Bench;
+use crate::support::cache_dir::{Stored, write_narinfos};
+use crate::support::daemon::Daemon;
+use crate::support::report::Section;
+use crate::support::say;
 
 const CONFIG: &str = "build-users-group =\nrequire-sigs = false\n\
                       narinfo-cache-positive-ttl = 0\nnarinfo-cache-negative-ttl = 0\n";

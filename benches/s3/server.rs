@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -16,10 +16,12 @@ use object_store::{ObjectStoreExt, PutPayload};
 use rustix::process::Pid;
 use tokio::runtime::Runtime;
 
-use crate::bench::{Bench, Place};
-use crate::cache_dir::Stored;
-use crate::process::cpu_seconds;
-use crate::scratch::Leash;
+use crate::support::address::free_address;
+use crate::support::bench::{Bench, Place};
+use crate::support::cache_dir::Stored;
+use crate::support::process::cpu_seconds;
+use crate::support::say;
+use crate::support::scratch::Leash;
 
 /// Keys as Garage makes them; it takes no others.
 const KEY: &str = "GK0123456789abcdef01234567";
@@ -155,10 +157,6 @@ impl Drop for Server {
     }
 }
 
-fn free_address() -> anyhow::Result<SocketAddr> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
-}
-
 fn write_config(folder: &Path, s3: SocketAddr, web: SocketAddr) -> anyhow::Result<PathBuf> {
     let (rpc, own, secret) = (free_address()?, folder.display(), "ab".repeat(32));
     let text = format!(
@@ -207,7 +205,7 @@ fn wait_for(address: SocketAddr) -> anyhow::Result<()> {
 fn serve_files(bench: &Bench, folder: &Path) -> anyhow::Result<(Child, SocketAddr)> {
     fs::create_dir(folder.join(BUCKET))?;
     let mut command = Command::new(std::env::current_exe()?);
-    command.arg("--serve").arg(folder).stdin(Stdio::null()).stdout(Stdio::piped());
+    command.arg("serve-buckets").arg(folder).stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = bench.spawn(&mut command, Place::Anywhere)?;
     let mut line = String::new();
     let stdout = child.stdout.take().context("it is piped")?;
@@ -224,7 +222,7 @@ pub fn serve(folder: &Path) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-        crate::say(&listener.local_addr()?.to_string());
+        say(&listener.local_addr()?.to_string());
         loop {
             let (socket, _) = listener.accept().await?;
             socket.set_nodelay(true)?;

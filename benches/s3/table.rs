@@ -1,7 +1,7 @@
 //! Ways to the same object, side by side, as a table.
 
-use crate::report::Section;
-use crate::sample::median;
+use crate::support::report::Section;
+use crate::support::sample::median;
 
 /// What one way came to, round by round.
 #[derive(Debug)]

@@ -6,17 +6,17 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 
-use crate::bench::{Bench, MIB};
-use crate::cache_dir::{Stored, write_large};
-use crate::client::transfer::get_all;
-use crate::daemon::Daemon;
-use crate::lookups::{start, start_with};
-use crate::nar::{Large, name};
-use crate::report::Section;
-use crate::say;
-use crate::server::Server;
-use crate::stream::{location, put};
-use crate::table::{Turn, Way, table};
+use crate::s3::lookups::{start, start_with};
+use crate::s3::server::Server;
+use crate::s3::stream::{location, put};
+use crate::s3::table::{Turn, Way, table};
+use crate::support::bench::{Bench, MIB};
+use crate::support::cache_dir::{Stored, write_large};
+use crate::support::client::transfer::get_all;
+use crate::support::daemon::Daemon;
+use crate::support::nar::{Large, name};
+use crate::support::report::Section;
+use crate::support::say;
 
 /// How large the NAR is, in MiB.
 fn size(bench: &Bench) -> u64 {
@@ -58,7 +58,7 @@ fn follow(daemon: SocketAddr, server: SocketAddr, nar: &Stored) -> anyhow::Resul
         .and_then(|rest| rest.split_once('/'))
         .context("a redirect to a whole URL")?;
     ensure!(host == server.to_string(), "a redirect to {host}");
-    crate::stream::get(server, path, nar.size)
+    crate::s3::stream::get(server, path, nar.size)
 }
 
 pub fn uploads(bench: &Bench, server: &Server) -> anyhow::Result<Section> {

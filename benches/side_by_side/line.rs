@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use crate::sample::{Sample, median};
-use crate::server::Kind;
+use crate::side_by_side::server::Kind;
+use crate::support::sample::{Sample, median};
 
 /// What the numbers of a line are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,8 +11,8 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::bench::Bench;
-use crate::nar::Large;
+use crate::side_by_side::comparison::Comparison;
+use crate::support::nar::Large;
 
 /// No command may take longer: old versions of Nix wait for ever for a server that fails.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -34,19 +34,19 @@ connect-timeout = 5
 /// A home together with a store.
 #[derive(Debug)]
 pub struct Nix<'a> {
-    bench: &'a Bench,
+    comparison: &'a Comparison,
     home: PathBuf,
 }
 
 impl<'a> Nix<'a> {
     /// A new home and an empty store.
-    pub fn new(bench: &'a Bench) -> anyhow::Result<Self> {
-        Ok(Self { bench, home: bench.fresh_dir("nix")? })
+    pub fn new(comparison: &'a Comparison) -> anyhow::Result<Self> {
+        Ok(Self { comparison, home: comparison.fresh_dir("nix")? })
     }
 
     /// Adds `count` files of a few bytes each.
     pub fn add_tiny_files(&self, count: usize) -> anyhow::Result<Vec<String>> {
-        let dir = self.bench.fresh_dir("tiny")?;
+        let dir = self.comparison.fresh_dir("tiny")?;
         let mut files = Vec::new();
         for number in 0..count {
             let file = dir.join(format!("tiny-{number}"));
@@ -62,7 +62,7 @@ impl<'a> Nix<'a> {
 
     /// Adds the file that a large NAR is of.
     pub fn add_large_file(&self, nar: &Large) -> anyhow::Result<Vec<String>> {
-        let file = self.bench.fresh_dir("large")?.join("large");
+        let file = self.comparison.fresh_dir("large")?.join("large");
         nar.write_contents_to(fs::File::create(&file)?)?;
         let path = self.run("nix-store", &["--add"], &[file.display().to_string()])?;
         Ok(vec![path.trim_end().to_owned()])
@@ -117,7 +117,7 @@ impl<'a> Nix<'a> {
             .stderr(Stdio::piped())
             .spawn()
             .with_context(|| format!("{program} does not start"))?;
-        let leash = self.bench.scratch.leash(Pid::from_child(&child))?;
+        let leash = self.comparison.bench.scratch.leash(Pid::from_child(&child))?;
         let (done, waiting) = channel::<()>();
         let pid = Pid::from_child(&child);
         let watchdog = std::thread::spawn(move || {
@@ -145,10 +145,4 @@ fn unlock(dir: &Path) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// The version of Nix that is on the PATH.
-pub fn version() -> Option<String> {
-    let output = Command::new("nix").arg("--version").output().ok()?;
-    Some(String::from_utf8_lossy(&output.stdout).trim().to_owned()).filter(|it| !it.is_empty())
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,10 +10,13 @@ use std::time::{Duration, Instant};
 use anyhow::{bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::bench::Bench;
-use crate::nginx;
-use crate::process::{children_of, cpu_seconds};
-use crate::scratch::Leash;
+use crate::side_by_side::comparison::Comparison;
+use crate::side_by_side::nginx;
+use crate::support::address::free_address;
+use crate::support::bench::Place;
+use crate::support::daemon;
+use crate::support::process::{children_of, cpu_seconds};
+use crate::support::scratch::Leash;
 
 /// How long a server may take to listen, or to end.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -61,69 +64,75 @@ pub struct Server {
 
 impl Server {
     /// Starts one over `dir` with room for a usual number of connections.
-    pub fn start(bench: &Bench, kind: Kind, dir: &Path) -> anyhow::Result<Self> {
-        Self::start_for(bench, kind, dir, 1024)
+    pub fn start(comparison: &Comparison, kind: Kind, dir: &Path) -> anyhow::Result<Self> {
+        Self::start_for(comparison, kind, dir, 1024)
     }
 
     /// Starts one over `dir` with room for `connections`, and waits until it listens.
     pub fn start_for(
-        bench: &Bench,
+        comparison: &Comparison,
         kind: Kind,
         dir: &Path,
         connections: usize,
     ) -> anyhow::Result<Self> {
-        Self::start_with(bench, kind, dir, connections, None)
+        Self::start_with(comparison, kind, dir, connections, None)
     }
 
     /// Starts one in front of another server, with what it keeps in `dir`.
     pub fn start_mirror(
-        bench: &Bench,
+        comparison: &Comparison,
         kind: Kind,
         dir: &Path,
         upstream: SocketAddr,
     ) -> anyhow::Result<Self> {
-        Self::start_with(bench, kind, dir, 1024, Some(upstream))
+        Self::start_with(comparison, kind, dir, 1024, Some(upstream))
     }
 
     fn start_with(
-        bench: &Bench,
+        comparison: &Comparison,
         kind: Kind,
         dir: &Path,
         connections: usize,
         upstream: Option<SocketAddr>,
     ) -> anyhow::Result<Self> {
-        let port = free_port()?;
-        let own = bench.fresh_dir("server")?;
+        let address = free_address()?;
+        let own = comparison.fresh_dir("server")?;
         let log = own.join("error.log");
         let mut command = match kind {
-            Kind::NixStored => daemon(bench, dir, port, upstream),
+            Kind::NixStored => our_command(comparison, dir, address, upstream),
             Kind::Nginx | Kind::NginxTuned => {
                 let tuned = kind == Kind::NginxTuned;
-                let setup =
-                    nginx::Setup { root: dir, own: &own, port, tuned, connections, upstream };
+                let setup = nginx::Setup {
+                    root: dir,
+                    own: &own,
+                    port: address.port(),
+                    tuned,
+                    connections,
+                    upstream,
+                };
                 fs::write(own.join("nginx.conf"), nginx::config(setup))?;
-                let mut command = Command::new(&bench.programs.nginx);
+                let mut command = Command::new(&comparison.programs.nginx);
                 command.arg("-p").arg(&own).arg("-e").arg(&log);
                 command.arg("-c").arg(own.join("nginx.conf"));
                 command
             }
         };
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log)?);
-        bench.logs_to(kind, &log);
+        comparison.logs_to(kind, &log);
         let begin = Instant::now();
-        let child = bench.cores.spawn_server(&mut command)?;
+        let child = comparison.bench.spawn(&mut command, Place::OwnCore)?;
         let pid = Pid::from_child(&child);
         let mut server = Self {
             kind,
             child,
             pids: vec![pid],
-            address: (Ipv4Addr::LOCALHOST, port).into(),
+            address,
             started_in: Duration::ZERO,
-            leashes: vec![bench.scratch.leash(pid)?],
+            leashes: vec![comparison.bench.scratch.leash(pid)?],
         };
         server.wait_until_it_listens(&log, begin)?;
         if kind != Kind::NixStored {
-            server.find_workers(bench, begin)?;
+            server.find_workers(comparison, begin)?;
         }
         Ok(server)
     }
@@ -160,13 +169,13 @@ impl Server {
     }
 
     /// nginx listens before it has its worker.
-    fn find_workers(&mut self, bench: &Bench, begin: Instant) -> anyhow::Result<()> {
+    fn find_workers(&mut self, comparison: &Comparison, begin: Instant) -> anyhow::Result<()> {
         loop {
             let workers = children_of(Pid::from_child(&self.child))?;
             if !workers.is_empty() {
                 for worker in workers {
                     self.pids.push(worker);
-                    self.leashes.push(bench.scratch.leash(worker)?);
+                    self.leashes.push(comparison.bench.scratch.leash(worker)?);
                 }
                 return Ok(());
             }
@@ -196,26 +205,17 @@ impl Drop for Server {
     }
 }
 
-/// The daemon with none of the caller's own settings, nor of a service manager's.
-fn daemon(bench: &Bench, dir: &Path, port: u16, upstream: Option<SocketAddr>) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_nix-stored"));
-    for (name, _) in std::env::vars_os() {
-        let name = name.to_string_lossy();
-        if name.starts_with("NIX_STORED_")
-            || name.starts_with("LISTEN_")
-            || name == "NOTIFY_SOCKET"
-            || name.starts_with("WATCHDOG_")
-        {
-            command.env_remove(&*name);
-        }
-    }
-    command
-        .env("NIX_STORED_PATH", dir)
-        .env("NIX_STORED_LISTEN_INTERFACE", format!("127.0.0.1:{port}"));
+fn our_command(
+    comparison: &Comparison,
+    dir: &Path,
+    address: SocketAddr,
+    upstream: Option<SocketAddr>,
+) -> Command {
+    let mut command = daemon::command(dir, address);
     if let Some(upstream) = upstream {
         command.env("NIX_STORED_UPSTREAMS", format!("http://{upstream}"));
     }
-    if bench.log_requests {
+    if comparison.log_requests {
         command.env("NIX_STORED_LOG_LEVEL", "debug");
     }
     command
@@ -227,9 +227,4 @@ pub fn tail(log: &Path) -> String {
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(5)..].join("\n")
-}
-
-/// nginx cannot be told to take any port and say which.
-fn free_port() -> anyhow::Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }

@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-pub const KIB: u64 = 1024;
-pub const MIB: u64 = 1024 * KIB;
-pub const GIB: u64 = 1024 * MIB;
+use crate::support::bench::{GIB, MIB};
 
 /// The sizes of all rows.
 #[derive(Debug, Clone, Copy)]

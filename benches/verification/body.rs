@@ -13,8 +13,8 @@ use nix_stored::nix::cache_path::NarName;
 use nix_stored::nix::{CachePath, Compression, Sha256Hash};
 use sha2::{Digest, Sha256};
 
-use crate::bench::Bench;
-use crate::nar::Noise;
+use crate::support::bench::Bench;
+use crate::support::nar::{self, Noise};
 
 /// A file to upload.
 #[derive(Debug)]
@@ -108,14 +108,7 @@ impl<W: Write> Write for Hashed<W> {
 
 /// Writes a NAR and returns its length.
 fn write_nar(contents: u64, to: &mut impl Write) -> io::Result<u64> {
-    let mut head = Vec::new();
-    for word in ["nix-archive-1", "(", "type", "regular", "contents"] {
-        push_text(&mut head, word);
-    }
-    head.extend(contents.to_le_bytes());
-    let mut tail = Vec::new();
-    push_text(&mut tail, ")");
-
+    let (head, tail) = (nar::head(contents), nar::tail());
     to.write_all(&head)?;
     let mut maker = Contents::new();
     for _ in 0..contents / BLOCK as u64 {
@@ -123,12 +116,6 @@ fn write_nar(contents: u64, to: &mut impl Write) -> io::Result<u64> {
     }
     to.write_all(&tail)?;
     Ok(contents + (head.len() + tail.len()) as u64)
-}
-
-fn push_text(nar: &mut Vec<u8>, text: &str) {
-    nar.extend((text.len() as u64).to_le_bytes());
-    nar.extend(text.as_bytes());
-    nar.resize(nar.len().next_multiple_of(8), 0);
 }
 
 /// How much is made at a time.

@@ -7,14 +7,14 @@ use std::time::Instant;
 
 use nix_stored::nix::Sha256Hash;
 
-use crate::bench::{Bench, Place};
-use crate::client::requests::Requests;
-use crate::client::storm::{Until, storm};
-use crate::daemon::Daemon;
-use crate::nar::{name, small};
-use crate::report::Section;
-use crate::sample::median;
-use crate::say;
+use crate::support::bench::{Bench, Place};
+use crate::support::client::requests::Requests;
+use crate::support::client::storm::{Until, storm};
+use crate::support::daemon::Daemon;
+use crate::support::nar::{name, small};
+use crate::support::report::Section;
+use crate::support::sample::median;
+use crate::support::say;
 
 /// The size of each.
 const SIZE: usize = 4096;

@@ -8,12 +8,12 @@ use anyhow::ensure;
 use nix_stored::nix::Compression;
 use sha2::{Digest, Sha256};
 
-use crate::bench::{Bench, GIB, MIB, Place};
-use crate::body::Body;
-use crate::daemon::Daemon;
-use crate::report::Section;
-use crate::sample::median;
-use crate::say;
+use crate::support::bench::{Bench, GIB, MIB, Place};
+use crate::support::daemon::Daemon;
+use crate::support::report::Section;
+use crate::support::sample::median;
+use crate::support::say;
+use crate::verification::body::Body;
 
 /// A program that decompresses, and the Debian package that has it.
 type Decompressor = (&'static str, &'static str);

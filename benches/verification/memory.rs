@@ -4,12 +4,12 @@ use std::time::{Duration, Instant};
 
 use nix_stored::nix::Compression;
 
-use crate::bench::{Bench, GIB, MIB, Place};
-use crate::body::Body;
-use crate::daemon::Daemon;
-use crate::process::Memory;
-use crate::report::Section;
-use crate::say;
+use crate::support::bench::{Bench, GIB, MIB, Place};
+use crate::support::daemon::Daemon;
+use crate::support::process::Memory;
+use crate::support::report::Section;
+use crate::support::say;
+use crate::verification::body::Body;
 
 const UPLOADS: u64 = 32;
 

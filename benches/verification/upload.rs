@@ -2,17 +2,16 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 
-use crate::bench::{Bench, Place};
-use crate::body::Body;
-use crate::client::HEADERS;
-use crate::client::head::Head;
-use crate::daemon::Daemon;
+use crate::support::bench::{Bench, Place};
+use crate::support::client::head::Head;
+use crate::support::client::{HEADERS, connect};
+use crate::support::daemon::Daemon;
+use crate::verification::body::Body;
 
 /// How long it may take to answer. Many large uploads at once wait for the disk, one for all.
 const TO_ANSWER: Duration = Duration::from_secs(900);
@@ -25,10 +24,7 @@ impl Daemon {
 
     /// Uploads a file over a connection of its own.
     pub fn put(&self, body: &Body) -> anyhow::Result<()> {
-        let mut stream = TcpStream::connect(self.address())?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(TO_ANSWER))?;
-        stream.set_write_timeout(Some(TO_ANSWER))?;
+        let mut stream = connect(self.address(), TO_ANSWER)?;
         let head =
             format!("PUT /{} HTTP/1.1\r\n{HEADERS}Content-Length: {}\r\n\r\n", body.key, body.size);
         stream.write_all(head.as_bytes())?;

@@ -1,35 +1,11 @@
-//! The page: what is between two comments in it is rewritten, the rest is people's.
+//! The results as Markdown, for a page.
 
-use std::fs;
-use std::path::Path;
+use crate::side_by_side::line::{Counts, Line};
+use crate::side_by_side::server::Kind;
+use crate::support::facts::Facts;
+use crate::support::sample::median;
 
-use anyhow::Context;
-
-use crate::facts::Facts;
-use crate::line::{Counts, Line};
-use crate::sample::median;
-use crate::server::Kind;
-
-/// Rewrites the results in `page`: those of the daemon as it comes, or those with every request
-/// logged.
-pub fn rewrite(
-    page: &Path,
-    log_requests: bool,
-    facts: &Facts,
-    lines: &[Line],
-) -> anyhow::Result<()> {
-    let part = if log_requests { "side_by_side --log-requests" } else { "side_by_side" };
-    let (begin, end) = (format!("<!-- {part}: begin -->"), format!("<!-- {part}: end -->"));
-    let text = fs::read_to_string(page)?;
-    let missing = || format!("{} has no {begin} … {end}", page.display());
-    let (before, rest) = text.split_once(&begin).with_context(missing)?;
-    let (_, after) = rest.split_once(&end).with_context(missing)?;
-    let results = results(facts, lines);
-    fs::write(page, format!("{before}{begin}\n\n{results}\n{end}{after}"))?;
-    Ok(())
-}
-
-fn results(facts: &Facts, lines: &[Line]) -> String {
+pub fn results(facts: &Facts, lines: &[Line]) -> String {
     let mut text =
         String::from("| row | unit | nix-stored | nginx | nginx-ofc | ratio | goal | |\n");
     text += "|---|---|--:|--:|--:|--:|---|---|\n";

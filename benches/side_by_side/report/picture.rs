@@ -3,7 +3,7 @@
 //! It has no background, and colours that can be read on a white page and on a black one: where a
 //! page shows it, nobody can know whether the page is dark.
 
-use crate::line::{Goal, Line};
+use crate::side_by_side::line::{Goal, Line};
 
 /// Colours of middle lightness.
 const TEXT: &str = "#7a828e";

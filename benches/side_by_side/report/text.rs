@@ -1,8 +1,8 @@
 //! For a terminal.
 
-use crate::line::Line;
-use crate::sample::median;
-use crate::server::Kind;
+use crate::side_by_side::line::Line;
+use crate::side_by_side::server::Kind;
+use crate::support::sample::median;
 
 /// A line with everything that was measured, as soon as it is there.
 pub fn details(line: &Line) -> String {
@@ -10,8 +10,9 @@ pub fn details(line: &Line) -> String {
     for kind in Kind::ALL {
         let (low, high) = line.range(kind);
         let show = |number| line.unit.show(number);
-        let beside =
-            |of: fn(&crate::sample::Sample) -> f64| median(line.samples_of(kind).iter().map(of));
+        let beside = |of: fn(&crate::support::sample::Sample) -> f64| {
+            median(line.samples_of(kind).iter().map(of))
+        };
         text += &format!(
             "\n    {kind:10} {:>10}  ({} to {})   wall {:.3} s, CPU {:.3} s",
             show(line.value(kind)),

@@ -1,46 +1,46 @@
 //! What a user sees: the real Nix.
 
-use crate::bench::{Bench, Meter};
-use crate::cache_dir::write_cache_info;
-use crate::line::{Goal, Line, Unit};
-use crate::nar::Large;
-use crate::nix::Nix;
-use crate::sample::Sample;
-use crate::server::Server;
+use crate::side_by_side::comparison::{Comparison, Meter};
+use crate::side_by_side::line::{Goal, Line, Unit};
+use crate::side_by_side::nix::Nix;
+use crate::side_by_side::server::Server;
+use crate::support::cache_dir::write_cache_info;
+use crate::support::nar::Large;
+use crate::support::sample::Sample;
 
 /// Many small paths.
-pub fn small(bench: &Bench) -> anyhow::Result<Vec<Line>> {
-    let source = Nix::new(bench)?;
-    let paths = source.add_tiny_files(bench.sizes.copied_paths)?;
-    copy(bench, &source, &paths, &format!("{} small paths", paths.len()))
+pub fn small(comparison: &Comparison) -> anyhow::Result<Vec<Line>> {
+    let source = Nix::new(comparison)?;
+    let paths = source.add_tiny_files(comparison.sizes.copied_paths)?;
+    copy(comparison, &source, &paths, &format!("{} small paths", paths.len()))
 }
 
 /// One large path.
-pub fn large(bench: &Bench) -> anyhow::Result<Vec<Line>> {
-    let source = Nix::new(bench)?;
-    let paths = source.add_large_file(&Large::new(bench.sizes.large))?;
-    copy(bench, &source, &paths, "1 GiB")
+pub fn large(comparison: &Comparison) -> anyhow::Result<Vec<Line>> {
+    let source = Nix::new(comparison)?;
+    let paths = source.add_large_file(&Large::new(comparison.sizes.large))?;
+    copy(comparison, &source, &paths, "1 GiB")
 }
 
 /// To an empty cache, and from it to an empty store.
 fn copy(
-    bench: &Bench,
+    comparison: &Comparison,
     source: &Nix<'_>,
     paths: &[String],
     what: &str,
 ) -> anyhow::Result<Vec<Line>> {
-    let samples = bench.take_turns(|kind| {
-        let dir = bench.fresh_dir("copy")?;
+    let samples = comparison.take_turns(|kind| {
+        let dir = comparison.fresh_dir("copy")?;
         // Only the daemon knows by itself what to answer, so all get the file.
         write_cache_info(&dir)?;
-        let server = Server::start(bench, kind, &dir)?;
+        let server = Server::start(comparison, kind, &dir)?;
         let meter = Meter::start(&server)?;
         source.copy_to(&server.url(), paths)?;
         let (wall, cpu) = meter.read()?;
         let to = Sample { value: wall, wall, cpu };
 
-        let target = Nix::new(bench)?;
-        bench.scratch.settle()?;
+        let target = Nix::new(comparison)?;
+        comparison.settle()?;
         let meter = Meter::start(&server)?;
         target.copy_from(&server.url(), paths)?;
         let (wall, cpu) = meter.read()?;

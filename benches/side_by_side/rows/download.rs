@@ -1,23 +1,23 @@
 //! NAR bytes, from the page cache.
 
-use crate::bench::{Bench, Meter};
-use crate::cache_dir::write_large;
-use crate::client::transfer::get_all;
-use crate::line::{Goal, Line, Unit};
-use crate::nar::Large;
-use crate::sample::Sample;
-use crate::sizes::GIB;
+use crate::side_by_side::comparison::{Comparison, Meter};
+use crate::side_by_side::line::{Goal, Line, Unit};
+use crate::support::bench::GIB;
+use crate::support::cache_dir::write_large;
+use crate::support::client::transfer::get_all;
+use crate::support::nar::Large;
+use crate::support::sample::Sample;
 
 /// One large NAR, over and over.
-pub fn large(bench: &Bench) -> anyhow::Result<Vec<Line>> {
-    let dir = bench.fresh_dir("nar")?;
-    let nar = write_large(&dir, &Large::new(bench.sizes.large))?;
-    let servers = bench.start_all(&dir)?;
+pub fn large(comparison: &Comparison) -> anyhow::Result<Vec<Line>> {
+    let dir = comparison.fresh_dir("nar")?;
+    let nar = write_large(&dir, &Large::new(comparison.sizes.large))?;
+    let servers = comparison.start_all(&dir)?;
     for server in servers.iter() {
         get_all(server.address(), std::slice::from_ref(&nar), 1)?;
     }
-    let loads = [(1, bench.sizes.repeat), (8, 8)];
-    let samples = bench.take_turns(|kind| {
+    let loads = [(1, comparison.sizes.repeat), (8, 8)];
+    let samples = comparison.take_turns(|kind| {
         let server = servers.of(kind);
         loads
             .iter()

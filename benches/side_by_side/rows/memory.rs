@@ -5,34 +5,34 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
-use crate::bench::{Bench, Meter};
-use crate::cache_dir::{Stored, hash_part, write_large, write_narinfos};
-use crate::client::connection::Connection;
-use crate::line::{Goal, Line, Unit};
-use crate::nar::Large;
-use crate::process::{Memory, resident_mib};
-use crate::sample::Sample;
-use crate::server::{Kind, Server};
+use crate::side_by_side::comparison::{Comparison, Meter};
+use crate::side_by_side::line::{Goal, Line, Unit};
+use crate::side_by_side::server::{Kind, Server};
+use crate::support::cache_dir::{Stored, hash_part, write_large, write_narinfos};
+use crate::support::client::connection::Connection;
+use crate::support::nar::Large;
+use crate::support::process::{Memory, resident_mib};
+use crate::support::sample::Sample;
 
 /// Files that a server has open besides its connections, generously.
 const OTHER_FILES: u64 = 200;
 
 /// All four states.
-pub fn resident(bench: &Bench) -> anyhow::Result<Vec<Line>> {
-    let dir = bench.fresh_dir("memory")?;
+pub fn resident(comparison: &Comparison) -> anyhow::Result<Vec<Line>> {
+    let dir = comparison.fresh_dir("memory")?;
     // With open_file_cache, nginx has a file open for each of them besides the connection.
-    let narinfos = write_narinfos(&dir, bench.sizes.narinfos / 2)?;
-    let nar = Large::new(bench.sizes.large);
+    let narinfos = write_narinfos(&dir, comparison.sizes.narinfos / 2)?;
+    let nar = Large::new(comparison.sizes.large);
     let stored = write_large(&dir, &nar)?;
-    let count = bench.sizes.kept_alive;
+    let count = comparison.sizes.kept_alive;
     ensure!(
-        bench.open_files >= (count + narinfos.len()) as u64 + OTHER_FILES,
+        comparison.open_files >= (count + narinfos.len()) as u64 + OTHER_FILES,
         "needs {count} open connections, {} open files and some more; `ulimit -Hn` is {}",
         narinfos.len(),
-        bench.open_files
+        comparison.open_files
     );
-    let samples = bench.take_turns(|kind| {
-        let turn = Turn { bench, kind, dir: &dir };
+    let samples = comparison.take_turns(|kind| {
+        let turn = Turn { comparison, kind, dir: &dir };
         Ok(vec![
             turn.idle()?,
             turn.keeping_alive(count, &narinfos)?,
@@ -56,14 +56,14 @@ const DOWNLOADS: usize = 64;
 const UPLOADS: usize = 32;
 
 struct Turn<'a> {
-    bench: &'a Bench,
+    comparison: &'a Comparison,
     kind: Kind,
     dir: &'a Path,
 }
 
 impl Turn<'_> {
     fn idle(&self) -> anyhow::Result<Sample> {
-        let server = Server::start(self.bench, self.kind, self.dir)?;
+        let server = Server::start(self.comparison, self.kind, self.dir)?;
         let meter = Meter::start(&server)?;
         std::thread::sleep(Duration::from_secs(1));
         sample(&meter, Memory::Now)
@@ -73,7 +73,7 @@ impl Turn<'_> {
     fn keeping_alive(&self, count: usize, narinfos: &[Stored]) -> anyhow::Result<Sample> {
         // nginx closes connections that wait when fewer than a sixteenth of its places are free.
         let room = count + count / 8 + OTHER_FILES as usize;
-        let server = Server::start_for(self.bench, self.kind, self.dir, room)?;
+        let server = Server::start_for(self.comparison, self.kind, self.dir, room)?;
         let meter = Meter::start(&server)?;
         let mut buffer = vec![0; 16 * 1024];
         let mut connections = Vec::new();
@@ -93,7 +93,7 @@ impl Turn<'_> {
 
     /// Clients on slow lines: a NAR stays in the making for all of them.
     fn slow_downloads(&self, nar: &Stored) -> anyhow::Result<Sample> {
-        let server = Server::start(self.bench, self.kind, self.dir)?;
+        let server = Server::start(self.comparison, self.kind, self.dir)?;
         let meter = Meter::start(&server)?;
         let mut connections = Vec::new();
         for _ in 0..DOWNLOADS {
@@ -105,7 +105,7 @@ impl Turn<'_> {
         let begin = Instant::now();
         let mut read = 0;
         // Never more than half of the NAR, or there would be nothing left to wait for.
-        while begin.elapsed() < self.bench.sizes.slow_reading && read < nar.size / 2 {
+        while begin.elapsed() < self.comparison.sizes.slow_reading && read < nar.size / 2 {
             for connection in &mut connections {
                 connection.read_some(&mut buffer)?;
             }
@@ -117,10 +117,10 @@ impl Turn<'_> {
 
     /// Uploads that stopped half-way, all of them still open.
     fn half_uploads(&self) -> anyhow::Result<Sample> {
-        let dir = self.bench.fresh_dir("half-uploads")?;
-        let server = Server::start(self.bench, self.kind, &dir)?;
+        let dir = self.comparison.fresh_dir("half-uploads")?;
+        let server = Server::start(self.comparison, self.kind, &dir)?;
         let meter = Meter::start(&server)?;
-        let half = self.bench.sizes.half_upload;
+        let half = self.comparison.sizes.half_upload;
         // Not larger: the daemon takes the space for all of it at the beginning.
         let nar = Large::new(2 * half);
         let mut connections = Vec::new();

@@ -1,29 +1,29 @@
 //! A cache in front of another one: what was fetched once is served as if it had always been here.
 //! nginx does it with `proxy_cache`, and checks nothing.
 
-use crate::bench::{Bench, Meter, Servers};
-use crate::cache_dir::{write_large, write_narinfos};
-use crate::client::requests::Requests;
-use crate::client::storm::{Until, storm};
-use crate::client::transfer::get_all;
-use crate::line::{Goal, Line, Unit};
-use crate::nar::Large;
-use crate::sample::Sample;
-use crate::server::{Kind, Server};
-use crate::sizes::GIB;
+use crate::side_by_side::comparison::{Comparison, Meter, Servers};
+use crate::side_by_side::line::{Goal, Line, Unit};
+use crate::side_by_side::server::{Kind, Server};
+use crate::support::bench::GIB;
+use crate::support::cache_dir::{write_large, write_narinfos};
+use crate::support::client::requests::Requests;
+use crate::support::client::storm::{Until, storm};
+use crate::support::client::transfer::get_all;
+use crate::support::nar::Large;
+use crate::support::sample::Sample;
 
 const CONNECTIONS: usize = 32;
 
 /// Hits behind an upstream, which is a plain nginx.
-pub fn hits(bench: &Bench) -> anyhow::Result<Vec<Line>> {
-    let dir = bench.fresh_dir("upstream")?;
-    let narinfos = write_narinfos(&dir, bench.sizes.narinfos)?;
+pub fn hits(comparison: &Comparison) -> anyhow::Result<Vec<Line>> {
+    let dir = comparison.fresh_dir("upstream")?;
+    let narinfos = write_narinfos(&dir, comparison.sizes.narinfos)?;
     let small = Large::new(0);
     let small = write_large(&dir, &small)?;
-    let nar = write_large(&dir, &Large::new(bench.sizes.large))?;
-    let upstream = Server::start(bench, Kind::Nginx, &dir)?;
-    let direct = bench.start_all(&dir)?;
-    let mirrors = bench.start_mirrors(upstream.address())?;
+    let nar = write_large(&dir, &Large::new(comparison.sizes.large))?;
+    let upstream = Server::start(comparison, Kind::Nginx, &dir)?;
+    let direct = comparison.start_all(&dir)?;
+    let mirrors = comparison.start_mirrors(upstream.address())?;
     let requests = Requests::get_of_any_length(&narinfos);
     for servers in [&direct, &mirrors] {
         for server in servers.iter() {
@@ -35,17 +35,17 @@ pub fn hits(bench: &Bench) -> anyhow::Result<Vec<Line>> {
             storm(server.address(), CONNECTIONS, &requests, Until::Answered)?;
         }
     }
-    let samples = bench.take_turns(|kind| {
+    let samples = comparison.take_turns(|kind| {
         // Each of the two is the first and the last of the four: nobody gets the warmer machine.
-        let mirrored = ask(bench, &mirrors, kind, &requests)?;
-        let own = ask(bench, &direct, kind, &requests)?.value;
-        let own_again = ask(bench, &direct, kind, &requests)?.value;
-        let again = ask(bench, &mirrors, kind, &requests)?.value;
+        let mirrored = ask(comparison, &mirrors, kind, &requests)?;
+        let own = ask(comparison, &direct, kind, &requests)?.value;
+        let own_again = ask(comparison, &direct, kind, &requests)?.value;
+        let again = ask(comparison, &mirrors, kind, &requests)?.value;
         let cost = |one: f64, other: f64| 1.0 / one + 1.0 / other;
         let value = cost(mirrored.value, again) / cost(own, own_again);
         let ratio = Sample { value, ..mirrored };
         let meter = Meter::start(mirrors.of(kind))?;
-        let times = bench.sizes.repeat;
+        let times = comparison.sizes.repeat;
         get_all(mirrors.of(kind).address(), &vec![nar.clone(); times as usize], 1)?;
         let (wall, cpu) = meter.read()?;
         let gib = (nar.size * times) as f64 / GIB as f64;
@@ -79,7 +79,7 @@ pub fn hits(bench: &Bench) -> anyhow::Result<Vec<Line>> {
 }
 
 fn ask(
-    bench: &Bench,
+    comparison: &Comparison,
     servers: &Servers,
     kind: Kind,
     requests: &Requests,
@@ -87,7 +87,7 @@ fn ask(
     let server = servers.of(kind);
     let meter = Meter::start(server)?;
     let outcome =
-        storm(server.address(), CONNECTIONS, requests, Until::Elapsed(bench.sizes.storm))?;
+        storm(server.address(), CONNECTIONS, requests, Until::Elapsed(comparison.sizes.storm))?;
     let (wall, cpu) = meter.read()?;
     Ok(Sample { value: outcome.answers as f64 / cpu, wall, cpu })
 }

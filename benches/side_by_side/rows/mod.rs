@@ -13,21 +13,21 @@ mod start;
 mod mirror;
 mod memory;
 
-use crate::bench::Bench;
-use crate::line::Line;
+use crate::side_by_side::comparison::Comparison;
+use crate::side_by_side::line::Line;
 
 /// A row: what is measured together.
 pub struct Row {
     pub name: &'static str,
     pub about: &'static str,
     pub needs_nix: bool,
-    pub run: fn(&Bench) -> anyhow::Result<Vec<Line>>,
+    pub run: fn(&Comparison) -> anyhow::Result<Vec<Line>>,
 }
 
 const fn row(
     name: &'static str,
     about: &'static str,
-    run: fn(&Bench) -> anyhow::Result<Vec<Line>>,
+    run: fn(&Comparison) -> anyhow::Result<Vec<Line>>,
 ) -> Row {
     Row { name, about, needs_nix: false, run }
 }

@@ -2,22 +2,22 @@
 
 use std::path::Path;
 
-use crate::bench::{Bench, Meter};
-use crate::cache_dir::{hash_part, write_narinfos};
-use crate::client::requests::Requests;
-use crate::client::storm::{Until, storm};
-use crate::line::{Goal, Line, Unit};
-use crate::sample::{Sample, p99};
+use crate::side_by_side::comparison::{Comparison, Meter};
+use crate::side_by_side::line::{Goal, Line, Unit};
+use crate::support::cache_dir::{hash_part, write_narinfos};
+use crate::support::client::requests::Requests;
+use crate::support::client::storm::{Until, storm};
+use crate::support::sample::{Sample, p99};
 
 const CONNECTIONS: usize = 32;
 
 /// narinfos that are there.
-pub fn present(bench: &Bench) -> anyhow::Result<Vec<Line>> {
-    let dir = bench.fresh_dir("narinfo")?;
-    let mut narinfos = write_narinfos(&dir, bench.sizes.narinfos)?;
+pub fn present(comparison: &Comparison) -> anyhow::Result<Vec<Line>> {
+    let dir = comparison.fresh_dir("narinfo")?;
+    let mut narinfos = write_narinfos(&dir, comparison.sizes.narinfos)?;
     // Asked for in another order than they were written in.
     narinfos.sort_by(|a, b| a.path.cmp(&b.path));
-    let samples = ask(bench, &dir, &Requests::get(&narinfos))?;
+    let samples = ask(comparison, &dir, &Requests::get(&narinfos))?;
     let count = narinfos.len();
     let label = |what: &str| format!("{what}, {count} distinct, {CONNECTIONS} connections");
     Ok(vec![
@@ -41,12 +41,12 @@ pub fn present(bench: &Bench) -> anyhow::Result<Vec<Line>> {
 }
 
 /// narinfos that are not there, of a cache that has others.
-pub fn absent(bench: &Bench) -> anyhow::Result<Vec<Line>> {
-    let dir = bench.fresh_dir("absent")?;
-    let count = bench.sizes.narinfos;
+pub fn absent(comparison: &Comparison) -> anyhow::Result<Vec<Line>> {
+    let dir = comparison.fresh_dir("absent")?;
+    let count = comparison.sizes.narinfos;
     write_narinfos(&dir, count)?;
     let names = (0..count).map(|number| format!("{}.narinfo", hash_part("absent", number)));
-    let samples = ask(bench, &dir, &Requests::get_absent(names))?;
+    let samples = ask(comparison, &dir, &Requests::get_absent(names))?;
     let label = format!("absent narinfo (404), {CONNECTIONS} connections");
     let goal = Goal::TimesNginx(1.0);
     Ok(vec![
@@ -54,16 +54,20 @@ pub fn absent(bench: &Bench) -> anyhow::Result<Vec<Line>> {
     ])
 }
 
-fn ask(bench: &Bench, dir: &Path, requests: &Requests) -> anyhow::Result<Vec<[Vec<Sample>; 3]>> {
-    let servers = bench.start_all(dir)?;
+fn ask(
+    comparison: &Comparison,
+    dir: &Path,
+    requests: &Requests,
+) -> anyhow::Result<Vec<[Vec<Sample>; 3]>> {
+    let servers = comparison.start_all(dir)?;
     for server in servers.iter() {
         // Once through all of them, so that caches are warm.
         storm(server.address(), CONNECTIONS, requests, Until::Answered)?;
     }
-    bench.take_turns(|kind| {
+    comparison.take_turns(|kind| {
         let server = servers.of(kind);
         let meter = Meter::start(server)?;
-        let time = Until::Elapsed(bench.sizes.storm);
+        let time = Until::Elapsed(comparison.sizes.storm);
         let mut outcome = storm(server.address(), CONNECTIONS, requests, time)?;
         let (wall, cpu) = meter.read()?;
         let latency = f64::from(p99(&mut outcome.latencies)) / 1000.0;

@@ -1,26 +1,26 @@
 //! The shape of the public comparison of Nix caches: one closure, as a client gets it.
 
-use crate::bench::{Bench, Meter};
-use crate::cache_dir::write_closure;
-use crate::client::transfer::get_all;
-use crate::line::{Goal, Line, Unit};
-use crate::sample::Sample;
-use crate::sizes::MIB;
+use crate::side_by_side::comparison::{Comparison, Meter};
+use crate::side_by_side::line::{Goal, Line, Unit};
+use crate::support::bench::MIB;
+use crate::support::cache_dir::write_closure;
+use crate::support::client::transfer::get_all;
+use crate::support::sample::Sample;
 
 /// All narinfos in sequence, then all NARs, over more and more connections.
-pub fn closure(bench: &Bench) -> anyhow::Result<Vec<Line>> {
-    let (paths, bytes) = (bench.sizes.shootout_paths, bench.sizes.shootout_bytes);
-    let dir = bench.fresh_dir("shootout")?;
+pub fn closure(comparison: &Comparison) -> anyhow::Result<Vec<Line>> {
+    let (paths, bytes) = (comparison.sizes.shootout_paths, comparison.sizes.shootout_bytes);
+    let dir = comparison.fresh_dir("shootout")?;
     let closure = write_closure(&dir, paths, bytes)?;
     let columns =
         [(&closure.narinfos, 1), (&closure.nars, 1), (&closure.nars, 4), (&closure.nars, 16)];
-    let servers = bench.start_all(&dir)?;
+    let servers = comparison.start_all(&dir)?;
     for server in servers.iter() {
         get_all(server.address(), &closure.narinfos, 1)?;
         get_all(server.address(), &closure.nars, 1)?;
     }
     // A column takes a fraction of a second: several times a turn, of which the middle counts.
-    let samples = bench.take_turns(|kind| {
+    let samples = comparison.take_turns(|kind| {
         let server = servers.of(kind);
         columns
             .iter()

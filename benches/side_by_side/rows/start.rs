@@ -1,17 +1,17 @@
 //! How soon a server is there.
 
-use crate::bench::Bench;
-use crate::cache_dir::write_narinfos;
-use crate::line::{Goal, Line, Unit};
-use crate::sample::Sample;
-use crate::server::Server;
+use crate::side_by_side::comparison::Comparison;
+use crate::side_by_side::line::{Goal, Line, Unit};
+use crate::side_by_side::server::Server;
+use crate::support::cache_dir::write_narinfos;
+use crate::support::sample::Sample;
 
 /// Over a directory that is well filled.
-pub fn over_many(bench: &Bench) -> anyhow::Result<Vec<Line>> {
-    let dir = bench.fresh_dir("start")?;
-    let count = write_narinfos(&dir, bench.sizes.start_narinfos)?.len();
-    let samples = bench.take_turns(|kind| {
-        let server = Server::start(bench, kind, &dir)?;
+pub fn over_many(comparison: &Comparison) -> anyhow::Result<Vec<Line>> {
+    let dir = comparison.fresh_dir("start")?;
+    let count = write_narinfos(&dir, comparison.sizes.start_narinfos)?.len();
+    let samples = comparison.take_turns(|kind| {
+        let server = Server::start(comparison, kind, &dir)?;
         let wall = server.started_in.as_secs_f64();
         Ok(vec![Sample { value: wall * 1000.0, wall, cpu: server.cpu_seconds()? }])
     })?;

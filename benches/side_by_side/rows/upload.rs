@@ -6,18 +6,16 @@ use std::process::{Command, Stdio};
 
 use anyhow::ensure;
 use nix_stored::nix::Sha256Hash;
-use rustix::time::{ClockId, clock_gettime};
 
-use crate::bench::{Bench, Meter};
-use crate::client::connection::Connection;
-use crate::client::requests::Requests;
-use crate::client::storm::{Until, storm};
-use crate::line::{Goal, Line, Unit};
-use crate::nar::{self, Large, name};
-use crate::process::ended_children_cpu_seconds;
-use crate::sample::{Sample, median};
-use crate::server::{Kind, Server};
-use crate::sizes::GIB;
+use crate::side_by_side::comparison::{Comparison, Meter};
+use crate::side_by_side::line::{Goal, Line, Unit};
+use crate::side_by_side::server::{Kind, Server};
+use crate::support::bench::GIB;
+use crate::support::client::connection::Connection;
+use crate::support::client::requests::Requests;
+use crate::support::client::storm::{Until, storm};
+use crate::support::nar::{self, Large, name};
+use crate::support::sample::{Sample, median};
 
 /// The size of a small NAR.
 const SMALL: usize = 4096;
@@ -26,22 +24,22 @@ const SMALL: usize = 4096;
 const WARM_UP: usize = 200;
 
 /// Many small NARs, each a file of its own.
-pub fn small(bench: &Bench) -> anyhow::Result<Vec<Line>> {
+pub fn small(comparison: &Comparison) -> anyhow::Result<Vec<Line>> {
     let nars = |seeds: std::ops::Range<usize>| {
         Requests::put(seeds.map(|seed| {
             let nar = nar::small(seed as u64, SMALL);
             (name(Sha256Hash::of(&nar)), nar)
         }))
     };
-    let count = bench.sizes.small_uploads;
+    let count = comparison.sizes.small_uploads;
     let (requests, warm_up) = (nars(0..count), nars(count..count + WARM_UP));
-    let samples = bench.take_turns(|kind| {
+    let samples = comparison.take_turns(|kind| {
         [8, 64]
             .iter()
             .map(|&connections| {
-                let server = Server::start(bench, kind, &bench.fresh_dir("put-small")?)?;
+                let server = Server::start(comparison, kind, &comparison.fresh_dir("put-small")?)?;
                 storm(server.address(), connections, &warm_up, Until::Answered)?;
-                bench.scratch.settle()?;
+                comparison.settle()?;
                 let meter = Meter::start(&server)?;
                 storm(server.address(), connections, &requests, Until::Answered)?;
                 let (wall, cpu) = meter.read()?;
@@ -59,16 +57,16 @@ pub fn small(bench: &Bench) -> anyhow::Result<Vec<Line>> {
 }
 
 /// One large NAR.
-pub fn large(bench: &Bench) -> anyhow::Result<Vec<Line>> {
-    let nar = Large::new(bench.sizes.large);
+pub fn large(comparison: &Comparison) -> anyhow::Result<Vec<Line>> {
+    let nar = Large::new(comparison.sizes.large);
     let gib = nar.length() as f64 / GIB as f64;
     let mut digests = Vec::new();
-    let samples = bench.take_turns(|kind| {
+    let samples = comparison.take_turns(|kind| {
         if kind == Kind::NixStored {
-            digests.push(digest_cpu_seconds(bench, &nar)? / gib);
+            digests.push(digest_cpu_seconds(comparison, &nar)? / gib);
         }
-        let dir = bench.fresh_dir("put-large")?;
-        let server = Server::start(bench, kind, &dir)?;
+        let dir = comparison.fresh_dir("put-large")?;
+        let server = Server::start(comparison, kind, &dir)?;
         let meter = Meter::start(&server)?;
         let mut connection = Connection::open(server.address())?;
         let path = name(nar.hash);
@@ -79,13 +77,13 @@ pub fn large(bench: &Bench) -> anyhow::Result<Vec<Line>> {
         drop(server);
         let file = File::options().write(true).open(dir.join(path))?;
         ensure!(file.metadata()?.len() == nar.length(), "{kind} has stored something else");
-        bench.scratch.settle()?;
+        comparison.settle()?;
         // The disk is not to fill up. The inode stays: see the order of the rows.
         file.set_len(0)?;
         Ok(vec![Sample { value: cpu / gib, wall, cpu }])
     })?;
     let digest = median(digests);
-    let tool = sha256sum_cpu_seconds(bench, &nar)? / gib;
+    let tool = sha256sum_cpu_seconds(comparison, &nar)? / gib;
     let goal = Goal::TimesNginxPlus { times: 1.1, plus: digest, what: "SHA-256" };
     let label = "PUT 1 GiB, verified and durable, 1 connection";
     Ok(vec![
@@ -100,29 +98,20 @@ pub fn large(bench: &Bench) -> anyhow::Result<Vec<Line>> {
 }
 
 /// What it costs to hash a NAR, on the server's core.
-fn digest_cpu_seconds(bench: &Bench, nar: &Large) -> anyhow::Result<f64> {
-    let now = || {
-        let time = clock_gettime(ClockId::ThreadCPUTime);
-        time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
-    };
-    bench.cores.as_server(|| {
-        let begin = now();
+fn digest_cpu_seconds(comparison: &Comparison, nar: &Large) -> anyhow::Result<f64> {
+    comparison.bench.own_cpu_seconds(|| {
         ensure!(nar.digest() == nar.hash, "the same bytes have another hash");
-        Ok(now() - begin)
-    })?
+        Ok(())
+    })
 }
 
 /// What it costs everybody else, the reading of the file included.
-fn sha256sum_cpu_seconds(bench: &Bench, nar: &Large) -> anyhow::Result<f64> {
-    let file = bench.fresh_dir("sha256sum")?.join("nar");
+fn sha256sum_cpu_seconds(comparison: &Comparison, nar: &Large) -> anyhow::Result<f64> {
+    let file = comparison.fresh_dir("sha256sum")?.join("nar");
     nar.write_to(File::create(&file)?)?;
-    bench.scratch.settle()?;
-    let before = ended_children_cpu_seconds()?;
-    let mut command = Command::new(&bench.programs.sha256sum);
-    command.arg(&file).stdin(Stdio::null()).stdout(Stdio::null());
-    let status = bench.cores.spawn_server(&mut command)?.wait()?;
-    ensure!(status.success(), "sha256sum: {status}");
-    let cpu = ended_children_cpu_seconds()? - before;
+    comparison.settle()?;
+    let mut command = Command::new(&comparison.programs.sha256sum);
+    let cpu = comparison.bench.cpu_seconds_of(command.arg(&file).stdin(Stdio::null()))?;
     File::options().write(true).open(&file)?.set_len(0)?;
     Ok(cpu)
 }

@@ -8,9 +8,9 @@ use anyhow::{Context, ensure};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::options::Options;
-use crate::process::{Cores, ended_children_cpu_seconds};
-use crate::scratch::Scratch;
+use crate::support::options::Options;
+use crate::support::process::{Cores, ended_children_cpu_seconds};
+use crate::support::scratch::Scratch;
 
 pub const MIB: u64 = 1024 * 1024;
 pub const GIB: u64 = 1024 * MIB;
@@ -43,7 +43,7 @@ impl Bench {
         cores.be_client()?;
         Ok(Self {
             scratch: Scratch::new(&options.dir)?,
-            rounds: if options.quick { 1 } else { options.rounds.into() },
+            rounds: options.rounds(),
             quick: options.quick,
             cores,
             all_cores,

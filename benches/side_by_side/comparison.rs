@@ -1,62 +1,51 @@
-//! What every row has at hand.
+//! The run of a comparison.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context;
 
-use crate::needs::{self, Programs};
-use crate::options::Options;
-use crate::process::Cores;
-use crate::sample::Sample;
-use crate::scratch::Scratch;
-use crate::server::{Kind, Server, tail};
-use crate::sizes::Sizes;
+use super::Arguments;
+use super::needs::{self, Programs};
+use super::server::{Kind, Server, tail};
+use super::sizes::Sizes;
+use crate::support::bench::Bench;
+use crate::support::sample::Sample;
 
-/// A run.
 #[derive(Debug)]
-pub struct Bench {
-    pub cores: Cores,
+pub struct Comparison {
+    pub bench: Bench,
     pub programs: Programs,
-    pub scratch: Scratch,
     pub sizes: Sizes,
-    /// Whether the sizes are those that the goals are about.
-    pub full: bool,
-    pub rounds: usize,
     pub log_requests: bool,
-    /// How many files a process may have open.
+    /// The number of files that a process may have open.
     pub open_files: u64,
-    fresh: Cell<usize>,
     logs: RefCell<[PathBuf; 3]>,
 }
 
-impl Bench {
-    /// Checks that everything is there and moves this process to the client's core.
-    pub fn new(options: &Options, nix: bool) -> anyhow::Result<Self> {
-        let programs = Programs::find(nix)?;
-        let cores = Cores::choose()?;
-        let open_files = needs::raise_open_files()?;
-        cores.be_client()?;
+impl Comparison {
+    /// Fails if a program is missing. Moves this process to the core of the client.
+    pub fn new(arguments: &Arguments, needs_nix: bool) -> anyhow::Result<Self> {
         Ok(Self {
-            cores,
-            programs,
-            scratch: Scratch::new(&options.dir)?,
-            sizes: if options.quick { Sizes::QUICK } else { Sizes::FULL },
-            full: !options.quick,
-            rounds: options.rounds(),
-            log_requests: options.log_requests,
-            open_files,
-            fresh: Cell::new(0),
+            programs: Programs::find(needs_nix)?,
+            open_files: needs::raise_open_files()?,
+            bench: Bench::new(&arguments.options)?,
+            sizes: if arguments.options.quick { Sizes::QUICK } else { Sizes::FULL },
+            log_requests: arguments.log_requests,
             logs: RefCell::default(),
         })
     }
 
-    /// A directory that nothing has been in.
+    /// An empty directory that is new.
     pub fn fresh_dir(&self, what: &str) -> anyhow::Result<PathBuf> {
-        self.fresh.set(self.fresh.get() + 1);
-        self.scratch.make(&format!("{what}-{}", self.fresh.get()))
+        self.bench.fresh_dir(what)
+    }
+
+    /// Waits until everything written is on the disk.
+    pub fn settle(&self) -> anyhow::Result<()> {
+        self.bench.scratch.settle()
     }
 
     /// Gives each server its turn in every round. A turn makes one sample for each line of the row.
@@ -66,11 +55,11 @@ impl Bench {
         mut turn: impl FnMut(Kind) -> anyhow::Result<Vec<Sample>>,
     ) -> anyhow::Result<Vec<[Vec<Sample>; 3]>> {
         let mut lines: Vec<[Vec<Sample>; 3]> = Vec::new();
-        for round in 0..self.rounds {
+        for round in 0..self.bench.rounds {
             for position in 0..Kind::ALL.len() {
                 // Another one begins every time: nobody always follows the same neighbour.
                 let index = (position + round) % Kind::ALL.len();
-                self.scratch.settle()?;
+                self.settle()?;
                 let kind = Kind::ALL[index];
                 let samples = turn(kind).with_context(|| self.last_words(kind))?;
                 lines.resize_with(samples.len(), Default::default);

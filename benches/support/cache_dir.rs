@@ -6,7 +6,7 @@ use std::path::Path;
 
 use nix_stored::nix::Sha256Hash;
 
-use crate::nar::{Large, Noise, name};
+use crate::support::nar::{Large, Noise, name};
 
 /// Where an object is, and how many bytes it has.
 #[derive(Debug, Clone)]

@@ -8,7 +8,7 @@ use anyhow::Context;
 use rustix::process::Pid;
 use tempfile::TempDir;
 
-use crate::process::on_path;
+use crate::support::process::on_path;
 
 /// What is done when this process is gone. A killed process drops nothing, so a shell waits for the
 /// end of its standard input, which comes in whatever way this process ends.

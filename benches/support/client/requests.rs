@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::HEADERS;
-use crate::cache_dir::Stored;
+use crate::support::cache_dir::Stored;
 
 /// Requests and what they are answered with.
 #[derive(Debug, Default)]

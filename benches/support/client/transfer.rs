@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::connection::Connection;
-use crate::cache_dir::Stored;
+use crate::support::cache_dir::Stored;
 
 /// Large enough that reading costs the client little.
 pub const BUFFER: usize = 1024 * 1024;

@@ -13,7 +13,7 @@ fn string(nar: &mut Vec<u8>, string: &[u8]) {
 }
 
 /// Everything before the contents of a file that has `size` bytes.
-fn head(size: u64) -> Vec<u8> {
+pub fn head(size: u64) -> Vec<u8> {
     let mut nar = Vec::new();
     for word in ["nix-archive-1", "(", "type", "regular", "contents"] {
         string(&mut nar, word.as_bytes());
@@ -23,7 +23,7 @@ fn head(size: u64) -> Vec<u8> {
 }
 
 /// Everything after contents that need no padding.
-fn tail() -> Vec<u8> {
+pub fn tail() -> Vec<u8> {
     let mut nar = Vec::new();
     string(&mut nar, b")");
     nar

@@ -6,23 +6,19 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 
-use super::HEADERS;
 use super::head::Head;
-use crate::cache_dir::Stored;
+use super::{HEADERS, connect};
+use crate::support::cache_dir::Stored;
 
-/// No read or write may take longer.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// The longest that a read or a write may take.
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 #[derive(Debug)]
 pub struct Connection(TcpStream);
 
 impl Connection {
     pub fn open(address: SocketAddr) -> anyhow::Result<Self> {
-        let stream = TcpStream::connect(address).context("connecting")?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        Ok(Self(stream))
+        connect(address, TIMEOUT).map(Self)
     }
 
     /// Asks for an object without waiting for it.

@@ -1,7 +1,7 @@
 //! The daemon under measurement.
 
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use anyhow::{bail, ensure};
 use rustix::process::Pid;
 
-use crate::bench::{Bench, Place};
-use crate::process::{Memory, cpu_seconds, resident_mib};
-use crate::scratch::Leash;
+use crate::support::address::free_address;
+use crate::support::bench::{Bench, Place};
+use crate::support::process::{Memory, cpu_seconds, resident_mib};
+use crate::support::scratch::Leash;
 
 /// How long the daemon may take to listen.
 const TO_START: Duration = Duration::from_secs(20);
@@ -27,8 +28,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts one over a directory and waits until it listens. It has none of the caller's own
-    /// settings, nor of a service manager's.
+    /// Starts one over a directory and waits until it listens.
     pub fn start(
         bench: &Bench,
         dir: PathBuf,
@@ -36,27 +36,15 @@ impl Daemon {
         place: Place,
     ) -> anyhow::Result<Self> {
         let log = dir.with_extension("log");
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_nix-stored"));
-        for (name, _) in std::env::vars_os() {
-            let text = name.to_string_lossy();
-            if ["NIX_STORED_", "LISTEN_", "NOTIFY_", "WATCHDOG_"]
-                .iter()
-                .any(|it| text.starts_with(it))
-            {
-                command.env_remove(&name);
-            }
-        }
+        let address = free_address()?;
+        let mut command = command(&dir, address);
         command
-            .env("NIX_STORED_PATH", &dir)
-            .env("NIX_STORED_LISTEN_INTERFACE", format!("127.0.0.1:{port}"))
             .envs(settings.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(&log)?);
         let child = bench.spawn(&mut command, place)?;
         let leash = bench.scratch.leash(Pid::from_child(&child))?;
-        let address = (Ipv4Addr::LOCALHOST, port).into();
         let mut daemon = Self { child, dir, address, log, _leash: leash };
         daemon.wait_until_it_listens()?;
         Ok(daemon)
@@ -105,4 +93,18 @@ impl Drop for Daemon {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The daemon over a directory, without settings from this process's environment or from a service manager.
+pub fn command(dir: &Path, address: SocketAddr) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nix-stored"));
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        let prefixes = ["NIX_STORED_", "LISTEN_", "NOTIFY_", "WATCHDOG_"];
+        if prefixes.iter().any(|prefix| text.starts_with(prefix)) {
+            command.env_remove(&name);
+        }
+    }
+    command.env("NIX_STORED_PATH", dir).env("NIX_STORED_LISTEN_INTERFACE", address.to_string());
+    command
 }

@@ -1,4 +1,4 @@
-//! `cargo bench --bench attacks`: how long other clients wait while one client attacks the daemon.
+//! How long other clients wait while one client attacks the daemon.
 //!
 //! Each attack uses a small number of connections, and no rights that a site would not give to
 //! anyone on its network. A client that does nothing wrong reads and uploads meanwhile, each time over
@@ -7,55 +7,22 @@
 
 mod attack;
 mod honest;
-mod http;
 mod object;
-mod options;
 mod upstream;
 
-// What all benchmarks need lives in the others, which use all of it.
-#[path = "../verification/bench.rs"]
-#[allow(dead_code)]
-mod bench;
-#[path = "../side_by_side/cache_dir.rs"]
-#[allow(dead_code)]
-mod cache_dir;
-#[path = "../verification/daemon.rs"]
-#[allow(dead_code)]
-mod daemon;
-#[path = "../verification/facts.rs"]
-mod facts;
-#[path = "../side_by_side/nar.rs"]
-#[allow(dead_code)]
-mod nar;
-#[path = "../side_by_side/process.rs"]
-#[allow(dead_code)]
-mod process;
-#[path = "../verification/report.rs"]
-mod report;
-#[path = "../side_by_side/sample.rs"]
-#[allow(dead_code)]
-mod sample;
-#[path = "../side_by_side/scratch.rs"]
-#[allow(dead_code)]
-mod scratch;
-
-use std::io::Write;
-use std::process::ExitCode;
-use std::time::{Duration, Instant};
-
-use anyhow::Context;
-use clap::Parser;
+use std::time::Duration;
 
 use attack::{Attack, Target};
-use bench::{Bench, Place};
-use cache_dir::write_narinfos;
-use daemon::Daemon;
 use honest::{Latencies, Task};
-use options::Options;
-use process::others_cpu_seconds;
-use report::{Section, Spot};
-use sample::{median, p99};
 use upstream::Upstream;
+
+use crate::support::bench::{Bench, Place};
+use crate::support::cache_dir::write_narinfos;
+use crate::support::daemon::Daemon;
+use crate::support::options::Options;
+use crate::support::report::{Report, Section, Spot};
+use crate::support::sample::{median, p99};
+use crate::support::say;
 
 const SPOT: Spot = Spot { name: "attacks", heading: "## Latency during attacks" };
 
@@ -69,37 +36,14 @@ const NARINFOS: usize = 1000;
 /// How long the slowest request may take during an attack.
 const GOAL_MS: f64 = 1000.0;
 
-fn main() -> ExitCode {
-    match run(&Options::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            say(&format!("attacks: {error:#}"));
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn run(options: &Options) -> anyhow::Result<()> {
+pub fn run(options: &Options) -> anyhow::Result<()> {
     let bench = Bench::new(options)?;
-    // What is checked out may be another commit when the run is over.
-    let mut facts = facts::gather(&bench, &[])?;
-    let begin = (Instant::now(), others_cpu_seconds()?);
+    let mut report = Report::begin(&bench)?;
     let upstream = Upstream::start()?;
-    let mut sections = Vec::new();
     for attack in Attack::ALL {
-        let section = measure(&bench, attack, &upstream)?;
-        say(&format!("\n{section}"));
-        sections.push(section);
+        report.add(measure(&bench, attack, &upstream)?);
     }
-    let others = (others_cpu_seconds()? - begin.1) / begin.0.elapsed().as_secs_f64();
-    facts.row(["kept busy by others".to_owned(), format!("{others:.2} cores")]);
-    say(&format!("\n{facts}"));
-    sections.push(facts);
-    if let Some(page) = &options.write {
-        let written = report::rewrite(page, SPOT, &sections);
-        written.with_context(|| format!("writing {}", page.display()))?;
-    }
-    Ok(())
+    report.end(options, SPOT)
 }
 
 fn measure(bench: &Bench, attack: Attack, upstream: &Upstream) -> anyhow::Result<Section> {
@@ -173,10 +117,4 @@ fn turn(
     let latencies = honest::work(daemon.address(), &narinfos, upstream, time)?;
     let answers = running.map_or(Ok(0), attack::Running::end)?;
     Ok((latencies, answers))
-}
-
-/// Prints a line for people.
-fn say(text: &str) {
-    // A reader that has gone away stops nothing.
-    let _ = writeln!(std::io::stdout(), "{text}");
 }
