@@ -9,13 +9,13 @@ use http::{Request, Response};
 use super::error::HttpError;
 use super::route::Route;
 use crate::cache::UploadReceipt;
-use crate::nix::Kind;
+use crate::nix::ObjectKind;
 
 /// A request that has been classified.
 pub struct Call {
     pub(super) route: Route,
     /// The kind of object that the request is for.
-    pub(super) kind: Option<Kind>,
+    pub(super) kind: Option<ObjectKind>,
     pub(super) request: Parts,
     pub(super) body: Body,
 }

@@ -15,7 +15,7 @@ use super::call::Answer;
 use crate::cache::upstream::UpstreamFailure;
 use crate::cache::{BodyError, GetError, PutError};
 use crate::logging::printable;
-use crate::nix::Kind;
+use crate::nix::ObjectKind;
 use crate::nix::cache_path::ParseCachePathError;
 use crate::store::{RemoteTrouble, StoreError};
 
@@ -196,14 +196,14 @@ impl HttpError {
 
     /// The answer to a request for an object of this kind. A NAR's download can only be resumed if the
     /// last response before, even an error, had `Accept-Ranges` (Nix's `src/libstore/filetransfer.cc`).
-    pub(super) fn into_answer(self, kind: Option<Kind>) -> Answer {
+    pub(super) fn into_answer(self, kind: Option<ObjectKind>) -> Answer {
         let mut response = Response::new(Body::from(self.line()));
         *response.status_mut() = self.status();
         let headers = response.headers_mut();
         let mut set = |name, value| headers.insert(name, HeaderValue::from_static(value));
         set(header::CONTENT_TYPE, "text/plain; charset=utf-8");
         set(header::CACHE_CONTROL, "no-store");
-        if kind == Some(Kind::Nar) {
+        if kind == Some(ObjectKind::Nar) {
             set(header::ACCEPT_RANGES, "bytes");
         }
         match &self {

@@ -29,7 +29,7 @@ use super::metrics;
 use crate::cache::UploadReceipt;
 use crate::logging::with_causes;
 use crate::metrics::Metrics;
-use crate::nix::Kind;
+use crate::nix::ObjectKind;
 
 // The numbers of an outcome are read when nobody changes them any more.
 const ORDER: Ordering = Ordering::Relaxed;
@@ -160,7 +160,7 @@ fn set_content_length(response: &mut Response<Body>) {
 /// What a request asked for.
 struct Record {
     begun: Instant,
-    kind: Option<Kind>,
+    kind: Option<ObjectKind>,
     method: Method,
     uri: Uri,
     peer: Option<Peer>,

@@ -5,7 +5,7 @@ use http::{Method, Uri};
 
 use super::{health, metrics};
 use crate::nix::cache_path::ParseCachePathError;
-use crate::nix::{CachePath, Kind};
+use crate::nix::{CachePath, ObjectKind};
 
 #[cfg(feature = "pages")]
 use super::pages::{self, Page};
@@ -49,10 +49,10 @@ impl Route {
     }
 
     /// The kind of object by which the request is counted, also if no object can have the name.
-    pub(super) fn kind(&self, uri: &Uri) -> Option<Kind> {
+    pub(super) fn kind(&self, uri: &Uri) -> Option<ObjectKind> {
         match self {
             Self::Object(path) => Some(path.kind()),
-            Self::Unknown(_) => Kind::asked_for(uri.path()),
+            Self::Unknown(_) => ObjectKind::of_request(uri.path()),
             Self::Root | Self::Metrics | Self::Health => None,
             #[cfg(feature = "pages")]
             Self::Page(_) => None,

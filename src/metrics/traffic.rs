@@ -7,7 +7,7 @@ use prometheus::proto::MetricFamily;
 
 use super::families::{Sample, Spread, counter, histogram};
 use super::shards::Shards;
-use crate::nix::Kind;
+use crate::nix::ObjectKind;
 
 /// How a request asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub enum Method {
 const METHODS: [&str; 4] = ["GET", "HEAD", "PUT", "other"];
 
 /// What asks for no object has a place of its own.
-const KINDS: usize = Kind::ALL.len() + 1;
+const KINDS: usize = ObjectKind::ALL.len() + 1;
 
 /// The statuses that are counted by their numbers. All others are `other`.
 pub const STATUSES: [u16; 26] = [
@@ -73,8 +73,8 @@ pub struct Traffic(Shards<Counts>);
 struct Counts {
     answered: [[[AtomicU64; OTHER_STATUS + 1]; METHODS.len()]; KINDS],
     durations: [[Durations; METHODS.len()]; KINDS],
-    hits: [AtomicU64; Kind::ALL.len()],
-    misses: [AtomicU64; Kind::ALL.len()],
+    hits: [AtomicU64; ObjectKind::ALL.len()],
+    misses: [AtomicU64; ObjectKind::ALL.len()],
     received: AtomicU64,
     sent: AtomicU64,
 }
@@ -121,7 +121,7 @@ impl Traffic {
     }
 
     /// A request was answered, and all of the answer is gone or given up.
-    pub fn answered(&self, kind: Option<Kind>, method: Method, status: u16, took: Duration) {
+    pub fn answered(&self, kind: Option<ObjectKind>, method: Method, status: u16, took: Duration) {
         let counts = self.0.own();
         let (kind, method) = (place(kind), method as usize);
         let status = PLACES.get(usize::from(status)).map_or(OTHER_STATUS, |&at| usize::from(at));
@@ -134,12 +134,12 @@ impl Traffic {
     }
 
     /// Somebody asked for an object that is here.
-    pub fn hit(&self, kind: Kind) {
+    pub fn hit(&self, kind: ObjectKind) {
         add(&self.0.own().hits[kind as usize], 1);
     }
 
     /// Somebody asked for an object that is not here, wherever else it may be had.
-    pub fn missed(&self, kind: Kind) {
+    pub fn missed(&self, kind: ObjectKind) {
         add(&self.0.own().misses[kind as usize], 1);
     }
 
@@ -154,12 +154,12 @@ impl Traffic {
     }
 
     /// How often objects of this kind were here when somebody asked for them.
-    pub fn hits(&self, kind: Kind) -> u64 {
+    pub fn hits(&self, kind: ObjectKind) -> u64 {
         self.0.sum(|counts| read(&counts.hits[kind as usize]))
     }
 
     /// How often objects of this kind were not here when somebody asked for them.
-    pub fn misses(&self, kind: Kind) -> u64 {
+    pub fn misses(&self, kind: ObjectKind) -> u64 {
         self.0.sum(|counts| read(&counts.misses[kind as usize]))
     }
 
@@ -174,9 +174,10 @@ impl Traffic {
     }
 
     pub(super) fn families(&self) -> Vec<MetricFamily> {
-        let by_kind = |count: fn(&Self, Kind) -> u64| {
-            let sample = |kind: Kind| Sample::new([("kind", kind.as_str())], count(self, kind));
-            Kind::ALL.map(sample).into()
+        let by_kind = |count: fn(&Self, ObjectKind) -> u64| {
+            let sample =
+                |kind: ObjectKind| Sample::new([("kind", kind.as_str())], count(self, kind));
+            ObjectKind::ALL.map(sample).into()
         };
         vec![
             counter(
@@ -245,7 +246,7 @@ impl Traffic {
     }
 }
 
-fn place(kind: Option<Kind>) -> usize {
+fn place(kind: Option<ObjectKind>) -> usize {
     kind.map_or(KINDS - 1, |kind| kind as usize)
 }
 
@@ -254,12 +255,12 @@ fn pairs() -> impl Iterator<Item = (usize, usize)> {
 }
 
 fn labels(kind: usize, method: usize) -> [(&'static str, &'static str); 2] {
-    let kind = Kind::ALL.get(kind).map_or("other", |kind| kind.as_str());
+    let kind = ObjectKind::ALL.get(kind).map_or("other", |kind| kind.as_str());
     [("kind", kind), ("method", METHODS[method])]
 }
 
 fn is_usual(kind: usize, method: usize, status: usize) -> bool {
-    let object = [Kind::NarInfo as usize, Kind::Nar as usize].contains(&kind);
+    let object = [ObjectKind::NarInfo as usize, ObjectKind::Nar as usize].contains(&kind);
     let answers: &[u16] = match METHODS[method] {
         "GET" => &[200, 404],
         "PUT" => &[201],
@@ -277,9 +278,9 @@ mod tests {
         let traffic = Traffic::new();
         for nanos in [1, 100_000, 100_001, 3_600_000_000_000, 3_600_000_000_001] {
             let took = Duration::from_nanos(nanos);
-            traffic.answered(Some(Kind::Nar), Method::Get, 200, took);
+            traffic.answered(Some(ObjectKind::Nar), Method::Get, 200, took);
         }
-        let nar = place(Some(Kind::Nar));
+        let nar = place(Some(ObjectKind::Nar));
         let in_bucket = |at: usize| traffic.0.sum(|c| read(&c.durations[nar][0].counts[at]));
         assert_eq!([0, 1, 15, 16].map(in_bucket), [2, 1, 1, 1]);
         assert_eq!(traffic.spreads().len(), 1);

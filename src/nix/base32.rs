@@ -1,16 +1,15 @@
 //! Nix's base 32 (`doc/manual/source/protocols/nix32.md`).
 //!
-//! The alphabet leaves out `e`, `o`, `t` and `u`; the groups of five bits are taken from the last
-//! byte backwards. That is RFC 4648's scheme with the bits of each byte read from the least
-//! significant end and the text reversed, so the well-kept `data-encoding` does the work here.
-//! The crates made for it (`nix-base32`, `nix-compat`) are unmaintained, or a part of a
-//! store implementation under the GPL.
+//! The alphabet has no `e`, `o`, `t` and `u`; the groups of five bits are read from the last byte
+//! backwards. This is the encoding of RFC 4648 with the least significant bit of each byte first and the
+//! text reversed, so the maintained crate `data-encoding` can do it. The crates for nix32 (`nix-base32`,
+//! `nix-compat`) are unmaintained, or part of a store implementation under the GPL.
 
 use std::sync::LazyLock;
 
 use data_encoding::{BitOrder, Encoding, Specification};
 
-/// The alphabet, in order of value.
+/// The 32 characters, in the order of their values.
 pub const ALPHABET: &str = "0123456789abcdfghijklmnpqrsvwxyz";
 
 static ENCODING: LazyLock<Encoding> = LazyLock::new(|| {
@@ -20,7 +19,7 @@ static ENCODING: LazyLock<Encoding> = LazyLock::new(|| {
     specification.encoding().expect("32 distinct ASCII symbols make an encoding")
 });
 
-/// The text for `bytes`, `ceil(8 × length / 5)` characters.
+/// Encodes `bytes` as `ceil(8 × length / 5)` characters.
 pub fn encode(bytes: &[u8]) -> String {
     let mut text = vec![0; ENCODING.encode_len(bytes.len())];
     ENCODING.encode_mut(bytes, &mut text);
@@ -28,10 +27,10 @@ pub fn encode(bytes: &[u8]) -> String {
     String::from_utf8(text).expect("the alphabet is ASCII")
 }
 
-/// The `N` bytes that `text` stands for, at most 40, or none where a character, the length or the
-/// unused bits are wrong. Only one text stands for any given bytes.
+/// Decodes `N` bytes, at most 40. Returns `None` if a character or the length is wrong, or if unused bits
+/// are not zero: each byte string has exactly one encoding.
 pub fn decode<const N: usize>(text: &str) -> Option<[u8; N]> {
-    // Every narinfo that is asked for comes through here, so nothing is allocated.
+    // Each narinfo request is decoded here, so nothing is allocated.
     let mut reversed = [0; 64];
     let reversed = reversed.get_mut(..text.len())?;
     if text.len() != (N * 8).div_ceil(5) {
@@ -51,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn agrees_with_nix() {
+    fn encoding_is_that_of_nix_hash() {
         // `nix-hash --type sha256 --to-base32`
         let hello = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
         let bytes = data_encoding::HEXLOWER.decode(hello.as_bytes()).unwrap();
@@ -61,13 +60,13 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_nix_never_writes() {
+    fn texts_that_nix_never_writes_are_invalid() {
         for text in [
             "",
             "e94qif9n4cq4fdg459qzbhg1c6wywawwaaivx0k0x8xhbyx4vwic",
             "094QIF9N4CQ4FDG459QZBHG1C6WYWAWWAAIVX0K0X8XHBYX4VWIC",
             "094qif9n4cq4fdg459qzbhg1c6wywawwaaivx0k0x8xhbyx4vwi",
-            // 260 bits in which the upper four are not zero
+            // 260 bits, of which the upper four are not zero.
             "z94qif9n4cq4fdg459qzbhg1c6wywawwaaivx0k0x8xhbyx4vwic",
         ] {
             assert_eq!(decode::<32>(text), None, "{text}");

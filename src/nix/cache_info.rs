@@ -1,18 +1,18 @@
-//! `nix-cache-info`: what a cache says about itself, as `Key: value` lines
+//! `nix-cache-info`: properties of a cache, as `Key: value` lines
 //! (Nix's `doc/manual/source/protocols/binary-cache/nix-cache-info.md`).
 
 use std::fmt;
 
 use super::StoreDir;
 
-/// What `nix-cache-info` says.
+/// The contents of `nix-cache-info`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheInfo {
-    /// The store dir of every path in the cache.
+    /// Store directory of all paths in the cache.
     pub store_dir: StoreDir,
-    /// Whether clients may ask for many narinfos at once.
+    /// Whether clients may query many narinfos at once.
     pub want_mass_query: bool,
-    /// The lower, the earlier clients ask this cache. cache.nixos.org has 40.
+    /// Priority: clients query caches with lower numbers first. cache.nixos.org has 40.
     pub priority: u32,
 }
 
@@ -31,8 +31,8 @@ impl fmt::Display for CacheInfo {
 }
 
 impl CacheInfo {
-    /// The `StoreDir` that a client's `nix-cache-info` names, read as Nix reads it: the key is what
-    /// stands before the first colon, the value is trimmed, other keys and lines are passed over.
+    /// Returns the `StoreDir` in the text of another cache, parsed as Nix parses it: the key ends at the
+    /// first colon, the value is trimmed, the last value counts, and other keys and lines are ignored.
     pub fn store_dir_of(text: &str) -> Option<&str> {
         text.lines()
             .filter_map(|line| line.split_once(':'))
@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_default_is_text_that_nix_reads() {
+    fn the_default_has_the_lines_that_nix_reads() {
         assert_eq!(
             CacheInfo::default().to_string(),
             "StoreDir: /nix/store\nWantMassQuery: 1\nPriority: 30\n"
@@ -55,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn the_store_dir_of_an_uploaded_one_is_found() {
+    fn the_store_dir_of_an_uploaded_cache_info_is_found() {
         let own = CacheInfo::default().to_string();
         assert_eq!(CacheInfo::store_dir_of(&own), Some("/nix/store"));
         assert_eq!(CacheInfo::store_dir_of("StoreDir:/x \n"), Some("/x"));

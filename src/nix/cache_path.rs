@@ -1,9 +1,8 @@
-//! The names that a binary cache has, each parsed once, at the edge, and rendered from its parts.
+//! The names of the objects in a binary cache. A name is parsed once, and printed from its parts.
 //!
-//! The grammar is that of every Nix from 2.3 on (Nix's `src/libstore/binary-cache-store.cc`); no
-//! crate has it. What a name does not spell out is nowhere else either: a [`CachePath`] owns the
-//! key under which the store keeps the object, its content type, how long clients may keep it, and
-//! the label under which it is counted.
+//! The grammar is that of Nix from 2.3 on (Nix's `src/libstore/binary-cache-store.cc`); no crate has it.
+//! A [`CachePath`] also determines the key of the object in the store, its content type, its
+//! `Cache-Control`, and its label in metrics.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -12,61 +11,61 @@ use std::str::FromStr;
 use percent_encoding::percent_decode_str;
 use thiserror::Error;
 
-use super::kind::Kind;
+use super::kind::ObjectKind;
 use super::store_path::{ParseStorePathError, check_name};
 use super::{Sha256Hash, StorePath, StorePathHash};
 
-/// The name of one object of a binary cache.
+/// The name of an object in a binary cache.
 ///
-/// [`FromStr`] and [`fmt::Display`] are inverse on the keys that Nix itself would use in a
-/// `file://` cache.
+/// [`FromStr`] and [`fmt::Display`] are inverse for the keys that Nix itself uses in a `file://` cache.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum CachePath {
     /// `nix-cache-info`
     CacheInfo,
-    /// `<hash part>.narinfo`: what there is to know about a store path.
+    /// `<hash part>.narinfo`: metadata of a store path.
     NarInfo(StorePathHash),
-    /// `<hash part>.ls`: which files its NAR holds.
+    /// `<hash part>.ls`: the files in the NAR of a store path.
     Listing(StorePathHash),
     /// `nar/<file hash>.nar[.<extension>]`
     Nar(NarName),
-    /// `log/<name of a derivation>`: the log of its build. Nix up to 2.31 leaves the `.drv` in a
-    /// query when the name has a `?`, later ones drop it: so any store path's name is taken.
+    /// `log/<name of a derivation>`: the log of its build. The name need not end with `.drv`: for a name
+    /// with a `?`, Nix up to 2.31 sends the `.drv` in the query, and later versions drop it.
     Log(StorePath),
     /// `realisations/sha256:<64 hex>!<output>.doi`, Nix 2.4 to 2.34
     Realisation {
-        /// The derivation's hash modulo, 64 lower-case hexadecimal digits.
+        /// Hash modulo of the derivation.
         derivation: HexDigits<64>,
-        /// The output's name.
+        /// Name of the output.
         output: OutputName,
     },
     /// `build-trace-v<N>/<name of a derivation>/<output>.doi`, Nix 2.35 and later
     BuildTrace {
-        /// The format's number: 2 so far, it rises with the format.
+        /// Version of the format; 2 in Nix 2.35.
         version: u16,
         /// The derivation.
         derivation: StorePath,
-        /// The output's name.
+        /// Name of the output.
         output: OutputName,
     },
-    /// `debuginfo/<build id>[.debug]`: which NAR has the debug symbols. Nix writes `.debug` since
-    /// 2.4 and dwarffs asks without, so both name one object; the key has it.
+    /// `debuginfo/<build id>[.debug]`: the NAR with the debug symbols. Nix writes `.debug` since 2.4,
+    /// and dwarffs requests names without it, so both name the same object; the key ends with `.debug`.
     DebugInfo(HexDigits<40>),
 }
 
-/// The name of a NAR: the hash of the file and how it is compressed.
+/// The name of a NAR: hash and compression of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NarName {
-    /// SHA-256 of the file as it is stored, that is, of the compressed NAR.
+    /// SHA-256 of the file, that is, of the compressed NAR.
     pub file_hash: Sha256Hash,
-    /// What follows `.nar`.
+    /// Extension after `.nar`.
     pub extension: NarExtension,
 }
 
-/// What follows `.nar` in the name of a NAR.
+/// The extension after `.nar` in the name of a NAR.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum NarExtension {
-    /// Nothing: not compressed, or by gzip or another method that Nix has no extension for.
+    /// No extension: not compressed, or compressed with a method for which Nix has no extension, such as
+    /// gzip.
     Bare,
     /// `.xz`
     Xz,
@@ -83,7 +82,7 @@ pub enum NarExtension {
 }
 
 impl NarExtension {
-    /// Every extension that Nix writes.
+    /// All extensions that Nix writes.
     pub const ALL: [Self; 7] =
         [Self::Bare, Self::Xz, Self::Bz2, Self::Br, Self::Zst, Self::Lzip, Self::Lz4];
 
@@ -121,7 +120,8 @@ impl<const N: usize> fmt::Display for HexDigits<N> {
     }
 }
 
-/// The name of a derivation's output, such as `out` or `dev`; it follows a store path's rules.
+/// The name of an output of a derivation, such as `out` or `dev`. It has only characters that the name
+/// of a store path may have.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct OutputName(String);
 
@@ -131,50 +131,48 @@ impl fmt::Display for OutputName {
     }
 }
 
-/// Which rule a name breaks.
+/// Error for text that is not the name of an object in a binary cache.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ParseCachePathError {
-    /// Not the shape of any name in a binary cache.
+    /// The text has the form of none of the names.
     #[error(
-        "“{0}” is not a name of a binary cache; there are nix-cache-info, <hash>.narinfo, \
+        "“{0}” is not a name of a binary cache; names are nix-cache-info, <hash>.narinfo, \
          <hash>.ls, nar/<file hash>.nar[.xz|.bz2|.br|.zst|.lzip|.lz4], log/…, realisations/…, \
          build-trace-v2/… and debuginfo/…"
     )]
     Shape(String),
-    /// The part before `.narinfo` or `.ls`, or a derivation's name.
+    /// Invalid hash part, or invalid name of a derivation.
     #[error("{0}")]
     StorePath(#[from] ParseStorePathError),
-    /// The part before `.nar`.
-    #[error("“{0}” is not a file hash: a NAR's name begins with 52 characters of nix32")]
+    /// Invalid hash before `.nar`.
+    #[error("“{0}” is not a file hash: the name of a NAR begins with 52 characters of nix32")]
     FileHash(String),
-    /// The part after `.nar`.
-    #[error(
-        "“{0}” is not an extension that Nix gives to a NAR (.xz .bz2 .br .zst .lzip .lz4 or none)"
-    )]
+    /// Unknown extension after `.nar`.
+    #[error("“{0}” is not an extension of a NAR (.xz .bz2 .br .zst .lzip .lz4 or none)")]
     Extension(String),
-    /// The part before `!` in a realisation.
+    /// Invalid text before `!` in the name of a realisation.
     #[error("“{0}” is not “sha256:” with 64 lower-case hexadecimal digits")]
     DerivationHash(String),
-    /// The part before `.doi`.
-    #[error("“{0}” is not an output's name")]
+    /// Invalid text before `.doi`.
+    #[error("“{0}” is not the name of an output")]
     Output(String),
-    /// The number in `build-trace-v<N>`.
-    #[error("“{0}” is not the number of a build trace's format")]
+    /// Invalid number in `build-trace-v<N>`.
+    #[error("“{0}” is not a version of the build trace format")]
     Version(String),
-    /// The part after `debuginfo/`.
+    /// Invalid text after `debuginfo/`.
     #[error("“{0}” is not a build id: 40 lower-case hexadecimal digits")]
     BuildId(String),
-    /// The percent encoding hides bytes that are not UTF-8.
-    #[error("the name's percent encoding is not UTF-8")]
+    /// Percent-encoded bytes that are not UTF-8.
+    #[error("the percent-encoded name is not UTF-8")]
     Encoding,
 }
 
 impl CachePath {
     /// Parses the path and query of a request.
     ///
-    /// The path is percent-decoded once, `+` stays `+`, and repeated slashes are one (Nix up to
-    /// 2.21 doubles them). Queries mean nothing to a cache, except that Nix up to 2.31 sends the
-    /// `?` in the name of a log raw.
+    /// The path is percent-decoded once; `+` does not mean a space; repeated slashes count as one (Nix up
+    /// to 2.21 doubles them). The query is ignored, except for logs: Nix up to 2.31 does not encode a `?`
+    /// in the name of a log.
     pub fn from_request(path: &str, query: Option<&str>) -> Result<Self, ParseCachePathError> {
         let decoded = decode(path)?;
         let mut key = single_slashes(decoded.trim_start_matches('/'));
@@ -187,17 +185,17 @@ impl CachePath {
         key.parse()
     }
 
-    /// The key under which the store keeps the object: a relative path whose parts are never
-    /// empty, `.` or `..`, as in Nix's own `file://` caches.
+    /// The key of the object in the store: a relative path, as in Nix's own `file://` caches. Its parts
+    /// are never empty, `.` or `..`.
     pub fn key(&self) -> String {
         match self {
-            // Most requests are for these: appending is several times as fast as formatting.
+            // Most requests are for narinfos, and appending is several times as fast as formatting.
             Self::NarInfo(hash) => hash.to_nix32() + ".narinfo",
             _ => self.to_string(),
         }
     }
 
-    /// Whether names of a binary cache can begin with this, and a slash behind it.
+    /// Whether `key` and a slash can be the beginning of a name.
     pub fn is_folder(key: &str) -> bool {
         let (top, below) = key.split_once('/').unwrap_or((key, ""));
         match top {
@@ -206,7 +204,7 @@ impl CachePath {
         }
     }
 
-    /// The content type that Nix itself gives to the object when it uploads it.
+    /// The content type with which Nix uploads the object.
     pub const fn content_type(&self) -> &'static str {
         match self {
             Self::CacheInfo => "text/x-nix-cache-info",
@@ -220,10 +218,10 @@ impl CachePath {
         }
     }
 
-    /// How long a proxy or browser may keep the object. Nix itself does not look at it.
+    /// The `Cache-Control` header, for proxies and browsers; Nix ignores it.
     ///
-    /// A NAR never changes under its name. A narinfo can gain signatures and side files can be
-    /// replaced, so they are kept for a minute.
+    /// NARs never change. Narinfos can get more signatures, and side files can be replaced, so they may
+    /// be cached for a minute.
     pub const fn cache_control(&self) -> &'static str {
         match self {
             Self::Nar(_) => "max-age=31536000, immutable",
@@ -231,17 +229,17 @@ impl CachePath {
         }
     }
 
-    /// The object's kind.
-    pub const fn kind(&self) -> Kind {
+    /// The kind of the object.
+    pub const fn kind(&self) -> ObjectKind {
         match self {
-            Self::CacheInfo => Kind::CacheInfo,
-            Self::NarInfo(_) => Kind::NarInfo,
-            Self::Listing(_) => Kind::Listing,
-            Self::Nar(_) => Kind::Nar,
-            Self::Log(_) => Kind::Log,
-            Self::Realisation { .. } => Kind::Realisation,
-            Self::BuildTrace { .. } => Kind::BuildTrace,
-            Self::DebugInfo(_) => Kind::DebugInfo,
+            Self::CacheInfo => ObjectKind::CacheInfo,
+            Self::NarInfo(_) => ObjectKind::NarInfo,
+            Self::Listing(_) => ObjectKind::Listing,
+            Self::Nar(_) => ObjectKind::Nar,
+            Self::Log(_) => ObjectKind::Log,
+            Self::Realisation { .. } => ObjectKind::Realisation,
+            Self::BuildTrace { .. } => ObjectKind::BuildTrace,
+            Self::DebugInfo(_) => ObjectKind::DebugInfo,
         }
     }
 }
@@ -347,7 +345,7 @@ fn parse_build_trace(
         version: version
             .parse()
             .ok()
-            // One spelling for each number: no sign, no leading zero.
+            // Each version has one spelling: no sign, no leading zero.
             .filter(|number: &u16| number.to_string() == version)
             .ok_or_else(|| ParseCachePathError::Version(version.to_owned()))?,
         derivation: derivation.parse()?,
@@ -355,7 +353,8 @@ fn parse_build_trace(
     })
 }
 
-/// With it, `sha256:<64 hex>!<output>.doi` is as long as the name of a file may be: 255 bytes.
+/// Maximum length of an output name, in bytes: `sha256:<64 hex>!<output>.doi` must fit into a file name of
+/// 255 bytes (`NAME_MAX` of Linux).
 const MAX_OUTPUT_LEN: usize = 255 - 72 - 4;
 
 fn parse_output(output: &str) -> Result<OutputName, ParseCachePathError> {
@@ -399,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn every_name_that_nix_uses_is_its_own_key() {
+    fn the_key_of_a_name_is_the_name_that_nix_uses() {
         let hex64 = "a".repeat(64);
         let mut keys = vec![
             "nix-cache-info".to_owned(),
@@ -415,12 +414,12 @@ mod tests {
             assert_eq!(key.parse::<CachePath>().unwrap().key(), key);
             let path = request(&format!("/{key}")).unwrap();
             assert_eq!(path.key(), key);
-            assert_eq!(Kind::asked_for(&format!("/{key}")), Some(path.kind()), "{key}");
+            assert_eq!(ObjectKind::of_request(&format!("/{key}")), Some(path.kind()), "{key}");
         }
     }
 
     #[test]
-    fn spellings_of_one_name_are_one_path() {
+    fn equivalent_urls_parse_to_the_same_path() {
         let hex64 = "a".repeat(64);
         for (one, other) in [
             (format!("/{HASH}.narinfo"), format!("//{HASH}%2Enarinfo")),
@@ -437,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn a_question_mark_in_the_name_of_a_log_is_found_again() {
+    fn the_name_of_a_log_may_contain_a_question_mark() {
         let encoded = request(&format!("/log/{HASH}-a%3Db%3Fc.drv")).unwrap();
         let raw = CachePath::from_request(&format!("/log/{HASH}-a=b"), Some("c.drv")).unwrap();
         assert_eq!(raw, encoded);
@@ -446,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_outside_the_grammar_is_refused_with_its_rule() {
+    fn an_invalid_name_is_refused_with_the_rule_that_it_breaks() {
         use ParseCachePathError as E;
         let long = "a".repeat(5000);
         for path in [
@@ -490,7 +489,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_request_reaches_outside_the_folders_of_a_cache(path in ".{0,80}", query in "(.{0,20})?") {
+        fn no_key_leads_out_of_the_cache_or_to_private_files(path in ".{0,80}", query in "(.{0,20})?") {
             if let Ok(parsed) = CachePath::from_request(&path, Some(&query)) {
                 let key = parsed.key();
                 prop_assert!(key.split('/').all(|part| !matches!(part, "" | "." | ".." | ".nix-stored")));

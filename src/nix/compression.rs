@@ -1,4 +1,4 @@
-//! How a NAR is compressed, by the names that Nix gives to it
+//! Compression methods of NARs, with Nix's names
 //! (Nix's `src/libutil/include/nix/util/compression-algo.hh`).
 
 use std::fmt;
@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use super::cache_path::NarExtension;
 
-/// A compression that Nix writes NARs with.
+/// A compression method that Nix supports for NARs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Compression {
     /// `none`
@@ -38,7 +38,7 @@ pub enum Compression {
 }
 
 impl Compression {
-    /// All of them.
+    /// All methods.
     pub const ALL: [Self; 13] = [
         Self::None,
         Self::Xz,
@@ -55,7 +55,7 @@ impl Compression {
         Self::Lzop,
     ];
 
-    /// Nix's name for it.
+    /// Nix's name of the method.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::None => "none",
@@ -74,7 +74,7 @@ impl Compression {
         }
     }
 
-    /// The extension that Nix gives to a NAR that is compressed so.
+    /// The extension that Nix gives to a NAR with this compression.
     pub const fn extension(self) -> NarExtension {
         match self {
             Self::Xz => NarExtension::Xz,
@@ -93,8 +93,8 @@ impl Compression {
         }
     }
 
-    /// What a file is compressed with that has this extension and these first bytes: the extension
-    /// decides, and among those that share none, the magic number. None where no known one fits.
+    /// Detects the compression of a file by its extension, or, without an extension, by the magic number
+    /// in its first bytes. Returns `None` for an unknown magic number.
     pub fn detect(extension: NarExtension, beginning: &[u8]) -> Option<Self> {
         let magic = |(bytes, compression): &(&[u8], Self)| {
             beginning.starts_with(bytes).then_some(*compression)
@@ -111,9 +111,9 @@ impl Compression {
     }
 }
 
-/// How a file begins whose name has no extension.
+/// Magic numbers of files without an extension.
 const BARE_MAGIC: [(&[u8], Compression); 7] = [
-    // The length of the text and the text "nix-archive-1".
+    // The length of the string "nix-archive-1", and the string.
     (b"\x0d\0\0\0\0\0\0\0nix-archive-1", Compression::None),
     (b"\x1f\x8b", Compression::Gzip),
     (b"\x1f\x9d", Compression::Compress),
@@ -124,7 +124,7 @@ const BARE_MAGIC: [(&[u8], Compression); 7] = [
 ];
 
 impl FromStr for Compression {
-    /// The text that is no compression of Nix's.
+    /// The unknown name.
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bare_name_says_nothing_and_the_first_bytes_do() {
+    fn without_an_extension_the_first_bytes_decide() {
         use Compression as C;
         let detect = |bytes: &[u8]| C::detect(NarExtension::Bare, bytes);
         assert_eq!(detect(b"\x0d\0\0\0\0\0\0\0nix-archive-1\0\0\0"), Some(C::None));

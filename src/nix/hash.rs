@@ -1,4 +1,4 @@
-//! SHA-256, the one hash that names and proves the objects of a binary cache.
+//! SHA-256 hashes, which name and verify the objects of a binary cache.
 
 use std::fmt;
 
@@ -10,49 +10,49 @@ use thiserror::Error;
 
 use super::base32;
 
-/// A SHA-256 digest. Displays as Nix writes it in a narinfo: `sha256:` and 52 characters of nix32.
+/// A SHA-256 hash. Printed as in a narinfo: `sha256:` and 52 characters of nix32.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Sha256Hash([u8; 32]);
 
-/// Why a text is not a SHA-256 digest.
+/// Error for text that is not a SHA-256 hash.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ParseHashError {
-    /// Another algorithm, or none named.
+    /// Another algorithm, or none.
     #[error("“{0}” is not a sha256 hash")]
     Algorithm(String),
-    /// The digits are of the wrong number or alphabet.
+    /// Invalid digits, or too few or too many.
     #[error("“{0}” is not a sha256 hash in nix32, base 16 or base 64")]
     Digits(String),
 }
 
 impl Sha256Hash {
-    /// The digest with these bytes.
+    /// Creates a hash from its bytes.
     pub const fn new(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 
-    /// The digest of `bytes`.
+    /// Hashes `bytes`.
     pub fn of(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())
     }
 
-    /// The digest's bytes.
+    /// The bytes of the hash.
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
 
-    /// Parses 52 characters of nix32, as they stand in the name of a NAR.
+    /// Parses 52 characters of nix32, as in the name of a NAR.
     pub fn parse_nix32(text: &str) -> Option<Self> {
         base32::decode(text).map(Self)
     }
 
-    /// 52 characters of nix32.
+    /// The hash as 52 characters of nix32.
     pub fn to_nix32(self) -> String {
         base32::encode(&self.0)
     }
 
-    /// Parses what Nix takes for a hash in a narinfo: `sha256:` with nix32, base 16 or base 64,
-    /// or SRI's `sha256-` with base 64 (Nix's `src/libutil/hash.cc`).
+    /// Parses a hash as Nix does in a narinfo: `sha256:` with nix32, base 16 or base 64, or SRI's
+    /// `sha256-` with base 64 (Nix's `src/libutil/hash.cc`).
     pub fn parse(text: &str) -> Result<Self, ParseHashError> {
         if let Some(digits) = text.strip_prefix("sha256-") {
             return Self::parse_base64(digits)
@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_spelling_that_nix_takes_means_the_same() {
+    fn all_encodings_that_nix_accepts_are_equivalent() {
         let hash = Sha256Hash::parse("sha256:094qif9n4cq4fdg459qzbhg1c6wywawwaaivx0k0x8xhbyx4vwic")
             .unwrap();
         for text in [
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn other_hashes_are_refused_by_name() {
+    fn an_error_quotes_the_invalid_hash() {
         for text in ["", "md5:abc", "sha256", "sha256:", "sha256:xyz", "sha256-zz"] {
             let error = Sha256Hash::parse(text).unwrap_err();
             assert!(error.to_string().contains(text));

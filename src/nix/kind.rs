@@ -1,13 +1,13 @@
-//! Kinds of objects, by which they are counted.
+//! Kinds of objects in a binary cache, for metrics.
 
-/// What kind of object a [`CachePath`](super::CachePath) names.
+/// The kind of object that a [`CachePath`](super::CachePath) names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum ObjectKind {
     /// `nix-cache-info`
     CacheInfo,
     /// A narinfo.
     NarInfo,
-    /// Which files a NAR holds.
+    /// The listing of a NAR.
     Listing,
     /// A NAR.
     Nar,
@@ -17,12 +17,12 @@ pub enum Kind {
     Realisation,
     /// A build trace.
     BuildTrace,
-    /// Where debug symbols are.
+    /// The location of debug symbols.
     DebugInfo,
 }
 
-impl Kind {
-    /// Every kind, in the order of their places.
+impl ObjectKind {
+    /// All kinds, in the order of the variants.
     pub const ALL: [Self; 8] = [
         Self::CacheInfo,
         Self::NarInfo,
@@ -34,7 +34,7 @@ impl Kind {
         Self::DebugInfo,
     ];
 
-    /// The label under which objects of this kind are counted.
+    /// The value of the metrics label `kind`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::CacheInfo => "cache-info",
@@ -48,9 +48,9 @@ impl Kind {
         }
     }
 
-    /// The kind of object that a request asks for, whether or not there can be such a one: a look at
-    /// the two ends of the path, and no more, because this is done for every request.
-    pub fn asked_for(path: &str) -> Option<Self> {
+    /// The kind of object that a request path names, even if the name is invalid. Checks only the
+    /// beginning and the end of the path, because it runs for each request.
+    pub fn of_request(path: &str) -> Option<Self> {
         let key = path.trim_start_matches('/');
         match key.split_once('/') {
             None if key.ends_with(".narinfo") => Some(Self::NarInfo),
@@ -71,16 +71,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_has_its_place_and_a_label_of_its_own() {
-        for (place, kind) in Kind::ALL.into_iter().enumerate() {
-            assert_eq!(kind as usize, place);
-            let same = Kind::ALL.into_iter().filter(|other| other.as_str() == kind.as_str());
+    fn all_lists_every_kind_in_order_with_a_unique_label() {
+        for (index, kind) in ObjectKind::ALL.into_iter().enumerate() {
+            assert_eq!(kind as usize, index);
+            let same = ObjectKind::ALL.into_iter().filter(|other| other.as_str() == kind.as_str());
             assert_eq!(same.count(), 1);
         }
-        for none in ["/", "/metrics", "/nar", "/x/y", "/x/y.ls"] {
-            assert_eq!(Kind::asked_for(none), None, "{none}");
+        for path in ["/", "/metrics", "/nar", "/x/y", "/x/y.ls"] {
+            assert_eq!(ObjectKind::of_request(path), None, "{path}");
         }
         let log = "//log/8ha1dhmx807czjczmwy078s4r9s254il-x.narinfo";
-        assert_eq!(Kind::asked_for(log), Some(Kind::Log));
+        assert_eq!(ObjectKind::of_request(log), Some(ObjectKind::Log));
     }
 }

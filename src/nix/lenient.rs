@@ -1,10 +1,10 @@
-//! A narinfo read for what it names, whatever else is wrong with it.
+//! Finds the objects that a narinfo names, even if the narinfo is invalid.
 //!
-//! [`NarInfo::parse`](super::NarInfo::parse) refuses what one version of Nix accepts and another does
-//! not. A file that is already in the cache is served all the same, so whatever some Nix would fetch
-//! because of it must not be removed. [`LenientNarInfo`] therefore reads every line in which any Nix,
-//! from 2.3 on, may see a `StorePath`, `URL`, `References` or `Deriver`, and names too much rather
-//! than too little.
+//! [`NarInfo::parse`](super::NarInfo::parse) refuses narinfos that some versions of Nix accept and others
+//! do not. But a narinfo that is already in the cache is served anyway, so objects that some version of
+//! Nix would fetch because of it must not be removed. Therefore [`LenientNarInfo`] reads every line that
+//! any Nix from 2.3 on may parse as `StorePath`, `URL`, `References` or `Deriver`. In case of doubt it
+//! returns an object too many.
 
 use percent_encoding::percent_decode;
 
@@ -14,23 +14,23 @@ use super::{StorePath, StorePathHash};
 /// The objects that a narinfo names.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LenientNarInfo {
-    /// The last `StorePath` that parses; its store dir is not compared.
+    /// The last valid `StorePath`; its store directory is not checked.
     pub store_path: Option<StorePath>,
     /// The NARs that a `URL` may mean, in the order of the text. Nix fetches the last one.
     pub nars: Vec<NarName>,
-    /// Whether there is any `URL`, also one that means no NAR of this cache.
+    /// Whether there is a `URL`, including one that names no NAR of this cache.
     pub has_url: bool,
-    /// The hash parts of `References`, and of any `StorePath`.
+    /// The hash parts in `References` and in each `StorePath`.
     pub references: Vec<StorePathHash>,
-    /// The last `Deriver` that parses.
+    /// The last valid `Deriver`.
     pub deriver: Option<StorePath>,
 }
 
 impl LenientNarInfo {
-    /// Reads `text`. Never fails: what is not recognized names nothing.
+    /// Reads `text`; ignores everything that is not recognized.
     pub fn read(text: &[u8]) -> Self {
         let mut named = Self::default();
-        for (key, value) in as_lines(text).chain(AsNix(text)) {
+        for (key, value) in as_lines(text).chain(NixFields(text)) {
             match key {
                 b"StorePath" => {
                     named.store_path = store_path(value).or(named.store_path.take());
@@ -39,7 +39,7 @@ impl LenientNarInfo {
                 b"URL" => {
                     named.has_url |= !value.trim_ascii().is_empty();
                     for nar in nars_in_url(value) {
-                        // The one that was named last stays last.
+                        // The NAR that Nix fetches must stay the last one.
                         named.nars.retain(|known| *known != nar);
                         named.nars.push(nar);
                     }
@@ -54,7 +54,7 @@ impl LenientNarInfo {
         named
     }
 
-    /// Whether it names nothing: text that is no narinfo, or was cut off before its `URL`.
+    /// Whether the text names no object: it is not a narinfo, or was cut off before its `URL`.
     pub fn is_empty(&self) -> bool {
         !self.has_url && self.references.is_empty()
     }
@@ -65,8 +65,9 @@ impl LenientNarInfo {
     }
 }
 
-/// `Key: value`, line by line, with the next line as the value where there is none: Nix skips one
-/// character after the colon unseen, also a line feed (Nix's `src/libstore/nar-info.cc`).
+/// Iterates over `Key: value` lines. If nothing follows the colon, the value is the next line: Nix skips
+/// one character after the colon without checking it, even a line feed (Nix's
+/// `src/libstore/nar-info.cc`).
 fn as_lines(text: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     let mut lines = text.split(|byte| *byte == b'\n').peekable();
     std::iter::from_fn(move || {
@@ -84,11 +85,11 @@ fn as_lines(text: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     })
 }
 
-/// The fields exactly as Nix separates them: a key up to the next colon, one character skipped, a
-/// value up to the next line feed.
-pub(super) struct AsNix<'a>(pub(super) &'a [u8]);
+/// Iterates over the fields as Nix splits them: a key up to the next colon, one character that is
+/// skipped, and a value up to the next line feed.
+pub(super) struct NixFields<'a>(pub(super) &'a [u8]);
 
-impl<'a> Iterator for AsNix<'a> {
+impl<'a> Iterator for NixFields<'a> {
     type Item = (&'a [u8], &'a [u8]);
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -101,9 +102,8 @@ impl<'a> Iterator for AsNix<'a> {
     }
 }
 
-/// Every NAR that a URL may mean. Clients resolve it in different ways (relative or absolute, with
-/// `..`, doubled slashes, percent-encoding, a query), so each part of it that is the name of a NAR
-/// counts.
+/// All NARs that a URL may mean. Clients resolve URLs in different ways (relative or absolute, with `..`,
+/// doubled slashes, percent-encoding, a query), so each part of the URL that is the name of a NAR counts.
 pub(super) fn nars_in_url(url: &[u8]) -> impl Iterator<Item = NarName> + use<> {
     let decoded = percent_decode(url).collect::<Vec<u8>>();
     let separates = |byte: &u8| byte.is_ascii_whitespace() || b"/\\?#&=".contains(byte);
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_nar_is_named_however_the_url_is_spelled() {
+    fn a_nar_is_found_in_every_spelling_of_its_url() {
         for url in [
             format!("nar/{NAR}"),
             format!(" nar/{NAR}\r"),
@@ -169,12 +169,12 @@ mod tests {
     }
 
     #[test]
-    fn fields_are_found_where_any_nix_finds_them() {
+    fn fields_are_found_wherever_some_nix_finds_them() {
         let both = [HELLO.to_owned(), GLIBC.to_owned()];
         for text in [
             format!("References: {HELLO}-hello {GLIBC}-glibc\n"),
             format!("References:\t{HELLO}-hello  {GLIBC}-glibc\r\n"),
-            // One character is skipped, whatever it is.
+            // Nix skips one character without checking it.
             format!("References:x{HELLO}-hello {GLIBC}-glibc\n"),
             format!("References:\n{HELLO}-hello {GLIBC}-glibc\nNarSize: 1\n"),
             format!("References: {HELLO}-hello\nReferences: {GLIBC}-glibc\n"),
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn the_nar_that_nix_fetches_is_the_last_one() {
+    fn the_nar_that_nix_fetches_is_the_last_of_the_list() {
         let other = NAR.replace("0g8", "1g8");
         let text = format!("URL: nar/{NAR}\nURL: nar/{other}\n");
         assert_eq!(named(&text).0, [NAR, &other]);
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn garbage_names_nothing() {
+    fn text_that_is_no_narinfo_names_no_objects() {
         for text in ["", "hello", "hello\n", "<html>\n<a href=\"x\">: </a>", "URL: \n", "a: b\n:\n"]
         {
             assert!(read(text).is_empty(), "{text}");
@@ -212,7 +212,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_text_can_be_read(text: Vec<u8>) {
+        fn reading_never_panics(text: Vec<u8>) {
             LenientNarInfo::read(&text);
         }
     }

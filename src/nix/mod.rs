@@ -1,7 +1,7 @@
-//! Nix's vocabulary, pure: no I/O, no runtime, no HTTP.
+//! Parsers and printers of Nix's formats. Pure: no I/O, no async runtime, no HTTP.
 //!
-//! Everything that a request, a file or a variable says about Nix is parsed here once, into a type
-//! whose values are right by construction, and rendered back from the parsed parts.
+//! Names, hashes and narinfos from requests, files and variables are parsed here once, into types that
+//! have no invalid values, and are printed from the parsed parts.
 
 pub mod base32;
 pub mod cache_info;
@@ -19,7 +19,7 @@ pub use cache_info::CacheInfo;
 pub use cache_path::CachePath;
 pub use compression::Compression;
 pub use hash::Sha256Hash;
-pub use kind::Kind;
+pub use kind::ObjectKind;
 pub use lenient::LenientNarInfo;
 pub use narinfo::NarInfo;
 pub use signature::{PublicKey, Signature};

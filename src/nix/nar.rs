@@ -1,70 +1,71 @@
-//! The NAR format (Nix's `doc/manual/source/protocols/nix-archive.md`), checked while it streams.
+//! Validates a NAR while it streams (Nix's `doc/manual/source/protocols/nix-archive.md`).
 //!
-//! The crate `nix-nar` reads NARs from a blocking reader and hands out their files; a cache wants
-//! neither: it pushes whatever bytes have come, in constant memory, and wants to know whether Nix
-//! would take them. Names must be sorted, unique and harmless, because `nix-store --restore` refuses
-//! or, in old versions, misuses others.
+//! The crate `nix-nar` reads NARs from a blocking reader and returns their files. A cache has to accept
+//! bytes as they arrive, in constant memory, and only needs to know whether Nix would accept them. Names
+//! must be sorted, unique and without `/`, because `nix-store --restore` refuses other names, and old
+//! versions restore them to wrong places.
 
 use thiserror::Error;
 
-/// What makes bytes something else than a NAR.
+/// Error for bytes that are not a NAR.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum NarError {
-    /// Another word was due.
-    #[error("at byte {at} of the unpacked NAR there is not {expected}")]
+    /// An unexpected string.
+    #[error("at byte {at} of the unpacked NAR, expected {expected}")]
     Unexpected {
-        /// Where, in bytes from its beginning.
+        /// Offset in the NAR.
         at: u64,
-        /// What was due there.
+        /// The strings that would be valid there.
         expected: &'static str,
     },
-    /// A text that is longer than any that Nix writes.
-    #[error("at byte {at} of the unpacked NAR there is a text of {length} bytes")]
+    /// A string that is longer than any string that Nix writes.
+    #[error("at byte {at} of the unpacked NAR there is a string of {length} bytes")]
     TooLong {
-        /// Where, in bytes from its beginning.
+        /// Offset in the NAR.
         at: u64,
-        /// How long it claims to be.
+        /// Stated length of the string, in bytes.
         length: u64,
     },
-    /// A name that no file can have.
-    #[error("the NAR has a file named “{0}”")]
+    /// An invalid file name.
+    #[error("the NAR has a file with the invalid name “{0}”")]
     Name(String),
-    /// A name that does not come after the one before it.
-    #[error("the NAR's file “{name}” comes after “{after}”: names must be sorted, each once")]
+    /// A file name that is not greater than the previous name in its directory.
+    #[error("the file “{name}” in the NAR comes after “{after}”: names must be sorted and unique")]
     Order {
         /// The name.
         name: String,
-        /// The one before it.
+        /// The previous name.
         after: String,
     },
-    /// Directories inside directories without end.
+    /// More than [`MAX_DEPTH`] nested directories.
     #[error("the NAR has directories nested deeper than {MAX_DEPTH}")]
     TooDeep,
-    /// The end came too early.
+    /// The bytes ended before the NAR did.
     #[error("the NAR ends after {0} bytes, in the middle")]
     Unfinished(u64),
-    /// The end did not come.
+    /// Bytes after the end of the NAR.
     #[error("the NAR goes on after its end, at byte {0}")]
     Trailing(u64),
 }
 
-/// Paths have 4096 bytes at most on Linux, so real trees are never deeper.
+/// Maximum depth of directories. A path has at most 4096 bytes on Linux, so real trees are never deeper.
 const MAX_DEPTH: usize = 2048;
 
-/// The longest symlink target on Linux; names are shorter.
+/// Maximum length of a string, in bytes: the longest symlink target on Linux. File names are shorter.
 const MAX_TEXT: u64 = 4095;
 
-/// What is due next.
+/// What the grammar expects next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Due {
+enum Expected {
     Magic,
     NodeOpen,
     TypeKey,
     Type,
-    /// In a regular file, before the mark of an executable or the contents.
+    /// In a regular file: `executable`, `contents` or the end.
     FileField,
+    /// The empty string after `executable`.
     ExecutableMark,
-    /// In an executable file, before the contents.
+    /// In an executable file: `contents` or the end.
     ExecutableField,
     Contents,
     TargetKey,
@@ -79,118 +80,119 @@ enum Due {
     End,
 }
 
-/// What the next byte belongs to.
+/// The part of the format that the next byte belongs to.
 #[derive(Debug, Clone, Copy)]
-enum Part {
-    /// The length of a text: so many of its 8 bytes are here.
+enum NarPart {
+    /// The 8 bytes of the length of a string, of which this number has arrived.
     Length(usize),
-    /// A text that is kept.
+    /// A string, which is buffered.
     Text { length: u64 },
-    /// The contents of a file, which are not.
+    /// The contents of a file, which are not buffered.
     Contents { rest: u64, padding: usize },
     /// Zeros up to a multiple of 8.
     Padding(usize),
 }
 
-/// What a NAR holds, told in the order in which it stands there.
+/// An event while a NAR is read. Events come in the order of the NAR.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Seen {
-    /// What comes next has this name in the directory that is open.
+pub enum NarEvent {
+    /// Name of the next entry in the innermost open directory.
     Name(Vec<u8>),
-    /// A directory opens.
+    /// A directory begins.
     Directory,
-    /// The directory that was opened last ends.
+    /// The innermost open directory ends.
     DirectoryEnd,
     /// A regular file.
     File {
-        /// Its length in bytes.
+        /// Length in bytes.
         size: u64,
-        /// Whether it can be run.
+        /// Whether the file is executable.
         executable: bool,
     },
-    /// A symlink to this.
+    /// A symlink with this target.
     Symlink(Vec<u8>),
 }
 
-/// Checks a NAR that is pushed into it piece by piece.
+/// Validates a NAR that is pushed in pieces of any size.
 #[derive(Debug)]
 pub struct NarChecker {
-    due: Due,
-    part: Part,
-    /// The length or the text that is being read.
+    expected: Expected,
+    part: NarPart,
+    /// The length or string that is being read.
     buffer: Vec<u8>,
     /// For each open directory, the last name in it.
     directories: Vec<Vec<u8>>,
+    /// Number of bytes so far.
     at: u64,
-    /// Whether the file that is being read can be run.
+    /// Whether the current file is executable.
     executable: bool,
-    /// What was seen since somebody asked; none where nobody will.
-    seen: Option<Vec<Seen>>,
+    /// Events since the last call of `take_events`; `None`: events are not recorded.
+    events: Option<Vec<NarEvent>>,
 }
 
 impl Default for NarChecker {
     fn default() -> Self {
         Self {
-            due: Due::Magic,
-            part: Part::Length(0),
+            expected: Expected::Magic,
+            part: NarPart::Length(0),
             buffer: Vec::new(),
             directories: Vec::new(),
             at: 0,
             executable: false,
-            seen: None,
+            events: None,
         }
     }
 }
 
 impl NarChecker {
-    /// One that also tells what it sees.
-    pub fn telling() -> Self {
-        Self { seen: Some(Vec::new()), ..Self::default() }
+    /// Creates a checker that records events.
+    pub fn with_events() -> Self {
+        Self { events: Some(Vec::new()), ..Self::default() }
     }
 
-    /// What was seen since the last time that this was called.
-    pub fn take_seen(&mut self) -> Vec<Seen> {
-        self.seen.as_mut().map(std::mem::take).unwrap_or_default()
+    /// Returns the events since the last call; none without [`NarChecker::with_events`].
+    pub fn take_events(&mut self) -> Vec<NarEvent> {
+        self.events.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
-    fn see(&mut self, seen: impl FnOnce() -> Seen) {
-        if let Some(list) = &mut self.seen {
-            list.push(seen());
+    fn record(&mut self, event: impl FnOnce() -> NarEvent) {
+        if let Some(events) = &mut self.events {
+            events.push(event());
         }
     }
 
-    fn see_file(&mut self, size: u64) {
+    fn record_file(&mut self, size: u64) {
         let executable = self.executable;
-        self.see(|| Seen::File { size, executable });
+        self.record(|| NarEvent::File { size, executable });
     }
 
-    /// Takes the next bytes.
+    /// Validates the next bytes.
     pub fn push(&mut self, mut bytes: &[u8]) -> Result<(), NarError> {
         while !bytes.is_empty() {
             if self.is_whole() {
                 return Err(NarError::Trailing(self.at));
             }
-            let taken = self.step(bytes)?;
-            self.at += taken as u64;
-            bytes = &bytes[taken..];
+            let consumed = self.step(bytes)?;
+            self.at += consumed as u64;
+            bytes = &bytes[consumed..];
         }
         Ok(())
     }
 
-    /// Says whether what was pushed is a whole NAR.
+    /// Returns an error if the bytes so far are not a complete NAR.
     pub fn finish(&self) -> Result<(), NarError> {
         if self.is_whole() { Ok(()) } else { Err(NarError::Unfinished(self.at)) }
     }
 
-    /// Whether the last text and its padding are here.
+    /// Whether the last string and its padding have arrived.
     fn is_whole(&self) -> bool {
-        self.due == Due::End && !matches!(self.part, Part::Padding(_))
+        self.expected == Expected::End && !matches!(self.part, NarPart::Padding(_))
     }
 
-    /// Takes what belongs to one part, and returns how much that was.
+    /// Consumes bytes of one part, and returns their number.
     fn step(&mut self, bytes: &[u8]) -> Result<usize, NarError> {
         match self.part {
-            Part::Length(have) => {
+            NarPart::Length(have) => {
                 let take = bytes.len().min(8 - have);
                 self.buffer.extend_from_slice(&bytes[..take]);
                 match <[u8; 8]>::try_from(self.buffer.as_slice()) {
@@ -198,11 +200,11 @@ impl NarChecker {
                         self.buffer.clear();
                         self.begin(u64::from_le_bytes(length))?;
                     }
-                    Err(_) => self.part = Part::Length(have + take),
+                    Err(_) => self.part = NarPart::Length(have + take),
                 }
                 Ok(take)
             }
-            Part::Text { length } => {
+            NarPart::Text { length } => {
                 // At most `MAX_TEXT`, so it fits.
                 let take = bytes.len().min(length as usize - self.buffer.len());
                 self.buffer.extend_from_slice(&bytes[..take]);
@@ -211,23 +213,20 @@ impl NarChecker {
                 }
                 Ok(take)
             }
-            Part::Contents { rest, padding } => {
+            NarPart::Contents { rest, padding } => {
                 let take = usize::try_from(rest).unwrap_or(usize::MAX).min(bytes.len());
                 let rest = rest - take as u64;
-                self.part = Part::Contents { rest, padding };
+                self.part = NarPart::Contents { rest, padding };
                 if rest == 0 {
-                    self.due = Due::NodeClose;
+                    self.expected = Expected::NodeClose;
                     self.pad(padding);
                 }
                 Ok(take)
             }
-            Part::Padding(rest) => {
+            NarPart::Padding(rest) => {
                 let take = bytes.len().min(rest);
                 if bytes[..take].iter().any(|byte| *byte != 0) {
-                    return Err(NarError::Unexpected {
-                        at: self.at,
-                        expected: "a padding of zeros",
-                    });
+                    return Err(NarError::Unexpected { at: self.at, expected: "zeros as padding" });
                 }
                 self.pad(rest - take);
                 Ok(take)
@@ -235,43 +234,43 @@ impl NarChecker {
         }
     }
 
-    /// A text of this length begins.
+    /// Begins a string of this length.
     fn begin(&mut self, length: u64) -> Result<(), NarError> {
         let padding = (length.wrapping_neg() % 8) as usize;
-        if self.due == Due::Contents {
-            self.see_file(length);
+        if self.expected == Expected::Contents {
+            self.record_file(length);
             if length == 0 {
-                self.due = Due::NodeClose;
+                self.expected = Expected::NodeClose;
                 self.pad(0);
             } else {
-                self.part = Part::Contents { rest: length, padding };
+                self.part = NarPart::Contents { rest: length, padding };
             }
         } else if length > MAX_TEXT {
             return Err(NarError::TooLong { at: self.at, length });
         } else if length == 0 {
             self.end_of_text()?;
         } else {
-            self.part = Part::Text { length };
+            self.part = NarPart::Text { length };
         }
         Ok(())
     }
 
     fn pad(&mut self, rest: usize) {
-        self.part = if rest == 0 { Part::Length(0) } else { Part::Padding(rest) };
+        self.part = if rest == 0 { NarPart::Length(0) } else { NarPart::Padding(rest) };
     }
 
     fn end_of_text(&mut self) -> Result<(), NarError> {
         let text = std::mem::take(&mut self.buffer);
-        self.due = self.after(&text)?;
+        self.expected = self.after(&text)?;
         self.pad(text.len().wrapping_neg() % 8);
         self.buffer = text;
         self.buffer.clear();
         Ok(())
     }
 
-    /// What is due after this text.
-    fn after(&mut self, text: &[u8]) -> Result<Due, NarError> {
-        let word = |expected: &'static str, next: Due| {
+    /// Returns what the grammar expects after this string.
+    fn after(&mut self, text: &[u8]) -> Result<Expected, NarError> {
+        let word = |expected: &'static str, next: Expected| {
             if text == expected.as_bytes() {
                 Ok(next)
             } else {
@@ -279,71 +278,73 @@ impl NarChecker {
             }
         };
         let not = |expected| Err(NarError::Unexpected { at: self.at, expected });
-        match self.due {
-            Due::Magic => word("nix-archive-1", Due::NodeOpen),
-            Due::NodeOpen => word("(", Due::TypeKey),
-            Due::TypeKey => word("type", Due::Type),
-            Due::Type => match text {
+        match self.expected {
+            Expected::Magic => word("nix-archive-1", Expected::NodeOpen),
+            Expected::NodeOpen => word("(", Expected::TypeKey),
+            Expected::TypeKey => word("type", Expected::Type),
+            Expected::Type => match text {
                 b"regular" => {
                     self.executable = false;
-                    Ok(Due::FileField)
+                    Ok(Expected::FileField)
                 }
-                b"symlink" => Ok(Due::TargetKey),
+                b"symlink" => Ok(Expected::TargetKey),
                 b"directory" if self.directories.len() >= MAX_DEPTH => Err(NarError::TooDeep),
                 b"directory" => {
                     self.directories.push(Vec::new());
-                    self.see(|| Seen::Directory);
-                    Ok(Due::EntryOrClose)
+                    self.record(|| NarEvent::Directory);
+                    Ok(Expected::EntryOrClose)
                 }
                 _ => not("regular, symlink or directory"),
             },
-            Due::FileField => match text {
+            Expected::FileField => match text {
                 b"executable" => {
                     self.executable = true;
-                    Ok(Due::ExecutableMark)
+                    Ok(Expected::ExecutableMark)
                 }
-                b"contents" => Ok(Due::Contents),
+                b"contents" => Ok(Expected::Contents),
                 b")" => Ok(self.after_empty_file()),
                 _ => not("executable, contents or )"),
             },
-            Due::ExecutableMark => word("", Due::ExecutableField),
-            Due::ExecutableField => match text {
-                b"contents" => Ok(Due::Contents),
+            Expected::ExecutableMark => word("", Expected::ExecutableField),
+            Expected::ExecutableField => match text {
+                b"contents" => Ok(Expected::Contents),
                 b")" => Ok(self.after_empty_file()),
                 _ => not("contents or )"),
             },
-            Due::TargetKey => word("target", Due::Target),
-            Due::Target if text.is_empty() || text.contains(&0) => not("a symlink's target"),
-            Due::Target => {
-                self.see(|| Seen::Symlink(text.to_vec()));
-                Ok(Due::NodeClose)
+            Expected::TargetKey => word("target", Expected::Target),
+            Expected::Target if text.is_empty() || text.contains(&0) => {
+                not("the target of a symlink")
             }
-            Due::NodeClose => word(")", Due::End).map(|_| self.after_node()),
-            Due::EntryOrClose => match text {
-                b"entry" => Ok(Due::EntryOpen),
+            Expected::Target => {
+                self.record(|| NarEvent::Symlink(text.to_vec()));
+                Ok(Expected::NodeClose)
+            }
+            Expected::NodeClose => word(")", Expected::End).map(|_| self.after_node()),
+            Expected::EntryOrClose => match text {
+                b"entry" => Ok(Expected::EntryOpen),
                 b")" => {
                     self.directories.pop();
-                    self.see(|| Seen::DirectoryEnd);
+                    self.record(|| NarEvent::DirectoryEnd);
                     Ok(self.after_node())
                 }
                 _ => not("entry or )"),
             },
-            Due::EntryOpen => word("(", Due::NameKey),
-            Due::NameKey => word("name", Due::Name),
-            Due::Name => self.name(text).map(|()| Due::NodeKey),
-            Due::NodeKey => word("node", Due::NodeOpen),
-            Due::EntryClose => word(")", Due::EntryOrClose),
-            Due::Contents | Due::End => not("anything"),
+            Expected::EntryOpen => word("(", Expected::NameKey),
+            Expected::NameKey => word("name", Expected::Name),
+            Expected::Name => self.name(text).map(|()| Expected::NodeKey),
+            Expected::NodeKey => word("node", Expected::NodeOpen),
+            Expected::EntryClose => word(")", Expected::EntryOrClose),
+            Expected::Contents | Expected::End => not("no string"),
         }
     }
 
-    fn after_empty_file(&mut self) -> Due {
-        self.see_file(0);
+    fn after_empty_file(&mut self) -> Expected {
+        self.record_file(0);
         self.after_node()
     }
 
-    fn after_node(&self) -> Due {
-        if self.directories.is_empty() { Due::End } else { Due::EntryClose }
+    fn after_node(&self) -> Expected {
+        if self.directories.is_empty() { Expected::End } else { Expected::EntryClose }
     }
 
     fn name(&mut self, name: &[u8]) -> Result<(), NarError> {
@@ -359,7 +360,7 @@ impl NarChecker {
             return Err(NarError::Order { name: text(), after });
         }
         name.clone_into(last);
-        self.see(|| Seen::Name(name.to_vec()));
+        self.record(|| NarEvent::Name(name.to_vec()));
         Ok(())
     }
 }
@@ -398,7 +399,7 @@ mod tests {
         entry ( name c node ( type regular executable - contents - ) ) )";
 
     #[test]
-    fn every_kind_of_file_is_taken_in_pieces_of_any_size() {
+    fn every_kind_of_file_is_valid_in_pieces_of_any_size() {
         let bytes = words(TREE);
         for size in [1, 2, 7, 8, 9, 100, bytes.len()] {
             let mut checker = NarChecker::default();
@@ -414,44 +415,44 @@ mod tests {
     }
 
     #[test]
-    fn what_it_sees_is_told_in_order() {
-        let name = |name: &str| Seen::Name(name.into());
-        let file = |size, executable| Seen::File { size, executable };
+    fn events_come_in_the_order_of_the_nar() {
+        let name = |name: &str| NarEvent::Name(name.into());
+        let file = |size, executable| NarEvent::File { size, executable };
         let tree = [
-            Seen::Directory,
+            NarEvent::Directory,
             name("a"),
             file(5, false),
             name("b"),
-            Seen::Directory,
+            NarEvent::Directory,
             name("x"),
-            Seen::Symlink("../a".into()),
-            Seen::DirectoryEnd,
+            NarEvent::Symlink("../a".into()),
+            NarEvent::DirectoryEnd,
             name("c"),
             file(0, true),
             name("d"),
             file(0, false),
-            Seen::DirectoryEnd,
+            NarEvent::DirectoryEnd,
         ];
         let end = " ) ) )";
         let text = TREE.strip_suffix(end).unwrap();
         let bytes = words(&format!("{text} ) ) entry ( name d node ( type regular{end}"));
         for size in [1, 8, bytes.len()] {
-            let mut checker = NarChecker::telling();
+            let mut checker = NarChecker::with_events();
             let mut seen = Vec::new();
             for piece in bytes.chunks(size) {
                 checker.push(piece).unwrap();
-                seen.extend(checker.take_seen());
+                seen.extend(checker.take_events());
             }
             checker.finish().unwrap();
             assert_eq!(seen, tree);
         }
         let mut silent = NarChecker::default();
         silent.push(&bytes).unwrap();
-        assert_eq!(silent.take_seen(), []);
+        assert_eq!(silent.take_events(), []);
     }
 
     #[test]
-    fn what_nix_would_not_restore_is_refused() {
+    fn names_that_nix_does_not_restore_are_refused() {
         let entry = |names: &[&str]| {
             let entries: Vec<String> = names
                 .iter()
@@ -474,7 +475,7 @@ mod tests {
     }
 
     #[test]
-    fn every_cut_and_every_addition_is_noticed() {
+    fn truncated_nars_and_trailing_bytes_are_refused() {
         let bytes = words(TREE);
         for end in 0..bytes.len() {
             assert_eq!(check(&bytes[..end]), Err(NarError::Unfinished(end as u64)));
@@ -488,7 +489,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_without_end_is_not_waited_for() {
+    fn a_string_of_enormous_length_is_refused_at_once() {
         let mut bytes = words("nix-archive-1");
         bytes.extend_from_slice(&u64::MAX.to_le_bytes());
         assert!(matches!(check(&bytes), Err(NarError::TooLong { .. })));
@@ -496,7 +497,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_break_the_checker(pieces: Vec<Vec<u8>>) {
+        fn no_bytes_make_the_checker_panic(pieces: Vec<Vec<u8>>) {
             let mut checker = NarChecker::default();
             for piece in pieces {
                 if checker.push(&piece).is_err() {
@@ -506,7 +507,7 @@ mod tests {
         }
 
         #[test]
-        fn words_in_any_order_never_break_it(order in proptest::collection::vec(0usize..14, 0..60)) {
+        fn no_order_of_keywords_makes_the_checker_panic(order in proptest::collection::vec(0usize..14, 0..60)) {
             let all = ["(", ")", "type", "regular", "symlink", "directory", "entry", "name", "node",
                 "contents", "executable", "target", "", "a"];
             let mut bytes = words("nix-archive-1 ( type");

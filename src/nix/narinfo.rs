@@ -1,10 +1,9 @@
-//! narinfo: what a cache knows about one store path, as `Key: value` lines
-//! (Nix's `src/libstore/nar-info.cc`).
+//! Narinfos: metadata of a store path, as `Key: value` lines (Nix's `src/libstore/nar-info.cc`).
 //!
-//! The crates for it do not fit a server: `narinfo` keeps one signature and drops fields that it
-//! does not know; `nix-narinfo` respells signatures and references and takes the values trimmed,
-//! where Nix does not. Here the reading is as strict as Nix's is literal, because what one version
-//! of Nix shrugs at makes another refuse the whole narinfo, and every refusal names its line.
+//! The crates for narinfos do not fit a server: `narinfo` keeps one signature and drops unknown fields;
+//! `nix-narinfo` rewrites signatures and references, and trims values, which Nix does not. This parser is
+//! strict, because a mistake that one version of Nix ignores makes another version refuse the narinfo. Each
+//! error names the field or line.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -13,50 +12,50 @@ use thiserror::Error;
 
 use super::cache_path::{CachePath, NarName};
 use super::hash::ParseHashError;
-use super::lenient::{AsNix, nars_in_url};
+use super::lenient::{NixFields, nars_in_url};
 use super::signature::{ParseSignatureError, Signature};
 use super::store_path::ParseStorePathError;
 use super::{Sha256Hash, StoreDir, StorePath};
 
-/// The largest narinfo, in bytes, wherever one is received, read, listed or mirrored. A path with
-/// 14,000 references has one of 1.5 MB.
+/// Maximum size of a narinfo, in bytes, for uploads, reads, scans and mirrors. The narinfo of a path with
+/// 14,000 references has 1.5 MB.
 pub const MAX_SIZE: u64 = 16 * 1024 * 1024;
 
-/// The largest number of signatures that a published narinfo has. Clients verify each of them.
+/// Maximum number of signatures in a published narinfo. Clients verify each signature.
 pub const MAX_SIGNATURES: usize = 64;
 
-/// A narinfo, parsed for the store dir that it names.
+/// A narinfo.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NarInfo {
-    /// The store dir that `StorePath` lies in.
+    /// Store directory of `store_path`.
     pub store_dir: StoreDir,
-    /// The store path that this is about.
+    /// The store path that the narinfo describes.
     pub store_path: StorePath,
-    /// Where the NAR is, relative to the cache. Not covered by the signature.
+    /// Location of the NAR, relative to the cache. Signatures do not cover it.
     pub url: String,
-    /// How the file at `url` is compressed; Nix's default is `bzip2`.
+    /// Compression of the file at `url`; Nix's default is `bzip2`.
     pub compression: String,
     /// SHA-256 of the file at `url`.
     pub file_hash: Option<Sha256Hash>,
-    /// The length of the file at `url`, in bytes.
+    /// Length of the file at `url`, in bytes.
     pub file_size: Option<u64>,
-    /// SHA-256 of the NAR when it is unpacked.
+    /// SHA-256 of the unpacked NAR.
     pub nar_hash: Sha256Hash,
-    /// The length of the NAR when it is unpacked, in bytes; never zero.
+    /// Length of the unpacked NAR, in bytes; never zero.
     pub nar_size: u64,
-    /// The store paths that this one refers to, itself included where it does.
+    /// The store paths that this path refers to, which may include itself.
     pub references: Vec<StorePath>,
-    /// The derivation that it was built from.
+    /// The derivation that built the path.
     pub deriver: Option<StorePath>,
-    /// Signatures, in the order of their lines, each once.
+    /// Distinct signatures, in the order of their lines.
     pub signatures: Vec<Signature>,
-    /// The content address, where it has one.
+    /// Content address of the path.
     pub ca: Option<String>,
-    /// Lines that are not known here, kept as they are.
+    /// Keys and values of unknown fields.
     pub unknown: Vec<(String, String)>,
 }
 
-/// What is wrong with a narinfo.
+/// Error for text that is not a valid narinfo.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ParseNarInfoError {
     /// Not UTF-8.
@@ -65,48 +64,48 @@ pub enum ParseNarInfoError {
     /// Not `Key: value`.
     #[error("line {number} of the narinfo is not “Key: value”: “{line}”")]
     Line {
-        /// The line's number, from 1.
+        /// Number of the line, from 1.
         number: usize,
-        /// The line.
+        /// The first 80 characters of the line.
         line: String,
     },
-    /// The last line has no line feed, so it may have been cut short.
+    /// The last line has no line feed, so the narinfo may be truncated.
     #[error("the narinfo ends without a line feed")]
     Unfinished,
-    /// A field that Nix cannot do without.
+    /// A required field is missing.
     #[error("the narinfo has no {0}")]
     Missing(&'static str),
-    /// A field that stands once at most.
+    /// A field that may occur only once occurs again.
     #[error("the narinfo has more than one {0}")]
     Twice(String),
-    /// A field with nothing in it, where Nix wants something.
+    /// A field that needs a value is empty, or `NarSize` is zero.
     #[error("the narinfo's {0} is empty")]
     Empty(&'static str),
-    /// A size that is not a number.
+    /// An invalid size.
     #[error("the narinfo's {field} is “{value}”, which is not a size in bytes")]
     Size {
-        /// The field's name.
+        /// Key of the field.
         field: &'static str,
-        /// Its value.
+        /// Value of the field.
         value: String,
     },
-    /// A hash that is none.
+    /// An invalid hash.
     #[error("the narinfo's {field}: {source}")]
     Hash {
-        /// The field's name.
+        /// Key of the field.
         field: &'static str,
-        /// What is wrong with it.
+        /// The error.
         source: ParseHashError,
     },
-    /// A store path that is none.
+    /// An invalid store path.
     #[error("the narinfo's {field}: {source}")]
     StorePath {
-        /// The field's name.
+        /// Key of the field.
         field: &'static str,
-        /// What is wrong with it.
+        /// The error.
         source: ParseStorePathError,
     },
-    /// A signature that is none.
+    /// An invalid signature.
     #[error("the narinfo's Sig: {0}")]
     Signature(#[from] ParseSignatureError),
 }
@@ -115,10 +114,10 @@ pub enum ParseNarInfoError {
 const UNKNOWN_DERIVER: &str = "unknown-deriver";
 
 impl NarInfo {
-    /// Parses a narinfo whose paths lie in `store_dir`.
+    /// Parses a narinfo strictly; its paths must be in `store_dir`.
     pub fn parse(bytes: &[u8], store_dir: &StoreDir) -> Result<Self, ParseNarInfoError> {
         let text = str::from_utf8(bytes).map_err(|_| ParseNarInfoError::Utf8)?;
-        let mut fields = Fields::split(text)?;
+        let mut fields = NarInfoFields::split(text)?;
         let size = |field, value: &str| {
             value.parse().map_err(|_| ParseNarInfoError::Size { field, value: value.to_owned() })
         };
@@ -165,7 +164,7 @@ impl NarInfo {
                 Some(name) => Some(name.parse().map_err(path_error("Deriver"))?),
             },
             signatures: {
-                // Nix keeps signatures in a set, so that the same one twice is once.
+                // Nix keeps signatures in a set, so duplicates do not count.
                 let mut known = HashSet::new();
                 fields.signatures.retain(|text| known.insert(*text));
                 fields.signatures.iter().map(|text| text.parse()).collect::<Result<_, _>>()?
@@ -179,44 +178,45 @@ impl NarInfo {
         })
     }
 
-    /// Parses a narinfo as Nix reads it, for one that Nix would be served if this cache were not in
-    /// between.
+    /// Parses a narinfo as tolerantly as Nix does. For narinfos from upstreams, which Nix would otherwise
+    /// read itself.
     ///
-    /// Nix takes the last of several fields, drops signatures that are none, and does not need
-    /// `FileHash` or `FileSize` (Nix's `src/libstore/nar-info.cc`). All of that is left out here, and
-    /// so is a `FileHash` by another algorithm than SHA-256, which names no NAR of this cache.
+    /// Like Nix, it uses the last of repeated fields and ignores invalid signatures (Nix's
+    /// `src/libstore/nar-info.cc`). It also ignores an invalid `FileSize`, and a `FileHash` that is not
+    /// SHA-256, because such a hash names no NAR of this cache.
     pub fn parse_as_nix(bytes: &[u8], store_dir: &StoreDir) -> Result<Self, ParseNarInfoError> {
         if !bytes.ends_with(b"\n") {
             return Err(ParseNarInfoError::Unfinished);
         }
-        let mut single: [Option<&str>; SINGLE.len()] = Default::default();
+        let mut single: [Option<&str>; SINGLE_FIELDS.len()] = Default::default();
         let mut others = Vec::new();
-        for (key, value) in AsNix(bytes) {
+        for (key, value) in NixFields(bytes) {
             let text = |bytes| str::from_utf8(bytes).map_err(|_| ParseNarInfoError::Utf8);
             let (key, value) = (text(key)?, text(value)?);
-            match (SINGLE.iter().position(|known| *known == key), key) {
+            match (SINGLE_FIELDS.iter().position(|known| *known == key), key) {
                 (Some(at), "References" | "CA")
                     if single[at].is_some_and(|text| !text.is_empty()) =>
                 {
-                    return Err(ParseNarInfoError::Twice(SINGLE[at].to_owned()));
+                    return Err(ParseNarInfoError::Twice(SINGLE_FIELDS[at].to_owned()));
                 }
                 (Some(_), "FileHash") if Sha256Hash::parse(value).is_err() => {}
                 (Some(_), "FileSize") if value.parse::<u64>().is_err() => {}
                 (Some(at), _) => single[at] = Some(value),
                 (None, "Sig") if value.parse::<Signature>().is_err() => {}
-                // Lines that are none belong to the key of the next one.
+                // Nix reads text without a colon as the beginning of the next key.
                 (None, _) if key.contains(['\n', '\r']) || key.is_empty() => {}
                 (None, _) => others.push((key, value)),
             }
         }
-        let single = SINGLE.iter().zip(single).filter_map(|(key, value)| Some((*key, value?)));
+        let single =
+            SINGLE_FIELDS.iter().zip(single).filter_map(|(key, value)| Some((*key, value?)));
         let text: String =
             single.chain(others).map(|(key, value)| format!("{key}: {value}\n")).collect();
         Self::parse(text.as_bytes(), store_dir)
     }
 
-    /// The text that signatures are made on (Nix's `src/libstore/path-info.cc`). It covers neither
-    /// URL nor compression nor deriver.
+    /// The text that is signed (Nix's `src/libstore/path-info.cc`). It does not cover URL, compression and
+    /// deriver.
     pub fn fingerprint(&self) -> String {
         let mut references: Vec<String> =
             self.references.iter().map(|path| self.store_dir.join(path)).collect();
@@ -231,20 +231,20 @@ impl NarInfo {
         )
     }
 
-    /// The cache that this was mirrored from, if it was: a line of ours, which Nix passes over (it
-    /// skips keys that it does not know, Nix's `src/libstore/nar-info.cc`).
+    /// The upstream that the narinfo was mirrored from. The field is our own; Nix ignores unknown keys
+    /// (Nix's `src/libstore/nar-info.cc`).
     pub fn upstream(&self) -> Option<&str> {
         self.unknown.iter().find(|(key, _)| key == UPSTREAM).map(|(_, value)| value.as_str())
     }
 
-    /// Says that this was mirrored, or that it was not.
+    /// Sets or removes the upstream.
     pub fn set_upstream(&mut self, upstream: Option<&str>) {
         self.unknown.retain(|(key, _)| key != UPSTREAM);
         self.unknown.extend(upstream.map(|url| (UPSTREAM.to_owned(), url.to_owned())));
     }
 
-    /// The NAR of this cache that clients fetch, however `URL` is spelled: libcurl resolves `.` and
-    /// `..`, and the cache takes doubled slashes and percent-encoding.
+    /// The NAR of this cache that clients fetch, for any spelling of `URL`: libcurl resolves `.` and `..`,
+    /// and the cache accepts doubled slashes and percent-encoding.
     pub fn fetched_nar(&self) -> Option<NarName> {
         if let Some(name) = self.nar_name() {
             return Some(name);
@@ -268,7 +268,7 @@ impl NarInfo {
         self.nar_name().or_else(|| nars_in_url(self.url.as_bytes()).last())
     }
 
-    /// The name of the NAR in this cache, or none where `URL` points elsewhere.
+    /// The NAR in this cache whose key is `URL`; `None` for any other URL.
     pub fn nar_name(&self) -> Option<NarName> {
         match self.url.parse() {
             Ok(CachePath::Nar(name)) => Some(name),
@@ -277,11 +277,11 @@ impl NarInfo {
     }
 }
 
-/// The key of the line that says where a narinfo was mirrored from.
+/// Key of the field with the upstream that a narinfo was mirrored from.
 const UPSTREAM: &str = "Upstream";
 
-/// The fields that stand once at most, in the order in which Nix writes them.
-const SINGLE: [&str; 10] = [
+/// Keys of the fields that may occur only once, in the order in which Nix writes them.
+const SINGLE_FIELDS: [&str; 10] = [
     "StorePath",
     "URL",
     "Compression",
@@ -295,19 +295,19 @@ const SINGLE: [&str; 10] = [
 ];
 
 #[derive(Default)]
-struct Fields<'a> {
-    single: [Option<&'a str>; SINGLE.len()],
+struct NarInfoFields<'a> {
+    single: [Option<&'a str>; SINGLE_FIELDS.len()],
     signatures: Vec<&'a str>,
     unknown: Vec<(&'a str, &'a str)>,
 }
 
-impl<'a> Fields<'a> {
+impl<'a> NarInfoFields<'a> {
     fn split(text: &'a str) -> Result<Self, ParseNarInfoError> {
         let mut fields = Self::default();
         let body = text.strip_suffix('\n').ok_or(ParseNarInfoError::Unfinished)?;
         for (index, line) in body.split('\n').enumerate() {
-            // Nix takes the key up to the first colon and skips one character unseen, whatever it
-            // is: only a space there, and no carriage return, means the same to every reader.
+            // Nix's key ends at the first colon, and Nix skips the next character without checking it.
+            // Only with a space there, and without carriage returns, do all parsers agree.
             let (key, value) = line
                 .split_once(": ")
                 .filter(|(key, _)| !key.is_empty() && !key.contains(':') && !line.contains('\r'))
@@ -315,7 +315,7 @@ impl<'a> Fields<'a> {
                     number: index + 1,
                     line: line.chars().take(80).collect(),
                 })?;
-            match SINGLE.iter().position(|known| *known == key) {
+            match SINGLE_FIELDS.iter().position(|known| *known == key) {
                 Some(at) if fields.single[at].replace(value).is_some() => {
                     return Err(ParseNarInfoError::Twice(key.to_owned()));
                 }
@@ -328,7 +328,7 @@ impl<'a> Fields<'a> {
     }
 
     fn optional(&self, key: &'static str) -> Option<&'a str> {
-        SINGLE.iter().position(|known| *known == key).and_then(|at| self.single[at])
+        SINGLE_FIELDS.iter().position(|known| *known == key).and_then(|at| self.single[at])
     }
 
     fn required(&self, key: &'static str) -> Result<&'a str, ParseNarInfoError> {
@@ -354,7 +354,7 @@ impl fmt::Display for NarInfo {
         }
         writeln!(f, "NarHash: {}", self.nar_hash)?;
         writeln!(f, "NarSize: {}", self.nar_size)?;
-        // The line is there even when it is empty, and then keeps its space: see `Fields::split`.
+        // The space is needed even if there are no references: see `NarInfoFields::split`.
         f.write_str("References: ")?;
         for (index, path) in self.references.iter().enumerate() {
             write!(f, "{}{path}", if index == 0 { "" } else { " " })?;
@@ -424,7 +424,7 @@ System: x86_64-linux
     }
 
     #[test]
-    fn the_broken_line_is_named() {
+    fn an_error_names_the_invalid_line_or_field() {
         use ParseNarInfoError as E;
         let with = |from: &str, to: &str| parse(&HELLO.replace(from, to)).unwrap_err();
         assert_eq!(parse(""), Err(E::Unfinished));
@@ -446,20 +446,20 @@ System: x86_64-linux
     }
 
     #[test]
-    fn what_nix_passes_over_is_left_out() {
+    fn parsing_as_nix_ignores_what_nix_ignores() {
         let as_nix = |text: &str| NarInfo::parse_as_nix(text.as_bytes(), &StoreDir::default());
         assert_eq!(as_nix(HELLO).unwrap(), parse(HELLO).unwrap());
         let changed = |from: &str, to: &str| as_nix(&HELLO.replace(from, to));
-        // Of a field that comes twice, the last one; whatever follows a colon is skipped.
+        // The last of repeated fields counts; the character after a colon is skipped.
         assert_eq!(changed("URL: ", "URL: nar/x\nURL: ").unwrap(), parse(HELLO).unwrap());
         assert_eq!(changed("URL: ", "URL:\t").unwrap(), parse(HELLO).unwrap());
         assert_eq!(
             changed("URL: ", "no line\nof any kind: x\nURL: ").unwrap(),
             parse(HELLO).unwrap()
         );
-        // A signature that is none.
+        // An invalid signature.
         assert_eq!(changed("Sig: other-1:", "Sig: other-1").unwrap().signatures.len(), 1);
-        // No hash of the file that would name it here.
+        // A file hash that is not SHA-256.
         for hash in ["sha512:abc", "md5:abc", ""] {
             let text = format!("{HELLO}FileHash: {hash}\n");
             assert_eq!(as_nix(&text).unwrap().file_hash, parse(HELLO).unwrap().file_hash, "{hash}");
@@ -473,7 +473,7 @@ System: x86_64-linux
         assert!(as_nix("<html>Sign in</html>\n").is_err());
     }
 
-    /// A narinfo with so many signatures takes so long to be parsed, at best.
+    /// The best of five times to parse a narinfo with this number of signatures.
     fn time_to_parse(signatures: usize) -> Duration {
         let signature = |number: usize| {
             let mut bytes = [0; 64];
@@ -491,7 +491,7 @@ System: x86_64-linux
     }
 
     #[test]
-    fn ten_times_as_many_signatures_take_ten_times_as_long() {
+    fn parsing_time_grows_linearly_with_the_number_of_signatures() {
         let (few, many) = (time_to_parse(1000), time_to_parse(10_000));
         assert!(many < few * 40, "{few:?} and {many:?}");
     }
@@ -551,7 +551,7 @@ System: x86_64-linux
         }
 
         #[test]
-        fn no_bytes_break_the_parser(bytes: Vec<u8>) {
+        fn no_bytes_make_the_parser_panic(bytes: Vec<u8>) {
             let _ = NarInfo::parse_as_nix(&bytes, &StoreDir::default());
             let _ = NarInfo::parse(&bytes, &StoreDir::default());
         }

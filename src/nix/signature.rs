@@ -1,5 +1,5 @@
-//! Signatures of store paths and the keys that they are checked with, both `<key name>:<base 64>`
-//! (Nix's `src/libutil/signature/local-keys.cc`).
+//! Signatures of store paths, and the public keys that verify them. Both have the form
+//! `<key name>:<base 64>` (Nix's `src/libutil/signature/local-keys.cc`).
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,19 +9,19 @@ use base64::engine::general_purpose::STANDARD;
 use ed25519_dalek::VerifyingKey;
 use thiserror::Error;
 
-/// Why a text is not a signature.
+/// Error for text that is not a signature.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ParseSignatureError {
-    /// No colon, or nothing before it, or white space in the name.
+    /// There is no colon, or the key name is empty or contains white space.
     #[error("the signature “{0}” is not “<key name>:<base 64>”")]
     Shape(String),
-    /// The part after the colon is not 64 bytes of base 64. Nix 2.34 and later refuse a whole
-    /// narinfo for one of these.
-    #[error("the signature “{0}” is not 64 bytes of base 64 after its key's name")]
+    /// The text after the colon is not the base 64 of 64 bytes. Nix 2.34 and later refuse a narinfo that
+    /// contains such a signature.
+    #[error("the signature “{0}” is not 64 bytes of base 64 after the key name")]
     Bytes(String),
 }
 
-/// An Ed25519 signature and the name of the key that made it.
+/// An Ed25519 signature, with the name of its key.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Signature {
     key_name: String,
@@ -29,36 +29,36 @@ pub struct Signature {
 }
 
 impl Signature {
-    /// The name of the key that is said to have made it.
+    /// The stated name of the key.
     pub fn key_name(&self) -> &str {
         &self.key_name
     }
 
-    /// The signature itself.
+    /// The bytes of the signature.
     pub fn as_bytes(&self) -> &[u8; 64] {
         &self.bytes
     }
 }
 
-/// The public half of a key, as `nix key convert-secret-to-public` prints it.
+/// A public key, as `nix key convert-secret-to-public` prints it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PublicKey {
     name: String,
     key: VerifyingKey,
 }
 
-/// Why a text is not a public key.
+/// Error for text that is not a public key.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("“{0}” is not a public key: <name>:<32 bytes of base 64>")]
 pub struct ParsePublicKeyError(String);
 
 impl PublicKey {
-    /// The key's name.
+    /// The name of the key.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Whether `signature` is this key's on `fingerprint`.
+    /// Whether `signature` has the name of this key and is valid for `fingerprint`.
     pub fn verifies(&self, fingerprint: &str, signature: &Signature) -> bool {
         let bytes = ed25519_dalek::Signature::from_bytes(&signature.bytes);
         self.name == signature.key_name
@@ -98,7 +98,7 @@ impl FromStr for Signature {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let shape = || ParseSignatureError::Shape(text.to_owned());
         let (key_name, digits) = text.split_once(':').ok_or_else(shape)?;
-        // Nix's disk cache joins signatures by spaces: one in a name would tear it apart.
+        // Nix's disk cache joins signatures with spaces, so a space in a name would split a signature.
         if key_name.is_empty() || key_name.contains(char::is_whitespace) {
             return Err(shape());
         }
@@ -132,8 +132,8 @@ mod tests {
 
     const NIXOS: &str = "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=";
 
-    /// Narinfos and the keys that signed them: two of cache.nixos.org, and one by
-    /// `nix store sign` of Nix 2.8 with a key that was made for it.
+    /// Narinfos with the keys that signed them: two from cache.nixos.org, and one that `nix store sign` of
+    /// Nix 2.8 has signed with a test key.
     const SIGNED: [(&str, &str); 3] = [
         (
             NIXOS,
@@ -203,12 +203,12 @@ mod tests {
             assert!(!verifies(key, &text.replace(from, to)), "{from}");
         }
         assert!(!verifies(SIGNED[2].0, text));
-        // What is not covered, and what stands in another order, does not matter.
+        // The signature does not cover the compression.
         assert!(verifies(key, &text.replace("Compression: xz", "Compression: zstd")));
     }
 
     #[test]
-    fn keys_and_signatures_that_are_none_are_named() {
+    fn an_error_quotes_the_invalid_key_or_signature() {
         for text in ["", "x", "x:", ":AAAA", "x:AAAA", "x:!!!!"] {
             assert!(text.parse::<PublicKey>().unwrap_err().to_string().contains(text));
             assert!(text.parse::<Signature>().unwrap_err().to_string().contains(text));

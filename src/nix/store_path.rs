@@ -1,7 +1,7 @@
 //! Store paths: `/nix/store/<hash part>-<name>` (Nix's `src/libstore/path.cc`).
 //!
-//! `nix-compat` and `harmonia-store-core` have these types as a small part of whole store
-//! implementations in pre-release; what a cache needs of them is on this page.
+//! `nix-compat` and `harmonia-store-core` have these types too, but as small parts of store
+//! implementations that are not released yet.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,43 +10,43 @@ use thiserror::Error;
 
 use super::base32;
 
-/// Why a text is not a store path, or not a part of one.
+/// Error for text that is not a store path, or not a part of one.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ParseStorePathError {
-    /// The path does not begin with the store dir.
+    /// The path is not in the store directory.
     #[error("“{path}” is not inside the store dir {store_dir}")]
     StoreDir {
-        /// The path as it was given.
+        /// The path.
         path: String,
-        /// The store dir that this cache is for.
+        /// The store directory of this cache.
         store_dir: StoreDir,
     },
-    /// A store dir is an absolute path without a slash at its end.
+    /// The store directory is not an absolute path without a trailing slash.
     #[error("“{0}” is not a store dir: it must be an absolute path without “/” at the end")]
     NotAStoreDir(String),
     /// The hash part is not 32 characters of nix32.
     #[error("“{0}” does not begin with 32 characters of nix32 (0-9 a-z without e o t u)")]
     HashPart(String),
-    /// There is no dash and name after the hash part.
+    /// No `-` and name follow the hash part.
     #[error("“{0}” has no “-” and name after its hash part")]
     NoName(String),
     /// The name is too long.
-    #[error("the name of a store path has {0} characters, 211 at most are allowed")]
+    #[error("the name of a store path has {0} characters, but at most 211 are allowed")]
     NameLength(usize),
     /// The name is `.` or `..`, or begins with `.-` or `..-`.
-    #[error("“{0}” begins with “.” or “..”, which a store path's name must not")]
+    #[error("“{0}” begins with “.” or “..”, which is not allowed in the name of a store path")]
     Dots(String),
-    /// The name has a character that no store path has.
+    /// The name has an invalid character.
     #[error("“{name}” has the character {character:?}; only 0-9 a-z A-Z + - . _ ? = are allowed")]
     Character {
-        /// The name as it was given.
+        /// The name.
         name: String,
-        /// Its first character that is not allowed.
+        /// Its first invalid character.
         character: char,
     },
 }
 
-/// The directory that the store paths of a cache begin with, `/nix/store` almost everywhere.
+/// The store directory of all paths in a cache, usually `/nix/store`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreDir(String);
 
@@ -78,7 +78,7 @@ impl StoreDir {
         &self.0
     }
 
-    /// Parses a full store path inside this store dir.
+    /// Parses a complete store path in this store directory.
     pub fn parse_path(&self, path: &str) -> Result<StorePath, ParseStorePathError> {
         path.strip_prefix(&self.0)
             .and_then(|rest| rest.strip_prefix('/'))
@@ -89,7 +89,7 @@ impl StoreDir {
             .parse()
     }
 
-    /// The full path of `path` inside this store dir.
+    /// The complete store path of `path`.
     pub fn join(&self, path: &StorePath) -> String {
         format!("{}/{path}", self.0)
     }
@@ -101,7 +101,7 @@ impl fmt::Display for StoreDir {
     }
 }
 
-/// The hash part of a store path: 160 bits, 32 characters of nix32. It names the narinfo.
+/// The hash part of a store path: 160 bits, 32 characters of nix32. The narinfo is named after it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StorePathHash([u8; 20]);
 
@@ -109,17 +109,17 @@ impl StorePathHash {
     /// The number of characters of a hash part.
     pub const LEN: usize = 32;
 
-    /// The hash part with these bytes.
+    /// Creates a hash part from its bytes.
     pub const fn new(bytes: [u8; 20]) -> Self {
         Self(bytes)
     }
 
-    /// 32 characters of nix32.
+    /// The hash part as 32 characters of nix32.
     pub fn to_nix32(self) -> String {
         base32::encode(&self.0)
     }
 
-    /// The hash part's bytes.
+    /// The bytes of the hash part.
     pub const fn as_bytes(&self) -> &[u8; 20] {
         &self.0
     }
@@ -145,7 +145,7 @@ impl fmt::Debug for StorePathHash {
     }
 }
 
-/// The base name of a store path, `<hash part>-<name>`, as it stands in `References`.
+/// The base name of a store path, `<hash part>-<name>`, as in `References`.
 ///
 /// Invariants: the hash part is 32 characters of nix32; the name has 1 to 211 characters out of
 /// `0-9 a-z A-Z + - . _ ? =`, and its first dash-separated part is neither `.` nor `..`.
@@ -156,7 +156,7 @@ pub struct StorePath {
 }
 
 impl StorePath {
-    /// The longest name that Nix makes (Nix's `src/libstore/path.cc`).
+    /// Maximum length of a name, in characters (Nix's `src/libstore/path.cc`).
     pub const MAX_NAME_LEN: usize = 211;
 
     /// The hash part.
@@ -164,7 +164,7 @@ impl StorePath {
         self.hash
     }
 
-    /// The name after the hash part and the dash.
+    /// The name after the hash part and the `-`.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -187,7 +187,7 @@ impl FromStr for StorePath {
     }
 }
 
-/// Checks the rules for a store path's name, which output names follow too.
+/// Checks the rules for the name of a store path, which also apply to output names.
 pub(super) fn check_name(name: &str) -> Result<(), ParseStorePathError> {
     if name.len() > StorePath::MAX_NAME_LEN {
         return Err(ParseStorePathError::NameLength(name.len()));
@@ -222,7 +222,7 @@ mod tests {
     const HASH: &str = "8ha1dhmx807czjczmwy078s4r9s254il";
 
     #[test]
-    fn full_paths_are_parsed_inside_their_store_dir() {
+    fn complete_store_paths_are_parsed_in_their_store_dir() {
         let store_dir = StoreDir::default();
         let path = store_dir
             .parse_path("/nix/store/8ha1dhmx807czjczmwy078s4r9s254il-hello-2.12.2")
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rule_that_was_broken_is_named() {
+    fn an_error_names_the_broken_rule() {
         use ParseStorePathError as E;
         let parse = |text: &str| text.parse::<StorePath>().unwrap_err();
         assert!(matches!(parse("short-x"), E::HashPart(_)));

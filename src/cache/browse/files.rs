@@ -10,7 +10,7 @@ use super::{TooManyPages, listing};
 use crate::cache::decode_budget::Allowance;
 use crate::cache::{Cache, UnpackError, nar, unpack};
 use crate::nix::cache_path::NarName;
-use crate::nix::nar::{NarChecker, NarError, Seen};
+use crate::nix::nar::{NarChecker, NarError, NarEvent};
 use crate::nix::{CachePath, Compression, NarInfo};
 use crate::store::{StoreError, background};
 
@@ -163,13 +163,13 @@ impl Taking {
         self.files
     }
 
-    pub(super) fn take(&mut self, seen: Seen) {
+    pub(super) fn take(&mut self, seen: NarEvent) {
         match seen {
-            Seen::Name(name) => self.name = name,
-            Seen::Directory => {
+            NarEvent::Name(name) => self.name = name,
+            NarEvent::Directory => {
                 self.open.push((std::mem::take(&mut self.name), self.files.list.len()));
             }
-            Seen::DirectoryEnd => {
+            NarEvent::DirectoryEnd => {
                 if let Some((name, begun)) = self.open.pop()
                     && begun == self.files.list.len()
                 {
@@ -177,8 +177,10 @@ impl Taking {
                     self.file(FileKind::Empty);
                 }
             }
-            Seen::File { size, executable } => self.file(FileKind::Regular { size, executable }),
-            Seen::Symlink(target) => {
+            NarEvent::File { size, executable } => {
+                self.file(FileKind::Regular { size, executable });
+            }
+            NarEvent::Symlink(target) => {
                 self.file(FileKind::Symlink(String::from_utf8_lossy(&target).into_owned()));
             }
         }
@@ -220,7 +222,7 @@ fn of_nar(
         Some(error) => failed(error),
         None => NoFiles::NoDecoder(compression),
     })?;
-    let mut checker = NarChecker::telling();
+    let mut checker = NarChecker::with_events();
     let mut taking = Taking::default();
     let mut buffer = vec![0; BUFFER];
     loop {
@@ -231,7 +233,7 @@ fn of_nar(
             Err(error) => return Err(failed(error)),
         };
         checker.push(&buffer[..count])?;
-        checker.take_seen().into_iter().for_each(|seen| taking.take(seen));
+        checker.take_events().into_iter().for_each(|seen| taking.take(seen));
         if Instant::now() >= deadline {
             taking.files.more = true;
         }

@@ -7,7 +7,7 @@ use std::io::{self, BufRead};
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 
 use super::files::Taking;
-use crate::nix::nar::Seen;
+use crate::nix::nar::NarEvent;
 
 /// Reads a listing until `taking` has enough.
 pub(super) fn read(input: impl BufRead, taking: &mut Taking) -> io::Result<()> {
@@ -89,9 +89,9 @@ impl<'de> Visitor<'de> for Node<'_> {
                 "entries" if is_directory => return Err(A::Error::duplicate_field("entries")),
                 "entries" => {
                     is_directory = true;
-                    self.0.take(Seen::Directory);
+                    self.0.take(NarEvent::Directory);
                     map.next_value_seed(Entries(self.0))?;
-                    self.0.take(Seen::DirectoryEnd);
+                    self.0.take(NarEvent::DirectoryEnd);
                 }
                 _ => {
                     map.next_value::<IgnoredAny>()?;
@@ -101,8 +101,8 @@ impl<'de> Visitor<'de> for Node<'_> {
         match (kind.as_str(), is_directory, target) {
             ("directory", true, _) => {}
             ("directory", false, _) => return Err(A::Error::missing_field("entries")),
-            ("regular", false, _) => self.0.take(Seen::File { size, executable }),
-            ("symlink", false, Some(target)) => self.0.take(Seen::Symlink(target.into_bytes())),
+            ("regular", false, _) => self.0.take(NarEvent::File { size, executable }),
+            ("symlink", false, Some(target)) => self.0.take(NarEvent::Symlink(target.into_bytes())),
             ("symlink", false, None) => return Err(A::Error::missing_field("target")),
             _ => return Err(A::Error::custom("a file of no known type")),
         }
@@ -119,7 +119,7 @@ impl<'de> Visitor<'de> for Entries<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some(name) = map.next_key::<String>()? {
-            self.0.take(Seen::Name(name.into_bytes()));
+            self.0.take(NarEvent::Name(name.into_bytes()));
             map.next_value_seed(Node(self.0))?;
         }
         Ok(())

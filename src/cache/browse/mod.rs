@@ -26,7 +26,7 @@ pub use work::TooManyPages;
 use super::Cache;
 use super::gc::InventoryError;
 use crate::config::{Admission, Retention};
-use crate::nix::{CacheInfo, Kind};
+use crate::nix::{CacheInfo, ObjectKind};
 use crate::store::background;
 
 /// The time for which a request waits for an index that is being built.
@@ -138,7 +138,10 @@ impl Cache {
     /// The number of requested narinfos.
     pub fn served(&self) -> Served {
         let traffic = &self.metrics.traffic;
-        Served { hits: traffic.hits(Kind::NarInfo), misses: traffic.misses(Kind::NarInfo) }
+        Served {
+            hits: traffic.hits(ObjectKind::NarInfo),
+            misses: traffic.misses(ObjectKind::NarInfo),
+        }
     }
 
     /// The caches behind this one, in the order of trust.

@@ -92,12 +92,12 @@ async fn what_is_not_a_nar_is_refused_with_what_is_wrong() {
         ("is not valid xz data", Compression::Xz, packed.clone()),
         ("is not valid zstd data", Compression::Zstd, packed[..packed.len() - 9].to_vec()),
         (
-            "there is a text of",
+            "there is a string of",
             Compression::Zstd,
             pack(Compression::Zstd, &contents(9_000)).expect("packed"),
         ),
         (
-            "there is a text of",
+            "there is a string of",
             Compression::Zstd,
             pack(Compression::Zstd, &[7; 9_000]).expect("packed"),
         ),
