@@ -9,24 +9,24 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::connection::BUFFER;
 use super::connection_timeouts::{ConnectionTimeouts, Sending};
+use super::requests::BUFFER_SIZE;
 
-/// The body of a request. Its connection is told if it is given up before its end: what the client
-/// has sent of the rest is then still to be read.
-pub struct Upload {
+/// The body of a request in HTTP/1. If it is dropped before its end, the connection must still read the
+/// bytes that the client has sent.
+pub struct Http1Upload {
     body: Incoming,
     ended: bool,
-    activity: Arc<ConnectionTimeouts>,
+    timeouts: Arc<ConnectionTimeouts>,
 }
 
-impl Upload {
-    pub fn new(body: Incoming, activity: &Arc<ConnectionTimeouts>) -> Self {
-        Self { body, ended: false, activity: Arc::clone(activity) }
+impl Http1Upload {
+    pub fn new(body: Incoming, timeouts: &Arc<ConnectionTimeouts>) -> Self {
+        Self { body, ended: false, timeouts: Arc::clone(timeouts) }
     }
 }
 
-impl HttpBody for Upload {
+impl HttpBody for Http1Upload {
     type Data = Bytes;
     type Error = hyper::Error;
 
@@ -48,40 +48,39 @@ impl HttpBody for Upload {
     }
 }
 
-impl Drop for Upload {
+impl Drop for Http1Upload {
     fn drop(&mut self) {
         if !self.ended && !self.body.is_end_stream() {
-            self.activity.leaves_unread();
+            self.timeouts.record_unread_body();
         }
     }
 }
 
-/// The body of an answer that does not leave together with its head: until the last byte of it has
-/// left, the connection is not idle.
+/// The body of a response that is sent in several writes. The connection is not idle before the last
+/// byte is sent.
 pub struct Outgoing {
     body: Body,
     sending: Arc<Sending>,
 }
 
-/// Bytes on their way. They stay where they are, because it is by their address that a file is
-/// found that is sent instead of them.
-struct Leaving {
+/// Bytes that are being sent. They are not moved, because a mapped file is recognized by their address.
+struct SendingBytes {
     bytes: Bytes,
     _sending: Arc<Sending>,
 }
 
-impl AsRef<[u8]> for Leaving {
+impl AsRef<[u8]> for SendingBytes {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
 }
 
 impl Outgoing {
-    /// `body`, in it if it is large.
-    pub fn of(body: Body, activity: &Arc<ConnectionTimeouts>) -> Body {
+    /// Wraps `body`, unless it fits into one write.
+    pub fn wrap(body: Body, timeouts: &Arc<ConnectionTimeouts>) -> Body {
         match body.size_hint().exact() {
-            Some(length) if length <= BUFFER as u64 => body,
-            _ => Body::new(Self { body, sending: Arc::new(activity.send()) }),
+            Some(length) if length <= BUFFER_SIZE as u64 => body,
+            _ => Body::new(Self { body, sending: Arc::new(timeouts.start_response()) }),
         }
     }
 }
@@ -95,11 +94,11 @@ impl HttpBody for Outgoing {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        let leaving = |bytes| {
-            let leaving = Leaving { bytes, _sending: Arc::clone(&self.sending) };
-            Bytes::from_owner(leaving)
+        let track = |bytes| {
+            let bytes = SendingBytes { bytes, _sending: Arc::clone(&self.sending) };
+            Bytes::from_owner(bytes)
         };
-        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(leaving))))
+        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(track))))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -8,19 +8,18 @@ use super::inherited::Inherited;
 use super::unix::{self, SocketFile};
 use crate::config::Listen;
 
-/// How many connections may wait to be accepted.
-pub(super) const BACKLOG: i32 = 1024;
+/// The number of connections that may wait to be accepted.
+const BACKLOG: i32 = 1024;
 
-/// Sockets that clients can connect to. They are accepted when a [`Listener`](super::Listener) is
-/// made of these.
+/// Bound sockets. A [`Listener`](super::Listener) accepts their connections.
 #[derive(Debug)]
-pub struct Bound(pub(super) Vec<Socket>);
+pub struct Bound(pub(super) Vec<BoundSocket>);
 
-/// One of them.
+/// A bound socket.
 #[derive(Debug)]
-pub(super) enum Socket {
+pub(super) enum BoundSocket {
     Tcp(TcpListener),
-    /// A unix socket, and its file where it is ours.
+    /// A unix socket, and its file if this process created it.
     Unix(UnixListener, Option<SocketFile>),
 }
 
@@ -30,26 +29,26 @@ impl Bound {
         let socket = match listen {
             Listen::Tcp(address) => {
                 let listener = TcpListener::bind(address.as_str())?;
-                // The library's own number is 128.
+                // The standard library sets 128.
                 rustix::net::listen(&listener, BACKLOG)?;
                 listener.set_nonblocking(true)?;
-                Socket::Tcp(listener)
+                BoundSocket::Tcp(listener)
             }
             Listen::Unix { path, mode } => {
-                let (listener, file) = unix::bind(path, *mode)?;
-                Socket::Unix(listener, Some(file))
+                let (listener, file) = unix::bind(path, *mode, BACKLOG)?;
+                BoundSocket::Unix(listener, Some(file))
             }
         };
         Ok(Self(vec![socket]))
     }
 }
 
-/// Sockets that others have bound.
+/// Sockets that another process has bound.
 impl From<Vec<Inherited>> for Bound {
     fn from(inherited: Vec<Inherited>) -> Self {
         let sockets = inherited.into_iter().map(|socket| match socket {
-            Inherited::Tcp(listener) => Socket::Tcp(listener),
-            Inherited::Unix(listener) => Socket::Unix(listener, None),
+            Inherited::Tcp(listener) => BoundSocket::Tcp(listener),
+            Inherited::Unix(listener) => BoundSocket::Unix(listener, None),
         });
         Self(sockets.collect())
     }

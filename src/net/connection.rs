@@ -1,48 +1,20 @@
-//! Serves one connection, from its first byte to its last.
+//! Serves one connection, from its first byte to its last: the TLS handshake, then HTTP/1 or HTTP/2.
 
-use std::convert::Infallible;
-use std::future::poll_fn;
-use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
-use axum::body::Body;
-use http::header::{CONNECTION, HeaderValue};
-use http::{Request, Response};
-use http_body::Body as HttpBody;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::Service;
-use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
-use tower_service::Service as _;
-use tracing::{debug, info};
 
-use super::bodies::{Outgoing, Upload};
 use super::connection_limit::Slot;
-use super::connection_timeouts::{ConnectionTimeouts, Working};
+use super::connection_timeouts::ConnectionTimeouts;
+use super::http1;
 use super::io::ServerIo;
 use super::listener::Connection;
+use super::requests::Requests;
 use super::sendfile::MappedFiles;
-use crate::http::{App, ConnInfo, ConnectionBudget, Peer};
+use crate::http::{App, ConnInfo, ConnectionBudget};
 
-/// The head of a request must fit in here, and no chunk of a body is larger.
-pub const BUFFER: usize = 64 * 1024;
-
-/// How long a client that has a connection may take to send its next request, once the daemon is
-/// told to stop: who sends them one after the other gets each of them answered.
-pub const QUIET: Duration = Duration::from_secs(1);
-
-/// How long what a client still sends is thrown away after the last answer, and how much of it.
-/// Closing a socket with unread bytes resets it, and the reset can overtake the answer: then the
-/// client would see a broken connection instead of the reason for which its upload was refused.
-pub const LINGER: Duration = Duration::from_secs(5);
-pub const LINGER_BYTES: usize = 16 * 1024 * 1024;
-
-/// Serves one connection until it ends, takes too long, or `draining` is cancelled and the requests
-/// that it is in have been answered. It holds its `slot` for as long.
+/// Serves a connection until it ends or times out, or until `draining` is cancelled and its requests
+/// have been answered. The connection keeps its `slot` until then.
 pub async fn serve(
     connection: Connection,
     app: App,
@@ -50,15 +22,14 @@ pub async fn serve(
     draining: CancellationToken,
     slot: Slot,
 ) {
-    let peer = connection.peer;
-    let activity = ConnectionTimeouts::new(slot.crowd.clone());
-    slot.register(&activity);
+    let timeouts = ConnectionTimeouts::new(slot.contention.clone());
+    slot.register(&timeouts);
     let files = Arc::new(MappedFiles::default());
     let metrics = Arc::clone(app.metrics());
     let _open = metrics.open();
-    let io = ServerIo::new(connection.stream, Arc::clone(&activity), Arc::clone(&files), metrics);
-    let origin = ConnInfo {
-        peer,
+    let io = ServerIo::new(connection.stream, Arc::clone(&timeouts), Arc::clone(&files), metrics);
+    let conn_info = ConnInfo {
+        peer: connection.peer,
         files: Some(Arc::new(files)),
         encrypted: false,
         multiplexed: false,
@@ -66,166 +37,80 @@ pub async fn serve(
         certificate: None,
     };
     #[cfg(feature = "tls")]
-    if let Some(secure) = &connection.secure {
-        // On the heap, because plain connections must not carry it along.
-        let served = super::tls::serve(secure, io, origin, app, activity, draining);
+    if let Some(acceptor) = &connection.tls {
+        // On the heap, so that the future of a plain connection stays small.
+        let served = encrypted::serve(acceptor, io, conn_info, app, timeouts, draining);
         return Box::pin(served).await;
     }
-    serve_http1(io, Requests::new(app, origin, activity), draining).await;
+    http1::serve(io, Requests::new(app, conn_info, timeouts), draining).await;
 }
 
-/// Serves HTTP/1 on a connection.
-pub async fn serve_http1<S>(stream: S, requests: Requests, draining: CancellationToken)
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    let (activity, peer) = (Arc::clone(requests.activity()), requests.peer());
-    let mut connection =
-        http1::Builder::new().max_buf_size(BUFFER).serve_connection(TokioIo::new(stream), requests);
-    let ended = {
-        let mut expired = pin!(activity.expired());
-        let mut drain = pin!(async {
-            draining.cancelled().await;
-            activity.ends();
-            activity.late_requests(QUIET).await;
-        });
-        let mut leaving = false;
-        loop {
-            tokio::select! {
-                biased;
-                // First, so that the next answer is known to be the last.
-                () = &mut drain, if !leaving => {
-                    leaving = true;
-                    Pin::new(&mut connection).graceful_shutdown();
-                }
-                ended = poll_fn(|cx| connection.poll_without_shutdown(cx)) => break ended,
-                // After the connection was polled, so that a request that has come is seen.
-                () = activity.closes_idle(), if !leaving => {
-                    leaving = true;
-                    Pin::new(&mut connection).graceful_shutdown();
-                }
-                () = &mut expired => {
-                    if activity.tries_once_more() {
-                        expired.set(activity.expired());
-                        continue;
+#[cfg(feature = "tls")]
+mod encrypted {
+    use std::io::ErrorKind;
+    use std::sync::Arc;
+
+    use tokio_util::sync::CancellationToken;
+    use tracing::{debug, info};
+
+    use crate::http::{App, ConnInfo};
+    use crate::net::close::close;
+    use crate::net::connection_timeouts::ConnectionTimeouts;
+    use crate::net::io::ServerIo;
+    use crate::net::requests::Requests;
+    use crate::net::tls::{Session, TlsAcceptorHandle, handshake};
+    use crate::net::{http1, http2};
+
+    /// Serves a TLS connection. The handshake has the time of a request head.
+    pub async fn serve(
+        acceptor: &TlsAcceptorHandle,
+        io: ServerIo,
+        mut conn_info: ConnInfo,
+        app: App,
+        timeouts: Arc<ConnectionTimeouts>,
+        draining: CancellationToken,
+    ) {
+        let client = conn_info.peer;
+        let session = tokio::select! {
+            session = handshake(acceptor, io) => session,
+            () = timeouts.expired() => {
+                debug!(%client, "closed a connection whose TLS handshake timed out");
+                return;
+            }
+        };
+        let Session { stream, http2, client: certificate } = match session {
+            Ok(session) => session,
+            Err((error, io)) => {
+                match error.kind() {
+                    // A port scan, or a client that uses another connection.
+                    ErrorKind::UnexpectedEof
+                    | ErrorKind::ConnectionReset
+                    | ErrorKind::BrokenPipe => {
+                        debug!(%client, "a client disconnected during the TLS handshake");
                     }
-                    debug!(client = %peer, "closed an idle connection");
-                    return;
+                    _ => info!(%client, reason = %error, "a TLS handshake failed"),
                 }
+                // Bytes that the client sent meanwhile must not prevent it from reading the alert.
+                close(io, true).await;
+                return;
             }
+        };
+        debug!(
+            %client,
+            protocol = if http2 { "HTTP/2" } else { "HTTP/1" },
+            certificate = certificate.as_deref(),
+            "TLS connection established"
+        );
+        // Only the daemon can encrypt a file, so the kernel cannot send it.
+        conn_info.files = None;
+        conn_info.encrypted = true;
+        conn_info.multiplexed = http2;
+        conn_info.certificate = certificate;
+        let requests = Requests::new(app, conn_info, timeouts);
+        if http2 {
+            http2::serve(stream, requests, draining).await;
+        } else {
+            http1::serve(stream, requests, draining).await;
         }
-    };
-    if let Err(error) = &ended {
-        info!(client = %peer, reason = %error, "lost a connection, or received invalid HTTP");
     }
-    let parts = connection.into_parts();
-    let unread = ended.is_err() || activity.has_unread() || !parts.read_buf.is_empty();
-    // Boxed, because it is as large as it is rare.
-    Box::pin(close(parts.io.into_inner(), unread)).await;
-}
-
-/// The requests of one connection.
-pub struct Requests {
-    app: App,
-    origin: ConnInfo,
-    activity: Arc<ConnectionTimeouts>,
-}
-
-impl Requests {
-    /// Those of `origin`, which `app` answers.
-    pub fn new(app: App, origin: ConnInfo, activity: Arc<ConnectionTimeouts>) -> Self {
-        Self { app, origin, activity }
-    }
-
-    /// What the connection is doing.
-    pub fn activity(&self) -> &Arc<ConnectionTimeouts> {
-        &self.activity
-    }
-
-    /// The other end of it.
-    pub fn peer(&self) -> Peer {
-        self.origin.peer
-    }
-
-    /// What answers may hold.
-    #[cfg(feature = "tls")]
-    pub fn budget(&self) -> &ConnectionBudget {
-        &self.origin.budget
-    }
-
-    /// The answer to one of them.
-    pub fn answer(&self, mut request: Request<Body>) -> Answer {
-        let working = self.activity.work();
-        request.extensions_mut().insert(self.origin.clone());
-        Answer { inner: self.app.clone().call(request), working: Some(working) }
-    }
-}
-
-impl Service<Request<Incoming>> for Requests {
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = Http1Answer;
-
-    fn call(&self, request: Request<Incoming>) -> Http1Answer {
-        let answer = self.answer(request.map(|body| match body.is_end_stream() {
-            true => Body::empty(),
-            false => Body::new(Upload::new(body, &self.activity)),
-        }));
-        Http1Answer { answer, activity: Arc::clone(&self.activity) }
-    }
-}
-
-/// The answer to one request, and the sign that it is being worked on.
-pub struct Answer {
-    inner: <App as tower_service::Service<Request<Body>>>::Future,
-    working: Option<Working>,
-}
-
-impl Future for Answer {
-    type Output = Result<Response<Body>, Infallible>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut answer = ready!(Pin::new(&mut self.inner).poll(cx))?;
-        if self.working.take().is_some_and(|working| working.is_the_last()) {
-            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        }
-        Poll::Ready(Ok(answer))
-    }
-}
-
-/// The answer to a request of a connection that has one at a time.
-pub struct Http1Answer {
-    answer: Answer,
-    activity: Arc<ConnectionTimeouts>,
-}
-
-impl Future for Http1Answer {
-    type Output = Result<Response<Body>, Infallible>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let answer = ready!(Pin::new(&mut self.answer).poll(cx))?;
-        Poll::Ready(Ok(answer.map(|body| Outgoing::of(body, &self.activity))))
-    }
-}
-
-/// Says that no more will come. What the client has sent and nobody has read is thrown away first.
-pub async fn close(mut io: impl AsyncRead + AsyncWrite + Unpin, unread: bool) {
-    let drain = async {
-        io.shutdown().await?;
-        if !unread {
-            return Ok(());
-        }
-        // On the heap, because a connection that idles must not carry it along.
-        let mut scratch = vec![0; 8 * 1024];
-        let mut rest = LINGER_BYTES;
-        while rest > 0 {
-            match io.read(&mut scratch).await? {
-                0 => break,
-                count => rest = rest.saturating_sub(count),
-            }
-        }
-        std::io::Result::Ok(())
-    };
-    // Either way the connection is over.
-    let _ = tokio::time::timeout(LINGER, drain).await;
 }

@@ -1,7 +1,7 @@
 //! The connection limit, which depends on the number of file descriptors.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,78 +11,63 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::connection_timeouts::ConnectionTimeouts;
+use super::contention::Contention;
 
-/// Descriptors that are kept at least for the store, the log and the runtime.
+/// The minimum number of file descriptors that are kept for the store, the log and the runtime.
 const RESERVED_FILES: u64 = 256;
 
-/// A connection that has been idle for a shorter time is not closed for a newcomer: where all are in
-/// use, closing them would only make their clients newcomers.
-const IDLE_AT_LEAST: Duration = Duration::from_secs(1);
+/// The idle time before which a connection is not closed for a new one. If all connections are in use,
+/// closing them would only make their clients connect again.
+const MIN_IDLE: Duration = Duration::from_secs(1);
 
-/// How often another idle connection is looked for while a newcomer waits.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// The interval at which an idle connection is closed while a new connection waits.
+const CLOSE_INTERVAL: Duration = Duration::from_millis(100);
 
-/// One slot for each connection that may be open.
+/// The slots of all connections that may be open.
 #[derive(Debug)]
 pub struct ConnectionLimit {
     free: Arc<Semaphore>,
-    crowd: Contention,
+    contention: Contention,
     open: Arc<OpenConnections>,
     answer_files: usize,
 }
 
-/// Room for one connection, until it is dropped.
+/// The slot of one connection, until it is dropped.
 #[derive(Debug)]
 pub struct Slot {
     _permit: Option<OwnedSemaphorePermit>,
-    /// Whether others would like to have it.
-    pub crowd: Contention,
+    /// Whether other connections wait for a slot.
+    pub contention: Contention,
     open: Arc<OpenConnections>,
     number: u64,
 }
 
-/// Whether somebody waits for room.
-#[derive(Debug, Clone, Default)]
-pub struct Contention(Arc<AtomicBool>);
-
-impl Contention {
-    /// Whether somebody waits now.
-    pub fn waits(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    /// Notes whether somebody does.
-    pub fn set(&self, waits: bool) {
-        self.0.store(waits, Ordering::Relaxed);
-    }
-}
-
-/// What the open connections are doing, by their numbers.
+/// The open connections, by number.
 #[derive(Debug, Default)]
 struct OpenConnections {
-    activities: Mutex<HashMap<u64, Arc<ConnectionTimeouts>>>,
+    connections: Mutex<HashMap<u64, Arc<ConnectionTimeouts>>>,
     next: AtomicU64,
 }
 
 impl OpenConnections {
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<ConnectionTimeouts>>> {
-        // A map is whole after every step.
-        self.activities.lock().unwrap_or_else(PoisonError::into_inner)
+        // A panic cannot leave the map half changed.
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks the connection that has been idle for the longest time to close, of those that were not
-    /// asked yet.
+    /// Requests the connection that has been idle for the longest time to close, except connections
+    /// that were already requested to.
     fn close_longest_idle(&self) {
         let now = Instant::now();
-        let activities = self.lock();
-        let longest = activities
+        let connections = self.lock();
+        let longest = connections
             .values()
-            .filter(|activity| !activity.is_asked_to_close())
-            .filter_map(|activity| Some((activity.idle_since()?, activity)))
-            .filter(|(since, _)| now - *since >= IDLE_AT_LEAST)
+            .filter(|timeouts| !timeouts.is_close_requested())
+            .filter_map(|timeouts| Some((timeouts.idle_since()?, timeouts)))
+            .filter(|(since, _)| now - *since >= MIN_IDLE)
             .min_by_key(|(since, _)| *since);
-        if let Some((since, activity)) = longest {
-            activity.ask_to_close();
+        if let Some((since, timeouts)) = longest {
+            timeouts.request_close();
             let seconds = (now - since).as_secs();
             debug!(idle_seconds = seconds, "closing an idle connection to make room");
         }
@@ -90,39 +75,39 @@ impl OpenConnections {
 }
 
 impl ConnectionLimit {
-    /// As many as this process has descriptors for. Most connections idle with one descriptor, and
-    /// a quarter is kept for the files of those that do not.
+    /// Creates a slot for three quarters of the file descriptors of this process. Most connections are
+    /// idle with one descriptor; the rest is for the files of the others.
     pub fn new() -> Self {
         let files = raise_file_limit();
         let reserved = RESERVED_FILES.max(files / 4);
         let limit = usize::try_from(files.saturating_sub(reserved)).unwrap_or(usize::MAX).max(16);
         let free = Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS)));
         let answer_files = usize::try_from(reserved / 2).unwrap_or(usize::MAX);
-        Self { free, crowd: Contention::default(), open: Arc::default(), answer_files }
+        Self { free, contention: Contention::default(), open: Arc::default(), answer_files }
     }
 
-    /// The number of files that answers may keep open: half of the descriptors that are not for
+    /// The number of files that responses may keep open: half of the descriptors that are not for
     /// connections.
     pub fn answer_files(&self) -> usize {
         self.answer_files
     }
 
-    /// Waits for a free one, for a connection that is there. Meanwhile those that are idle are
-    /// closed, the longest idle first.
+    /// Waits for a free slot for an accepted connection. Meanwhile idle connections are closed, the
+    /// longest idle first.
     pub async fn take(&self) -> Slot {
         let permit = match Arc::clone(&self.free).try_acquire_owned() {
             Ok(permit) => permit,
             Err(_) => {
-                if !self.crowd.waits() {
+                if !self.contention.exists() {
                     warn!("connection limit reached; new connections wait for a free slot");
                 }
-                self.crowd.set(true);
+                self.contention.set(true);
                 self.make_room().await
             }
         };
-        // Several that are free mean that nobody waits who is not let in at once.
+        // Another free slot means that no connection waits.
         if self.free.available_permits() > 0 {
-            self.crowd.set(false);
+            self.contention.set(false);
         }
         self.slot(Some(permit))
     }
@@ -131,28 +116,28 @@ impl ConnectionLimit {
         loop {
             self.open.close_longest_idle();
             let permit = Arc::clone(&self.free).acquire_owned();
-            if let Ok(permit) = tokio::time::timeout(LOOK_AGAIN, permit).await {
+            if let Ok(permit) = tokio::time::timeout(CLOSE_INTERVAL, permit).await {
                 return permit.expect("the semaphore is never closed");
             }
         }
     }
 
-    /// Room for a connection that was accepted when the daemon was told to stop, beyond the limit.
-    pub fn last(&self) -> Slot {
+    /// Returns a slot beyond the limit, for a connection that was accepted when the daemon stopped.
+    pub fn beyond_limit(&self) -> Slot {
         self.slot(None)
     }
 
     fn slot(&self, permit: Option<OwnedSemaphorePermit>) -> Slot {
-        let (crowd, open) = (self.crowd.clone(), Arc::clone(&self.open));
+        let (contention, open) = (self.contention.clone(), Arc::clone(&self.open));
         let number = open.next.fetch_add(1, Ordering::Relaxed);
-        Slot { _permit: permit, crowd, open, number }
+        Slot { _permit: permit, contention, open, number }
     }
 }
 
 impl Slot {
-    /// Notes what the connection is doing, so that it can be closed when it is idle.
-    pub fn register(&self, activity: &Arc<ConnectionTimeouts>) {
-        self.open.lock().insert(self.number, Arc::clone(activity));
+    /// Registers the connection, so that it can be closed when it is idle.
+    pub fn register(&self, timeouts: &Arc<ConnectionTimeouts>) {
+        self.open.lock().insert(self.number, Arc::clone(timeouts));
     }
 }
 
@@ -162,12 +147,12 @@ impl Drop for Slot {
     }
 }
 
-/// Takes as many file descriptors as the process may have, and returns how many that are.
+/// Raises the limit of open files to the maximum, and returns it.
 fn raise_file_limit() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     match setrlimit(Resource::Nofile, raised) {
-        // No maximum: the kernel's own (`fs.nr_open`) is far above what is ever needed.
+        // Without a maximum, the kernel's limit (`fs.nr_open`) applies, which is larger than this.
         Ok(()) => limit.maximum.unwrap_or(1 << 20),
         Err(_) => limit.current.unwrap_or(1024),
     }

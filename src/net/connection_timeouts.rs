@@ -1,4 +1,4 @@
-//! The activity of a connection, and its timeouts.
+//! The timeouts of a connection, and its timeouts.
 //!
 //! The header timeout of hyper also runs on an idle connection, where Nix's clients wait for up to
 //! 118 s between two requests, and it costs a timer per request. So each connection updates a few
@@ -16,84 +16,90 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::connection_limit::Contention;
+use super::contention::Contention;
 
-/// The time for the whole head of a request, from its first byte (or the connection's beginning).
-pub const HEAD: Duration = Duration::from_secs(30);
+/// The time in which a client must send the head of a request, from the first byte, or from the start
+/// of the connection.
+pub const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The same while others wait for the connection's place.
-pub const HEAD_IN_A_CROWD: Duration = Duration::from_secs(5);
+/// The same while new connections wait for a free slot.
+pub const CONTENDED_HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The time without a byte in either direction while no request is being worked on: between two
-/// requests, or while an answer waits for an upstream. libcurl reuses a connection that was idle
+/// The time without a byte in either direction while the application handles no request, such as
+/// between two requests. libcurl reuses a connection that was idle
 /// for up to 118 s, and a close that races an upload ends a copy (PROTOCOL: Nix before 2.28.4).
-pub const IDLE: Duration = Duration::from_secs(180);
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(180);
 
-/// The time for which an answer may wait without the client taking any of it. An answer that waits
-/// holds memory and perhaps a file.
-pub const UNREAD: Duration = Duration::from_secs(60);
+/// The time after the last byte for which a draining connection still accepts requests, so that a
+/// client that sends requests one after the other gets responses to all of them.
+pub const DRAIN_QUIET_PERIOD: Duration = Duration::from_secs(1);
 
-/// What a connection is doing.
+/// The time for which a client may read nothing of a response. A response that waits holds memory, and
+/// perhaps a file.
+pub const UNREAD_RESPONSE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The state of a connection, as far as its timeouts depend on it. All times are in milliseconds since
+/// the connection opened.
 #[derive(Debug)]
 pub struct ConnectionTimeouts {
     opened: Instant,
-    crowd: Contention,
-    /// Requests that the service is working on.
+    contention: Contention,
+    /// The number of requests that the application handles.
     working: AtomicU32,
-    /// When the head of a request began to arrive, or [`NEVER`].
+    /// The time of the first byte of an incomplete request head, or [`NEVER`].
     head_since: AtomicU64,
     last_read: AtomicU64,
     last_write: AtomicU64,
-    /// Since when bytes wait until the client's system reads some, or [`NEVER`].
-    held_up_since: AtomicU64,
-    /// Whether the next write is tried although the socket has not been found writable, and the
-    /// value of `held_up_since` for which that was done.
+    /// The time since which the socket accepts no bytes, or [`NEVER`].
+    blocked_since: AtomicU64,
+    /// Whether the next write is tried even if the socket is not known to be writable.
     retry_write: AtomicBool,
+    /// The `blocked_since` for which such a write was last granted.
     retried_for: AtomicU64,
-    /// Whether several requests may be under way at a time, as in HTTP/2.
-    many: AtomicBool,
-    /// Answers of which something is still to be sent.
+    /// Whether several requests can be in progress at a time, as in HTTP/2.
+    multiplexed: AtomicBool,
+    /// The number of responses that are not completely sent.
     sending: AtomicU32,
-    /// Contents of answers that wait for the client's window, where it has one.
+    /// The number of responses that wait for the client's flow-control window.
     waiting: AtomicU32,
-    /// When the first of those began to wait, or when content left for the last time.
-    last_taken: AtomicU64,
-    /// Whether a request was answered before all of its body had been read.
-    unread: AtomicBool,
-    /// Whether the next answer shall be the last.
-    ends: AtomicBool,
-    /// Whether the connection was asked to close if it is idle, and what wakes it for that.
-    asked_to_close: AtomicBool,
+    /// The time when the first of them began to wait, or when content was last sent.
+    last_sent: AtomicU64,
+    /// Whether a request body was dropped before its end.
+    unread_body: AtomicBool,
+    /// Whether the connection closes after the next response.
+    closes_after_response: AtomicBool,
+    /// Whether the connection was requested to close if it is idle.
+    close_requested: AtomicBool,
+    /// Wakes the connection for that request.
     wake_to_close: Notify,
 }
 
 const NEVER: u64 = u64::MAX;
 
-// The numbers are written by the one task of the connection and read by its timer in the same task.
-// In HTTP/2 each request has a task of its own: who finds there that nothing is worked on any more
-// must also find when that was.
+// In HTTP/1, one task writes and reads the numbers. In HTTP/2, each request has a task: a reader that
+// sees `working` drop to 0 must also see the time of that, so `working` is released and acquired.
 const ORDER: Ordering = Ordering::Relaxed;
 
 impl ConnectionTimeouts {
-    /// A connection that opens now, for whose place a crowd may wait.
-    pub fn new(crowd: Contention) -> Arc<Self> {
+    /// Creates the state of a connection that opens now.
+    pub fn new(contention: Contention) -> Arc<Self> {
         Arc::new(Self {
             opened: Instant::now(),
-            crowd,
+            contention,
             working: AtomicU32::new(0),
             head_since: AtomicU64::new(0),
             last_read: AtomicU64::new(0),
             last_write: AtomicU64::new(0),
-            held_up_since: AtomicU64::new(NEVER),
+            blocked_since: AtomicU64::new(NEVER),
             retry_write: AtomicBool::new(false),
             retried_for: AtomicU64::new(NEVER),
-            many: AtomicBool::new(false),
+            multiplexed: AtomicBool::new(false),
             sending: AtomicU32::new(0),
             waiting: AtomicU32::new(0),
-            last_taken: AtomicU64::new(0),
-            unread: AtomicBool::new(false),
-            ends: AtomicBool::new(false),
-            asked_to_close: AtomicBool::new(false),
+            last_sent: AtomicU64::new(0),
+            unread_body: AtomicBool::new(false),
+            closes_after_response: AtomicBool::new(false),
+            close_requested: AtomicBool::new(false),
             wake_to_close: Notify::new(),
         })
     }
@@ -102,78 +108,78 @@ impl ConnectionTimeouts {
         u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(NEVER - 1)
     }
 
-    /// Bytes arrived.
-    pub fn read(&self) {
+    /// Records that bytes were received.
+    pub fn record_read(&self) {
         let now = self.now();
         self.last_read.store(now, ORDER);
         if self.working.load(ORDER) == 0
             && self.head_since.load(ORDER) == NEVER
-            && !self.many.load(ORDER)
+            && !self.multiplexed.load(ORDER)
         {
             self.head_since.store(now, ORDER);
         }
     }
 
-    /// Bytes left.
-    pub fn wrote(&self) {
+    /// Records that bytes were sent.
+    pub fn record_write(&self) {
         self.last_write.store(self.now(), ORDER);
-        self.held_up_since.store(NEVER, ORDER);
+        self.blocked_since.store(NEVER, ORDER);
     }
 
-    /// Bytes have to wait until the client reads.
-    pub fn is_held_up(&self) {
-        if self.held_up_since.load(ORDER) == NEVER {
-            self.held_up_since.store(self.now(), ORDER);
+    /// Records that the socket accepts no bytes until the client reads some.
+    pub fn record_blocked(&self) {
+        if self.blocked_since.load(ORDER) == NEVER {
+            self.blocked_since.store(self.now(), ORDER);
         }
     }
 
-    /// Whether the next write shall be tried although the socket has not been found writable. Says
-    /// so once.
-    pub fn retries_write(&self) -> bool {
+    /// Whether the next write is tried even if the socket is not known to be writable. Returns true
+    /// once for each [`grant_write_retry`](Self::grant_write_retry) that returned true.
+    pub fn take_write_retry(&self) -> bool {
         self.retry_write.load(ORDER) && self.retry_write.swap(false, ORDER)
     }
 
-    /// Several requests may be under way at a time from now on.
+    /// Records that several requests can be in progress at a time.
     #[cfg(feature = "tls")]
-    pub fn carries_many(&self) {
-        self.many.store(true, ORDER);
+    pub fn set_multiplexed(&self) {
+        self.multiplexed.store(true, ORDER);
     }
 
-    /// An answer is to be sent until the guard is dropped.
-    pub fn send(self: &Arc<Self>) -> Sending {
+    /// Records a response that is being sent until the guard is dropped.
+    pub fn start_response(self: &Arc<Self>) -> Sending {
         self.sending.fetch_add(1, ORDER);
         Sending(Arc::clone(self))
     }
 
-    /// Content waits for the client's window until the guard is dropped.
+    /// Records a response that waits for the client's window until the guard is dropped.
     #[cfg(feature = "tls")]
-    pub fn wait(self: &Arc<Self>) -> Waiting {
+    pub fn wait_for_window(self: &Arc<Self>) -> Waiting {
         if self.waiting.fetch_add(1, ORDER) == 0 {
-            self.last_taken.store(self.now(), ORDER);
+            self.last_sent.store(self.now(), ORDER);
         }
         Waiting(Arc::clone(self))
     }
 
-    /// The body of a request was given up before its end.
-    pub fn leaves_unread(&self) {
-        self.unread.store(true, ORDER);
+    /// Records that a request body was dropped before its end.
+    pub fn record_unread_body(&self) {
+        self.unread_body.store(true, ORDER);
     }
 
-    /// Whether the client may still send the body of a request that was answered.
-    pub fn has_unread(&self) -> bool {
-        self.unread.load(ORDER)
+    /// Whether the client may still send the body of a request whose response was sent.
+    pub fn has_unread_body(&self) -> bool {
+        self.unread_body.load(ORDER)
     }
 
-    /// The next answer shall be the last.
-    pub fn ends(&self) {
-        self.ends.store(true, ORDER);
+    /// Makes the next response the last one.
+    pub fn close_after_response(&self) {
+        self.closes_after_response.store(true, ORDER);
     }
 
-    /// A request has arrived, and the service works on it until the guard is dropped.
-    pub fn work(self: &Arc<Self>) -> Working {
+    /// Records a request that the application handles until the guard is dropped.
+    pub fn start_request(self: &Arc<Self>) -> Working {
         self.head_since.store(NEVER, ORDER);
-        // Had there been anything to read before it, it would not have been read itself.
-        self.unread.store(false, ORDER);
+        // The head was read, so no earlier body can be unread.
+        self.unread_body.store(false, ORDER);
         self.working.fetch_add(1, ORDER);
         Working(Arc::clone(self))
     }
@@ -182,19 +188,19 @@ impl ConnectionTimeouts {
         self.opened + Duration::from_millis(millis)
     }
 
-    /// When the client will have left an answer unread for too long, if one waits.
+    /// Returns the time at which a response will have been unread for too long, if one waits.
     fn unread_deadline(&self) -> Option<Instant> {
-        let held_up = self.held_up_since.load(ORDER);
+        let held_up = self.blocked_since.load(ORDER);
         let waiting = match self.waiting.load(ORDER) {
             0 => NEVER,
-            _ => self.last_taken.load(ORDER),
+            _ => self.last_sent.load(ORDER),
         };
         let since = held_up.min(waiting);
-        (since != NEVER).then(|| self.at(since) + UNREAD)
+        (since != NEVER).then(|| self.at(since) + UNREAD_RESPONSE_TIMEOUT)
     }
 
-    /// When the connection will have taken too long if nothing happens; none while the service
-    /// works, which has timeouts of its own, and no answer waits for the client.
+    /// Returns the time at which the connection expires if nothing happens. `None` while the
+    /// application, which has its own timeouts, handles a request and no response waits for the client.
     pub fn deadline(&self) -> Option<Instant> {
         let unread = self.unread_deadline();
         if self.working.load(Ordering::Acquire) > 0 {
@@ -202,94 +208,94 @@ impl ConnectionTimeouts {
         }
         let last_write = self.last_write.load(ORDER);
         let after = match self.head_since.load(ORDER) {
-            NEVER if self.many.load(ORDER) => self.at(last_write) + IDLE,
-            NEVER => self.at(last_write.max(self.last_read.load(ORDER))) + IDLE,
-            // A pipelined request may wait for as long as the answer before it takes.
-            since => self.at(since.max(last_write)) + self.time_for_a_head(),
+            NEVER if self.multiplexed.load(ORDER) => self.at(last_write) + IDLE_TIMEOUT,
+            NEVER => self.at(last_write.max(self.last_read.load(ORDER))) + IDLE_TIMEOUT,
+            // A pipelined request may wait until the response before it is sent.
+            since => self.at(since.max(last_write)) + self.head_timeout(),
         };
         Some(unread.map_or(after, |unread| unread.min(after)))
     }
 
-    fn time_for_a_head(&self) -> Duration {
-        if self.crowd.waits() { HEAD_IN_A_CROWD } else { HEAD }
+    fn head_timeout(&self) -> Duration {
+        if self.contention.exists() { CONTENDED_HEAD_TIMEOUT } else { HEAD_TIMEOUT }
     }
 
-    /// Returns when the connection has taken too long.
+    /// Returns when the connection expires.
     pub async fn expired(&self) {
-        let mut check = self.opened + HEAD_IN_A_CROWD;
+        let mut check = self.opened + CONTENDED_HEAD_TIMEOUT;
         loop {
             tokio::time::sleep_until(check).await;
             let now = Instant::now();
             check = match self.deadline() {
                 Some(deadline) if deadline <= now => return,
-                // A crowd may come while a head does.
+                // Contention can begin during a request head.
                 Some(deadline) if self.head_since.load(ORDER) != NEVER => {
-                    deadline.min(now + HEAD_IN_A_CROWD)
+                    deadline.min(now + CONTENDED_HEAD_TIMEOUT)
                 }
-                // An answer may begin to wait at any time.
-                Some(deadline) => deadline.min(now + UNREAD),
-                None => now + HEAD,
+                // A response can begin to wait at any time.
+                Some(deadline) => deadline.min(now + UNREAD_RESPONSE_TIMEOUT),
+                None => now + HEAD_TIMEOUT,
             };
         }
     }
 
-    /// Whether a connection that has taken too long gets one more try to write. A socket is found
-    /// writable when a third of its buffer is free, which takes a slow client long; so before a
-    /// client is said to take nothing, it is tried whether the socket takes anything.
-    pub fn tries_once_more(&self) -> bool {
-        let since = self.held_up_since.load(ORDER);
+    /// Whether an expired connection gets one more attempt to write. The kernel reports a socket as
+    /// writable only when a third of its buffer is free, which takes long with a slow client. So before
+    /// the connection is closed, one write shows whether the client has read anything.
+    pub fn grant_write_retry(&self) -> bool {
+        let since = self.blocked_since.load(ORDER);
         let tries = self.retried_for.swap(since, ORDER) != since;
         self.retry_write.store(tries, ORDER);
         tries
     }
 
-    /// Since when the connection is between two requests, with nothing to send or to read.
+    /// Returns the time since which the connection is between two requests, with nothing to send or to
+    /// read; `None` if it is not idle.
     pub fn idle_since(&self) -> Option<Instant> {
         let busy = self.working.load(Ordering::Acquire) > 0
             || self.sending.load(ORDER) > 0
             || self.head_since.load(ORDER) != NEVER
-            || self.held_up_since.load(ORDER) != NEVER;
-        // What a client of HTTP/2 sends between requests is no use of the connection.
-        let last_read = if self.many.load(ORDER) { 0 } else { self.last_read.load(ORDER) };
+            || self.blocked_since.load(ORDER) != NEVER;
+        // In HTTP/2, bytes between requests are not a use of the connection.
+        let last_read = if self.multiplexed.load(ORDER) { 0 } else { self.last_read.load(ORDER) };
         (!busy).then(|| self.at(last_read.max(self.last_write.load(ORDER))))
     }
 
-    /// Asks the connection to close if it is idle.
-    pub fn ask_to_close(&self) {
-        self.asked_to_close.store(true, ORDER);
+    /// Requests the connection to close if it is idle.
+    pub fn request_close(&self) {
+        self.close_requested.store(true, ORDER);
         self.wake_to_close.notify_one();
     }
 
-    /// Whether it was asked to close, and may still do so.
-    pub fn is_asked_to_close(&self) -> bool {
-        self.asked_to_close.load(ORDER)
+    /// Whether the connection was requested to close, and may still do so.
+    pub fn is_close_requested(&self) -> bool {
+        self.close_requested.load(ORDER)
     }
 
-    /// Returns when the connection is asked to close, and is idle.
-    pub async fn closes_idle(&self) {
+    /// Returns when the connection is requested to close and is idle.
+    pub async fn until_idle_close(&self) {
         loop {
             self.wake_to_close.notified().await;
             if self.idle_since().is_some() {
                 return;
             }
-            // A request has come in between, and it may be asked again.
-            self.asked_to_close.store(false, ORDER);
+            // A request has arrived in the meantime. The connection can be requested to close again.
+            self.close_requested.store(false, ORDER);
         }
     }
 
-    /// Returns after `quiet`, in which requests may still come, and not before the last of them has
-    /// been answered.
-    pub async fn late_requests(&self, quiet: Duration) {
+    /// Waits for requests that arrive within `quiet`, and returns when the last of them is answered.
+    pub async fn until_late_requests_end(&self, quiet: Duration) {
         tokio::time::sleep(quiet).await;
         self.settled(quiet).await;
     }
 
-    /// Returns when nothing has happened for `quiet`, and nothing is under way.
+    /// Returns when no byte was sent or received for `quiet` and no request is in progress.
     async fn settled(&self, quiet: Duration) {
         loop {
             let busy = self.working.load(Ordering::Acquire) > 0
                 || self.sending.load(ORDER) > 0
-                || self.held_up_since.load(ORDER) != NEVER;
+                || self.blocked_since.load(ORDER) != NEVER;
             let last = self.last_read.load(ORDER).max(self.last_write.load(ORDER));
             let now = Instant::now();
             let next = match self.at(last) + quiet {
@@ -302,26 +308,26 @@ impl ConnectionTimeouts {
     }
 }
 
-/// A request that the service works on.
+/// A request that the application handles.
 #[derive(Debug)]
 pub struct Working(Arc<ConnectionTimeouts>);
 
 impl Working {
-    /// Whether the connection shall end with its answer.
-    pub fn is_the_last(&self) -> bool {
-        self.0.ends.load(ORDER)
+    /// Whether the connection closes after the response.
+    pub fn closes_connection(&self) -> bool {
+        self.0.closes_after_response.load(ORDER)
     }
 }
 
 impl Drop for Working {
     fn drop(&mut self) {
-        // The answer is about to be written.
+        // The response is about to be written.
         self.0.last_write.store(self.0.now(), ORDER);
         self.0.working.fetch_sub(1, Ordering::Release);
     }
 }
 
-/// An answer of which something is still to be sent.
+/// A response that is not completely sent.
 #[derive(Debug)]
 pub struct Sending(Arc<ConnectionTimeouts>);
 
@@ -331,16 +337,16 @@ impl Drop for Sending {
     }
 }
 
-/// Content that waits for the client's window.
+/// A response that waits for the client's window.
 #[cfg(feature = "tls")]
 #[derive(Debug)]
 pub struct Waiting(Arc<ConnectionTimeouts>);
 
 #[cfg(feature = "tls")]
 impl Waiting {
-    /// Some of it has left.
-    pub fn taken(&self) {
-        self.0.last_taken.store(self.0.now(), ORDER);
+    /// Records that content was sent.
+    pub fn record_sent(&self) {
+        self.0.last_sent.store(self.0.now(), ORDER);
     }
 }
 
@@ -355,165 +361,170 @@ impl Drop for Waiting {
 mod tests {
     use super::*;
 
-    async fn expires_after(activity: &ConnectionTimeouts) -> Duration {
-        let begun = Instant::now();
-        activity.expired().await;
-        begun.elapsed()
+    async fn expires_after(timeouts: &ConnectionTimeouts) -> Duration {
+        let started = Instant::now();
+        timeouts.expired().await;
+        started.elapsed()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_head_has_half_a_minute_however_it_trickles() {
-        let activity = ConnectionTimeouts::new(Contention::default());
+    async fn a_slow_request_head_expires_after_half_a_minute() {
+        let timeouts = ConnectionTimeouts::new(Contention::default());
         let trickle = async {
             for _ in 0..1000 {
                 tokio::time::sleep(Duration::from_secs(1)).await;
-                activity.read();
+                timeouts.record_read();
             }
         };
         tokio::select! {
-            taken = expires_after(&activity) => assert_eq!(taken, HEAD),
+            taken = expires_after(&timeouts) => assert_eq!(taken, HEAD_TIMEOUT),
             () = trickle => panic!("it never expired"),
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_idle_connection_is_kept_for_three_minutes() {
-        let activity = ConnectionTimeouts::new(Contention::default());
-        activity.read();
-        drop(activity.work());
-        assert_eq!(expires_after(&activity).await, IDLE);
+        let timeouts = ConnectionTimeouts::new(Contention::default());
+        timeouts.record_read();
+        drop(timeouts.start_request());
+        assert_eq!(expires_after(&timeouts).await, IDLE_TIMEOUT);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_request_that_is_worked_on_never_expires() {
-        let activity = ConnectionTimeouts::new(Contention::default());
-        let working = activity.work();
+    async fn a_request_that_the_application_handles_never_expires() {
+        let timeouts = ConnectionTimeouts::new(Contention::default());
+        let working = timeouts.start_request();
         let hour = Duration::from_secs(3600);
-        assert!(tokio::time::timeout(hour, activity.expired()).await.is_err());
+        assert!(tokio::time::timeout(hour, timeouts.expired()).await.is_err());
         drop(working);
-        assert!(tokio::time::timeout(hour, activity.expired()).await.is_ok());
+        assert!(tokio::time::timeout(hour, timeouts.expired()).await.is_ok());
     }
 
     #[cfg(feature = "tls")]
     #[tokio::test(start_paused = true)]
-    async fn where_many_requests_can_be_under_way_bytes_begin_none() {
-        let activity = ConnectionTimeouts::new(Contention::default());
-        activity.carries_many();
-        drop(activity.work());
+    async fn bytes_on_a_multiplexed_connection_start_no_request() {
+        let timeouts = ConnectionTimeouts::new(Contention::default());
+        timeouts.set_multiplexed();
+        drop(timeouts.start_request());
         tokio::time::sleep(Duration::from_secs(1)).await;
-        // Not even those of who sends some again and again.
-        activity.read();
-        assert_eq!(expires_after(&activity).await, IDLE - Duration::from_secs(1));
+        // A client that keeps sending bytes does not change that.
+        timeouts.record_read();
+        assert_eq!(expires_after(&timeouts).await, IDLE_TIMEOUT - Duration::from_secs(1));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_head_has_less_time_while_others_wait() {
-        let crowd = Contention::default();
-        let (slow, idle) =
-            (ConnectionTimeouts::new(crowd.clone()), ConnectionTimeouts::new(crowd.clone()));
-        drop(idle.work());
+    async fn a_request_head_has_less_time_during_contention() {
+        let contention = Contention::default();
+        let (slow, idle) = (
+            ConnectionTimeouts::new(contention.clone()),
+            ConnectionTimeouts::new(contention.clone()),
+        );
+        drop(idle.start_request());
         tokio::time::sleep(Duration::from_secs(1)).await;
-        crowd.set(true);
+        contention.set(true);
         let (slow, idle) = tokio::join!(expires_after(&slow), expires_after(&idle));
-        assert_eq!(slow, HEAD_IN_A_CROWD - Duration::from_secs(1));
-        assert_eq!(idle, IDLE - Duration::from_secs(1));
+        assert_eq!(slow, CONTENDED_HEAD_TIMEOUT - Duration::from_secs(1));
+        assert_eq!(idle, IDLE_TIMEOUT - Duration::from_secs(1));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_has_settled_when_nothing_happens_and_nothing_is_under_way() {
-        let activity = ConnectionTimeouts::new(Contention::default());
+    async fn a_connection_settles_when_it_is_quiet_and_no_request_is_in_progress() {
+        let timeouts = ConnectionTimeouts::new(Contention::default());
         let quiet = Duration::from_secs(2);
         let hour = Duration::from_secs(3600);
         let settles =
-            async |within| tokio::time::timeout(within, activity.settled(quiet)).await.is_ok();
+            async |within| tokio::time::timeout(within, timeouts.settled(quiet)).await.is_ok();
         assert!(settles(quiet).await);
-        let working = activity.work();
+        let working = timeouts.start_request();
         assert!(!settles(hour).await);
         drop(working);
         assert!(!settles(Duration::from_secs(1)).await);
         assert!(settles(hour).await);
-        activity.is_held_up();
+        timeouts.record_blocked();
         assert!(!settles(hour).await);
-        activity.wrote();
+        timeouts.record_write();
         assert!(settles(hour).await);
-        activity.read();
+        timeouts.record_read();
         assert!(!settles(Duration::from_secs(1)).await);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn bytes_that_the_client_does_not_take_expire_whatever_else_happens() {
-        let activity = ConnectionTimeouts::new(Contention::default());
-        let _working = activity.work();
+    async fn bytes_that_the_client_does_not_read_expire_whatever_else_happens() {
+        let timeouts = ConnectionTimeouts::new(Contention::default());
+        let _working = timeouts.start_request();
         tokio::time::sleep(Duration::from_secs(100)).await;
-        activity.is_held_up();
+        timeouts.record_blocked();
         tokio::time::sleep(Duration::from_secs(10)).await;
-        activity.is_held_up();
-        assert_eq!(expires_after(&activity).await, UNREAD - Duration::from_secs(10));
-        // One more try, and no second one for the same bytes.
-        assert!(activity.tries_once_more() && activity.retries_write());
-        assert!(!activity.retries_write() && !activity.tries_once_more());
-        activity.wrote();
-        activity.is_held_up();
-        assert_eq!(expires_after(&activity).await, UNREAD);
-        assert!(activity.tries_once_more());
+        timeouts.record_blocked();
+        assert_eq!(
+            expires_after(&timeouts).await,
+            UNREAD_RESPONSE_TIMEOUT - Duration::from_secs(10)
+        );
+        // One more attempt, and no second one for the same bytes.
+        assert!(timeouts.grant_write_retry() && timeouts.take_write_retry());
+        assert!(!timeouts.take_write_retry() && !timeouts.grant_write_retry());
+        timeouts.record_write();
+        timeouts.record_blocked();
+        assert_eq!(expires_after(&timeouts).await, UNREAD_RESPONSE_TIMEOUT);
+        assert!(timeouts.grant_write_retry());
     }
 
     #[cfg(feature = "tls")]
     #[tokio::test(start_paused = true)]
-    async fn what_waits_for_a_window_expires_unless_some_of_it_is_taken() {
-        let activity = ConnectionTimeouts::new(Contention::default());
-        activity.carries_many();
-        drop(activity.work());
+    async fn a_response_that_waits_for_a_window_expires_unless_some_of_it_is_sent() {
+        let timeouts = ConnectionTimeouts::new(Contention::default());
+        timeouts.set_multiplexed();
+        drop(timeouts.start_request());
         tokio::time::sleep(Duration::from_secs(30)).await;
-        let (first, second) = (activity.wait(), activity.wait());
+        let (first, second) = (timeouts.wait_for_window(), timeouts.wait_for_window());
         for _ in 0..10 {
             tokio::time::sleep(Duration::from_secs(50)).await;
-            assert!(activity.deadline().is_some_and(|deadline| deadline > Instant::now()));
-            first.taken();
-            activity.wrote();
+            assert!(timeouts.deadline().is_some_and(|deadline| deadline > Instant::now()));
+            first.record_sent();
+            timeouts.record_write();
         }
         // Other bytes do not count.
         tokio::time::sleep(Duration::from_secs(50)).await;
-        activity.wrote();
-        activity.read();
-        assert_eq!(activity.deadline(), Some(Instant::now() + Duration::from_secs(10)));
+        timeouts.record_write();
+        timeouts.record_read();
+        assert_eq!(timeouts.deadline(), Some(Instant::now() + Duration::from_secs(10)));
         drop((first, second));
-        assert_eq!(activity.deadline(), Some(Instant::now() + IDLE));
+        assert_eq!(timeouts.deadline(), Some(Instant::now() + IDLE_TIMEOUT));
     }
 
     #[tokio::test(start_paused = true)]
     async fn only_a_connection_between_requests_is_idle() {
-        let activity = ConnectionTimeouts::new(Contention::default());
-        // Its first request has not come yet.
-        assert_eq!(activity.idle_since(), None);
-        let working = activity.work();
-        assert_eq!(activity.idle_since(), None);
-        let sending = activity.send();
+        let timeouts = ConnectionTimeouts::new(Contention::default());
+        // The first request has not arrived yet.
+        assert_eq!(timeouts.idle_since(), None);
+        let working = timeouts.start_request();
+        assert_eq!(timeouts.idle_since(), None);
+        let sending = timeouts.start_response();
         drop(working);
-        assert_eq!(activity.idle_since(), None);
+        assert_eq!(timeouts.idle_since(), None);
         drop(sending);
         let since = Instant::now();
         tokio::time::sleep(Duration::from_secs(3)).await;
-        assert_eq!(activity.idle_since(), Some(since));
-        activity.read();
-        assert_eq!(activity.idle_since(), None);
-        // Who is asked to close and is not idle any more can be asked again.
-        activity.ask_to_close();
-        assert!(activity.is_asked_to_close());
+        assert_eq!(timeouts.idle_since(), Some(since));
+        timeouts.record_read();
+        assert_eq!(timeouts.idle_since(), None);
+        // A connection that is no longer idle can be requested to close again.
+        timeouts.request_close();
+        assert!(timeouts.is_close_requested());
         let second = Duration::from_secs(1);
-        assert!(tokio::time::timeout(second, activity.closes_idle()).await.is_err());
-        assert!(!activity.is_asked_to_close());
-        drop(activity.work());
-        activity.ask_to_close();
-        assert!(tokio::time::timeout(second, activity.closes_idle()).await.is_ok());
+        assert!(tokio::time::timeout(second, timeouts.until_idle_close()).await.is_err());
+        assert!(!timeouts.is_close_requested());
+        drop(timeouts.start_request());
+        timeouts.request_close();
+        assert!(tokio::time::timeout(second, timeouts.until_idle_close()).await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_second_request_has_its_own_half_minute() {
-        let activity = ConnectionTimeouts::new(Contention::default());
-        drop(activity.work());
+        let timeouts = ConnectionTimeouts::new(Contention::default());
+        drop(timeouts.start_request());
         tokio::time::sleep(Duration::from_secs(100)).await;
-        activity.read();
-        assert_eq!(activity.deadline(), Some(Instant::now() + HEAD));
+        timeouts.record_read();
+        assert_eq!(timeouts.deadline(), Some(Instant::now() + HEAD_TIMEOUT));
     }
 }

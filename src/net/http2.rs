@@ -6,67 +6,68 @@
 //! cannot be sent.
 
 use std::future::poll_fn;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::SystemTime;
 
 use axum::body::Body;
 use bytes::{Buf, Bytes};
 use h2::server::{self, SendResponse};
 use h2::{Reason, RecvStream, SendStream};
-use http::header::{self, HeaderMap, HeaderValue};
+use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response};
-use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body::Body as HttpBody;
 use http_body_util::BodyExt;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
-use super::connection::{BUFFER, QUIET, Requests};
-use super::connection_timeouts::{Sending, Waiting};
-use super::unread_body::UnreadBody;
+use super::connection_timeouts::{DRAIN_QUIET_PERIOD, Sending, Waiting};
+use super::http2_upload::{Http2Upload, UnreadBody};
+use super::requests::{BUFFER_SIZE, Requests};
 use crate::http::OnDemand;
 
-/// How many requests may be under way on one connection. libcurl asks for 100 at a time.
-const STREAMS: u32 = 128;
+/// The number of concurrent requests on one connection. libcurl sends up to 100.
+const MAX_STREAMS: u32 = 128;
 
-/// An answer that is made in memory counts as a chunk of a file from this size on. It is made before
-/// its window is known, and narinfos, which are most of them, are smaller.
-const COUNTED: u64 = 4 * 1024;
+/// The size in bytes from which a response in memory counts towards the chunk budget. Such a response
+/// exists before its window is known. Most responses are narinfos, which are smaller.
+const COUNTED_FROM: u64 = 4 * 1024;
 
-/// How much of an upload may be on its way here, and how much of all uploads of a connection. An
-/// upload that waits for its turn keeps what it has sent: the second is a multiple of the first, so
-/// that it does not keep others from sending.
-const WINDOW: u32 = 1024 * 1024;
-const WINDOWS: u32 = 16 * WINDOW;
+/// The number of bytes of one upload that may be unread (its flow-control window).
+const STREAM_WINDOW: u32 = 1024 * 1024;
 
-/// A stream is given the next part of its answer when less than this waits for its window.
-const UNSENT: usize = 256 * 1024;
+/// The number of bytes of all uploads of a connection that may be unread. A multiple of [`STREAM_WINDOW`], so
+/// that an upload that waits does not keep the others from sending.
+const CONNECTION_WINDOW: u32 = 16 * STREAM_WINDOW;
 
-/// Serves a connection until it ends, takes too long, or `draining` is cancelled and every request
-/// has been answered.
+/// The number of bytes of a response that may wait in h2 for the window of its stream.
+const UNSENT_LIMIT: usize = 256 * 1024;
+
+/// Serves a connection until it ends or times out, or until `draining` is cancelled and its requests
+/// have been answered.
 pub async fn serve(
     io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     requests: Requests,
     draining: CancellationToken,
 ) {
-    let (activity, peer) = (Arc::clone(requests.activity()), requests.peer());
-    activity.carries_many();
-    let mut expired = pin!(activity.expired());
+    let (timeouts, peer) = (Arc::clone(requests.timeouts()), requests.peer());
+    timeouts.set_multiplexed();
+    let mut expired = pin!(timeouts.expired());
     let mut settled = pin!(async {
         draining.cancelled().await;
-        activity.late_requests(QUIET).await;
+        timeouts.until_late_requests_end(DRAIN_QUIET_PERIOD).await;
     });
     let handshake = server::Builder::new()
-        .max_concurrent_streams(STREAMS)
-        .max_header_list_size(BUFFER as u32)
-        .initial_window_size(WINDOW)
-        .initial_connection_window_size(WINDOWS)
-        .max_send_buffer_size(UNSENT)
-        .handshake::<_, Part>(io);
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(BUFFER_SIZE as u32)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buffer_size(UNSENT_LIMIT)
+        .handshake::<_, Chunk>(io);
     let connection = tokio::select! {
         connection = handshake => connection,
         () = &mut expired => {
@@ -83,16 +84,16 @@ pub async fn serve(
         }
     };
     let requests = Arc::new(requests);
-    // Once the client is told that the connection ends, it says that it has heard of it. One that
-    // has only put the connection aside does not look, and is not waited for.
-    let mut left = pin!(activity.late_requests(QUIET));
-    let mut leaving = false;
+    // A client acknowledges the end of the connection (GOAWAY). A client that keeps an idle connection
+    // without reading it does not, so the wait is limited.
+    let mut closed = pin!(timeouts.until_late_requests_end(DRAIN_QUIET_PERIOD));
+    let mut closing = false;
     loop {
         tokio::select! {
             biased;
             accepted = connection.accept() => match accepted {
                 Some(Ok((request, respond))) => {
-                    tokio::spawn(answer(Arc::clone(&requests), request, respond));
+                    tokio::spawn(serve_request(Arc::clone(&requests), request, respond));
                 }
                 Some(Err(error)) => {
                     info!(client = %peer, reason = %error, "lost a connection");
@@ -101,79 +102,79 @@ pub async fn serve(
                 None => return,
             },
             () = &mut expired => {
-                if activity.tries_once_more() {
-                    expired.set(activity.expired());
+                if timeouts.grant_write_retry() {
+                    expired.set(timeouts.expired());
                     continue;
                 }
                 debug!(client = %peer, "closed an idle connection");
                 return;
             }
-            () = draining.cancelled(), if !leaving => {
-                leaving = true;
+            () = draining.cancelled(), if !closing => {
+                closing = true;
                 connection.graceful_shutdown();
             }
-            () = activity.closes_idle(), if !leaving => {
-                leaving = true;
+            () = timeouts.until_idle_close(), if !closing => {
+                closing = true;
                 connection.graceful_shutdown();
             }
-            () = &mut left, if leaving => return,
+            () = &mut closed, if closing => return,
         }
     }
 }
 
-/// The client wants no answer any more, or the connection is gone.
-struct Gone;
+/// The client cancelled the request, or the connection ended.
+struct Cancelled;
 
-/// Answers one request.
-async fn answer(
+/// Serves one request.
+async fn serve_request(
     requests: Arc<Requests>,
     request: Request<RecvStream>,
-    respond: SendResponse<Part>,
+    respond: SendResponse<Chunk>,
 ) {
-    // An answer that does not arrive is logged by the layer that counts its bytes.
-    let _ = try_to_answer(&requests, request, respond).await;
+    // `http::observe`, which counts the sent bytes, logs an incomplete response.
+    let _ = try_to_serve_request(&requests, request, respond).await;
 }
 
-async fn try_to_answer(
+async fn try_to_serve_request(
     requests: &Requests,
     request: Request<RecvStream>,
-    mut respond: SendResponse<Part>,
-) -> Result<(), Gone> {
-    let sending = Arc::new(requests.activity().send());
+    mut respond: SendResponse<Chunk>,
+) -> Result<(), Cancelled> {
+    let sending = Arc::new(requests.timeouts().start_response());
     let (parts, stream) = request.into_parts();
     let (response, permit) = if parts.method == Method::GET {
-        let answer = answer_within_budget(requests, parts);
-        unless_reset(answer, |cx| respond.poll_reset(cx).map(drop)).await?
+        let response = respond_within_budget(requests, parts);
+        unless_reset(response, |cx| respond.poll_reset(cx).map(drop)).await?
     } else {
-        let leftover = UnreadBody::default();
+        let unread = UnreadBody::default();
         let body = match stream.is_end_stream() {
             true => Body::empty(),
-            false => Body::new(leftover.of(Upload::new(stream, &parts.headers))),
+            false => Body::new(unread.wrap(Http2Upload::new(stream, &parts.headers))),
         };
-        let answer = requests.answer(Request::from_parts(parts, body));
-        let Ok(response) = unless_reset(answer, |cx| respond.poll_reset(cx).map(drop)).await?;
-        leftover.discard();
+        let response = requests.respond(Request::from_parts(parts, body));
+        let Ok(response) = unless_reset(response, |cx| respond.poll_reset(cx).map(drop)).await?;
+        unread.discard();
         (response, None)
     };
     let is_on_demand = OnDemand::is(&response);
     let (head, body) = split(response);
     let is_empty = body.is_end_stream();
-    let stream = respond.send_response(head, is_empty).map_err(|_| Gone)?;
+    let stream = respond.send_response(head, is_empty).map_err(|_| Cancelled)?;
     if is_empty {
         return Ok(());
     }
     Sender { stream, requests, sending, is_on_demand }.send(body, permit).await
 }
 
-/// The answer to a GET, and room for it if it takes memory. Where there is none the answer is given
-/// up and made again later, so that nothing is held while room is waited for.
-async fn answer_within_budget(
+/// Returns the response to a GET, with a permit if the response takes memory. If no permit is free, the
+/// response is dropped and requested again later, so that nothing is held during the wait.
+async fn respond_within_budget(
     requests: &Requests,
     request: Parts,
 ) -> (Response<Body>, Option<OwnedSemaphorePermit>) {
     let request = || Request::from_parts(request.clone(), Body::empty());
-    let Ok(response) = requests.answer(request()).await;
-    let is_small = response.body().size_hint().exact().is_some_and(|length| length < COUNTED);
+    let Ok(response) = requests.respond(request()).await;
+    let is_small = response.body().size_hint().exact().is_some_and(|length| length < COUNTED_FROM);
     if is_small || OnDemand::is(&response) {
         return (response, None);
     }
@@ -182,26 +183,26 @@ async fn answer_within_budget(
     }
     drop(response);
     let permit = requests.budget().chunk().await;
-    let Ok(response) = requests.answer(request()).await;
+    let Ok(response) = requests.respond(request()).await;
     (response, Some(permit))
 }
 
-/// What `work` comes to, unless the client resets its stream before.
+/// Returns the result of `work`, unless the client resets the stream first.
 async fn unless_reset<T>(
     work: impl Future<Output = T>,
     mut poll_reset: impl FnMut(&mut Context<'_>) -> Poll<()>,
-) -> Result<T, Gone> {
+) -> Result<T, Cancelled> {
     tokio::select! {
         biased;
         done = work => Ok(done),
-        () = poll_fn(|cx| poll_reset(cx)) => Err(Gone),
+        () = poll_fn(|cx| poll_reset(cx)) => Err(Cancelled),
     }
 }
 
-/// The head of an answer as HTTP/2 has it, and the body.
+/// Splits a response into its head, with the headers of HTTP/2, and its body.
 fn split(response: Response<Body>) -> (Response<()>, Body) {
     let (mut head, body) = response.into_parts();
-    // What it says of connections is said by frames here (RFC 9113, section 8.2.2).
+    // HTTP/2 has no connection-specific headers (RFC 9113, section 8.2.2).
     head.headers.remove(header::CONNECTION);
     if let (Some(length), false) = (body.size_hint().exact(), body.is_end_stream()) {
         head.headers.entry(header::CONTENT_LENGTH).or_insert(length.into());
@@ -212,21 +213,21 @@ fn split(response: Response<Body>) -> (Response<()>, Body) {
     (Response::from_parts(head, ()), body)
 }
 
-/// The body of an answer on its way.
+/// Sends the body of a response.
 struct Sender<'a> {
-    stream: SendStream<Part>,
+    stream: SendStream<Chunk>,
     requests: &'a Requests,
     sending: Arc<Sending>,
     is_on_demand: bool,
 }
 
 impl Sender<'_> {
-    /// Sends all of it. It may come with room for its first part.
+    /// Sends the whole body. `permit` is for its first chunk.
     async fn send(
         mut self,
         mut body: Body,
         mut permit: Option<OwnedSemaphorePermit>,
-    ) -> Result<(), Gone> {
+    ) -> Result<(), Cancelled> {
         loop {
             self.window().await?;
             let stream = &mut self.stream;
@@ -238,69 +239,69 @@ impl Sender<'_> {
             let (bytes, is_last) = match frame {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(bytes) => (bytes, body.is_end_stream()),
-                    // Trailers, which no answer has.
+                    // Trailers, which no response has.
                     Err(_) => continue,
                 },
                 None => (Bytes::new(), true),
                 Some(Err(_)) => {
-                    // The client must not take what it has for the whole.
+                    // The client must not take an incomplete body for a complete one.
                     self.stream.send_reset(Reason::INTERNAL_ERROR);
-                    return Err(Gone);
+                    return Err(Cancelled);
                 }
             };
-            let part = Part {
-                waiting: (!bytes.is_empty()).then(|| self.requests.activity().wait()),
+            let chunk = Chunk {
+                waiting: (!bytes.is_empty()).then(|| self.requests.timeouts().wait_for_window()),
                 bytes,
                 _permit: permit.take(),
                 _sending: Arc::clone(&self.sending),
             };
-            self.stream.send_data(part, is_last).map_err(|_| Gone)?;
+            self.stream.send_data(chunk, is_last).map_err(|_| Cancelled)?;
             if is_last {
                 return Ok(());
             }
         }
     }
 
-    /// Waits until something can be sent.
-    async fn window(&mut self) -> Result<(), Gone> {
-        let activity = self.requests.activity();
+    /// Waits until the window allows at least one byte.
+    async fn window(&mut self) -> Result<(), Cancelled> {
+        let timeouts = self.requests.timeouts();
         let stream = &mut self.stream;
         let mut waiting = None;
         stream.reserve_capacity(1);
         let window = poll_fn(|cx| {
             loop {
                 if stream.poll_reset(cx).is_ready() {
-                    return Poll::Ready(Err(Gone));
+                    return Poll::Ready(Err(Cancelled));
                 }
                 if stream.capacity() > 0 {
                     return Poll::Ready(Ok(()));
                 }
                 match stream.poll_capacity(cx) {
                     Poll::Ready(Some(Ok(_))) => {}
-                    Poll::Ready(_) => return Poll::Ready(Err(Gone)),
+                    Poll::Ready(_) => return Poll::Ready(Err(Cancelled)),
                     Poll::Pending => {
-                        waiting.get_or_insert_with(|| activity.wait());
+                        waiting.get_or_insert_with(|| timeouts.wait_for_window());
                         return Poll::Pending;
                     }
                 }
             }
         });
         window.await?;
-        // Until there is something to send, others may use the connection's window.
+        // Other streams may use the connection's window until there are bytes to send.
         stream.reserve_capacity(0);
         Ok(())
     }
 }
 
-/// A part of an answer, which waits in queues for its turn, and is dropped when it has left.
-struct Part {
+/// A chunk of a response in the queues of h2, dropped when it is sent.
+struct Chunk {
     bytes: Bytes,
     waiting: Option<Waiting>,
     _permit: Option<OwnedSemaphorePermit>,
     _sending: Arc<Sending>,
 }
 
-impl Buf for Part {
+impl Buf for Chunk {
     fn remaining(&self) -> usize {
         self.bytes.remaining()
     }
@@ -312,49 +313,7 @@ impl Buf for Part {
     fn advance(&mut self, count: usize) {
         self.bytes.advance(count);
         if let Some(waiting) = &self.waiting {
-            waiting.taken();
+            waiting.record_sent();
         }
-    }
-}
-
-/// The body of a request.
-#[derive(Debug)]
-pub struct Upload {
-    stream: RecvStream,
-    /// How much of it is still to come, where the client has said it.
-    rest: Option<u64>,
-}
-
-impl Upload {
-    fn new(stream: RecvStream, headers: &HeaderMap) -> Self {
-        let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
-        Self { stream, rest: length.and_then(|length| length.parse().ok()) }
-    }
-}
-
-impl HttpBody for Upload {
-    type Data = Bytes;
-    type Error = h2::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
-        let Some(bytes) = ready!(self.stream.poll_data(cx)).transpose()? else {
-            // What may follow are trailers, which nothing is known of.
-            return Poll::Ready(None);
-        };
-        // The client may send as much again.
-        self.stream.flow_control().release_capacity(bytes.len())?;
-        self.rest = self.rest.map(|rest| rest.saturating_sub(bytes.len() as u64));
-        Poll::Ready(Some(Ok(Frame::data(bytes))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.stream.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.rest.map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }

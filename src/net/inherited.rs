@@ -14,13 +14,13 @@ use rustix::net::sockopt::socket_acceptconn;
 pub enum Inherited {
     /// TCP.
     Tcp(TcpListener),
-    /// A unix socket, whose file is not ours.
+    /// A unix socket, whose file this process does not remove.
     Unix(UnixListener),
 }
 
 impl Inherited {
-    /// Takes all that were passed, in their order. It takes variables out of the environment, too,
-    /// so it is to be called before there are threads.
+    /// Takes all sockets that were passed, in order. Must be called before threads start, because it
+    /// removes environment variables.
     pub fn take() -> io::Result<Vec<Self>> {
         let mut passed = ListenFd::from_env();
         (0..passed.len()).map(|index| Self::take_one(&mut passed, index)).collect()

@@ -1,4 +1,4 @@
-//! The stream of a connection, which records its activity and can send files.
+//! The stream of a connection, which records its timeouts and can send files.
 
 use std::io::{self, IoSlice};
 use std::ops::Range;
@@ -6,13 +6,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use rustix::fd::{AsFd, BorrowedFd};
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::JoinHandle;
 
 use super::connection_timeouts::ConnectionTimeouts;
-use super::listener::Stream;
 use super::sendfile::{FileSlice, MappedFiles};
+use super::stream::Stream;
 use crate::metrics::Metrics;
 
 /// A stream that reports every transfer to its [`ConnectionTimeouts`], and sends files that are in
@@ -20,7 +19,7 @@ use crate::metrics::Metrics;
 #[derive(Debug)]
 pub struct ServerIo {
     stream: Stream,
-    activity: Arc<ConnectionTimeouts>,
+    timeouts: Arc<ConnectionTimeouts>,
     files: Arc<MappedFiles>,
     metrics: Arc<Metrics>,
     /// Whether the kernel holds back packets that are not full (`TCP_CORK`), so that the head of a
@@ -35,11 +34,11 @@ pub struct ServerIo {
 impl ServerIo {
     pub fn new(
         stream: Stream,
-        activity: Arc<ConnectionTimeouts>,
+        timeouts: Arc<ConnectionTimeouts>,
         files: Arc<MappedFiles>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { stream, activity, files, metrics, corked: false, cached: 0..0, reading_ahead: None }
+        Self { stream, timeouts, files, metrics, corked: false, cached: 0..0, reading_ahead: None }
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
@@ -74,13 +73,13 @@ impl ServerIo {
         &mut self,
         write: impl FnOnce(&mut Stream, bool) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
-        let wrote = write(&mut self.stream, self.activity.retries_write());
+        let wrote = write(&mut self.stream, self.timeouts.take_write_retry());
         match &wrote {
             Poll::Ready(wrote) => {
-                self.activity.wrote();
+                self.timeouts.record_write();
                 self.metrics.traffic.sent(*wrote.as_ref().unwrap_or(&0));
             }
-            Poll::Pending => self.activity.is_held_up(),
+            Poll::Pending => self.timeouts.record_blocked(),
         }
         wrote
     }
@@ -123,63 +122,6 @@ impl ServerIo {
     }
 }
 
-impl AsFd for Stream {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Tcp(stream) => stream.as_fd(),
-            Self::Unix(stream) => stream.as_fd(),
-        }
-    }
-}
-
-/// With `at_once`, the system call is made even if the socket is not known to be writable.
-impl Stream {
-    fn poll_write_vectored(
-        &mut self,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-        at_once: bool,
-    ) -> Poll<io::Result<usize>> {
-        if at_once && let Ok(count) = rustix::io::writev(self.as_fd(), bufs) {
-            return Poll::Ready(Ok(count));
-        }
-        match self {
-            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-        }
-    }
-
-    fn poll_send_slice(
-        &self,
-        cx: &mut Context<'_>,
-        slice: &FileSlice,
-        at_once: bool,
-    ) -> Poll<io::Result<usize>> {
-        if at_once && let Ok(count) = slice.send(self.as_fd()) {
-            return Poll::Ready(Ok(count));
-        }
-        loop {
-            // Only `EAGAIN` means that the socket is full: a short count can also have other reasons,
-            // such as a signal.
-            let sent = match self {
-                Self::Tcp(stream) => {
-                    ready!(stream.poll_write_ready(cx))?;
-                    stream.try_io(Interest::WRITABLE, || slice.send(stream.as_fd()))
-                }
-                Self::Unix(stream) => {
-                    ready!(stream.poll_write_ready(cx))?;
-                    stream.try_io(Interest::WRITABLE, || slice.send(stream.as_fd()))
-                }
-            };
-            match sent {
-                // `try_io` has cleared the readiness, which was out of date.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                sent => return Poll::Ready(sent),
-            }
-        }
-    }
-}
-
 impl AsyncRead for ServerIo {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -192,7 +134,7 @@ impl AsyncRead for ServerIo {
             Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
         };
         if buf.filled().len() > before {
-            self.activity.read();
+            self.timeouts.record_read();
             self.metrics.traffic.received(buf.filled().len() - before);
         }
         read

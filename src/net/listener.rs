@@ -5,9 +5,10 @@ use std::future::poll_fn;
 use std::io;
 use std::task::{Context, Poll, ready};
 
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, UnixListener};
 
-use super::bound::{self, Bound};
+use super::bound::{Bound, BoundSocket};
+use super::stream::Stream;
 #[cfg(feature = "tls")]
 use super::tls::TlsAcceptorHandle;
 use super::unix::SocketFile;
@@ -21,7 +22,7 @@ pub struct Listener {
     /// The index of the socket that is polled first, so that a busy socket does not starve the others.
     first: usize,
     #[cfg(feature = "tls")]
-    secure: Option<TlsAcceptorHandle>,
+    tls: Option<TlsAcceptorHandle>,
 }
 
 /// A bound socket.
@@ -39,16 +40,7 @@ pub struct Connection {
     pub peer: Peer,
     /// The TLS settings, if connections are encrypted.
     #[cfg(feature = "tls")]
-    pub secure: Option<TlsAcceptorHandle>,
-}
-
-/// The socket of a connection.
-#[derive(Debug)]
-pub enum Stream {
-    /// TCP.
-    Tcp(TcpStream),
-    /// A unix socket.
-    Unix(UnixStream),
+    pub tls: Option<TlsAcceptorHandle>,
 }
 
 impl Listener {
@@ -60,8 +52,8 @@ impl Listener {
     /// Accepts connections on bound sockets. Must be called within a runtime.
     pub fn on(bound: Bound) -> io::Result<Self> {
         let sockets = bound.0.into_iter().map(|socket| match socket {
-            bound::Socket::Tcp(listener) => Ok(Socket::Tcp(TcpListener::from_std(listener)?)),
-            bound::Socket::Unix(listener, file) => {
+            BoundSocket::Tcp(listener) => Ok(Socket::Tcp(TcpListener::from_std(listener)?)),
+            BoundSocket::Unix(listener, file) => {
                 Ok(Socket::Unix(UnixListener::from_std(listener)?, file))
             }
         });
@@ -69,15 +61,15 @@ impl Listener {
             sockets: sockets.collect::<io::Result<_>>()?,
             first: 0,
             #[cfg(feature = "tls")]
-            secure: None,
+            tls: None,
         })
     }
 
     /// Encrypts every connection.
     #[cfg(feature = "tls")]
     #[must_use]
-    pub fn encrypted(self, secure: Option<TlsAcceptorHandle>) -> Self {
-        Self { secure, ..self }
+    pub fn encrypted(self, tls: Option<TlsAcceptorHandle>) -> Self {
+        Self { tls, ..self }
     }
 
     /// Whether all sockets can be reached only from this machine.
@@ -88,7 +80,7 @@ impl Listener {
     /// The addresses of the sockets; URLs for TCP, `unix:PATH` for unix sockets.
     pub fn urls(&self) -> Vec<String> {
         #[cfg(feature = "tls")]
-        let scheme = if self.secure.is_some() { "https" } else { "http" };
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
         #[cfg(not(feature = "tls"))]
         let scheme = "http";
         self.sockets.iter().map(|socket| socket.url(scheme)).collect()
@@ -101,7 +93,7 @@ impl Listener {
             stream,
             peer,
             #[cfg(feature = "tls")]
-            secure: self.secure.clone(),
+            tls: self.tls.clone(),
         })
     }
 

@@ -1,19 +1,24 @@
 //! Sockets and connections: how they are accepted, their timeouts, and how they end.
 
-mod connection_timeouts;
-mod bound;
 mod bodies;
+mod bound;
+mod close;
 mod connection;
+mod connection_limit;
+mod connection_timeouts;
+mod contention;
+mod http1;
 #[cfg(feature = "tls")]
 mod http2;
+#[cfg(feature = "tls")]
+mod http2_upload;
 mod inherited;
 mod io;
-#[cfg(feature = "tls")]
-mod unread_body;
 mod listener;
+mod requests;
 mod sendfile;
 mod server;
-mod connection_limit;
+mod stream;
 #[cfg(feature = "tls")]
 mod subject;
 pub mod systemd;

@@ -11,25 +11,25 @@ use super::connection_limit::ConnectionLimit;
 use super::{Listener, connection};
 use crate::http::{AnswerBudget, App};
 
-/// How long transfers may go on after the daemon was told to stop.
+/// The time for which transfers continue after the daemon was told to stop.
 pub const GRACE: Duration = Duration::from_secs(30);
 
-/// How long to wait after `accept` failed, which is mostly for want of file descriptors.
+/// The pause after a failed `accept`, which mostly fails because there are no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How serving ended.
+/// The result of serving.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Drained {
-    /// Connections that were cut off because they took longer than [`GRACE`].
+    /// The number of connections that were closed because they took longer than [`GRACE`].
     pub cut_off: usize,
 }
 
-/// Serves `app` on `listener` until `stop` is cancelled; then lets what is under way finish.
+/// Serves `app` on `listener` until `stop` is cancelled, then waits for open requests.
 pub async fn serve(mut listener: Listener, app: App, stop: CancellationToken) -> Drained {
     let slots = ConnectionLimit::new();
     let budget = AnswerBudget::new(slots.answer_files());
     let connections = TaskTracker::new();
-    let mut trouble = Trouble::default();
+    let mut failures = AcceptFailures::default();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -38,45 +38,45 @@ pub async fn serve(mut listener: Listener, app: App, stop: CancellationToken) ->
         let connection = match accepted {
             Ok(connection) => connection,
             Err(error) => {
-                trouble.is(&error);
+                failures.record(&error);
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
-        trouble.is_over();
-        // One waits here, which makes idle connections close, and more in the kernel's queue.
+        failures.end();
+        // One connection waits here, so that idle connections are closed; others wait in the backlog.
         let slot = tokio::select! {
             slot = slots.take() => slot,
-            () = stop.cancelled() => slots.last(),
+            () = stop.cancelled() => slots.beyond_limit(),
         };
         let (app, budget, stop) = (app.clone(), budget.connection(), stop.clone());
         connections.spawn(connection::serve(connection, app, budget, stop, slot));
     }
-    // New clients are told at once that nobody is here, instead of waiting to be accepted.
+    // New clients get an error at once instead of waiting in the backlog.
     drop(listener);
     connections.close();
     let in_time = tokio::time::timeout(GRACE, connections.wait()).await;
     Drained { cut_off: if in_time.is_ok() { 0 } else { connections.len() } }
 }
 
-/// Accepting that fails again and again is one piece of news, and that it works again another.
+/// Logs only the first of several failures in a row, and the recovery.
 #[derive(Debug, Default)]
-struct Trouble {
-    failures: u64,
+struct AcceptFailures {
+    count: u64,
 }
 
-impl Trouble {
-    fn is(&mut self, error: &io::Error) {
-        if self.failures == 0 {
+impl AcceptFailures {
+    fn record(&mut self, error: &io::Error) {
+        if self.count == 0 {
             warn!(reason = %error, "cannot accept connections; retrying");
         }
-        self.failures += 1;
+        self.count += 1;
     }
 
-    fn is_over(&mut self) {
-        if self.failures > 0 {
-            info!("accepting connections again after {} failures", self.failures);
-            self.failures = 0;
+    fn end(&mut self) {
+        if self.count > 0 {
+            info!("accepting connections again after {} failures", self.count);
+            self.count = 0;
         }
     }
 }

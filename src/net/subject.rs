@@ -1,12 +1,11 @@
 //! The common name in a certificate, for the log.
 //!
-//! The certificate has been verified, so its format is right (RFC 5280); a name that is not found
-//! is `None`.
+//! The certificate has been verified, so it has the format of RFC 5280.
 
 const SEQUENCE: u8 = 0x30;
 const SET: u8 = 0x31;
 const OBJECT_IDENTIFIER: u8 = 0x06;
-/// The version of a certificate, which the oldest do not have.
+/// The tag of the version, which old certificates lack.
 const VERSION: u8 = 0xa0;
 /// `UTF8String`, `PrintableString` and `IA5String`, which are UTF-8.
 const TEXTS: [u8; 3] = [0x0c, 0x13, 0x16];

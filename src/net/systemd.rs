@@ -3,40 +3,40 @@
 use sd_notify::NotifyState;
 use tracing::warn;
 
-/// Requests are served from now on.
+/// Reports that requests are served.
 pub fn ready() {
-    tell(&[NotifyState::Ready]);
+    notify(&[NotifyState::Ready]);
 }
 
-/// No new connections, and the end is near.
+/// Reports that the daemon stops.
 pub fn stopping() {
-    tell(&[NotifyState::Stopping]);
+    notify(&[NotifyState::Stopping]);
 }
 
-/// Files are read again, until [`ready`] is told.
+/// Reports that the configuration is being reloaded, until [`ready`] is called.
 pub fn reloading() {
-    // Without the time, systemd would take the next `ready` for one of before.
+    // Without the time, systemd could not match the next `READY=1` to this reload.
     match NotifyState::monotonic_usec_now() {
-        Ok(now) => tell(&[NotifyState::Reloading, now]),
+        Ok(now) => notify(&[NotifyState::Reloading, now]),
         Err(error) => warn!(reason = %error, "cannot read the clock for systemd"),
     }
 }
 
-fn tell(states: &[NotifyState<'_>]) {
+fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         warn!(reason = %error, "cannot notify systemd");
     }
 }
 
-/// Tells the service manager again and again that the runtime is alive, twice in the time after
-/// which it would be taken for dead; for ever, and not at all if it does not want to know.
+/// Sends watchdog notifications at half of the interval that systemd requests; returns at once if it
+/// requests none.
 pub async fn keep_alive() {
-    let Some(patience) = sd_notify::watchdog_enabled() else {
+    let Some(interval) = sd_notify::watchdog_enabled() else {
         return;
     };
-    let mut ticks = tokio::time::interval(patience / 2);
+    let mut ticks = tokio::time::interval(interval / 2);
     loop {
         ticks.tick().await;
-        tell(&[NotifyState::Watchdog]);
+        notify(&[NotifyState::Watchdog]);
     }
 }

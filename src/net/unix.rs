@@ -12,9 +12,7 @@ use rustix::fs::{Mode, fchmod};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
-use super::bound::BACKLOG;
-
-/// The file of a socket, removed on drop if it is still that of this socket.
+/// The file of a socket, removed on drop unless it was replaced.
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
@@ -23,13 +21,12 @@ pub struct SocketFile {
 }
 
 impl SocketFile {
-    /// The file at `path`, which was made just now.
+    /// Identifies the file at `path`, which was just created.
     fn new(path: &Path) -> io::Result<Self> {
         let made = fs::symlink_metadata(path)?;
         Ok(Self { path: path.to_owned(), device: made.dev(), inode: made.ino() })
     }
 
-    /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -40,19 +37,24 @@ impl Drop for SocketFile {
         let ours = fs::symlink_metadata(&self.path)
             .is_ok_and(|found| (found.dev(), found.ino()) == (self.device, self.inode));
         if ours {
-            // It may be gone already, and then all is well.
+            // The file may have been removed already.
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
 /// Listens at `path`, with a file that has the permissions `mode`, or those that the umask leaves.
-pub fn bind(path: &Path, mode: Option<u32>) -> io::Result<(UnixListener, SocketFile)> {
-    make_room(path)?;
+/// Up to `backlog` connections may wait to be accepted.
+pub fn bind(
+    path: &Path,
+    mode: Option<u32>,
+    backlog: i32,
+) -> io::Result<(UnixListener, SocketFile)> {
+    remove_stale(path)?;
     let socket = socket()?;
     if let Some(mode) = mode {
-        // Linux makes the file with the permissions of its socket, less the umask. So nobody comes
-        // in before it has those that it shall have.
+        // Linux creates the file with the permissions of the socket, less the umask. So the permissions
+        // are never wider than `mode`.
         fchmod(&socket, Mode::from_raw_mode(mode))?;
     }
     rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
@@ -60,24 +62,24 @@ pub fn bind(path: &Path, mode: Option<u32>) -> io::Result<(UnixListener, SocketF
     if let Some(mode) = mode {
         fs::set_permissions(path, Permissions::from_mode(mode))?;
     }
-    rustix::net::listen(&socket, BACKLOG)?;
+    rustix::net::listen(&socket, backlog)?;
     Ok((UnixListener::from(socket), file))
 }
 
-/// A socket with which nobody waits.
+/// Creates a non-blocking socket.
 fn socket() -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?)
 }
 
-/// Removes the socket that a killed process left there: it would make binding fail for ever.
-fn make_room(path: &Path) -> io::Result<()> {
+/// Removes the socket file of a killed process, which would make binding fail.
+fn remove_stale(path: &Path) -> io::Result<()> {
     let in_use = |why| Err(io::Error::new(io::ErrorKind::AddrInUse, why));
     match fs::symlink_metadata(path) {
         Ok(found) if found.file_type().is_socket() => {
             match rustix::net::connect(socket()?, &SocketAddrUnix::new(path)?) {
                 Err(Errno::CONNREFUSED) => fs::remove_file(path),
-                // One that may not be asked, or has no time to answer, is not dead.
+                // The process may be busy, or forbid the connection.
                 _ => in_use("another process listens there"),
             }
         }
