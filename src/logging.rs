@@ -19,21 +19,21 @@ pub use printable::{printable, printable_json};
 
 use lines::{JsonLines, TextFields};
 
-/// The most that a line for people has that does not go through a log, in bytes.
-pub const LINE: usize = 8 * 1024;
+/// Maximum length of a line that a command prints, in bytes.
+pub const MAX_LINE: usize = 8 * 1024;
 
-/// What is logged at least.
+/// Minimum level of log messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogLevel {
-    /// What failed.
+    /// Failures.
     Error,
-    /// What should be looked at.
+    /// Problems that need attention.
     Warn,
-    /// What changed: uploads, refusals, start and stop.
+    /// Changes: uploads, refusals, start and stop.
     Info,
-    /// Every request.
+    /// All requests.
     Debug,
-    /// Everything.
+    /// All events, including those of the libraries.
     Trace,
 }
 
@@ -76,12 +76,12 @@ impl From<LogLevel> for Level {
     }
 }
 
-/// How a line of the log is written.
+/// Format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
-    /// A line for people.
+    /// Human-readable text.
     Text,
-    /// One JSON object a line.
+    /// A JSON object per line.
     Json,
 }
 
@@ -106,24 +106,25 @@ impl fmt::Display for LogFormat {
     }
 }
 
-/// Sends everything from `level` on to standard error, for the rest of the process's life.
+/// Starts logging to standard error, for the lifetime of the process.
 pub fn init(level: LogLevel, format: LogFormat) {
-    // The journal has its own clock; a terminal or a file has not.
+    // The journal records the time itself.
     let in_journal = std::env::var_os("JOURNAL_STREAM").is_some();
     let builder = tracing_subscriber::fmt()
         .with_max_level(Level::from(level))
         .with_target(false)
         .with_ansi(std::io::stderr().is_terminal())
-        // A log that nobody reads any more must not end the daemon: reporting the failure would
-        // itself write to standard error, and panic.
+        // A closed standard error must not end the daemon: reporting the failure would write to standard
+        // error again, and panic.
         .log_internal_errors(false)
         .with_writer(std::io::stderr);
-    let theirs = match level {
-        // Every request, and not every frame of HTTP/2 that it takes.
+    let libraries = match level {
+        // Requests, but not each HTTP/2 frame.
         LogLevel::Debug => LevelFilter::INFO,
         level => Level::from(level).into(),
     };
-    let filter = Targets::new().with_default(theirs).with_target("nix_stored", Level::from(level));
+    let filter =
+        Targets::new().with_default(libraries).with_target("nix_stored", Level::from(level));
     match format {
         LogFormat::Json => {
             builder.event_format(JsonLines).finish().with(filter).init();

@@ -22,7 +22,7 @@ pub(super) fn on_cache(
     work: impl AsyncFnOnce(Cache) -> anyhow::Result<ExitCode>,
 ) -> anyhow::Result<ExitCode> {
     logging::init(config.log_level, config.log_format);
-    let agent = agent(by);
+    let actor = actor(by);
     match &mut config.location {
         Location::Directory(path) => become_owner(path)?,
         #[cfg(feature = "s3")]
@@ -35,7 +35,7 @@ pub(super) fn on_cache(
         .block_on(async {
             let store = open_existing(&config).await?;
             let cache = Cache::new(store, config.cache_info, config.admission);
-            let cache = cache.with_agent(agent);
+            let cache = cache.with_agent(actor);
             let done = work(cache.clone()).await;
             // Also after an error: the flush records uses and waits until locks are released.
             if let Err(error) = cache.flush().await {
@@ -50,7 +50,7 @@ pub(super) fn on_cache(
 
 /// The name that the audit log gives for removals by a command. On a terminal nothing is logged,
 /// because the command prints its result there.
-fn agent(by: &str) -> Actor {
+fn actor(by: &str) -> Actor {
     if std::io::stderr().is_terminal() {
         return Actor::silent();
     }
@@ -58,7 +58,7 @@ fn agent(by: &str) -> Actor {
 }
 
 /// Lists the cache, with a progress bar.
-pub(super) async fn look(cache: &Cache) -> anyhow::Result<Inventory> {
+pub(super) async fn load_inventory(cache: &Cache) -> anyhow::Result<Inventory> {
     let mut bar = CommandProgressBar::new();
     Ok(cache.inventory(|objects| bar.found(objects)).await?)
 }

@@ -14,20 +14,23 @@ use crate::config::{Config, Listen, Problems, Requirement, SETTINGS};
 #[command(after_help = "Needs no cache, but reads the files that the variables name. The comment \
                         after a value is its source.\n\nExit status: 0 the configuration is valid; 64 \
                         the configuration or the arguments are wrong.")]
-pub(super) struct Args {
+pub(super) struct CheckConfigArgs {
     #[command(flatten)]
     output: Output,
 }
 
-pub(super) fn run(args: &Args, config: Result<Config, Problems>) -> anyhow::Result<ExitCode> {
+pub(super) fn run(
+    args: &CheckConfigArgs,
+    config: Result<Config, Problems>,
+) -> anyhow::Result<ExitCode> {
     match config {
         Ok(config) => {
             let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-            args.output.print(&Effective::new(&config, set))?;
+            args.output.print(&EffectiveConfig::new(&config, set))?;
             Ok(ExitCode::SUCCESS)
         }
         Err(problems) => {
-            args.output.refuse(&Wrong::from(problems))?;
+            args.output.refuse(&InvalidConfig::from(problems))?;
             Ok(ExitCode::from(EXIT_USAGE))
         }
     }
@@ -35,10 +38,10 @@ pub(super) fn run(args: &Args, config: Result<Config, Problems>) -> anyhow::Resu
 
 /// The effective configuration and the access rules that follow from it.
 #[derive(Debug, Serialize)]
-struct Effective {
+struct EffectiveConfig {
     variables: Vec<EffectiveValue>,
-    may_read: Who,
-    may_upload: Who,
+    may_read: AllowedClients,
+    may_upload: AllowedClients,
     /// Whether clients with a certificate may read and upload.
     certificates_count: bool,
 }
@@ -49,13 +52,13 @@ struct EffectiveValue {
     /// The value in the syntax of the variable, with passwords masked; `None` if the variable is unset
     /// and has no default.
     value: Option<String>,
-    source: Source,
+    source: ValueSource,
 }
 
 /// Source of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-enum Source {
+enum ValueSource {
     Environment,
     /// The file named by the `…FILE` variant of the variable.
     File,
@@ -65,7 +68,7 @@ enum Source {
 /// Clients that may read or upload.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-enum Who {
+enum AllowedClients {
     Anyone,
     /// Anyone on this machine.
     #[serde(rename = "anyone")]
@@ -76,7 +79,7 @@ enum Who {
     Nobody,
 }
 
-impl Effective {
+impl EffectiveConfig {
     /// `set` looks up a variable in the environment.
     fn new(config: &Config, set: impl Fn(&str) -> Option<String>) -> Self {
         let settings = SETTINGS.iter().filter(|setting| setting.is_supported());
@@ -84,9 +87,9 @@ impl Effective {
             let name = setting.name;
             let is_file = setting.is_secret() && set(&format!("{name}FILE")).is_some();
             let source = match set(name) {
-                Some(_) => Source::Environment,
-                None if is_file => Source::File,
-                None => Source::Default,
+                Some(_) => ValueSource::Environment,
+                None if is_file => ValueSource::File,
+                None => ValueSource::Default,
             };
             EffectiveValue { name, value: setting.shown(config, &set), source }
         });
@@ -110,7 +113,7 @@ fn is_local(listen: &Listen) -> bool {
     }
 }
 
-impl From<Requirement> for Who {
+impl From<Requirement> for AllowedClients {
     fn from(requirement: Requirement) -> Self {
         match requirement {
             Requirement::Anyone => Self::Anyone,
@@ -124,18 +127,18 @@ impl From<Requirement> for Who {
     }
 }
 
-impl fmt::Display for Effective {
+impl fmt::Display for EffectiveConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for EffectiveValue { name, value, source } in &self.variables {
             write!(f, "{name}={}", value.as_deref().unwrap_or_default())?;
             match source {
-                Source::Environment => writeln!(f)?,
-                Source::File => writeln!(f, "  # from {name}FILE")?,
-                Source::Default => writeln!(f, "  # default")?,
+                ValueSource::Environment => writeln!(f)?,
+                ValueSource::File => writeln!(f, "  # from {name}FILE")?,
+                ValueSource::Default => writeln!(f, "  # default")?,
             }
         }
         writeln!(f, "# {} may read", self.may_read)?;
-        let from = if self.may_upload == Who::Local { " from this machine" } else { "" };
+        let from = if self.may_upload == AllowedClients::Local { " from this machine" } else { "" };
         writeln!(f, "# {} may upload{from}", self.may_upload)?;
         if self.certificates_count {
             writeln!(f, "# clients with a certificate may read and upload")?;
@@ -144,7 +147,7 @@ impl fmt::Display for Effective {
     }
 }
 
-impl fmt::Display for Who {
+impl fmt::Display for AllowedClients {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Anyone | Self::Local => f.write_str("anyone"),
@@ -157,19 +160,19 @@ impl fmt::Display for Who {
 
 /// Configuration errors that keep the daemon from starting.
 #[derive(Debug, Serialize)]
-struct Wrong {
-    problems: Vec<WrongVariable>,
+struct InvalidConfig {
+    problems: Vec<InvalidVariable>,
 }
 
 #[derive(Debug, Serialize)]
-struct WrongVariable {
+struct InvalidVariable {
     name: String,
     reason: String,
 }
 
-impl From<Problems> for Wrong {
+impl From<Problems> for InvalidConfig {
     fn from(problems: Problems) -> Self {
-        let wrong = |problem: crate::config::Problem| WrongVariable {
+        let wrong = |problem: crate::config::Problem| InvalidVariable {
             name: problem.variable,
             reason: problem.reason,
         };
@@ -177,7 +180,7 @@ impl From<Problems> for Wrong {
     }
 }
 
-impl fmt::Display for Wrong {
+impl fmt::Display for InvalidConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.problems.iter().try_for_each(|wrong| writeln!(f, "{}: {}", wrong.name, wrong.reason))
     }
@@ -189,9 +192,9 @@ mod tests {
 
     use super::*;
 
-    fn effective(vars: &HashMap<String, String>) -> (Config, Effective) {
+    fn effective(vars: &HashMap<String, String>) -> (Config, EffectiveConfig) {
         let config = Config::from_vars(vars.clone()).unwrap();
-        let effective = Effective::new(&config, |name| vars.get(name).cloned());
+        let effective = EffectiveConfig::new(&config, |name| vars.get(name).cloned());
         (config, effective)
     }
 
@@ -201,7 +204,7 @@ mod tests {
         let names = effective.variables.iter().map(|variable| variable.name);
         let supported = SETTINGS.iter().filter(|setting| setting.is_supported());
         assert!(names.eq(supported.map(|setting| setting.name)));
-        assert!(effective.variables.iter().all(|variable| variable.source == Source::Default));
+        assert!(effective.variables.iter().all(|variable| variable.source == ValueSource::Default));
     }
 
     #[test]
@@ -238,9 +241,9 @@ mod tests {
             let vars = [("NIX_STORED_LISTEN_INTERFACE".to_owned(), listen.to_owned())];
             effective(&vars.into_iter().collect()).1.may_upload
         };
-        assert_eq!(who("127.0.0.1:0"), Who::Local);
-        assert_eq!(who("[::1]:0"), Who::Local);
-        assert_eq!(who("unix:/run/x"), Who::Local);
-        assert_eq!(who("0.0.0.0:0"), Who::Nobody);
+        assert_eq!(who("127.0.0.1:0"), AllowedClients::Local);
+        assert_eq!(who("[::1]:0"), AllowedClients::Local);
+        assert_eq!(who("unix:/run/x"), AllowedClients::Local);
+        assert_eq!(who("0.0.0.0:0"), AllowedClients::Nobody);
     }
 }

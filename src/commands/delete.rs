@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::nix::{StoreDir, StorePathHash};
 
 /// Maximum number of referrers printed for each refused path.
-const EXAMPLES: usize = 5;
+const MAX_EXAMPLES: usize = 5;
 
 #[derive(Debug, Clone, clap::Args)]
 #[command(
@@ -28,7 +28,7 @@ const EXAMPLES: usize = 5;
                         paths again within this time.\n\nExit status: 0 done; 1 failed or was stopped; \
                         2 refused; 64 the configuration or the arguments are wrong."
 )]
-pub(super) struct Args {
+pub(super) struct DeleteArgs {
     /// Store path to remove: complete, base name, hash part, or a symlink such as ./result
     #[arg(value_name = "STORE-PATH", required = true)]
     store_paths: Vec<String>,
@@ -42,7 +42,7 @@ pub(super) struct Args {
     output: Output,
 }
 
-pub(super) fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: DeleteArgs, config: Config) -> anyhow::Result<ExitCode> {
     let store_dir = config.cache_info.store_dir.clone();
     let wanted = args.store_paths.iter().map(|text| hash_part(text, &store_dir));
     let wanted = wanted.collect::<Result<Vec<_>, _>>()?;
@@ -52,7 +52,7 @@ pub(super) fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
 async fn delete(
     cache: &Cache,
     wanted: &[StorePathHash],
-    args: &Args,
+    args: &DeleteArgs,
     store_dir: &StoreDir,
 ) -> anyhow::Result<ExitCode> {
     let lock = if args.dry_run { None } else { cache.lock_collection().await? };
@@ -73,7 +73,7 @@ async fn delete(
         Ok(plan) => plan,
         Err(refusals) => {
             drop(bar);
-            let refused = Refused::new(&refusals, &analysis, &pins, store_dir);
+            let refused = DeleteRefusal::new(&refusals, &analysis, &pins, store_dir);
             args.output.refuse(&refused)?;
             return Ok(ExitCode::from(EXIT_NO));
         }
@@ -85,14 +85,14 @@ async fn delete(
         outcome = Some(cache.remove(&inventory, &plan, &stop, show).await?);
     }
     drop(bar);
-    args.output.print(&Deleted::new(&plan, &analysis, outcome, store_dir))?;
+    args.output.print(&DeleteOutput::new(&plan, &analysis, outcome, store_dir))?;
     let stopped = outcome.is_some_and(|outcome| outcome.stopped);
     Ok(if stopped { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// Result of a removal, or of its preview.
 #[derive(Debug, Serialize)]
-struct Deleted {
+struct DeleteOutput {
     dry_run: bool,
     stopped: bool,
     /// The store paths to remove.
@@ -103,7 +103,7 @@ struct Deleted {
     freed: u64,
 }
 
-impl Deleted {
+impl DeleteOutput {
     fn new(
         plan: &Plan,
         analysis: &Analysis<'_>,
@@ -125,7 +125,7 @@ impl Deleted {
     }
 }
 
-impl fmt::Display for Deleted {
+impl fmt::Display for DeleteOutput {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (named, freed) = (count(self.store_paths.len(), "path"), size(self.freed));
         match self {
@@ -144,15 +144,15 @@ impl fmt::Display for Deleted {
 
 /// Reasons why nothing was removed.
 #[derive(Debug, Default, Serialize)]
-struct Refused {
+struct DeleteRefusal {
     refused: bool,
     absent: Vec<String>,
-    pinned: Vec<Pinned>,
-    needed: Vec<Needed>,
+    pinned: Vec<PinnedRefusal>,
+    needed: Vec<NeededRefusal>,
 }
 
 #[derive(Debug, Serialize)]
-struct Pinned {
+struct PinnedRefusal {
     store_path: String,
     pin: String,
     /// The path that the pin names: the path itself, or one that depends on it.
@@ -160,14 +160,14 @@ struct Pinned {
 }
 
 #[derive(Debug, Serialize)]
-struct Needed {
+struct NeededRefusal {
     store_path: String,
     referrers: usize,
-    /// At most [`EXAMPLES`] referrers.
+    /// At most [`MAX_EXAMPLES`] referrers.
     examples: Vec<String>,
 }
 
-impl Refused {
+impl DeleteRefusal {
     fn new(
         refusals: &[Refusal],
         analysis: &Analysis<'_>,
@@ -180,15 +180,15 @@ impl Refused {
         for refusal in refusals {
             match refusal {
                 Refusal::Absent(hash) => refused.absent.push(format!("{store_dir}/{hash}")),
-                Refusal::Pinned { path, pin, by } => refused.pinned.push(Pinned {
+                Refusal::Pinned { path, pin, by } => refused.pinned.push(PinnedRefusal {
                     store_path: name(*path),
                     pin: pins[*pin].name.clone(),
                     through: name(*by),
                 }),
-                Refusal::Needed { path, by } => refused.needed.push(Needed {
+                Refusal::Needed { path, by } => refused.needed.push(NeededRefusal {
                     store_path: name(*path),
                     referrers: by.len(),
-                    examples: by.iter().take(EXAMPLES).map(|&place| name(place)).collect(),
+                    examples: by.iter().take(MAX_EXAMPLES).map(|&place| name(place)).collect(),
                 }),
             }
         }
@@ -196,12 +196,12 @@ impl Refused {
     }
 }
 
-impl fmt::Display for Refused {
+impl fmt::Display for DeleteRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for path in &self.absent {
             writeln!(f, "{path} is not in the cache")?;
         }
-        for Pinned { store_path, pin, through } in &self.pinned {
+        for PinnedRefusal { store_path, pin, through } in &self.pinned {
             match through == store_path {
                 true => writeln!(f, "{store_path} is pinned; run nix-stored unpin {pin} first")?,
                 false => writeln!(
@@ -211,7 +211,7 @@ impl fmt::Display for Refused {
                 )?,
             }
         }
-        for Needed { store_path, referrers, examples } in &self.needed {
+        for NeededRefusal { store_path, referrers, examples } in &self.needed {
             let examples = examples.join(" ");
             writeln!(
                 f,

@@ -5,23 +5,23 @@ use std::time::SystemTime;
 
 use serde::{Serialize, Serializer};
 
-use super::output::{as_time, size, time};
+use super::output::{serialize_time, size, time};
 use crate::cache::gc::{Analysis, Kept, Limits, Pin, Reason, Verdict};
 use crate::config::show_duration;
 use crate::nix::{StoreDir, StorePathHash};
 
 /// Verdict of a collection about one path, with its reason.
 #[derive(Debug, Serialize)]
-pub(super) struct Explained {
+pub(super) struct ExplainOutput {
     /// The complete store path, or only its hash part if the path is absent.
     store_path: String,
     verdict: &'static str,
-    reason: Option<Why>,
+    reason: Option<ExplainReason>,
     /// Name of the pin that keeps the path.
     pin: Option<String>,
     /// The pinned or used path: the path itself, or one that depends on it.
     through: Option<String>,
-    #[serde(serialize_with = "as_time_if_any")]
+    #[serde(serialize_with = "serialize_optional_time")]
     last_used: Option<SystemTime>,
     #[serde(skip)]
     limits: Limits,
@@ -29,7 +29,7 @@ pub(super) struct Explained {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-enum Why {
+enum ExplainReason {
     Age,
     Size,
     Pinned,
@@ -37,7 +37,7 @@ enum Why {
     WithinLimits,
 }
 
-impl Explained {
+impl ExplainOutput {
     /// `verdict` is about the path with the given hash part; `None` if the path is absent.
     pub(super) fn new(
         hash: StorePathHash,
@@ -62,11 +62,15 @@ impl Explained {
         };
         let last_user = analysis.last_user(place);
         let (verdict, reason, through, pin) = match verdict {
-            Verdict::Goes(Reason::Age) => ("goes", Why::Age, last_user, None),
-            Verdict::Goes(_) => ("goes", Why::Size, last_user, None),
-            Verdict::Stays(Kept::Pinned { pin, by }) => ("stays", Why::Pinned, by, Some(pin)),
-            Verdict::Stays(Kept::Recent { by, .. }) => ("stays", Why::Recent, by, None),
-            Verdict::Stays(Kept::WithinLimits { by, .. }) => ("stays", Why::WithinLimits, by, None),
+            Verdict::Goes(Reason::Age) => ("goes", ExplainReason::Age, last_user, None),
+            Verdict::Goes(_) => ("goes", ExplainReason::Size, last_user, None),
+            Verdict::Stays(Kept::Pinned { pin, by }) => {
+                ("stays", ExplainReason::Pinned, by, Some(pin))
+            }
+            Verdict::Stays(Kept::Recent { by, .. }) => ("stays", ExplainReason::Recent, by, None),
+            Verdict::Stays(Kept::WithinLimits { by, .. }) => {
+                ("stays", ExplainReason::WithinLimits, by, None)
+            }
         };
         Self {
             store_path: name(place),
@@ -80,7 +84,7 @@ impl Explained {
     }
 }
 
-impl fmt::Display for Explained {
+impl fmt::Display for ExplainOutput {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = &self.store_path;
         let (Some(reason), Some(through), Some(used)) =
@@ -94,12 +98,12 @@ impl fmt::Display for Explained {
             false => format!(" through {through}, which depends on it"),
         };
         let verdict = match reason {
-            Why::Age | Why::Size => "removed",
-            Why::Pinned | Why::Recent | Why::WithinLimits => "kept",
+            ExplainReason::Age | ExplainReason::Size => "removed",
+            ExplainReason::Pinned | ExplainReason::Recent | ExplainReason::WithinLimits => "kept",
         };
         write!(f, "{path} would be {verdict}: ")?;
         match reason {
-            Why::Age => {
+            ExplainReason::Age => {
                 let age = self.limits.max_age.unwrap_or_default();
                 writeln!(
                     f,
@@ -107,7 +111,7 @@ impl fmt::Display for Explained {
                     show_duration(age)
                 )
             }
-            Why::Size => {
+            ExplainReason::Size => {
                 let limit = size(self.limits.max_size.unwrap_or_default());
                 writeln!(
                     f,
@@ -115,28 +119,31 @@ impl fmt::Display for Explained {
                      its last use was at {used}{dependent}"
                 )
             }
-            Why::Pinned => {
+            ExplainReason::Pinned => {
                 let pin = self.pin.as_deref().unwrap_or_default();
                 match through == path {
                     true => writeln!(f, "the pin {pin} names it"),
                     false => writeln!(f, "the pin {pin} names {through}, which depends on it"),
                 }
             }
-            Why::Recent => writeln!(
+            ExplainReason::Recent => writeln!(
                 f,
                 "its last use or upload, at {used}{dependent}, is less than {} ago",
                 show_duration(self.limits.grace)
             ),
-            Why::WithinLimits => {
+            ExplainReason::WithinLimits => {
                 writeln!(f, "no limit requires its removal; its last use was at {used}{dependent}")
             }
         }
     }
 }
 
-fn as_time_if_any<S: Serializer>(at: &Option<SystemTime>, to: S) -> Result<S::Ok, S::Error> {
+fn serialize_optional_time<S: Serializer>(
+    at: &Option<SystemTime>,
+    to: S,
+) -> Result<S::Ok, S::Error> {
     match at {
-        Some(at) => as_time(at, to),
+        Some(at) => serialize_time(at, to),
         None => to.serialize_none(),
     }
 }

@@ -7,10 +7,10 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 
 use super::argument::hash_part;
-use super::cache_command::{look, on_cache};
+use super::cache_command::{load_inventory, on_cache};
 use super::exit_status::EXIT_NO;
-use super::explain::Explained;
-use super::output::{Output, as_time, count, size, time};
+use super::explain::ExplainOutput;
+use super::output::{Output, count, serialize_time, size, time};
 use super::progress_bar::CommandProgressBar;
 use super::signals::stop_on_signals;
 use crate::cache::Cache;
@@ -27,7 +27,7 @@ use crate::nix::{StoreDir, StorePathHash};
                         is still too large and nothing more can be removed, or the path to explain is \
                         not in the cache; 64 the configuration or the arguments are wrong."
 )]
-pub(super) struct Args {
+pub(super) struct GcArgs {
     /// Preview what would be removed and why
     #[arg(long)]
     dry_run: bool,
@@ -48,16 +48,16 @@ pub(super) struct Args {
     output: Output,
 }
 
-pub(super) fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: GcArgs, config: Config) -> anyhow::Result<ExitCode> {
     let limits = Limits {
         max_size: args.max_size.or(config.retention.max_size),
         max_age: args.max_age.or(config.retention.max_age),
         grace: GRACE,
     };
     let store_dir = config.cache_info.store_dir.clone();
-    let explain = args.explain.as_deref().map(|text| hash_part(text, &store_dir)).transpose()?;
-    on_cache("gc", config, async move |cache| match explain {
-        Some(path) => why(&cache, path, &limits, &store_dir, args.output).await,
+    let explained = args.explain.as_deref().map(|text| hash_part(text, &store_dir)).transpose()?;
+    on_cache("gc", config, async move |cache| match explained {
+        Some(path) => explain(&cache, path, &limits, &store_dir, args.output).await,
         None if args.dry_run => preview(&cache, &limits, &store_dir, args.output).await,
         None => {
             if args.break_lock {
@@ -70,19 +70,19 @@ pub(super) fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
 
 /// The limits of a collection.
 #[derive(Debug, Serialize)]
-struct Bounds {
+struct LimitsOutput {
     max_size: Option<u64>,
     max_age_seconds: Option<u64>,
 }
 
-impl From<Limits> for Bounds {
+impl From<Limits> for LimitsOutput {
     fn from(limits: Limits) -> Self {
         Self { max_size: limits.max_size, max_age_seconds: limits.max_age.map(|age| age.as_secs()) }
     }
 }
 
-impl Bounds {
-    fn tell(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl LimitsOutput {
+    fn write_if_unlimited(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.max_size.is_none() && self.max_age_seconds.is_none() {
             f.write_str(
                 "no limit is set (NIX_STORED_MAX_SIZE, NIX_STORED_MAX_AGE): only abandoned uploads are \
@@ -92,7 +92,7 @@ impl Bounds {
         Ok(())
     }
 
-    fn tell_excess(&self, f: &mut fmt::Formatter<'_>, over: u64) -> fmt::Result {
+    fn write_excess(&self, f: &mut fmt::Formatter<'_>, over: u64) -> fmt::Result {
         let Some(limit) = self.max_size.filter(|_| over > 0) else {
             return Ok(());
         };
@@ -130,7 +130,7 @@ async fn collect(cache: &Cache, limits: Limits, output: Output) -> anyhow::Resul
         Err(CollectError::Busy) => return Err(busy(cache).await),
         collected => collected?,
     };
-    output.print(&Collected { limits: limits.into(), report })?;
+    output.print(&CollectionOutput { limits: limits.into(), report })?;
     Ok(match report {
         Report { stopped: true, .. } => ExitCode::FAILURE,
         Report { over_limit: 1.., .. } => ExitCode::from(EXIT_NO),
@@ -152,17 +152,17 @@ async fn busy(cache: &Cache) -> anyhow::Error {
 
 /// Result of a collection.
 #[derive(Debug, Serialize)]
-struct Collected {
+struct CollectionOutput {
     #[serde(flatten)]
-    limits: Bounds,
+    limits: LimitsOutput,
     #[serde(flatten)]
     report: Report,
 }
 
-impl fmt::Display for Collected {
+impl fmt::Display for CollectionOutput {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let report = &self.report;
-        self.limits.tell(f)?;
+        self.limits.write_if_unlimited(f)?;
         if report.stopped {
             f.write_str("stopped before the end; ")?;
         }
@@ -174,15 +174,15 @@ impl fmt::Display for Collected {
             size(report.size_before - report.size_after),
             size(report.size_after)
         )?;
-        tell_unparsed(f, report.unparsed_narinfos)?;
+        write_unparsed(f, report.unparsed_narinfos)?;
         if report.given_way > 0 {
             writeln!(f, "kept {} used during the collection", count(report.given_way, "path"))?;
         }
-        self.limits.tell_excess(f, if report.stopped { 0 } else { report.over_limit })
+        self.limits.write_excess(f, if report.stopped { 0 } else { report.over_limit })
     }
 }
 
-fn tell_unparsed(f: &mut fmt::Formatter<'_>, unparsed: Unparsed) -> fmt::Result {
+fn write_unparsed(f: &mut fmt::Formatter<'_>, unparsed: Unparsed) -> fmt::Result {
     match unparsed.lenient + unparsed.garbage {
         0 => Ok(()),
         number => writeln!(
@@ -200,41 +200,41 @@ async fn preview(
     store_dir: &StoreDir,
     output: Output,
 ) -> anyhow::Result<ExitCode> {
-    let inventory = look(cache).await?.complete()?;
+    let inventory = load_inventory(cache).await?.complete()?;
     let pins = cache.pins().await?;
     let analysis = Analysis::new(&inventory, &pins);
     let plan = analysis.plan(limits, SystemTime::now());
-    output.print(&Preview::new(&plan, &analysis, limits, store_dir))?;
+    output.print(&CollectionPreview::new(&plan, &analysis, limits, store_dir))?;
     Ok(ExitCode::from(if plan.over_limit() > 0 { EXIT_NO } else { 0 }))
 }
 
 /// Preview of a collection.
 #[derive(Debug, Serialize)]
-struct Preview {
+struct CollectionPreview {
     dry_run: bool,
     #[serde(flatten)]
-    limits: Bounds,
+    limits: LimitsOutput,
     size_before: u64,
     size_after: u64,
     over_limit: u64,
     unparsed_narinfos: Unparsed,
     by_reason: Vec<Sum>,
-    removals: Vec<Line>,
+    removals: Vec<PreviewLine>,
 }
 
 /// A store path or an object that would be removed.
 #[derive(Debug, Serialize)]
-struct Line {
+struct PreviewLine {
     store_path: Option<String>,
     /// Key of an object that belongs to none of the removed paths.
     object: Option<String>,
     size: u64,
     reason: Reason,
-    #[serde(serialize_with = "as_time")]
+    #[serde(serialize_with = "serialize_time")]
     last_used: SystemTime,
 }
 
-impl Preview {
+impl CollectionPreview {
     fn new(plan: &Plan, analysis: &Analysis<'_>, limits: &Limits, store_dir: &StoreDir) -> Self {
         let going = plan.going(analysis);
         Self {
@@ -245,12 +245,12 @@ impl Preview {
             over_limit: plan.over_limit(),
             unparsed_narinfos: analysis.inventory().unparsed,
             by_reason: Sum::by_reason(&going),
-            removals: going.iter().map(|one| Line::new(one, store_dir)).collect(),
+            removals: going.iter().map(|one| PreviewLine::new(one, store_dir)).collect(),
         }
     }
 }
 
-impl Line {
+impl PreviewLine {
     fn new(going: &Going<'_>, store_dir: &StoreDir) -> Self {
         let (store_path, object) = match going.name {
             Name::Path(path) => (Some(store_dir.join(path)), None),
@@ -260,9 +260,9 @@ impl Line {
     }
 }
 
-impl fmt::Display for Preview {
+impl fmt::Display for CollectionPreview {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.limits.tell(f)?;
+        self.limits.write_if_unlimited(f)?;
         if self.removals.is_empty() {
             writeln!(f, "nothing would be removed; {} remain", size(self.size_after))?;
         } else {
@@ -270,22 +270,22 @@ impl fmt::Display for Preview {
             writeln!(f, "{freed} would be removed, {} would remain", size(self.size_after))?;
         }
         for sum in &self.by_reason {
-            writeln!(f, "  {}", OfReason(sum))?;
+            writeln!(f, "  {}", SumLine(sum))?;
         }
-        for Line { store_path, object, size: bytes, reason, last_used } in &self.removals {
+        for PreviewLine { store_path, object, size: bytes, reason, last_used } in &self.removals {
             let name = store_path.as_ref().or(object.as_ref()).map_or("", String::as_str);
             let (bytes, last_used) = (size(*bytes).to_string(), time(*last_used));
             writeln!(f, "{name}  {bytes}  {}  {last_used}", reason.as_str())?;
         }
-        tell_unparsed(f, self.unparsed_narinfos)?;
-        self.limits.tell_excess(f, self.over_limit)
+        write_unparsed(f, self.unparsed_narinfos)?;
+        self.limits.write_excess(f, self.over_limit)
     }
 }
 
 /// Human-readable form of a [`Sum`].
-pub(super) struct OfReason<'a>(pub &'a Sum);
+pub(super) struct SumLine<'a>(pub &'a Sum);
 
-impl fmt::Display for OfReason<'_> {
+impl fmt::Display for SumLine<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Sum { reason, paths, objects, bytes } = *self.0;
         write!(
@@ -299,20 +299,20 @@ impl fmt::Display for OfReason<'_> {
     }
 }
 
-async fn why(
+async fn explain(
     cache: &Cache,
     path: StorePathHash,
     limits: &Limits,
     store_dir: &StoreDir,
     output: Output,
 ) -> anyhow::Result<ExitCode> {
-    let inventory = look(cache).await?.complete()?;
+    let inventory = load_inventory(cache).await?.complete()?;
     let pins = cache.pins().await?;
     let analysis = Analysis::new(&inventory, &pins);
     let now = SystemTime::now();
     let plan = analysis.plan(limits, now);
     let verdict = analysis.explain(path, &plan, limits, now);
-    let explained = Explained::new(path, verdict, &analysis, &pins, limits, store_dir);
+    let explained = ExplainOutput::new(path, verdict, &analysis, &pins, limits, store_dir);
     output.print(&explained)?;
     Ok(ExitCode::from(if verdict.is_none() { EXIT_NO } else { 0 }))
 }

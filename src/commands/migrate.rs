@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use serde::Serialize;
 
-use super::argument::Unusable;
+use super::argument::UsageError;
 use super::exit_status::EXIT_NO;
 use super::open_store::{open, open_existing};
 use super::output::{OneLine, Output, count, size};
@@ -29,7 +29,7 @@ use crate::logging;
                         failed, was stopped, or could not read an object in FROM; 2 damaged objects in \
                         FROM were not copied; 64 the configuration or the arguments are wrong."
 )]
-pub(super) struct Args {
+pub(super) struct MigrateArgs {
     /// Cache to copy; it is not changed
     from: String,
     /// Target cache; a missing directory is created
@@ -41,11 +41,11 @@ pub(super) struct Args {
     output: Output,
 }
 
-pub(super) fn run(args: Args, mut config: Config) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: MigrateArgs, mut config: Config) -> anyhow::Result<ExitCode> {
     logging::init(config.log_level, config.log_format);
-    let (from, mut to) = (place("FROM", &args.from)?, place("TO", &args.to)?);
+    let (from, mut to) = (location("FROM", &args.from)?, location("TO", &args.to)?);
     if from == to {
-        return Err(Unusable(format!("FROM and TO are both {from}; pass another cache")).into());
+        return Err(UsageError(format!("FROM and TO are both {from}; pass another cache")).into());
     }
     if let Location::Directory(path) = &from
         && !path.is_dir()
@@ -77,18 +77,19 @@ pub(super) fn run(args: Args, mut config: Config) -> anyhow::Result<ExitCode> {
 
 /// Parses an argument as a location. The error does not quote the text, which may contain
 /// credentials.
-fn place(argument: &str, text: &str) -> anyhow::Result<Location> {
-    let location = text.parse().map_err(|why| Unusable(format!("{argument} {why}")))?;
-    whole(location)
+fn location(argument: &str, text: &str) -> anyhow::Result<Location> {
+    let location = text.parse().map_err(|why| UsageError(format!("{argument} {why}")))?;
+    absolute(location)
 }
 
 /// Makes a directory absolute, so that FROM and TO can be compared.
-fn whole(location: Location) -> anyhow::Result<Location> {
+fn absolute(location: Location) -> anyhow::Result<Location> {
     match location {
         Location::Directory(path) => {
-            let whole = path.canonicalize().or_else(|_| std::path::absolute(&path));
-            let whole = whole.with_context(|| format!("{} is not a valid path", path.display()))?;
-            Ok(Location::Directory(whole))
+            let absolute = path.canonicalize().or_else(|_| std::path::absolute(&path));
+            let absolute =
+                absolute.with_context(|| format!("{} is not a valid path", path.display()))?;
+            Ok(Location::Directory(absolute))
         }
         #[cfg(feature = "s3")]
         bucket => Ok(bucket),
@@ -109,9 +110,9 @@ async fn migrate(
     };
     let report = to.import_from(from, jobs.get().into(), &stop, show).await?;
     drop(bar);
-    let told = Told(report);
-    output.print(&told)?;
-    Ok(match told.0 {
+    let printed = MigrationOutput(report);
+    output.print(&printed)?;
+    Ok(match printed.0 {
         Report { stopped: true, .. } => ExitCode::FAILURE,
         Report { damage, .. } if damage.iter().any(Damage::is_known) => ExitCode::from(EXIT_NO),
         Report { damage, .. } if !damage.is_empty() => ExitCode::FAILURE,
@@ -122,9 +123,9 @@ async fn migrate(
 /// Result of a migration.
 #[derive(Debug, Serialize)]
 #[serde(transparent)]
-struct Told(Report);
+struct MigrationOutput(Report);
 
-impl fmt::Display for Told {
+impl fmt::Display for MigrationOutput {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Report { paths, present, objects, bytes, pins, orphans, differing, damage, stopped } =
             &self.0;

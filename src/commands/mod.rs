@@ -26,8 +26,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::{Config, Problems};
-use crate::logging::{LINE, printable, with_causes};
-use argument::Unusable;
+use crate::logging::{MAX_LINE, printable, with_causes};
+use argument::UsageError;
 use exit_status::{EXIT_STATUSES, EXIT_USAGE};
 
 /// Standalone HTTP binary cache daemon for Nix
@@ -47,13 +47,13 @@ enum Command {
     /// Run the server (default)
     Serve,
     /// Collect garbage, or preview it
-    Gc(gc::Args),
+    Gc(gc::GcArgs),
     /// Print statistics of the cache
-    Stats(stats::Args),
+    Stats(stats::StatsArgs),
     /// Check every object in the cache
-    Verify(verify::Args),
+    Verify(verify::VerifyArgs),
     /// Remove store paths immediately
-    Delete(delete::Args),
+    Delete(delete::DeleteArgs),
     /// Keep store paths with their closures under a name
     Pin(pin::PinArgs),
     /// Remove a pin
@@ -61,11 +61,11 @@ enum Command {
     /// List the pins with the paths that they keep
     Pins(pin::PinsArgs),
     /// Check whether the daemon is healthy
-    Health(health::Args),
+    Health(health::HealthArgs),
     /// Copy a cache between directories and buckets
-    Migrate(Box<migrate::Args>),
+    Migrate(Box<migrate::MigrateArgs>),
     /// Print the effective configuration, without passwords
-    CheckConfig(check_config::Args),
+    CheckConfig(check_config::CheckConfigArgs),
 }
 
 /// The command line definition. The man page and the shell completions are generated from it.
@@ -77,23 +77,23 @@ pub fn command() -> clap::Command {
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
-        Err(told) => {
+        Err(error) => {
             // A closed standard error cannot be reported anywhere.
-            let _ = told.print();
-            return ExitCode::from(if told.use_stderr() { EXIT_USAGE } else { 0 });
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { EXIT_USAGE } else { 0 });
         }
     };
     let config = Config::from_env();
-    let done = match cli.command.unwrap_or(Command::Serve) {
+    let result = match cli.command.unwrap_or(Command::Serve) {
         Command::CheckConfig(args) => check_config::run(&args, config),
         Command::Health(args) => health::run(&args, config),
-        command => config.map_err(Into::into).and_then(|config| on_config(command, config)),
+        command => config.map_err(Into::into).and_then(|config| run_command(command, config)),
     };
-    done.unwrap_or_else(|error| tell(&error))
+    result.unwrap_or_else(|error| print_error(&error))
 }
 
 /// Runs a command with a valid configuration.
-fn on_config(command: Command, config: Config) -> anyhow::Result<ExitCode> {
+fn run_command(command: Command, config: Config) -> anyhow::Result<ExitCode> {
     match command {
         Command::Serve => serve::run(config).map(|()| ExitCode::SUCCESS),
         Command::Gc(args) => gc::run(args, config),
@@ -110,15 +110,15 @@ fn on_config(command: Command, config: Config) -> anyhow::Result<ExitCode> {
 }
 
 /// Prints an error to standard error, and returns its exit status.
-fn tell(error: &anyhow::Error) -> ExitCode {
+fn print_error(error: &anyhow::Error) -> ExitCode {
     let problems = error.downcast_ref::<Problems>();
     let text = match problems {
         Some(problems) => problems.to_string(),
-        None => format!("nix-stored: {}\n", printable(&with_causes(error.as_ref()), LINE)),
+        None => format!("nix-stored: {}\n", printable(&with_causes(error.as_ref()), MAX_LINE)),
     };
     // A closed standard error cannot be reported anywhere.
     let _ = output::write(std::io::stderr().lock(), &text);
-    if problems.is_some() || error.is::<Unusable>() {
+    if problems.is_some() || error.is::<UsageError>() {
         ExitCode::from(EXIT_USAGE)
     } else {
         ExitCode::FAILURE

@@ -33,7 +33,7 @@ pub(super) async fn open(config: &Config) -> anyhow::Result<Arc<Store>> {
                      the bucket; grant s3:AbortMultipartUpload to the key"
                 );
             }
-            say_if_no_temporary_files();
+            warn_if_no_temporary_files();
             debug!(?found, "checked the bucket");
             Ok(Arc::new(store.into()))
         }
@@ -42,7 +42,7 @@ pub(super) async fn open(config: &Config) -> anyhow::Result<Arc<Store>> {
 
 /// Warns if uploads cannot be staged: with a bucket, they are staged in temporary files.
 #[cfg(feature = "s3")]
-fn say_if_no_temporary_files() {
+fn warn_if_no_temporary_files() {
     if let Err(error) = tempfile::tempfile() {
         warn!(
             %error,

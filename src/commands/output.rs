@@ -8,7 +8,7 @@ use anyhow::Context;
 use indicatif::{BinaryBytes, HumanFloatCount};
 use serde::{Serialize, Serializer};
 
-use crate::logging::{LINE, printable, printable_json};
+use crate::logging::{MAX_LINE, printable, printable_json};
 
 /// Output format.
 #[derive(Debug, Clone, Copy, clap::Args)]
@@ -45,7 +45,7 @@ impl Output {
 
 /// Prints human-readable text, with control characters escaped: lines may contain untrusted text.
 pub(super) fn write(to: impl Write, text: &str) -> anyhow::Result<()> {
-    let lines: Vec<_> = text.split('\n').map(|line| printable(line, LINE)).collect();
+    let lines: Vec<_> = text.split('\n').map(|line| printable(line, MAX_LINE)).collect();
     write_raw(to, &lines.join("\n"))
 }
 
@@ -54,7 +54,7 @@ pub(super) struct OneLine<T>(pub T);
 
 impl<T: Display> Display for OneLine<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&printable(&self.0.to_string(), LINE))
+        f.write_str(&printable(&self.0.to_string(), MAX_LINE))
     }
 }
 
@@ -83,6 +83,6 @@ pub(super) fn time(time: SystemTime) -> String {
 }
 
 /// For `#[serde(serialize_with)]`: a time in RFC 3339 format.
-pub(super) fn as_time<S: Serializer>(at: &SystemTime, to: S) -> Result<S::Ok, S::Error> {
+pub(super) fn serialize_time<S: Serializer>(at: &SystemTime, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_str(&time(*at))
 }

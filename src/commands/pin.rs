@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use super::argument::{Unusable, store_path};
-use super::cache_command::{look, on_cache};
+use super::argument::{UsageError, store_path};
+use super::cache_command::{load_inventory, on_cache};
 use super::exit_status::EXIT_NO;
 use super::output::{Output, count, size};
 use crate::cache::Cache;
@@ -56,26 +56,26 @@ pub(super) fn pin(args: PinArgs, config: Config) -> anyhow::Result<ExitCode> {
     let paths = args.store_paths.iter().map(|text| store_path(text, &store_dir));
     let paths = paths.collect::<Result<Vec<_>, _>>()?;
     on_cache("pin", config, async move |cache| {
-        let replaced = cache.pin(&args.name, &paths).await.map_err(sort)?;
+        let replaced = cache.pin(&args.name, &paths).await.map_err(usage_error_if_name)?;
         let mut store_paths = Vec::new();
         for path in &paths {
             let present = cache.head(&CachePath::NarInfo(path.hash())).await?.is_some();
-            store_paths.push(Held { store_path: store_dir.join(path), present });
+            store_paths.push(PinnedPath { store_path: store_dir.join(path), present });
         }
-        args.output.print(&Set { name: args.name, replaced, store_paths })?;
+        args.output.print(&PinOutput { name: args.name, replaced, store_paths })?;
         Ok(ExitCode::SUCCESS)
     })
 }
 
 pub(super) fn unpin(args: UnpinArgs, config: Config) -> anyhow::Result<ExitCode> {
     on_cache("unpin", config, async move |cache| {
-        let removed = cache.unpin(&args.name).await.map_err(sort)?;
-        let gone = Gone { name: args.name, removed };
+        let removed = cache.unpin(&args.name).await.map_err(usage_error_if_name)?;
+        let output = UnpinOutput { name: args.name, removed };
         if removed {
-            args.output.print(&gone)?;
+            args.output.print(&output)?;
             return Ok(ExitCode::SUCCESS);
         }
-        args.output.refuse(&gone)?;
+        args.output.refuse(&output)?;
         Ok(ExitCode::from(EXIT_NO))
     })
 }
@@ -88,43 +88,45 @@ pub(super) fn pins(args: PinsArgs, config: Config) -> anyhow::Result<ExitCode> {
     })
 }
 
-async fn list(cache: &Cache, store_dir: &StoreDir) -> anyhow::Result<List> {
+async fn list(cache: &Cache, store_dir: &StoreDir) -> anyhow::Result<PinsOutput> {
     let pins = cache.pins().await?;
     if pins.is_empty() {
-        return Ok(List { pins: Vec::new() });
+        return Ok(PinsOutput { pins: Vec::new() });
     }
-    let inventory = look(cache).await?;
-    Ok(List { pins: pins.iter().map(|pin| Entry::new(pin, &inventory, store_dir)).collect() })
+    let inventory = load_inventory(cache).await?;
+    Ok(PinsOutput {
+        pins: pins.iter().map(|pin| PinWithClosure::new(pin, &inventory, store_dir)).collect(),
+    })
 }
 
 /// Makes an invalid name a usage error.
-fn sort(error: PinError) -> anyhow::Error {
+fn usage_error_if_name(error: PinError) -> anyhow::Error {
     match error {
-        PinError::Name(_) => Unusable(error.to_string()).into(),
+        PinError::Name(_) => UsageError(error.to_string()).into(),
         error => error.into(),
     }
 }
 
 /// A path that a pin names.
 #[derive(Debug, Serialize)]
-struct Held {
+struct PinnedPath {
     store_path: String,
     present: bool,
 }
 
 #[derive(Debug, Serialize)]
-struct Set {
+struct PinOutput {
     name: String,
     replaced: bool,
-    store_paths: Vec<Held>,
+    store_paths: Vec<PinnedPath>,
 }
 
-impl fmt::Display for Set {
+impl fmt::Display for PinOutput {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (name, paths) = (&self.name, count(self.store_paths.len(), "path"));
         let instead = if self.replaced { ", in place of its previous paths" } else { "" };
         writeln!(f, "the pin {name} keeps {paths} and all dependencies{instead}")?;
-        for Held { store_path, .. } in self.store_paths.iter().filter(|held| !held.present) {
+        for PinnedPath { store_path, .. } in self.store_paths.iter().filter(|held| !held.present) {
             writeln!(
                 f,
                 "{store_path} is not in the cache yet; it is kept as soon as it is uploaded"
@@ -135,12 +137,12 @@ impl fmt::Display for Set {
 }
 
 #[derive(Debug, Serialize)]
-struct Gone {
+struct UnpinOutput {
     name: String,
     removed: bool,
 }
 
-impl fmt::Display for Gone {
+impl fmt::Display for UnpinOutput {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.removed {
             true => writeln!(f, "removed the pin {}", self.name),
@@ -150,24 +152,25 @@ impl fmt::Display for Gone {
 }
 
 #[derive(Debug, Serialize)]
-struct List {
-    pins: Vec<Entry>,
+struct PinsOutput {
+    pins: Vec<PinWithClosure>,
 }
 
 /// A pin with the size of its closure.
 #[derive(Debug, Serialize)]
-struct Entry {
+struct PinWithClosure {
     name: String,
-    store_paths: Vec<Held>,
+    store_paths: Vec<PinnedPath>,
     closure_paths: usize,
     closure_bytes: u64,
 }
 
-impl Entry {
+impl PinWithClosure {
     fn new(pin: &Pin, inventory: &Inventory, store_dir: &StoreDir) -> Self {
         let holding = inventory.held_by(pin);
         let held = pin.paths.iter().zip(holding.present);
-        let held = held.map(|(path, present)| Held { store_path: store_dir.join(path), present });
+        let held =
+            held.map(|(path, present)| PinnedPath { store_path: store_dir.join(path), present });
         Self {
             name: pin.name.clone(),
             store_paths: held.collect(),
@@ -177,15 +180,15 @@ impl Entry {
     }
 }
 
-impl fmt::Display for List {
+impl fmt::Display for PinsOutput {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.pins.is_empty() {
             writeln!(f, "there are no pins")?;
         }
-        for Entry { name, store_paths, closure_paths, closure_bytes } in &self.pins {
+        for PinWithClosure { name, store_paths, closure_paths, closure_bytes } in &self.pins {
             let paths = count(*closure_paths, "path");
             writeln!(f, "{name}: keeps {paths}, {}", size(*closure_bytes))?;
-            for Held { store_path, present } in store_paths {
+            for PinnedPath { store_path, present } in store_paths {
                 let absent = if *present { "" } else { "  (not in the cache)" };
                 writeln!(f, "  {store_path}{absent}")?;
             }

@@ -16,16 +16,16 @@ pub(super) struct Reload {
     pub config: Config,
     /// Whether the daemon is reachable only from this machine.
     pub local: bool,
-    pub gate: AccessPolicy,
+    pub access_policy: AccessPolicy,
     #[cfg(feature = "upstream")]
     pub cache: crate::cache::Cache,
     #[cfg(feature = "tls")]
-    pub secure: Option<TlsAcceptorHandle>,
+    pub tls: Option<TlsAcceptorHandle>,
 }
 
 impl Reload {
     /// Reloads the files at each SIGHUP. Ends only with the signal stream.
-    pub(super) async fn at(mut self, mut hangups: Signal) {
+    pub(super) async fn on_each(mut self, mut hangups: Signal) {
         while hangups.recv().await.is_some() {
             systemd::reloading();
             self = spawn_blocking(move || {
@@ -40,10 +40,10 @@ impl Reload {
 
     fn reread(&mut self) {
         let reread = self.config.reread();
-        self.gate.replace(self.config.users.access(self.local));
+        self.access_policy.replace(self.config.users.access(self.local));
         #[cfg(feature = "tls")]
-        if let (Some(secure), Some(tls)) = (&self.secure, &self.config.tls) {
-            secure.replace(tls);
+        if let (Some(acceptor), Some(tls)) = (&self.tls, &self.config.tls) {
+            acceptor.replace(tls);
             warn_if_not_valid_now(tls);
         }
         #[cfg(feature = "upstream")]

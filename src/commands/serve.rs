@@ -18,7 +18,7 @@ use crate::store::Stored;
 use crate::{http, logging, net};
 
 /// Maximum time to record the last uses before the daemon exits.
-const FLUSH: std::time::Duration = std::time::Duration::from_secs(5);
+const FLUSH_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// Serves the cache until SIGTERM or SIGINT.
 pub fn run(config: Config) -> anyhow::Result<()> {
@@ -67,45 +67,49 @@ async fn serve(config: Config, bound: Bound, user: Option<u32>) -> anyhow::Resul
     let local = listener.is_local();
     let access = config.users.access(local);
     #[cfg(feature = "tls")]
-    let secure = config.tls.as_ref().map(net::TlsAcceptorHandle::from);
+    let tls = config.tls.as_ref().map(net::TlsAcceptorHandle::from);
     #[cfg(feature = "tls")]
-    let listener = listener.encrypted(secure.clone());
+    let listener = listener.encrypted(tls.clone());
 
-    info!("nix-stored {}: serving {}", env!("CARGO_PKG_VERSION"), whole(config.location.clone()));
-    say_who_may_upload(&access.write);
+    info!(
+        "nix-stored {}: serving {}",
+        env!("CARGO_PKG_VERSION"),
+        absolute(config.location.clone())
+    );
+    log_write_access(&access.write);
     #[cfg(feature = "tls")]
     config.tls.iter().for_each(warn_if_not_valid_now);
-    say_what_to_type(&listener.urls());
+    log_usage(&listener.urls());
 
     let cache = Cache::new(store, config.cache_info.clone(), config.admission.clone());
     #[cfg(feature = "s3")]
     let cache = cache.with_redirect(config.s3_redirect);
-    keep_info(&cache).await;
+    write_cache_info(&cache).await;
     #[cfg(feature = "upstream")]
     let cache = with_upstreams(cache, &config.upstreams)?;
     #[cfg(feature = "pages")]
     let cache = cache.with_limits_shown(config.retention);
     let cache = Arc::new(cache);
-    let collecting = Arc::clone(&cache).collect_regularly(config.retention, stop.clone());
-    let collecting = tokio::spawn(collecting);
-    let ending = Arc::clone(&cache);
-    let gate = http::AccessPolicy::from(access);
+    let collector = Arc::clone(&cache).collect_regularly(config.retention, stop.clone());
+    let collector = tokio::spawn(collector);
+    let flushed = Arc::clone(&cache);
+    let access_policy = http::AccessPolicy::from(access);
     let reload = Reload {
         config,
         local,
-        gate: gate.clone(),
+        access_policy: access_policy.clone(),
         #[cfg(feature = "upstream")]
         cache: (*cache).clone(),
         #[cfg(feature = "tls")]
-        secure,
+        tls,
     };
-    tokio::spawn(reload.at(hangups));
+    tokio::spawn(reload.on_each(hangups));
     tokio::spawn(systemd::keep_alive());
     systemd::ready();
-    let drained = net::serve(listener, http::app(cache, gate), stop).await;
+    let drained = net::serve(listener, http::app(cache, access_policy), stop).await;
     // The collector stops between two removals.
-    collecting.await.context("the collector panicked")?;
-    match tokio::time::timeout(FLUSH, ending.flush()).await {
+    collector.await.context("the collector panicked")?;
+    match tokio::time::timeout(FLUSH_TIMEOUT, flushed.flush()).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
             warn!(error = &error as &dyn std::error::Error, "the last uses were not recorded");
@@ -120,7 +124,7 @@ async fn serve(config: Config, bound: Bound, user: Option<u32>) -> anyhow::Resul
 }
 
 /// Writes `nix-cache-info`, for clients that read the directory or the bucket without the daemon.
-async fn keep_info(cache: &Cache) {
+async fn write_cache_info(cache: &Cache) {
     match cache.keep_info().await {
         Ok(None) => {}
         Ok(Some(Stored::Created)) => info!("wrote nix-cache-info"),
@@ -147,7 +151,7 @@ fn with_upstreams(cache: Cache, config: &crate::config::Upstreams) -> anyhow::Re
 }
 
 /// Makes a directory absolute, for the log.
-fn whole(location: Location) -> Location {
+fn absolute(location: Location) -> Location {
     match location {
         Location::Directory(path) => {
             Location::Directory(std::path::absolute(&path).unwrap_or(path))
@@ -157,7 +161,7 @@ fn whole(location: Location) -> Location {
     }
 }
 
-fn say_who_may_upload(write: &Requirement) {
+fn log_write_access(write: &Requirement) {
     match write {
         Requirement::Local => warn!(
             "anyone on this machine may upload, because no users are configured; set \
@@ -173,7 +177,7 @@ fn say_who_may_upload(write: &Requirement) {
 }
 
 /// Logs the addresses, and the commands that a new user runs next.
-fn say_what_to_type(urls: &[String]) {
+fn log_usage(urls: &[String]) {
     for url in urls {
         info!("listening on {url}");
     }

@@ -4,9 +4,9 @@ use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Returns a token that the first SIGTERM or SIGINT cancels; `told` is called with the signal's name.
+/// Returns a token that the first SIGTERM or SIGINT cancels; `on_signal` is called with the signal's name.
 pub(super) fn stop_on_signals(
-    told: impl FnOnce(&str) + Send + 'static,
+    on_signal: impl FnOnce(&str) + Send + 'static,
 ) -> anyhow::Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
@@ -18,7 +18,7 @@ pub(super) fn stop_on_signals(
             _ = interrupt.recv() => "SIGINT",
         };
         token.cancel();
-        told(name);
+        on_signal(name);
     });
     Ok(stop)
 }

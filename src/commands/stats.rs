@@ -6,27 +6,27 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
-use super::cache_command::{look, on_cache};
-use super::gc::OfReason;
-use super::output::{Output, as_time, count, size, time};
+use super::cache_command::{load_inventory, on_cache};
+use super::gc::SumLine;
+use super::output::{Output, count, serialize_time, size, time};
 use crate::cache::Stats;
 use crate::cache::gc::{Analysis, GRACE, Inventory, Limits, Plan, Sum};
 use crate::config::Config;
 use crate::nix::StoreDir;
 
 /// Number of largest paths to list.
-const LARGEST: usize = 10;
+const LARGEST_PATHS: usize = 10;
 
 #[derive(Debug, Clone, clap::Args)]
 #[command(
     after_help = "Exit status: 0 done; 1 failed; 64 the configuration or the arguments are wrong."
 )]
-pub(super) struct Args {
+pub(super) struct StatsArgs {
     #[command(flatten)]
     output: Output,
 }
 
-pub(super) fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: StatsArgs, config: Config) -> anyhow::Result<ExitCode> {
     let store_dir = config.cache_info.store_dir.clone();
     let limits = Limits {
         max_size: config.retention.max_size,
@@ -34,21 +34,21 @@ pub(super) fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
         grace: GRACE,
     };
     on_cache("stats", config, async move |cache| {
-        let inventory = look(&cache).await?;
+        let inventory = load_inventory(&cache).await?;
         let pins = cache.pins().await?;
         let analysis = Analysis::new(&inventory, &pins);
         let plan = analysis.plan(&limits, SystemTime::now());
         let stats = Stats::of(&inventory);
-        let retention = Retention::new(&plan, &analysis, &limits);
+        let retention = CollectionEstimate::new(&plan, &analysis, &limits);
         let largest = largest(&inventory, &store_dir);
         let (pins, free_space) = (pins.len(), cache.free_space());
-        args.output.print(&View::new(&stats, largest, pins, free_space, retention))?;
+        args.output.print(&StatsOutput::new(&stats, largest, pins, free_space, retention))?;
         Ok(ExitCode::SUCCESS)
     })
 }
 
 #[derive(Debug, Serialize)]
-struct View {
+struct StatsOutput {
     paths: usize,
     /// Number of paths mirrored from an upstream and not uploaded since.
     mirrored_paths: usize,
@@ -66,24 +66,24 @@ struct View {
     paths_without_nar: usize,
     unparsed_narinfos: usize,
     unreadable_narinfos: usize,
-    last_used: Option<Span>,
-    uploaded: Option<Span>,
-    largest: Vec<Large>,
+    last_used: Option<TimeRange>,
+    uploaded: Option<TimeRange>,
+    largest: Vec<LargePath>,
     pins: usize,
     free_space: Option<u64>,
-    retention: Retention,
+    retention: CollectionEstimate,
 }
 
 #[derive(Debug, Serialize)]
-struct Span {
-    #[serde(serialize_with = "as_time")]
+struct TimeRange {
+    #[serde(serialize_with = "serialize_time")]
     oldest: SystemTime,
-    #[serde(serialize_with = "as_time")]
+    #[serde(serialize_with = "serialize_time")]
     newest: SystemTime,
 }
 
 #[derive(Debug, Serialize)]
-struct Large {
+struct LargePath {
     store_path: String,
     name: String,
     size: u64,
@@ -92,7 +92,7 @@ struct Large {
 
 /// Preview of a collection by the configured limits.
 #[derive(Debug, Serialize)]
-struct Retention {
+struct CollectionEstimate {
     max_size: Option<u64>,
     max_age_seconds: Option<u64>,
     paths: usize,
@@ -101,7 +101,7 @@ struct Retention {
     by_reason: Vec<Sum>,
 }
 
-impl Retention {
+impl CollectionEstimate {
     fn new(plan: &Plan, analysis: &Analysis<'_>, limits: &Limits) -> Self {
         let by_reason = Sum::by_reason(&plan.going(analysis));
         Self {
@@ -115,11 +115,11 @@ impl Retention {
     }
 }
 
-fn largest(inventory: &Inventory, store_dir: &StoreDir) -> Vec<Large> {
-    let largest = inventory.largest(LARGEST).into_iter();
+fn largest(inventory: &Inventory, store_dir: &StoreDir) -> Vec<LargePath> {
+    let largest = inventory.largest(LARGEST_PATHS).into_iter();
     let large = |place: usize| {
         let path = &inventory.paths[place];
-        Large {
+        LargePath {
             store_path: store_dir.join(&path.store_path),
             name: path.store_path.name().to_owned(),
             size: inventory.whole_size(place),
@@ -129,15 +129,15 @@ fn largest(inventory: &Inventory, store_dir: &StoreDir) -> Vec<Large> {
     largest.map(large).collect()
 }
 
-impl View {
+impl StatsOutput {
     fn new(
         stats: &Stats,
-        largest: Vec<Large>,
+        largest: Vec<LargePath>,
         pins: usize,
         free_space: Option<u64>,
-        retention: Retention,
+        retention: CollectionEstimate,
     ) -> Self {
-        let span = |(oldest, newest)| Span { oldest, newest };
+        let span = |(oldest, newest)| TimeRange { oldest, newest };
         let ratio = stats.unpacked as f64 / stats.packed as f64;
         Self {
             paths: stats.paths,
@@ -165,7 +165,7 @@ impl View {
     }
 }
 
-impl fmt::Display for View {
+impl fmt::Display for StatsOutput {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
@@ -206,7 +206,7 @@ impl fmt::Display for View {
             )?;
         }
         for (what, span) in [("last use", &self.last_used), ("upload", &self.uploaded)] {
-            if let Some(Span { oldest, newest }) = span {
+            if let Some(TimeRange { oldest, newest }) = span {
                 writeln!(f, "{what}: from {} to {}", time(*oldest), time(*newest))?;
             }
         }
@@ -218,13 +218,13 @@ impl fmt::Display for View {
             [] => writeln!(f, "a collection now would remove nothing")?,
             sums => {
                 writeln!(f, "a collection now would remove:")?;
-                sums.iter().try_for_each(|sum| writeln!(f, "  {}", OfReason(sum)))?;
+                sums.iter().try_for_each(|sum| writeln!(f, "  {}", SumLine(sum)))?;
             }
         }
         if !self.largest.is_empty() {
             writeln!(f, "largest paths:")?;
         }
-        for Large { store_path, size: bytes, .. } in &self.largest {
+        for LargePath { store_path, size: bytes, .. } in &self.largest {
             let bytes = size(*bytes).to_string();
             writeln!(f, "  {bytes:>12}  {store_path}")?;
         }

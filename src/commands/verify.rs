@@ -21,7 +21,7 @@ use crate::config::{Config, Verify};
                         read or quarantined; 2 damage was found, even if all of it was quarantined; 64 \
                         the configuration or the arguments are wrong."
 )]
-pub(super) struct Args {
+pub(super) struct VerifyArgs {
     /// Quarantine damaged objects in .nix-stored/quarantine/, so that Nix uploads them again
     ///
     /// A damaged NAR is quarantined with every narinfo that names it. Objects that cannot be read stay
@@ -35,7 +35,7 @@ pub(super) struct Args {
     output: Output,
 }
 
-pub(super) fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: VerifyArgs, config: Config) -> anyhow::Result<ExitCode> {
     let depth = if args.deep { Verify::Nar } else { Verify::File };
     let options = Options { depth, repair: args.repair };
     on_cache("verify", config, async move |cache| {
@@ -46,9 +46,9 @@ pub(super) fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
         };
         let report = Arc::new(cache).verify(options, show).await?;
         drop(bar);
-        let told = Told { report, repair: args.repair };
-        args.output.print(&told)?;
-        match told.report {
+        let output = VerifyOutput { report, repair: args.repair };
+        args.output.print(&output)?;
+        match output.report {
             Report { not_put_aside: Some(error), .. } => {
                 Err(error).context("not all damaged objects could be quarantined")
             }
@@ -63,14 +63,14 @@ pub(super) fn run(args: Args, config: Config) -> anyhow::Result<ExitCode> {
 
 /// A report with the option that changes its text.
 #[derive(Debug, Serialize)]
-struct Told {
+struct VerifyOutput {
     #[serde(flatten)]
     report: Report,
     #[serde(skip)]
     repair: bool,
 }
 
-impl fmt::Display for Told {
+impl fmt::Display for VerifyOutput {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Report { checked, damage, notes, .. } = &self.report;
         damage.iter().try_for_each(|damage| writeln!(f, "{}", OneLine(damage)))?;

@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_set_is_a_whole_configuration() {
+    fn an_empty_environment_is_a_valid_configuration() {
         let config = read(&[]).unwrap();
         assert_eq!(config.location.to_string(), "/var/lib/nixStored");
         assert_eq!(config.listen.to_string(), "127.0.0.1:8100");
@@ -149,29 +149,29 @@ mod tests {
     #[test]
     fn an_empty_list_of_trusted_keys_does_not_turn_off_signature_checks() {
         for empty in ["", " ", "\n"] {
-            let told = problems(&[("TRUSTED_PUBLIC_KEYS", empty)]);
-            assert!(told.contains("would turn off signature checks"), "{told}");
+            let printed = problems(&[("TRUSTED_PUBLIC_KEYS", empty)]);
+            assert!(printed.contains("would turn off signature checks"), "{printed}");
         }
         #[cfg(feature = "upstream")]
         for empty in ["", "%20", ","] {
             let upstream = format!("https://cache.example.org?trusted-public-keys={empty}");
-            let told = problems(&[("UPSTREAMS", &upstream)]);
-            assert!(told.contains("would turn off signature checks"), "{told}");
+            let printed = problems(&[("UPSTREAMS", &upstream)]);
+            assert!(printed.contains("would turn off signature checks"), "{printed}");
         }
     }
 
     #[test]
-    fn every_variable_of_the_table_is_read() {
+    fn every_variable_of_the_table_is_parsed() {
         for setting in SETTINGS {
             let suffix = suffix(setting.name);
             // A value that no variable but PATH accepts.
-            let told = read(&[(suffix, "\u{fffd}")]);
+            let printed = read(&[(suffix, "\u{fffd}")]);
             match suffix {
-                "PATH" => assert_eq!(told.unwrap().location.to_string(), "\u{fffd}"),
+                "PATH" => assert_eq!(printed.unwrap().location.to_string(), "\u{fffd}"),
                 // A password without a user is an error of the user's variable.
                 suffix => {
                     let name = suffix.strip_suffix("_PASS").unwrap_or(suffix);
-                    assert!(told.unwrap_err().to_string().contains(name), "{suffix}");
+                    assert!(printed.unwrap_err().to_string().contains(name), "{suffix}");
                 }
             }
         }
@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn all_errors_are_reported_at_once_each_with_an_example() {
-        let told = problems(&[
+        let printed = problems(&[
             ("PRIORITY", "first"),
             ("LISTEN_INTERFACE", "8100"),
             ("WANT_MASS_QUERY", "perhaps"),
@@ -188,7 +188,7 @@ mod tests {
             ("LOG_FORMAT", "xml"),
             ("USER_WRIET", "me"),
         ]);
-        assert_eq!(told.lines().count(), 7, "{told}");
+        assert_eq!(printed.lines().count(), 7, "{printed}");
         for part in [
             "NIX_STORED_PRIORITY: “first”",
             "NIX_STORED_PRIORITY=30",
@@ -199,12 +199,12 @@ mod tests {
             "NIX_STORED_LOG_FORMAT: “xml”",
             "NIX_STORED_USER_WRIET: unknown variable; did you mean NIX_STORED_USER_WRITE?",
         ] {
-            assert!(told.contains(part), "{part} in {told}");
+            assert!(printed.contains(part), "{part} in {printed}");
         }
     }
 
     #[test]
-    fn a_user_needs_a_password_and_a_password_a_user() {
+    fn a_user_without_a_password_and_a_password_without_a_user_are_errors() {
         assert!(problems(&[("USER_READ", "me")]).contains("NIX_STORED_USER_READ_PASSFILE"));
         assert!(problems(&[("USER_WRITE_PASS", "x")]).contains("NIX_STORED_USER_WRITE"));
         let both = [("USER_READ", "me"), ("USER_READ_PASS", "x"), ("USER_READ_PASSFILE", "/y")];
@@ -228,14 +228,14 @@ mod tests {
         assert!(config.users.read.unwrap().matches("me", "secret"));
 
         std::fs::write(file.path(), "\n").unwrap();
-        let told = problems(&[("USER_READ", "me"), ("USER_READ_PASSFILE", path)]);
-        assert!(told.contains("empty"), "{told}");
-        let told = problems(&[("USER_READ", "me"), ("USER_READ_PASSFILE", "/does/not/exist")]);
-        assert!(told.contains("/does/not/exist"), "{told}");
+        let printed = problems(&[("USER_READ", "me"), ("USER_READ_PASSFILE", path)]);
+        assert!(printed.contains("empty"), "{printed}");
+        let printed = problems(&[("USER_READ", "me"), ("USER_READ_PASSFILE", "/does/not/exist")]);
+        assert!(printed.contains("/does/not/exist"), "{printed}");
     }
 
     #[test]
-    fn sizes_take_powers_of_1024() {
+    fn units_of_sizes_are_powers_of_1024() {
         for (text, bytes) in
             [("0", 0), ("17", 17), ("4K", 4096), ("2m", 2 << 20), ("3G", 3 << 30), ("1T", 1 << 40)]
         {
@@ -248,22 +248,22 @@ mod tests {
     }
 
     #[test]
-    fn every_public_key_is_parsed_and_the_wrong_one_named() {
+    fn an_error_quotes_the_invalid_one_of_several_public_keys() {
         let good = "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=";
         let config = read(&[("TRUSTED_PUBLIC_KEYS", &format!("{good}  {good}"))]).unwrap();
         assert_eq!(config.admission.trusted_public_keys.len(), 2);
-        let told = problems(&[("TRUSTED_PUBLIC_KEYS", &format!("{good} x:AAAA"))]);
-        assert!(told.contains("“x:AAAA”"), "{told}");
+        let printed = problems(&[("TRUSTED_PUBLIC_KEYS", &format!("{good} x:AAAA"))]);
+        assert!(printed.contains("“x:AAAA”"), "{printed}");
     }
 
     #[test]
-    fn passwords_are_never_shown() {
+    fn debug_output_contains_no_password() {
         let config = read(&[("USER_READ", "me"), ("USER_READ_PASS", "hunter2")]).unwrap();
         assert!(!format!("{config:?}").contains("hunter2"));
     }
 
     #[test]
-    fn what_cannot_be_used_stays_as_it_was() {
+    fn an_invalid_file_leaves_the_previous_value_in_use() {
         let dir = tempfile::tempdir().unwrap();
         let file = |name: &str, text: &str| {
             std::fs::write(dir.path().join(name), text).unwrap();
@@ -281,21 +281,21 @@ mod tests {
         file("read", "first\n");
         file("write", "one\n");
         let mut config = Config::from_vars(vars()).unwrap();
-        let knows = |config: &Config, read: &str, write: &str| {
+        let passwords_are = |config: &Config, read: &str, write: &str| {
             config.users.read.as_ref().unwrap().matches("reader", read)
                 && config.users.write.as_ref().unwrap().matches("builder", write)
         };
-        assert!(knows(&config, "first", "one"));
+        assert!(passwords_are(&config, "first", "one"));
 
         file("read", "second\n");
         file("write", "\n");
-        let told = config.reread_vars(vars()).unwrap_err().to_string();
-        assert_eq!(told.lines().count(), 1, "{told}");
-        assert!(told.contains("NIX_STORED_USER_WRITE_PASSFILE"), "{told}");
-        assert!(knows(&config, "second", "one"));
+        let printed = config.reread_vars(vars()).unwrap_err().to_string();
+        assert_eq!(printed.lines().count(), 1, "{printed}");
+        assert!(printed.contains("NIX_STORED_USER_WRITE_PASSFILE"), "{printed}");
+        assert!(passwords_are(&config, "second", "one"));
 
         file("write", "two");
         config.reread_vars(vars()).unwrap();
-        assert!(knows(&config, "second", "two"));
+        assert!(passwords_are(&config, "second", "two"));
     }
 }

@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn listen_addresses() {
+    fn valid_addresses_are_printed_as_they_were_parsed_and_invalid_ones_refused() {
         for text in [
             "127.0.0.1:8100",
             "[::1]:80",

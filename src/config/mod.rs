@@ -9,6 +9,8 @@
 mod access;
 #[cfg(any(feature = "s3", feature = "tls", feature = "upstream"))]
 mod authorities;
+#[cfg(feature = "s3")]
+mod bucket;
 mod environment;
 mod listen;
 mod location;
@@ -28,13 +30,13 @@ mod values;
 pub use access::{Access, Credentials, Requirement, Writers};
 #[cfg(any(feature = "s3", feature = "tls", feature = "upstream"))]
 pub use authorities::{AuthoritiesError, authorities};
+#[cfg(feature = "s3")]
+pub use bucket::Bucket;
 pub use environment::PREFIX;
 pub use listen::Listen;
-#[cfg(feature = "s3")]
-pub use location::Bucket;
 pub use location::Location;
 #[cfg(feature = "upstream")]
-pub use netrc::{Found, Login, Netrc};
+pub use netrc::{Login, Netrc, NetrcMatch};
 pub use parse::{parse_duration, parse_size, show_duration};
 pub use problem::{Problem, Problems};
 pub use setting::{Feature, Setting};

@@ -6,19 +6,19 @@ use std::fmt;
 
 /// The entries of a netrc file.
 #[derive(Debug, Default)]
-pub struct Netrc(Vec<Entry>);
+pub struct Netrc(Vec<NetrcEntry>);
 
 #[derive(Default)]
-struct Entry {
+struct NetrcEntry {
     /// `None` for `default`, which matches every host.
     machine: Option<String>,
     login: Option<String>,
     password: Option<String>,
 }
 
-impl fmt::Debug for Entry {
+impl fmt::Debug for NetrcEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Entry").field("machine", &self.machine).finish_non_exhaustive()
+        f.debug_struct("NetrcEntry").field("machine", &self.machine).finish_non_exhaustive()
     }
 }
 
@@ -39,7 +39,7 @@ impl fmt::Debug for Login {
 
 /// Result of a search for a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Found {
+pub enum NetrcMatch {
     /// Credentials.
     Login(Login),
     /// There is an entry, but it has no password.
@@ -51,12 +51,14 @@ pub enum Found {
 impl Netrc {
     /// Parses `text`; ignores unknown words.
     pub fn parse(text: &str) -> Self {
-        let mut entries: Vec<Entry> = Vec::new();
-        let mut words = Words(text);
+        let mut entries: Vec<NetrcEntry> = Vec::new();
+        let mut words = NetrcWords(text);
         while let Some(word) = words.next() {
             match (word.as_str(), entries.last_mut()) {
-                ("machine", _) => entries.push(Entry { machine: words.next(), ..Entry::default() }),
-                ("default", _) => entries.push(Entry::default()),
+                ("machine", _) => {
+                    entries.push(NetrcEntry { machine: words.next(), ..NetrcEntry::default() });
+                }
+                ("default", _) => entries.push(NetrcEntry::default()),
                 // A macro ends at an empty line; its words are ignored.
                 ("macdef", _) => words.skip_macro(),
                 ("login", Some(entry)) => entry.login = words.next(),
@@ -69,26 +71,26 @@ impl Netrc {
 
     /// Finds the first entry for `host` with a password. Without a login, the user name is empty, as in
     /// curl: tokens of attic and cachix have no user name.
-    pub fn find(&self, host: &str) -> Found {
-        let is_for = |entry: &&Entry| {
+    pub fn find(&self, host: &str) -> NetrcMatch {
+        let is_for = |entry: &&NetrcEntry| {
             entry.machine.as_deref().is_none_or(|machine| machine.eq_ignore_ascii_case(host))
         };
         let mut entries = self.0.iter().filter(is_for).peekable();
         if entries.peek().is_none() {
-            return Found::Nothing;
+            return NetrcMatch::Nothing;
         }
         let login = entries.find_map(|entry| {
             let user = entry.login.clone().unwrap_or_default();
             Some(Login { user, password: entry.password.clone()? })
         });
-        login.map_or(Found::NoPassword, Found::Login)
+        login.map_or(NetrcMatch::NoPassword, NetrcMatch::Login)
     }
 }
 
 /// Iterator over the words of a text.
-struct Words<'a>(&'a str);
+struct NetrcWords<'a>(&'a str);
 
-impl Words<'_> {
+impl NetrcWords<'_> {
     /// Skips all text up to an empty line.
     fn skip_macro(&mut self) {
         let end = self.0.find("\n\n").or_else(|| self.0.find("\n\r\n"));
@@ -96,7 +98,7 @@ impl Words<'_> {
     }
 }
 
-impl Iterator for Words<'_> {
+impl Iterator for NetrcWords<'_> {
     type Item = String;
 
     fn next(&mut self) -> Option<String> {
@@ -145,8 +147,8 @@ mod tests {
 
     fn login(text: &str, host: &str) -> Option<(String, String)> {
         match Netrc::parse(text).find(host) {
-            Found::Login(Login { user, password }) => Some((user, password)),
-            Found::NoPassword | Found::Nothing => None,
+            NetrcMatch::Login(Login { user, password }) => Some((user, password)),
+            NetrcMatch::NoPassword | NetrcMatch::Nothing => None,
         }
     }
 
@@ -155,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_entry_for_a_machine_counts() {
+    fn the_first_entry_with_a_password_for_a_machine_counts() {
         let text = "# machine a login no password no\nmachine a login me\n  password x\nmachine a \
                     login you password y\nmachine b account z\ndefault login any password one";
         assert_eq!(login(text, "a"), both("me", "x"));
@@ -167,12 +169,12 @@ mod tests {
     #[test]
     fn a_password_without_a_login_is_sent_for_the_empty_user() {
         assert_eq!(login("machine a password token\n", "a"), both("", "token"));
-        assert_eq!(Netrc::parse("machine a login me\n").find("a"), Found::NoPassword);
-        assert_eq!(Netrc::parse("machine a login me\n").find("b"), Found::Nothing);
+        assert_eq!(Netrc::parse("machine a login me\n").find("a"), NetrcMatch::NoPassword);
+        assert_eq!(Netrc::parse("machine a login me\n").find("b"), NetrcMatch::Nothing);
     }
 
     #[test]
-    fn quoted_words_are_taken_without_their_quotes() {
+    fn quotes_are_not_part_of_a_quoted_word() {
         let text = "machine a login \"m e\" password \"x\\\"\\\\y\\t#\" machine b password \"open";
         assert_eq!(login(text, "a"), both("m e", "x\"\\y\t#"));
         assert_eq!(login(text, "b"), both("", "open"));
@@ -180,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn macros_mean_nothing() {
+    fn macros_are_ignored() {
         let text = "machine a password x\nmacdef init\ncd password y\nmachine b password z\n\n\
                     machine c password w\n";
         assert_eq!(login(text, "a"), both("", "x"));
@@ -190,7 +192,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_quoted_is_read_back(password in "[^\0]{1,20}") {
+        fn a_quoted_password_is_read_back(password in "[^\0]{1,20}") {
             let mut quoted = String::new();
             for character in password.chars() {
                 if matches!(character, '"' | '\\') {
@@ -203,7 +205,7 @@ mod tests {
         }
 
         #[test]
-        fn every_text_can_be_read(text: String) {
+        fn parsing_never_panics(text: String) {
             let _ = Netrc::parse(&text).find("a");
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use percent_encoding::percent_decode_str;
 use reqwest::{Proxy, Url};
 
-use super::netrc::{Found, Login, Netrc};
+use super::netrc::{Login, Netrc, NetrcMatch};
 use super::parse::parse_duration;
 use super::values::{Values, without_secrets};
 use crate::nix::PublicKey;
@@ -105,14 +105,14 @@ impl Upstream {
             return Err("has a fragment (#…); remove it".to_owned());
         }
         let found = match (take_login(&mut url)?, url.host_str()) {
-            (Some(login), _) => Found::Login(login),
+            (Some(login), _) => NetrcMatch::Login(login),
             (None, Some(host)) => netrc.find(host),
-            (None, None) => Found::Nothing,
+            (None, None) => NetrcMatch::Nothing,
         };
-        let lacks_password = found == Found::NoPassword;
+        let lacks_password = found == NetrcMatch::NoPassword;
         let login = match found {
-            Found::Login(login) => Some(login),
-            Found::NoPassword | Found::Nothing => None,
+            NetrcMatch::Login(login) => Some(login),
+            NetrcMatch::NoPassword | NetrcMatch::Nothing => None,
         };
         let options = url.query().unwrap_or_default().to_owned();
         url.set_query(None);
@@ -255,21 +255,21 @@ mod tests {
     }
 
     #[test]
-    fn a_netrc_knows_the_password() {
+    fn a_netrc_file_provides_the_password() {
         let upstream = parse("http://cache.example.org:8100").unwrap();
         assert_eq!(upstream.login.unwrap().password, "it");
         assert!(parse("http://another.example.org").unwrap().login.is_none());
     }
 
     #[test]
-    fn no_secret_is_printed() {
+    fn display_and_debug_contain_no_password() {
         let upstream = parse("http://me:secret@x?proxy=http://me:secret@y").unwrap();
         let printed = format!("{upstream} {upstream:?} {:?}", upstream.login);
         assert!(!printed.contains("secret"), "{printed}");
     }
 
     #[test]
-    fn what_is_wrong_is_told() {
+    fn errors_say_what_is_wrong_with_the_url() {
         for (text, part) in [
             ("cache.nixos.org", "is not a URL"),
             ("ftp://x", "is not an http, https or file URL"),

@@ -19,20 +19,20 @@ mod tests {
 
     #[derive(Debug, Error)]
     #[error("the disk is full")]
-    struct Root;
+    struct DiskFull;
 
     #[derive(Debug, Error)]
     #[error("cannot write")]
-    struct Plain(#[source] Root);
+    struct Plain(#[source] DiskFull);
 
     #[derive(Debug, Error)]
     #[error("cannot write: {0}")]
-    struct Telling(#[source] Root);
+    struct WithCause(#[source] DiskFull);
 
     #[test]
-    fn every_cause_is_told_once() {
-        assert_eq!(with_causes(&Root), "the disk is full");
-        assert_eq!(with_causes(&Plain(Root)), "cannot write: the disk is full");
-        assert_eq!(with_causes(&Telling(Root)), "cannot write: the disk is full");
+    fn each_cause_is_printed_once() {
+        assert_eq!(with_causes(&DiskFull), "the disk is full");
+        assert_eq!(with_causes(&Plain(DiskFull)), "cannot write: the disk is full");
+        assert_eq!(with_causes(&WithCause(DiskFull)), "cannot write: the disk is full");
     }
 }

@@ -1,5 +1,4 @@
-//! The formats of log lines. Every event is one line of limited length, whatever its values
-//! contain.
+//! The formats of log lines. Each event is one line of limited length, whatever its values contain.
 
 use std::error::Error;
 use std::fmt::{self, Debug};
@@ -15,34 +14,35 @@ use tracing_subscriber::registry::LookupSpan;
 use super::causes::with_causes;
 use super::printable::{printable, printable_json};
 
-/// How long a value may be, in bytes.
-const VALUE: usize = 2 * 1024;
+/// Maximum length of a value, in bytes.
+const MAX_VALUE: usize = 2 * 1024;
 
-/// How long all values of a line may be: with the names, the time and so on it has less than 8 KiB.
-const VALUES: usize = 7 * 1024;
+/// Maximum length of all values of a line, in bytes. With names, time and level, the line has less than
+/// 8 KiB.
+const MAX_VALUES: usize = 7 * 1024;
 
-/// What a value may always have, however many there are before it.
-const LEAST: usize = 64;
+/// Length that each value may have even if the previous values have used up [`MAX_VALUES`], in bytes.
+const MIN_VALUE: usize = 64;
 
-/// How much room there is for the values that are still to come.
-struct Room(usize);
+/// Number of bytes left for the next values of a line.
+struct ValueBudget(usize);
 
-impl Room {
-    /// The room for the next value, of which a part is taken by it.
+impl ValueBudget {
+    /// Formats the next value with `value`, which receives the maximum length.
     fn next(&mut self, value: impl FnOnce(usize) -> String) -> String {
-        let value = value(VALUE.min(self.0).max(LEAST));
+        let value = value(MAX_VALUE.min(self.0).max(MIN_VALUE));
         self.0 = self.0.saturating_sub(value.len());
         value
     }
 }
 
-/// The fields of a line for people.
+/// Formats the fields of a text line.
 pub(super) struct TextFields;
 
 impl<'writer> FormatFields<'writer> for TextFields {
     fn format_fields<R: RecordFields>(&self, writer: Writer<'writer>, fields: R) -> fmt::Result {
         let inner = DefaultVisitor::new(writer, true);
-        let mut visitor = TextVisitor { inner, room: Room(VALUES) };
+        let mut visitor = TextVisitor { inner, budget: ValueBudget(MAX_VALUES) };
         fields.record(&mut visitor);
         visitor.inner.finish()
     }
@@ -50,13 +50,13 @@ impl<'writer> FormatFields<'writer> for TextFields {
 
 struct TextVisitor<'writer> {
     inner: DefaultVisitor<'writer>,
-    room: Room,
+    budget: ValueBudget,
 }
 
 impl Visit for TextVisitor<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
         let text = format!("{value:?}");
-        let text = self.room.next(|limit| printable(&text, limit).into_owned());
+        let text = self.budget.next(|limit| printable(&text, limit).into_owned());
         self.inner.record_debug(field, &format_args!("{text}"));
     }
 
@@ -64,7 +64,7 @@ impl Visit for TextVisitor<'_> {
         if field.name() == "message" {
             return self.record_debug(field, &format_args!("{value}"));
         }
-        // Between its quotes it is cut before quotes are escaped, too.
+        // The value is also cut before it is quoted, because quoting makes it longer.
         self.record_debug(field, &printable_quoted(value));
     }
 
@@ -73,12 +73,12 @@ impl Visit for TextVisitor<'_> {
     }
 }
 
-/// A text that will be quoted, without what would be left out of it later.
+/// A text that will be quoted. A very long text is cut here, so that not all of it is quoted.
 fn printable_quoted(value: &str) -> impl Debug + '_ {
-    if value.len() > 4 * VALUE { printable(value, VALUE) } else { value.into() }
+    if value.len() > 4 * MAX_VALUE { printable(value, MAX_VALUE) } else { value.into() }
 }
 
-/// The lines for machines, each of them a JSON object.
+/// Formats an event as a line with a JSON object.
 pub(super) struct JsonLines;
 
 impl<S, N> FormatEvent<S, N> for JsonLines
@@ -96,7 +96,7 @@ where
         writer.write_str("{\"timestamp\":\"")?;
         SystemTime.format_time(&mut writer)?;
         write!(writer, "\",\"level\":\"{}\"", metadata.level())?;
-        let mut visitor = JsonVisitor { writer, room: Room(VALUES), result: Ok(()) };
+        let mut visitor = JsonVisitor { writer, budget: ValueBudget(MAX_VALUES), result: Ok(()) };
         event.record(&mut visitor);
         visitor.entry("target", &json_string(metadata.target()));
         visitor.result?;
@@ -106,19 +106,19 @@ where
 
 struct JsonVisitor<'writer> {
     writer: Writer<'writer>,
-    room: Room,
+    budget: ValueBudget,
     result: fmt::Result,
 }
 
 impl JsonVisitor<'_> {
-    /// Writes a value that is JSON already.
+    /// Writes a field; the value must be JSON.
     fn entry(&mut self, name: &str, json: &str) {
         let name = name.strip_prefix("r#").unwrap_or(name);
         self.result = self.result.and_then(|()| write!(self.writer, ",\"{name}\":{json}"));
     }
 }
 
-/// A text as it stands in JSON.
+/// A text as a JSON string.
 fn json_string(text: &str) -> String {
     printable_json(&serde_json::Value::from(text).to_string()).into_owned()
 }
@@ -129,11 +129,11 @@ impl Visit for JsonVisitor<'_> {
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        let json = self.room.next(|limit| {
-            // Who reads JSON gets the text itself, if it fits with all that is escaped.
+        let json = self.budget.next(|limit| {
+            // If the text fits with all its escapes, it is written unchanged.
             let json = if value.len() <= limit { json_string(value) } else { String::new() };
             let fits = (2..=limit + 2).contains(&json.len());
-            // No more than doubled by the escapes of quotes and backslashes.
+            // Otherwise it is cut; escaping quotes and backslashes at most doubles its length.
             if fits { json } else { json_string(&printable(value, limit / 2)) }
         });
         self.entry(field.name(), &json);
@@ -152,7 +152,7 @@ impl Visit for JsonVisitor<'_> {
     }
 
     fn record_f64(&mut self, field: &Field, value: f64) {
-        // Null where it is no number.
+        // NaN and infinities become null.
         self.entry(field.name(), &serde_json::Value::from(value).to_string());
     }
 
@@ -169,7 +169,7 @@ mod tests {
     use tracing::{info, subscriber};
     use tracing_subscriber::fmt::MakeWriter;
 
-    use super::super::printable::is_unseen;
+    use super::super::printable::is_invisible;
     use super::*;
 
     #[derive(Clone, Default)]
@@ -197,7 +197,7 @@ mod tests {
     #[error("outer \u{1b}[31m")]
     struct Outer(#[source] io::Error);
 
-    /// What is written of some events, as text with colours and as JSON.
+    /// The lines that are written for `events`, as text with colours and as JSON.
     fn written(events: impl Fn()) -> (String, String) {
         let text = Written::default();
         let builder = tracing_subscriber::fmt().with_ansi(true).fmt_fields(TextFields);
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn plain_values_are_as_they_were_and_colours_stay() {
+    fn plain_values_are_unchanged_and_colours_stay() {
         let (text, json) = written(|| {
             info!(method = %"GET", path = "/a\"b", status = 200_u16, took = 0.5, r#type = true, "served");
         });
@@ -232,18 +232,18 @@ mod tests {
     }
 
     #[test]
-    fn no_value_breaks_a_line_or_speaks_to_a_terminal() {
+    fn no_value_contains_line_breaks_or_terminal_escapes() {
         let nasty = "a\r\n\u{7f}\u{1b}[31m\u{9b}31m\u{202e}b";
         let (text, json) = written(|| {
             let error = Outer(io::Error::other(nasty));
             info!(shown = %nasty, quoted = nasty, error = &error as &dyn Error, "{nasty}");
         });
-        // The colours are our own.
+        // The escapes of colours are our own.
         let allowed = |text: &str| text.contains("[31m") && !text.contains("\u{1b}[31m");
         assert!(allowed(&text), "{text:?}");
         let plain = text.replace('\u{1b}', "");
-        assert!(!plain.trim_end_matches('\n').contains(is_unseen), "{text:?}");
-        assert!(!json.trim_end_matches('\n').contains(is_unseen), "{json:?}");
+        assert!(!plain.trim_end_matches('\n').contains(is_invisible), "{text:?}");
+        assert!(!json.trim_end_matches('\n').contains(is_invisible), "{json:?}");
         let value: serde_json::Value = serde_json::from_str(&json).unwrap();
         for name in ["message", "shown", "quoted"] {
             assert_eq!(value[name], nasty, "{name}");
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_has_at_most_8_kib_whatever_is_in_it() {
+    fn a_line_has_at_most_8_kib_whatever_its_values_contain() {
         for filling in ["x", "\"", "\\", "\u{1b}", "\u{202e}", "ä", "\u{e0041}"] {
             let long = filling.repeat(1_000_000);
             let (text, json) = written(|| {

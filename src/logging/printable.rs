@@ -1,15 +1,15 @@
-//! Makes external text safe to print.
+//! Makes untrusted text safe to print.
 //!
-//! Text of a client, an upstream or a file can have any length and any characters: a line break
-//! forges a log line, an escape sequence controls the terminal, and a character that changes the
-//! direction of text makes a name look like another one.
+//! Text from a client, an upstream or a file can have any length and any characters. A line break can forge
+//! a log line, an escape sequence can control the terminal, and a character that changes the direction of
+//! text can make a name look like another one.
 
 use std::borrow::Cow;
 
-/// Whether a character is not seen where it stands, or changes how what is beside it is seen:
-/// control characters (with C1 and DEL), format characters (with those for the direction of
-/// writing), and fillers that look like spaces.
-pub fn is_unseen(character: char) -> bool {
+/// Whether a character is invisible, or changes how its neighbours look: control characters (including C1
+/// and DEL), format characters (including those for the direction of text), and fillers that look like
+/// spaces.
+pub fn is_invisible(character: char) -> bool {
     character.is_control()
         || matches!(
             character,
@@ -21,34 +21,34 @@ pub fn is_unseen(character: char) -> bool {
         )
 }
 
-/// `text` on one line of at most `limit` bytes: characters that are not seen are spelled out, like
-/// `\u{202e}`. What is too long is cut in the middle, which says so, because what is wrong is told
-/// at the beginning and what to do at the end.
+/// Returns `text` on one line of at most `limit` bytes. Invisible characters are escaped, like `\u{202e}`.
+/// A long text is cut in the middle, with a notice: an error says what is wrong at its beginning, and what
+/// to do at its end.
 pub fn printable(text: &str, limit: usize) -> Cow<'_, str> {
-    if text.len() <= limit && !text.contains(is_unseen) {
+    if text.len() <= limit && !text.contains(is_invisible) {
         return Cow::Borrowed(text);
     }
-    let (whole, taken) = spelled_out(text.chars(), limit);
-    if taken == text.len() {
+    let (whole, consumed) = escape(text.chars(), limit);
+    if consumed == text.len() {
         return Cow::Owned(whole.concat());
     }
-    /// The longest that is said of what is left out.
-    const NOTICE: usize = " … (18446744073709551615 bytes omitted) … ".len();
-    let room = limit.saturating_sub(NOTICE);
-    let (head, before) = spelled_out(text.chars(), room - room / 4);
-    let (mut tail, after) = spelled_out(text[before..].chars().rev(), room / 4);
+    /// Length of the longest notice.
+    const MAX_NOTICE: usize = " … (18446744073709551615 bytes omitted) … ".len();
+    let room = limit.saturating_sub(MAX_NOTICE);
+    let (head, before) = escape(text.chars(), room - room / 4);
+    let (mut tail, after) = escape(text[before..].chars().rev(), room / 4);
     tail.reverse();
-    let left_out = text.len() - before - after;
-    let notice = format!(" … ({left_out} bytes omitted) … ");
+    let omitted = text.len() - before - after;
+    let notice = format!(" … ({omitted} bytes omitted) … ");
     Cow::Owned(format!("{}{notice}{}", head.concat(), tail.concat()))
 }
 
-/// As many of the characters as fit, spelled out where they are not seen, and how many bytes of the
-/// text they are.
-fn spelled_out(characters: impl Iterator<Item = char>, limit: usize) -> (Vec<String>, usize) {
-    let (mut spelled, mut length, mut taken) = (Vec::new(), 0, 0);
+/// Escapes invisible characters. Returns as many characters as fit into `limit` bytes, and the number of
+/// bytes of the text that they replace.
+fn escape(characters: impl Iterator<Item = char>, limit: usize) -> (Vec<String>, usize) {
+    let (mut escaped, mut length, mut consumed) = (Vec::new(), 0, 0);
     for character in characters {
-        let one = match is_unseen(character) {
+        let one = match is_invisible(character) {
             true => character.escape_unicode().to_string(),
             false => character.to_string(),
         };
@@ -56,16 +56,17 @@ fn spelled_out(characters: impl Iterator<Item = char>, limit: usize) -> (Vec<Str
         if length > limit {
             break;
         }
-        taken += character.len_utf8();
-        spelled.push(one);
+        consumed += character.len_utf8();
+        escaped.push(one);
     }
-    (spelled, taken)
+    (escaped, consumed)
 }
 
-/// A JSON document in which characters that are not seen are escaped. It is the same document: they
-/// only stand in strings.
+/// Escapes the invisible characters in a JSON document. The document stays equivalent, because it has such
+/// characters only in strings.
 pub fn printable_json(json: &str) -> Cow<'_, str> {
-    let is_raw = |character: char| is_unseen(character) && !matches!(character, '\n' | '\r' | '\t');
+    let is_raw =
+        |character: char| is_invisible(character) && !matches!(character, '\n' | '\r' | '\t');
     if !json.contains(is_raw) {
         return Cow::Borrowed(json);
     }
@@ -89,14 +90,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_seen_stays_as_it_is() {
+    fn visible_text_is_unchanged() {
         let plain = "the narinfo’s URL is “ä/日本語”; it must be nar/…";
         assert!(matches!(printable(plain, 100), Cow::Borrowed(text) if text == plain));
         assert!(matches!(printable_json("{\n\t\"a\": \"ä\"\n}"), Cow::Borrowed(_)));
     }
 
     #[test]
-    fn what_is_not_seen_is_spelled_out() {
+    fn invisible_characters_are_escaped() {
         assert_eq!(
             printable("a\r\n\tb\u{7f}\u{1b}[0m", 100),
             "a\\u{d}\\u{a}\\u{9}b\\u{7f}\\u{1b}[0m"
@@ -108,23 +109,23 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_long_is_cut_in_the_middle_and_says_so() {
+    fn long_text_is_cut_in_the_middle_with_a_notice() {
         let text = format!("the URL is “{}”; it must be another one", "x".repeat(1_000_000));
         let cut = printable(&text, 300);
         assert!(cut.len() <= 300 && cut.len() > 250, "{cut}");
         assert!(cut.starts_with("the URL is “xxx"), "{cut}");
         assert!(cut.ends_with("xxx”; it must be another one"), "{cut}");
         assert!(cut.contains("x … (999"), "{cut}");
-        // Even where there is no room for what is to be said.
+        // The notice is there even if it does not fit into the limit.
         assert!(printable(&text, 10).contains("bytes omitted"));
     }
 
     #[test]
-    fn json_stays_the_same_document() {
+    fn escaping_does_not_change_the_meaning_of_json() {
         let value = serde_json::json!({"a\u{7f}": "b\u{9b}\u{202e}\u{e0041}\n\u{1b}", "ä": "日"});
         let json = serde_json::to_string(&value).unwrap();
         let printable = printable_json(&json);
-        assert!(!printable.contains(is_unseen), "{printable}");
+        assert!(!printable.contains(is_invisible), "{printable}");
         assert_eq!(serde_json::from_str::<serde_json::Value>(&printable).unwrap(), value);
     }
 
@@ -133,7 +134,7 @@ mod tests {
         fn any_text_is_one_bounded_line(text in "(?s).{0,400}", limit in 60_usize..500) {
             let line = printable(&text, limit);
             prop_assert!(line.len() <= limit);
-            prop_assert!(!line.contains(is_unseen));
+            prop_assert!(!line.contains(is_invisible));
         }
     }
 }

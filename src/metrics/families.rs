@@ -4,7 +4,7 @@ use prometheus::proto::{
     Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType,
 };
 
-/// A number with labels.
+/// A value of a counter or gauge, with labels.
 pub(super) struct Sample {
     labels: Vec<LabelPair>,
     value: f64,
@@ -15,24 +15,26 @@ impl Sample {
         Self { labels: pairs(labels), value: value as f64 }
     }
 
+    /// Creates a sample without labels.
     pub(super) fn plain(value: u64) -> Self {
         Self::new([], value)
     }
 
+    /// Creates a sample without labels, for a value with a fraction.
     pub(super) fn exact(value: f64) -> Self {
         Self { labels: Vec::new(), value }
     }
 }
 
-/// A histogram with labels, one of several.
-pub(super) struct Spread {
+/// The values of a histogram, with labels.
+pub(super) struct HistogramSample {
     labels: Vec<LabelPair>,
     cumulative: Vec<u64>,
     sum: f64,
 }
 
-impl Spread {
-    /// `counts` has one number more than there are bounds.
+impl HistogramSample {
+    /// `counts` has a number for each bucket, and one more for values above all bounds.
     pub(super) fn new<const N: usize>(labels: [(&str, &str); N], counts: &[u64], sum: f64) -> Self {
         let mut so_far = 0;
         let cumulative = counts.iter().map(|count| {
@@ -79,9 +81,9 @@ pub(super) fn histogram(
     name: &str,
     help: &str,
     bounds: &[f64],
-    spreads: Vec<Spread>,
+    samples: Vec<HistogramSample>,
 ) -> MetricFamily {
-    let metric = |spread: Spread| {
+    let metric = |sample: HistogramSample| {
         let bucket = |(bound, count): (&f64, &u64)| {
             let mut bucket = Bucket::default();
             bucket.set_upper_bound(*bound);
@@ -89,14 +91,14 @@ pub(super) fn histogram(
             bucket
         };
         let mut histogram = Histogram::default();
-        histogram.set_bucket(bounds.iter().zip(&spread.cumulative).map(bucket).collect());
-        histogram.set_sample_count(spread.cumulative.last().copied().unwrap_or_default());
-        histogram.set_sample_sum(spread.sum);
-        let mut metric = Metric::from_label(spread.labels);
+        histogram.set_bucket(bounds.iter().zip(&sample.cumulative).map(bucket).collect());
+        histogram.set_sample_count(sample.cumulative.last().copied().unwrap_or_default());
+        histogram.set_sample_sum(sample.sum);
+        let mut metric = Metric::from_label(sample.labels);
         metric.set_histogram(histogram);
         metric
     };
-    family(name, help, MetricType::HISTOGRAM, spreads.into_iter().map(metric).collect())
+    family(name, help, MetricType::HISTOGRAM, samples.into_iter().map(metric).collect())
 }
 
 fn family(name: &str, help: &str, kind: MetricType, metrics: Vec<Metric>) -> MetricFamily {

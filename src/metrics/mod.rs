@@ -1,9 +1,9 @@
 //! The metrics of the daemon, and their text format.
 //!
-//! All metrics are in one [`Metrics`], which is passed down: there are no globals. Counters of
-//! every request are in `traffic`, in numbers of each thread's own (`shards`), because a narinfo
-//! request takes only some microseconds; rare events are counted by the `prometheus` crate.
-//! `docs/metrics.md` has a line for each name, and a test compares the two.
+//! There are no globals: all metrics are in one [`Metrics`], which is passed to its users. Counters that
+//! change with each request are in `traffic`; each thread has its own copy (`shards`), because a narinfo
+//! request takes only a few microseconds. Rare events are counted with the `prometheus` crate.
+//! `docs/metrics.md` lists all names, and a test compares the two.
 
 mod families;
 mod process;
@@ -26,16 +26,16 @@ pub use traffic::{Method, STATUSES, Traffic};
 
 use families::{Sample, gauge};
 
-/// The content type of what [`Metrics::render`] makes.
+/// The content type of the text from [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Everything that is counted.
+/// All metrics.
 pub struct Metrics {
-    /// What is counted for every request.
+    /// Counters of requests and bytes.
     pub traffic: Traffic,
-    /// How much is in the store.
+    /// Size of the store.
     pub store: StoreNumbers,
-    /// Uploads that were refused.
+    /// Refused uploads, by reason.
     pub refused: IntCounterVec,
     verification: Histogram,
     commit: Histogram,
@@ -52,20 +52,20 @@ pub struct Metrics {
     started: SystemTime,
 }
 
-/// How a collection ended.
+/// Result of a collection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Collected {
-    /// It came to its end.
+pub enum CollectionResult {
+    /// The collection was completed.
     Done,
-    /// It was told to stop before.
+    /// The daemon stopped during the collection.
     Stopped,
-    /// Another one was at work.
+    /// Another process holds the collection lock.
     Busy,
-    /// It failed.
+    /// The collection failed.
     Failed,
 }
 
-impl Collected {
+impl CollectionResult {
     const ALL: [Self; 4] = [Self::Done, Self::Stopped, Self::Busy, Self::Failed];
 
     const fn as_str(self) -> &'static str {
@@ -78,62 +78,63 @@ impl Collected {
     }
 }
 
-/// A connection, from when it is accepted until this is dropped.
+/// An open connection: it is counted until this is dropped.
 #[derive(Debug)]
-pub struct Open(IntGauge);
+pub struct OpenConnection(IntGauge);
 
-impl Drop for Open {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.0.dec();
     }
 }
 
-/// What is counted of one upstream.
+/// The metrics of one upstream.
 #[derive(Debug)]
 pub struct UpstreamCounters {
     up: IntGauge,
     found: IntCounter,
     absent: IntCounter,
     failed: IntCounter,
-    left_alone: IntCounter,
+    circuit_open: IntCounter,
     received: IntCounter,
 }
 
 impl UpstreamCounters {
-    /// It works, or is left alone from now on.
-    pub fn is_up(&self, up: bool) {
+    /// Records whether the circuit breaker is closed.
+    pub fn set_up(&self, up: bool) {
         self.up.set(up.into());
     }
 
-    /// It has what it was asked for, or has not.
+    /// Counts a response: the upstream has the object or not.
     pub fn answered(&self, found: bool) {
         if found { self.found.inc() } else { self.absent.inc() }
     }
 
-    /// It could not say.
+    /// Counts a request that failed.
     pub fn failed(&self) {
         self.failed.inc();
     }
 
-    /// It was not asked, because of its trouble before.
-    pub fn left_alone(&self) {
-        self.left_alone.inc();
+    /// Counts a request that was not sent, because the circuit breaker is open.
+    pub fn circuit_open(&self) {
+        self.circuit_open.inc();
     }
 
-    /// A counter for bytes of objects that come from there.
+    /// The counter for received bytes of objects.
     pub fn received(&self) -> IntCounter {
         self.received.clone()
     }
 }
 
-/// How long it takes to unpack, hash or write a NAR: up to ten minutes.
-const WORK: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0];
+/// Buckets for the time to unpack, hash or write a NAR, in seconds.
+const NAR_BUCKETS: [f64; 12] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0];
 
-/// How long a collection takes: up to an hour.
-const COLLECTION: [f64; 8] = [0.01, 0.1, 1.0, 5.0, 30.0, 120.0, 600.0, 3600.0];
+/// Buckets for the duration of a collection, in seconds.
+const COLLECTION_BUCKETS: [f64; 8] = [0.01, 0.1, 1.0, 5.0, 30.0, 120.0, 600.0, 3600.0];
 
 impl Metrics {
-    /// Nothing was counted yet.
+    /// Creates metrics with all counters at zero.
     pub fn new() -> Arc<Self> {
         let registry = Registry::new();
         let upstream = ["upstream"];
@@ -143,7 +144,7 @@ impl Metrics {
             "Garbage collections by the daemon.",
             &["result"],
         );
-        for result in Collected::ALL {
+        for result in CollectionResult::ALL {
             collections.with_label_values(&[result.as_str()]);
         }
         Arc::new(Self {
@@ -159,13 +160,13 @@ impl Metrics {
                 &registry,
                 "nix_stored_verification_duration_seconds",
                 "Time to hash, unpack and write a NAR, without waiting for the sender.",
-                &WORK,
+                &NAR_BUCKETS,
             ),
             commit: histogram(
                 &registry,
                 "nix_stored_commit_duration_seconds",
                 "Time from the last byte of an object until the object was durable and visible.",
-                &WORK,
+                &NAR_BUCKETS,
             ),
             open_connections: registered(
                 &registry,
@@ -177,7 +178,7 @@ impl Metrics {
                 &registry,
                 "nix_stored_collection_duration_seconds",
                 "Duration of garbage collections by the daemon.",
-                &COLLECTION,
+                &COLLECTION_BUCKETS,
             ),
             collected_bytes: plain(
                 &registry,
@@ -216,36 +217,36 @@ impl Metrics {
         })
     }
 
-    /// A connection was accepted.
-    pub fn open(&self) -> Open {
+    /// Counts an accepted connection, which is open until the result is dropped.
+    pub fn open(&self) -> OpenConnection {
         self.connections.inc();
         self.open_connections.inc();
-        Open(self.open_connections.clone())
+        OpenConnection(self.open_connections.clone())
     }
 
-    /// A NAR took so long to be hashed, unpacked and written.
+    /// Records the time to hash, unpack and write a NAR.
     pub fn verified(&self, took: Duration) {
         self.verification.observe(took.as_secs_f64());
     }
 
-    /// An object whose last byte came at `begun` is durable and visible.
+    /// Records that an object is durable and visible; its last byte arrived at `begun`.
     pub fn committed(&self, begun: Instant) {
         self.commit.observe(begun.elapsed().as_secs_f64());
     }
 
-    /// A collection that began at `begun` ended so.
-    pub fn collected(&self, begun: Instant, how: Collected) {
+    /// Records the result of a collection that began at `begun`.
+    pub fn collected(&self, begun: Instant, how: CollectionResult) {
         self.collections.with_label_values(&[how.as_str()]).inc();
         self.collection.observe(begun.elapsed().as_secs_f64());
     }
 
-    /// The daemon has removed so much by itself.
+    /// Records what a collection of the daemon has removed.
     pub fn freed(&self, bytes: u64, paths: u64) {
         self.collected_bytes.inc_by(bytes);
         self.collected_paths.inc_by(paths);
     }
 
-    /// What is counted of the upstream of this name, which has no credentials in it.
+    /// The metrics of the upstream with this name. The name must not contain credentials.
     pub fn upstream(&self, name: &str) -> UpstreamCounters {
         let result = |result: &str| self.upstream_requests.with_label_values(&[name, result]);
         let up = self.upstream_up.with_label_values(&[name]);
@@ -255,12 +256,12 @@ impl Metrics {
             found: result("found"),
             absent: result("absent"),
             failed: result("failed"),
-            left_alone: result("left-alone"),
+            circuit_open: result("left-alone"),
             received: self.upstream_received.with_label_values(&[name]),
         }
     }
 
-    /// Everything, as Prometheus reads it. Looks into `/proc`.
+    /// All metrics in the text format of Prometheus. Blocking: reads files in `/proc`.
     pub fn render(&self, free_space: Option<u64>) -> String {
         let features = [
             ("pages", cfg!(feature = "pages")),
@@ -293,8 +294,8 @@ fn registered<M: Collector + Clone + 'static>(
     registry: &Registry,
     metric: prometheus::Result<M>,
 ) -> M {
-    let metric = metric.expect("names, labels and buckets are right: each start makes them");
-    registry.register(Box::new(metric.clone())).expect("each name is given once");
+    let metric = metric.expect("names, labels and buckets are constants, which each start checks");
+    registry.register(Box::new(metric.clone())).expect("each name is registered once");
     metric
 }
 

@@ -1,4 +1,4 @@
-//! Metrics of the process, from the system.
+//! Metrics of the process, from the kernel.
 
 use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -9,12 +9,12 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::families::{Sample, counter, gauge};
 
-/// The names are those that Prometheus' own clients give.
+/// Metrics with the names that the client libraries of Prometheus use.
 pub(super) fn families(started: SystemTime) -> Vec<MetricFamily> {
     let started = started.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     let spent = clock_gettime(ClockId::ProcessCPUTime);
     let spent = spent.tv_sec as f64 + spent.tv_nsec as f64 / 1e9;
-    let most_files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let max_files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let mut families = vec![
         gauge(
             "process_start_time_seconds",
@@ -29,7 +29,7 @@ pub(super) fn families(started: SystemTime) -> Vec<MetricFamily> {
         gauge(
             "process_max_fds",
             "Maximum number of open file descriptors.",
-            vec![Sample::plain(most_files)],
+            vec![Sample::plain(max_files)],
         ),
     ];
     let help = "Resident memory of the process.";
@@ -42,7 +42,7 @@ pub(super) fn families(started: SystemTime) -> Vec<MetricFamily> {
     families
 }
 
-/// None where there is no `/proc` as Linux has it.
+/// Resident memory; `None` without the `/proc` of Linux.
 fn resident_bytes() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
@@ -51,7 +51,7 @@ fn resident_bytes() -> Option<u64> {
 }
 
 fn open_files() -> Option<u64> {
-    // Linux knows the number since 6.2; before, they have to be counted.
+    // The length is the number of open files since Linux 6.2, and 0 before.
     match fs::metadata("/proc/self/fd").ok()?.len() {
         0 => fs::read_dir("/proc/self/fd").ok().map(|files| files.count() as u64),
         known => Some(known),

@@ -1,19 +1,19 @@
 //! Counters that many threads increment, and that are read rarely.
 //!
-//! A counter that two processors increment in turns moves between their caches each time, which
-//! takes longer than all other counting of a request. So each thread has its own.
+//! A counter that two processors increment in turn moves between their caches each time, which takes
+//! longer than all other work for metrics in a request. So each thread has its own copy.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-/// More would only take memory: threads that share one are slower, and not wrong.
-const MOST: usize = 64;
+/// Maximum number of shards, to limit memory. Threads that share a shard are only slower.
+const MAX_SHARDS: usize = 64;
 
-/// One `T` for each thread, about.
+/// A `T` for each thread, as long as there are fewer threads than shards.
 #[derive(Debug)]
 pub(super) struct Shards<T>(Box<[Aligned<T>]>);
 
-/// Two cache lines, because processors fetch them in pairs.
+/// Aligned to two cache lines, because processors fetch them in pairs.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Aligned<T>(T);
@@ -21,24 +21,24 @@ struct Aligned<T>(T);
 impl<T: Default> Shards<T> {
     pub(super) fn new() -> Self {
         let processors = thread::available_parallelism().map_or(1, usize::from);
-        let count = processors.next_power_of_two().min(MOST);
+        let count = processors.next_power_of_two().min(MAX_SHARDS);
         Self(std::iter::repeat_with(Aligned::default).take(count).collect())
     }
 
-    /// That of the calling thread.
+    /// The shard of the calling thread.
     pub(super) fn own(&self) -> &T {
-        // There is a power of two of them.
-        &self.0[number() & (self.0.len() - 1)].0
+        // The number of shards is a power of two.
+        &self.0[thread_number() & (self.0.len() - 1)].0
     }
 
-    /// The sum of what each of them says.
+    /// Sums a number over all shards.
     pub(super) fn sum(&self, of: impl Fn(&T) -> u64) -> u64 {
         self.0.iter().map(|shard| of(&shard.0)).sum()
     }
 }
 
-/// The calling thread's number: threads are counted as they come here.
-fn number() -> usize {
+/// The number of the calling thread, in the order of the first calls.
+fn thread_number() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local! {
         static NUMBER: usize = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_all_threads_count_is_added_up() {
+    fn the_sum_includes_the_shards_of_all_threads() {
         let shards = Shards::<AtomicU64>::new();
         thread::scope(|scope| {
             for _ in 0..8 {

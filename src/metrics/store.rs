@@ -7,50 +7,50 @@ use prometheus::proto::MetricFamily;
 
 use super::families::{Sample, gauge};
 
-/// How much is in the store.
+/// Size of the store.
 #[derive(Debug, Default)]
 pub struct StoreNumbers {
     bytes: AtomicI64,
     paths: AtomicI64,
-    /// When somebody looked, in seconds since 1970; 0 before the first time.
-    seen: AtomicU64,
+    /// Time of the last full scan, in seconds since 1970; 0 before the first scan.
+    scanned: AtomicU64,
 }
 
-// Each number stands for itself.
+// The numbers are independent of each other.
 const ORDER: Ordering = Ordering::Relaxed;
 
 impl StoreNumbers {
-    /// Somebody has looked at everything, and this is what there is.
-    pub fn seen(&self, bytes: u64, paths: u64) {
+    /// Sets the totals after a full scan.
+    pub fn set_totals(&self, bytes: u64, paths: u64) {
         self.bytes.store(signed(bytes), ORDER);
         self.paths.store(signed(paths), ORDER);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.seen.store(now.as_secs(), ORDER);
+        self.scanned.store(now.as_secs(), ORDER);
     }
 
-    /// Objects came that were not there before.
+    /// Adds new objects to the totals.
     pub fn grew(&self, bytes: u64, paths: u64) {
         self.bytes.fetch_add(signed(bytes), ORDER);
         self.paths.fetch_add(signed(paths), ORDER);
     }
 
-    /// Objects went.
+    /// Subtracts removed objects from the totals.
     pub fn shrank(&self, bytes: u64, paths: u64) {
         self.bytes.fetch_sub(signed(bytes), ORDER);
         self.paths.fetch_sub(signed(paths), ORDER);
     }
 
-    /// Bytes in all objects, and store paths; none before somebody has looked.
-    pub fn known(&self) -> Option<(u64, u64)> {
-        // What another process removes is not seen here, and what is stored during a look may be
-        // counted or not: so they may fall below nothing.
+    /// Size of all objects in bytes, and number of store paths; `None` before the first full scan.
+    pub fn totals(&self) -> Option<(u64, u64)> {
+        // The sums can become negative: removals by other processes are not counted, and an object that is
+        // stored during a scan may be counted twice or not at all.
         let read = |number: &AtomicI64| u64::try_from(number.load(ORDER)).unwrap_or(0);
-        (self.seen.load(ORDER) > 0).then(|| (read(&self.bytes), read(&self.paths)))
+        (self.scanned.load(ORDER) > 0).then(|| (read(&self.bytes), read(&self.paths)))
     }
 
     pub(super) fn families(&self, free_space: Option<u64>) -> Vec<MetricFamily> {
         let mut families = Vec::new();
-        if let Some((bytes, paths)) = self.known() {
+        if let Some((bytes, paths)) = self.totals() {
             families.extend([
                 gauge(
                     "nix_stored_store_bytes",
@@ -66,7 +66,7 @@ impl StoreNumbers {
                 gauge(
                     "nix_stored_store_seen_timestamp_seconds",
                     "Time of the last full scan.",
-                    vec![Sample::plain(self.seen.load(ORDER))],
+                    vec![Sample::plain(self.scanned.load(ORDER))],
                 ),
             ]);
         }
@@ -81,7 +81,7 @@ impl StoreNumbers {
     }
 }
 
-/// No disk has more than that.
+/// No disk has more than `i64::MAX` bytes.
 fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
@@ -91,15 +91,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_known_is_the_last_look_and_what_came_of_it_since() {
+    fn totals_are_those_of_the_last_scan_and_the_changes_since_then() {
         let store = StoreNumbers::default();
         store.grew(10, 1);
-        assert_eq!(store.known(), None);
-        store.seen(100, 2);
+        assert_eq!(store.totals(), None);
+        store.set_totals(100, 2);
         store.grew(10, 1);
         store.shrank(40, 2);
-        assert_eq!(store.known(), Some((70, 1)));
+        assert_eq!(store.totals(), Some((70, 1)));
         store.shrank(100, 2);
-        assert_eq!(store.known(), Some((0, 0)));
+        assert_eq!(store.totals(), Some((0, 0)));
     }
 }

@@ -1,15 +1,15 @@
-//! The counters of every request.
+//! Counters that change with each request.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use prometheus::proto::MetricFamily;
 
-use super::families::{Sample, Spread, counter, histogram};
+use super::families::{HistogramSample, Sample, counter, histogram};
 use super::shards::Shards;
 use crate::nix::ObjectKind;
 
-/// How a request asks.
+/// Method of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method {
     /// GET
@@ -18,16 +18,16 @@ pub enum Method {
     Head,
     /// PUT
     Put,
-    /// Any other.
+    /// Any other method.
     Other,
 }
 
 const METHODS: [&str; 4] = ["GET", "HEAD", "PUT", "other"];
 
-/// What asks for no object has a place of its own.
+/// Number of kinds; the last one is for requests that name no object.
 const KINDS: usize = ObjectKind::ALL.len() + 1;
 
-/// The statuses that are counted by their numbers. All others are `other`.
+/// The status codes with labels of their own; all others have the label `other`.
 pub const STATUSES: [u16; 26] = [
     200, 201, 206, 303, 304, 307, 308, 400, 401, 403, 404, 405, 408, 409, 411, 413, 415, 416, 417,
     422, 431, 500, 502, 503, 504, 507,
@@ -35,19 +35,19 @@ pub const STATUSES: [u16; 26] = [
 
 const OTHER_STATUS: usize = STATUSES.len();
 
-/// The place of each status up to 511 in [`STATUSES`].
-const PLACES: [u8; 512] = {
-    let mut places = [OTHER_STATUS as u8; 512];
+/// The index of each status code up to 511 in [`STATUSES`].
+const STATUS_INDEX: [u8; 512] = {
+    let mut index = [OTHER_STATUS as u8; 512];
     let mut at = 0;
     while at < STATUSES.len() {
-        places[STATUSES[at] as usize] = at as u8;
+        index[STATUSES[at] as usize] = at as u8;
         at += 1;
     }
-    places
+    index
 };
 
-/// Up to how many seconds a request took. A narinfo takes some microseconds, a NAR of many
-/// gigabytes on a slow line an hour.
+/// Buckets for the duration of requests, in seconds. A narinfo takes a few microseconds; a NAR of many
+/// gigabytes over a slow connection takes an hour.
 const SECONDS: [f64; 16] = [
     0.0001, 0.00025, 0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 60.0, 300.0, 900.0,
     3600.0,
@@ -58,19 +58,19 @@ const NANOS: [u64; SECONDS.len()] = {
     let mut nanos = [0; SECONDS.len()];
     let mut at = 0;
     while at < SECONDS.len() {
-        // Rounded, because 0.0001 is a little less than that.
+        // Rounded, because the floating point number 0.0001 is a little less than 0.0001.
         nanos[at] = (SECONDS[at] * 1e9 + 0.5) as u64;
         at += 1;
     }
     nanos
 };
 
-/// What is counted for every request.
+/// Counters of requests and bytes.
 #[derive(Debug)]
-pub struct Traffic(Shards<Counts>);
+pub struct Traffic(Shards<RequestCounts>);
 
 #[derive(Debug)]
-struct Counts {
+struct RequestCounts {
     answered: [[[AtomicU64; OTHER_STATUS + 1]; METHODS.len()]; KINDS],
     durations: [[Durations; METHODS.len()]; KINDS],
     hits: [AtomicU64; ObjectKind::ALL.len()],
@@ -79,16 +79,16 @@ struct Counts {
     sent: AtomicU64,
 }
 
-/// How many requests took how long.
+/// Histogram of the duration of requests.
 #[derive(Debug)]
 struct Durations {
-    /// By the first bound that is not exceeded; the last are those above all.
+    /// Number of requests in each bucket; the last number is for those above all bounds.
     counts: [AtomicU64; NANOS.len() + 1],
-    /// How long all took together.
+    /// Sum of all durations.
     nanos: AtomicU64,
 }
 
-impl Default for Counts {
+impl Default for RequestCounts {
     fn default() -> Self {
         use std::array::from_fn;
         let durations = || Durations { counts: from_fn(|_| zero()), nanos: zero() };
@@ -120,11 +120,12 @@ impl Traffic {
         Self(Shards::new())
     }
 
-    /// A request was answered, and all of the answer is gone or given up.
+    /// Counts a request whose response was sent, or was aborted.
     pub fn answered(&self, kind: Option<ObjectKind>, method: Method, status: u16, took: Duration) {
         let counts = self.0.own();
-        let (kind, method) = (place(kind), method as usize);
-        let status = PLACES.get(usize::from(status)).map_or(OTHER_STATUS, |&at| usize::from(at));
+        let (kind, method) = (kind_index(kind), method as usize);
+        let status =
+            STATUS_INDEX.get(usize::from(status)).map_or(OTHER_STATUS, |&at| usize::from(at));
         add(&counts.answered[kind][method][status], 1);
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         let durations = &counts.durations[kind][method];
@@ -133,42 +134,42 @@ impl Traffic {
         add(&durations.nanos, nanos);
     }
 
-    /// Somebody asked for an object that is here.
+    /// Counts a read of an object that is in this cache.
     pub fn hit(&self, kind: ObjectKind) {
         add(&self.0.own().hits[kind as usize], 1);
     }
 
-    /// Somebody asked for an object that is not here, wherever else it may be had.
+    /// Counts a read of an object that is not in this cache, even if an upstream has it.
     pub fn missed(&self, kind: ObjectKind) {
         add(&self.0.own().misses[kind as usize], 1);
     }
 
-    /// Bytes came in on a connection.
+    /// Counts bytes that were received on a connection.
     pub fn received(&self, bytes: usize) {
         add(&self.0.own().received, bytes as u64);
     }
 
-    /// Bytes went out on a connection.
+    /// Counts bytes that were sent on a connection.
     pub fn sent(&self, bytes: usize) {
         add(&self.0.own().sent, bytes as u64);
     }
 
-    /// How often objects of this kind were here when somebody asked for them.
+    /// The number of reads of this kind that were in this cache.
     pub fn hits(&self, kind: ObjectKind) -> u64 {
         self.0.sum(|counts| read(&counts.hits[kind as usize]))
     }
 
-    /// How often objects of this kind were not here when somebody asked for them.
+    /// The number of reads of this kind that were not in this cache.
     pub fn misses(&self, kind: ObjectKind) -> u64 {
         self.0.sum(|counts| read(&counts.misses[kind as usize]))
     }
 
-    /// All bytes that came in on connections.
+    /// The number of bytes received on all connections.
     pub fn received_bytes(&self) -> u64 {
         self.0.sum(|counts| read(&counts.received))
     }
 
-    /// All bytes that went out on connections.
+    /// The number of bytes sent on all connections.
     pub fn sent_bytes(&self) -> u64 {
         self.0.sum(|counts| read(&counts.sent))
     }
@@ -190,7 +191,7 @@ impl Traffic {
                 "Time from the request head until the last byte of the response was passed to \
                  the kernel.",
                 &SECONDS,
-                self.spreads(),
+                self.histogram_samples(),
             ),
             counter(
                 "nix_stored_hits_total",
@@ -220,9 +221,9 @@ impl Traffic {
         for (kind, method) in pairs() {
             for status in 0..=OTHER_STATUS {
                 let count = self.0.sum(|counts| read(&counts.answered[kind][method][status]));
-                // What most caches are asked for is there before the first time, so that its
-                // rate is known from the beginning.
-                if count > 0 || is_usual(kind, method, status) {
+                // Series of common requests exist before the first request, so that Prometheus sees
+                // their first increase.
+                if count > 0 || is_common(kind, method, status) {
                     let status = STATUSES.get(status);
                     let status = status.map_or_else(|| "other".to_owned(), ToString::to_string);
                     let [kind, method] = labels(kind, method);
@@ -233,20 +234,20 @@ impl Traffic {
         samples
     }
 
-    fn spreads(&self) -> Vec<Spread> {
-        let spread = |(kind, method): (usize, usize)| {
+    fn histogram_samples(&self) -> Vec<HistogramSample> {
+        let sample = |(kind, method): (usize, usize)| {
             let counts: Vec<u64> = (0..=NANOS.len())
                 .map(|at| self.0.sum(|counts| read(&counts.durations[kind][method].counts[at])))
                 .collect();
             let nanos = self.0.sum(|counts| read(&counts.durations[kind][method].nanos));
             let any = counts.iter().any(|&count| count > 0);
-            any.then(|| Spread::new(labels(kind, method), &counts, nanos as f64 / 1e9))
+            any.then(|| HistogramSample::new(labels(kind, method), &counts, nanos as f64 / 1e9))
         };
-        pairs().filter_map(spread).collect()
+        pairs().filter_map(sample).collect()
     }
 }
 
-fn place(kind: Option<ObjectKind>) -> usize {
+fn kind_index(kind: Option<ObjectKind>) -> usize {
     kind.map_or(KINDS - 1, |kind| kind as usize)
 }
 
@@ -259,14 +260,14 @@ fn labels(kind: usize, method: usize) -> [(&'static str, &'static str); 2] {
     [("kind", kind), ("method", METHODS[method])]
 }
 
-fn is_usual(kind: usize, method: usize, status: usize) -> bool {
+fn is_common(kind: usize, method: usize, status: usize) -> bool {
     let object = [ObjectKind::NarInfo as usize, ObjectKind::Nar as usize].contains(&kind);
-    let answers: &[u16] = match METHODS[method] {
+    let statuses: &[u16] = match METHODS[method] {
         "GET" => &[200, 404],
         "PUT" => &[201],
         _ => &[],
     };
-    object && STATUSES.get(status).is_some_and(|status| answers.contains(status))
+    object && STATUSES.get(status).is_some_and(|status| statuses.contains(status))
 }
 
 #[cfg(test)]
@@ -274,16 +275,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_is_in_the_first_bucket_that_holds_it() {
+    fn a_request_is_counted_in_the_first_bucket_whose_bound_it_does_not_exceed() {
         let traffic = Traffic::new();
         for nanos in [1, 100_000, 100_001, 3_600_000_000_000, 3_600_000_000_001] {
             let took = Duration::from_nanos(nanos);
             traffic.answered(Some(ObjectKind::Nar), Method::Get, 200, took);
         }
-        let nar = place(Some(ObjectKind::Nar));
+        let nar = kind_index(Some(ObjectKind::Nar));
         let in_bucket = |at: usize| traffic.0.sum(|c| read(&c.durations[nar][0].counts[at]));
         assert_eq!([0, 1, 15, 16].map(in_bucket), [2, 1, 1, 1]);
-        assert_eq!(traffic.spreads().len(), 1);
+        assert_eq!(traffic.histogram_samples().len(), 1);
     }
 
     #[test]

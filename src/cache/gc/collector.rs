@@ -9,7 +9,7 @@ use tracing::{info, warn};
 use super::{CLIENTS_REMEMBER, CollectError, Limits, Report};
 use crate::cache::Cache;
 use crate::config::Retention;
-use crate::metrics::Collected;
+use crate::metrics::CollectionResult;
 
 /// The first collection comes so soon after the start, or a daemon that is restarted more often
 /// than it collects would never do it.
@@ -76,13 +76,13 @@ impl Cache {
     }
 }
 
-fn how(collected: &Result<Report, CollectError>) -> Collected {
+fn how(collected: &Result<Report, CollectError>) -> CollectionResult {
     match collected {
-        Ok(report) if report.stopped => Collected::Stopped,
-        Ok(_) => Collected::Done,
-        Err(CollectError::Busy) => Collected::Busy,
-        Err(CollectError::Stopped) => Collected::Stopped,
-        Err(_) => Collected::Failed,
+        Ok(report) if report.stopped => CollectionResult::Stopped,
+        Ok(_) => CollectionResult::Done,
+        Err(CollectError::Busy) => CollectionResult::Busy,
+        Err(CollectError::Stopped) => CollectionResult::Stopped,
+        Err(_) => CollectionResult::Failed,
     }
 }
 

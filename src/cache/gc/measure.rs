@@ -17,7 +17,7 @@ impl Cache {
                 paths += u64::from(matches!(object.path, CachePath::NarInfo(_)));
             }
         }
-        self.metrics.store.seen(bytes, paths);
+        self.metrics.store.set_totals(bytes, paths);
         Ok(())
     }
 }

@@ -119,7 +119,7 @@ impl Cache {
             () = stop.cancelled() => return Err(CollectError::Stopped),
             inventory = self.inventory(|objects| progress(Progress::Found(objects))) => inventory?.complete()?,
         };
-        self.metrics.store.seen(inventory.size(), inventory.paths.len() as u64);
+        self.metrics.store.set_totals(inventory.size(), inventory.paths.len() as u64);
         let pins = self.pins().await?;
         let (inventory, plan) = planned(inventory, pins, *limits, now).await?;
         let of = plan.removals.len() as u64;

@@ -298,7 +298,7 @@ impl Client {
     /// Returns a permit for a request, unless the circuit is open.
     async fn turn(&self) -> Result<Option<SemaphorePermit<'_>>, UpstreamFailure> {
         if let Some(left) = self.left_alone() {
-            self.counters.left_alone();
+            self.counters.circuit_open();
             return Err(UpstreamFailure::CircuitOpen(left));
         }
         // The semaphore is never closed.
@@ -306,7 +306,7 @@ impl Client {
         // Those before this one may have found out that there is no answer to be had.
         let pause = self.breaker().pause(Instant::now());
         pause.map_or(Ok(turn), |pause| {
-            self.counters.left_alone();
+            self.counters.circuit_open();
             Err(UpstreamFailure::CircuitOpen(pause))
         })
     }
@@ -348,7 +348,7 @@ impl Client {
     fn tell(&self, change: Option<Change>, why: &str) {
         match change {
             Some(Change::Paused(pause)) => {
-                self.counters.is_up(false);
+                self.counters.set_up(false);
                 warn!(
                     upstream = %self.name,
                     error = why,
@@ -356,7 +356,7 @@ impl Client {
                 );
             }
             Some(Change::Recovered) => {
-                self.counters.is_up(true);
+                self.counters.set_up(true);
                 info!(upstream = %self.name, "upstream recovered; circuit closed");
             }
             None => {}

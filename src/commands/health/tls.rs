@@ -12,7 +12,7 @@ use rustls::{
 };
 use rustls_platform_verifier::Verifier;
 
-use super::place::Encryption;
+use super::address::Encryption;
 use crate::config::authorities;
 
 /// Starts TLS on `socket`.
@@ -22,16 +22,16 @@ pub(super) fn encrypt<S: Read + Write>(
 ) -> io::Result<StreamOwned<ClientConnection, S>> {
     let provider = Arc::new(ring::default_provider());
     let (verifier, name): (Arc<dyn ServerCertVerifier>, ServerName<'static>) = match encryption {
-        Encryption::CertifiedAs(name) => {
+        Encryption::CertificateFor(name) => {
             let more = authorities().map_err(io::Error::other)?;
             let verifier = Verifier::new_with_extra_roots(more, Arc::clone(&provider));
             (Arc::new(verifier.map_err(io::Error::other)?), name.clone())
         }
-        Encryption::Shows(certificate) => {
+        Encryption::ExactCertificate(certificate) => {
             let certificate = certificate.clone();
-            // rustls sends no SNI for an address, and `Shown` ignores the name.
+            // rustls sends no SNI for an address, and `OneCertificate` ignores the name.
             let name = Ipv4Addr::LOCALHOST.into();
-            (Arc::new(Shown { certificate, provider: Arc::clone(&provider) }), name)
+            (Arc::new(OneCertificate { certificate, provider: Arc::clone(&provider) }), name)
         }
         Encryption::None => return Err(io::ErrorKind::Unsupported.into()),
     };
@@ -47,12 +47,12 @@ pub(super) fn encrypt<S: Read + Write>(
 
 /// Accepts exactly one server certificate.
 #[derive(Debug)]
-struct Shown {
+struct OneCertificate {
     certificate: CertificateDer<'static>,
     provider: Arc<CryptoProvider>,
 }
 
-impl ServerCertVerifier for Shown {
+impl ServerCertVerifier for OneCertificate {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
