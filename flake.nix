@@ -30,7 +30,7 @@
           src = ./.;
           cargoLock.lockFile = ./Cargo.lock;
 
-          # The other tests need a network, or a Nix of their own.
+          # The other tests need a network or a private Nix store.
           cargoTestFlags = [ "--lib" ];
 
           nativeBuildInputs = [ installShellFiles ];
@@ -63,7 +63,7 @@
             imports = [ ./nixos-module.nix ];
             services.nix-stored.package = lib.mkDefault (packageFor pkgs);
           };
-        # For builders; it needs no package.
+        # For builders; needs no package.
         nix-stored-push = ./contrib/push/nixos-module.nix;
         push = nix-stored-push;
       };
@@ -109,7 +109,7 @@
       checks = forAllSystems (pkgs: {
         package = packageFor pkgs;
 
-        # The units that NixOS makes of the modules, and how much of the system they are exposed to.
+        # The units that NixOS generates from the modules, with their exposure by systemd-analyze.
         module =
           let
             machine = nixpkgs.lib.nixosSystem {
@@ -137,7 +137,7 @@
                 ${units.${name}.unit}/${name} | tee --append $out
             '';
           in
-          # The uploader is root, for Nix to trust its signatures.
+          # nix-stored-push.service runs as root, so that Nix accepts its signatures: no exposure check.
           pkgs.runCommand "nix-stored-module" { nativeBuildInputs = [ pkgs.systemd ]; } ''
             ${exposed "nix-stored.service"}
             ${exposed "nix-stored-gc.service"}

@@ -1,6 +1,6 @@
-//! Whatever a request asks for, it is the name of one object inside the folders of a cache, or none.
+//! A request names one object in the directories of a cache, or is invalid.
 //!
-//! The input is what stands in a request: a path, and after the first `?` a query.
+//! The input is the target of a request: a path, and a query after the first `?`.
 
 #![no_main]
 
@@ -8,14 +8,14 @@ use libfuzzer_sys::fuzz_target;
 use nix_stored::nix::CachePath;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
-/// All that has to be encoded in a path, and much that has not, but no slash.
+/// Characters to encode: all that a path requires, and more, but not the slash.
 const PART: &AsciiSet = &NON_ALPHANUMERIC.remove(b'/');
 
 fn decoded(text: &str) -> String {
-    percent_decode_str(text).decode_utf8().expect("it was decoded once").into_owned()
+    percent_decode_str(text).decode_utf8().expect("the text is UTF-8 after decoding").into_owned()
 }
 
-/// Without encoding, and with single slashes only.
+/// The decoded path with single slashes.
 fn plain(path: &str) -> String {
     let path = decoded(path);
     path.split('/').filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/")

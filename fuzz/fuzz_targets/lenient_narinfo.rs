@@ -1,5 +1,5 @@
-//! Whatever the strict reader of narinfos finds in a text, the lenient one finds, too: what is kept
-//! because of a narinfo is never less than what it says.
+//! The lenient parser of narinfos finds all objects that the strict parser finds, so a collection keeps
+//! everything that a narinfo names.
 
 #![no_main]
 

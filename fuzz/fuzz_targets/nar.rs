@@ -1,6 +1,6 @@
-//! Bytes are a NAR or not, in whatever pieces they come.
+//! Whether bytes are a NAR does not depend on the pieces in which they arrive.
 //!
-//! The input's first 8 bytes say how the rest is cut, the rest is the NAR.
+//! The first 8 bytes of the input are the seed for the sizes of the pieces; the rest is the NAR.
 
 #![no_main]
 
@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 use nix_stored::nix::nar::{NarChecker, NarError};
 use nix_stored_fuzz::nar::{check, read, render, sizes};
 
-/// Where a wrong text is, is told by the piece that it ends in: that depends on the cut.
+/// Removes the offset from an error: it is that of the piece in which the wrong string ends.
 fn without_place(error: NarError) -> NarError {
     match error {
         NarError::Unexpected { expected, .. } => NarError::Unexpected { at: 0, expected },
@@ -34,7 +34,7 @@ fuzz_target!(|data: &[u8]| {
     let mut checker = NarChecker::default();
     for byte in nar.chunks(1) {
         assert!(checker.finish().is_err());
-        checker.push(byte).expect("it was taken whole");
+        checker.push(byte).expect("the whole NAR is valid");
     }
     assert!(checker.push(b"\0").is_err());
 });

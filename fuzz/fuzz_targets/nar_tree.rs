@@ -1,7 +1,7 @@
-//! The NAR of any tree is taken, and not any longer when a byte, an order or a name is wrong.
+//! The NAR of any tree is valid, and becomes invalid if a byte, an order or a name is wrong.
 //!
-//! The input's first byte says how the tree is harmed, 8 more how its NAR is cut; the rest is the
-//! tree.
+//! The first byte of the input selects how the tree is damaged; the next 8 bytes are the seed for the sizes
+//! of the pieces; the rest is the tree.
 
 #![no_main]
 
@@ -17,10 +17,10 @@ struct Input {
     tree: Node,
 }
 
-/// What no file can be named.
+/// Names that no file can have.
 const BAD_NAMES: [&[u8]; 7] = [b"", b".", b"..", b"/", b"a/b", b"a\0", b"\0"];
 
-/// Makes a tree that no NAR has, where that is possible at the root.
+/// Damages the tree at its root, if possible, so that its NAR is invalid.
 fn harmed(tree: &Node, harm: u8) -> Option<Node> {
     let Node::Directory(entries) = tree else { return None };
     let mut entries = entries.clone();

@@ -1,5 +1,4 @@
-//! A narinfo that is taken means the same after it was written anew, and what is signed of it can be
-//! taken apart again.
+//! A valid narinfo is the same after printing and parsing it, and its fingerprint can be parsed.
 
 #![no_main]
 

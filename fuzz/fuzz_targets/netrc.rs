@@ -1,10 +1,10 @@
-//! Every text is a netrc file, and what one is written with is read back from it.
+//! Any text is a valid netrc file, and a password that is written to one is read back.
 
 #![no_main]
 
 use arbitrary::{Arbitrary, Unstructured};
 use libfuzzer_sys::fuzz_target;
-use nix_stored::config::{Found, Netrc};
+use nix_stored::config::{NetrcMatch, Netrc};
 
 #[derive(Debug, Arbitrary)]
 struct Entry {
@@ -12,7 +12,7 @@ struct Entry {
     password: String,
 }
 
-/// A word as curl reads it in quotes.
+/// A word in quotes, in the syntax of curl.
 fn quoted(word: &str) -> String {
     format!("\"{}\"", word.replace('\\', "\\\\").replace('"', "\\\""))
 }
@@ -27,7 +27,7 @@ fuzz_target!(|data: &[u8]| {
     let user = login.as_deref().map(|login| format!("login {}", quoted(login))).unwrap_or_default();
     let text = format!("machine cache.example.org {user} password {}\n", quoted(&password));
     match Netrc::parse(&text).find("cache.example.org") {
-        Found::Login(found) => {
+        NetrcMatch::Login(found) => {
             assert_eq!(found.user, login.unwrap_or_default());
             assert_eq!(found.password, password);
         }

@@ -1,6 +1,6 @@
-//! A part of an object is inside the object, not empty, and what was asked for.
+//! A selected range is within the object, not empty, and the requested range.
 //!
-//! The input's first line is the size of the object, each other one a header.
+//! The first line of the input is the size of the object; each other line is a header.
 
 #![no_main]
 
@@ -13,7 +13,7 @@ use nix_stored::store::Metadata;
 
 fn headers(lines: &[u8]) -> HeaderMap {
     let mut headers = HeaderMap::new();
-    // A server takes no more.
+    // The server accepts no more headers.
     for line in lines.split(|byte| *byte == b'\n').take(100) {
         let Some(colon) = line.iter().position(|byte| *byte == b':') else { continue };
         let value = HeaderValue::from_bytes(line[colon + 1..].trim_ascii());
@@ -24,10 +24,10 @@ fn headers(lines: &[u8]) -> HeaderMap {
     headers
 }
 
-/// The request with one header more, in place of others of that name.
+/// The request with this header, in place of others with the same name.
 fn with(request: &HeaderMap, name: HeaderName, value: &str) -> HeaderMap {
     let mut request = request.clone();
-    request.insert(name, HeaderValue::from_str(value).expect("it has only visible characters"));
+    request.insert(name, HeaderValue::from_str(value).expect("the value has only visible characters"));
     request
 }
 
@@ -52,7 +52,7 @@ fuzz_target!(|data: &[u8]| {
         Selection::Part(part) => {
             assert!(part.start < part.end && part.end <= size, "{part:?} of {size}");
             let length = part.end - part.start;
-            match range.expect("a part was asked for") {
+            match range.expect("the request has a range") {
                 ByteRange::From(first) => assert_eq!(part, first..size),
                 ByteRange::Within(first, last) => {
                     assert_eq!(part.start, first);
@@ -68,14 +68,14 @@ fuzz_target!(|data: &[u8]| {
             let asked = [header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE];
             assert!(asked.iter().any(|name| request.contains_key(name)));
         }
-        Selection::Unsatisfiable => match range.expect("a part was asked for") {
+        Selection::Unsatisfiable => match range.expect("the request has a range") {
             ByteRange::From(first) | ByteRange::Within(first, _) => assert!(first >= size),
             ByteRange::Last(count) => assert!(count == 0 || size == 0),
         },
     }
 
     let tag = etag(&metadata);
-    let tag = tag.to_str().expect("a tag is visible");
+    let tag = tag.to_str().expect("an entity tag has only visible characters");
     let known = with(&request, header::IF_NONE_MATCH, tag);
     assert_eq!(select(&known, &metadata), Selection::NotModified);
     let other = with(&request, header::IF_RANGE, "\"another\"");

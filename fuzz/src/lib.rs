@@ -1,3 +1,3 @@
-//! What the targets share.
+//! Code that several targets use.
 
 pub mod nar;

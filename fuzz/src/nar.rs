@@ -1,14 +1,14 @@
-//! NARs, read and written in the plainest way: the whole in memory, by recursion, as the grammar in
-//! Nix's `doc/manual/source/protocols/nix-archive.md` stands there. `NarChecker` has to agree with
-//! it on every input, although it sees pieces and keeps nothing.
+//! A simple parser and printer of NARs: recursive, with the whole NAR in memory, following the grammar in
+//! Nix's `doc/manual/source/protocols/nix-archive.md`. `NarChecker`, which receives pieces and keeps nothing,
+//! must agree with it on every input.
 
 use arbitrary::{Arbitrary, Result, Unstructured};
 use nix_stored::nix::nar::{NarChecker, NarError};
 
-/// As many directories may lie inside each other.
+/// Maximum depth of directories.
 const MAX_DEPTH: usize = 2048;
 
-/// The longest text besides the contents of a file.
+/// Maximum length of a string that is not the contents of a file, in bytes.
 const MAX_TEXT: u64 = 4095;
 
 /// A file of any kind.
@@ -19,7 +19,7 @@ pub enum Node {
     Directory(Vec<(Vec<u8>, Node)>),
 }
 
-/// What `push` and `finish` say to `bytes` when they come in pieces of these sizes.
+/// Pushes `bytes` in pieces of these sizes, and returns the result of `push` and `finish`.
 pub fn check(
     bytes: &[u8],
     sizes: impl IntoIterator<Item = usize>,
@@ -38,14 +38,14 @@ pub fn check(
     checker.finish()
 }
 
-/// Sizes of pieces without end, none of them zero.
+/// An infinite sequence of sizes of pieces; none is zero.
 pub fn sizes(seed: u64) -> impl Iterator<Item = usize> {
     let mut state = seed | 1;
     std::iter::repeat_with(move || {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        // Mostly around the 8 bytes that everything is aligned to, at times many of them.
+        // Mostly about 8 bytes, to which everything is aligned, and sometimes many more.
         let limit = if state & 0x700 == 0 { 1024 } else { 24 };
         1 + (state >> 32) as usize % limit
     })
@@ -102,7 +102,7 @@ fn node(nar: &mut Vec<u8>, tree: &Node) {
     words(nar, &[")"]);
 }
 
-/// The tree that a NAR holds, if it is one from its first byte to its last.
+/// The tree in a NAR; `None` if the bytes are not exactly one NAR.
 pub fn read(nar: &[u8]) -> Option<Node> {
     let mut reader = Reader { rest: nar };
     reader.word("nix-archive-1")?;
@@ -137,7 +137,7 @@ impl<'a> Reader<'a> {
         (self.any_word()? == expected.as_bytes()).then_some(())
     }
 
-    /// A file whose first word, the parenthesis, is read already.
+    /// Reads a node after its opening parenthesis.
     fn node(&mut self, depth: usize) -> Option<Node> {
         self.word("type")?;
         match self.any_word()? {
@@ -195,21 +195,21 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Whether a file can have this name.
+/// Whether a file may have this name.
 fn is_name(name: &[u8]) -> bool {
     !matches!(name, b"" | b"." | b"..") && !name.iter().any(|byte| matches!(byte, b'/' | 0))
 }
 
-/// A tree that has a NAR. Seeds can be written by hand: `d3` is a directory
-/// of three, each after its name; `f` a file, `e` an executable one, `s` a symlink; a name, target
-/// or contents stands behind a byte with its length.
+/// A valid tree. Seeds can be written by hand: `d3` is a directory of three entries, each after its name;
+/// `f` is a file, `e` an executable file, `s` a symlink; names, targets and contents follow a byte with
+/// their length.
 impl<'a> Arbitrary<'a> for Node {
     fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
         below(u, 0)
     }
 }
 
-/// A tree that lies in so many directories.
+/// A tree at this depth.
 fn below(u: &mut Unstructured<'_>, depth: usize) -> Result<Node> {
     let kind: u8 = u.arbitrary()?;
     Ok(match kind % 4 {
@@ -235,7 +235,7 @@ fn below(u: &mut Unstructured<'_>, depth: usize) -> Result<Node> {
     })
 }
 
-/// A length of one byte, and so many bytes or what is left.
+/// A length of one byte, and this number of bytes, or fewer if the input ends.
 fn short(u: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     let length = usize::from(u.arbitrary::<u8>()?).min(u.len());
     Ok(u.bytes(length)?.to_vec())
