@@ -3,7 +3,7 @@
 
 use super::mirror_of;
 use crate::support::audit::assert_nothing_is_false;
-use crate::support::neighbour::{Neighbour, PROXYS_OWN};
+use crate::support::neighbour::{Neighbour, PROXY_SOURCE_ADDRESS};
 use crate::support::objects::{Sample, sample};
 use crate::support::scripted::Scripted;
 
@@ -15,7 +15,7 @@ fn guarded(sample: &Sample) -> Scripted {
     {
         let bytes = bytes.to_vec();
         upstream.on(path, move |exchange| match exchange.asked.peer.to_string().as_str() {
-            PROXYS_OWN => exchange.send(&bytes),
+            PROXY_SOURCE_ADDRESS => exchange.send(&bytes),
             _ => exchange.status(500, ""),
         });
     }

@@ -3,6 +3,7 @@
 //!
 //! Programs: caddy, mandoc, nginx, nix, shellcheck, systemd-analyze, yq.
 mod contrib;
+mod dependencies;
 mod manual;
 mod nixos_module;
 mod push;

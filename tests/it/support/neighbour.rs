@@ -16,8 +16,8 @@ use super::scratch::{Leash, Scratch};
 /// Only a failing test waits so long.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Where a proxy's connections to others come from: no direct connection does.
-pub const PROXYS_OWN: &str = "127.0.0.3";
+/// The source address of connections by a proxy; direct connections have another.
+pub const PROXY_SOURCE_ADDRESS: &str = "127.0.0.3";
 
 /// A program that listens on an address that is all its own. Killed on drop.
 pub struct Neighbour {
@@ -87,7 +87,7 @@ impl Neighbour {
     pub fn tinyproxy(lines: &str) -> Self {
         Self::start("tinyproxy", |own, address| {
             let config = format!(
-                "Port {}\nListen {}\nBind {PROXYS_OWN}\nTimeout 60\nMaxClients 50\nLogLevel Info\n{lines}\n",
+                "Port {}\nListen {}\nBind {PROXY_SOURCE_ADDRESS}\nTimeout 60\nMaxClients 50\nLogLevel Info\n{lines}\n",
                 address.port(),
                 address.ip()
             );
@@ -102,7 +102,7 @@ impl Neighbour {
     pub fn microsocks(more: &[&str]) -> Self {
         Self::start("microsocks", |_, address| {
             let (ip, port) = (address.ip().to_string(), address.port().to_string());
-            let args = ["-i", &ip, "-p", &port, "-b", PROXYS_OWN];
+            let args = ["-i", &ip, "-p", &port, "-b", PROXY_SOURCE_ADDRESS];
             args.iter().chain(more).map(|arg| (*arg).to_owned()).collect()
         })
     }
