@@ -54,13 +54,13 @@ impl AccessPolicy {
 /// Wraps a service so that only who may reaches it.
 #[derive(Debug, Clone)]
 pub struct AuthorizeLayer {
-    gate: AccessPolicy,
+    policy: AccessPolicy,
 }
 
 impl AuthorizeLayer {
     /// A layer that lets through what `gate` allows.
-    pub fn new(gate: AccessPolicy) -> Self {
-        Self { gate }
+    pub fn new(policy: AccessPolicy) -> Self {
+        Self { policy }
     }
 }
 
@@ -68,7 +68,7 @@ impl<S> Layer<S> for AuthorizeLayer {
     type Service = Authorize<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Authorize { inner, gate: self.gate.clone() }
+        Authorize { inner, policy: self.policy.clone() }
     }
 }
 
@@ -76,7 +76,7 @@ impl<S> Layer<S> for AuthorizeLayer {
 #[derive(Debug, Clone)]
 pub struct Authorize<S> {
     inner: S,
-    gate: AccessPolicy,
+    policy: AccessPolicy,
 }
 
 impl<S> Service<Call> for Authorize<S>
@@ -92,11 +92,11 @@ where
     }
 
     fn call(&mut self, call: Call) -> Self::Future {
-        let user = match decide(&self.gate.0.load(), &call.request) {
+        let user = match decide(&self.policy.0.load(), &call.request) {
             Ok(user) => user,
             // It needs no credentials.
             Err(_) if matches!(call.route, Route::Health) => None,
-            Err(error) => return Either::Right(ready(Ok(error.into_answer(call.kind)))),
+            Err(error) => return Either::Right(ready(Ok(Answer::failed(error, call.kind)))),
         };
         Either::Left(AuthorizedFuture { inner: self.inner.call(call), user })
     }

@@ -46,6 +46,15 @@ impl From<Response<Body>> for Answer {
     }
 }
 
+impl Answer {
+    /// The answer to a request for an object of this kind that failed.
+    pub(super) fn failed(error: HttpError, kind: Option<ObjectKind>) -> Self {
+        let response = error.response(kind);
+        let error = (!matches!(error, HttpError::Absent)).then_some(error);
+        Self { error, ..response.into() }
+    }
+}
+
 /// The name of a user.
 #[derive(Debug, Clone)]
 pub struct User(pub(super) Arc<str>);

@@ -1,15 +1,13 @@
 //! Every refusal and failure, and the one table that turns each into a status.
 //!
 //! The response has one plain line that Nix shows to its user. The error itself is a part of the
-//! [`Answer`], and `observe` logs it once.
+//! [`Answer`](super::call::Answer), and `observe` logs it once.
 
 use axum::body::Body;
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{Response, StatusCode};
 use thiserror::Error;
-
-use super::call::Answer;
 
 #[cfg(feature = "upstream")]
 use crate::cache::upstream::UpstreamFailure;
@@ -194,9 +192,9 @@ impl HttpError {
         }
     }
 
-    /// The answer to a request for an object of this kind. A NAR's download can only be resumed if the
-    /// last response before, even an error, had `Accept-Ranges` (Nix's `src/libstore/filetransfer.cc`).
-    pub(super) fn into_answer(self, kind: Option<ObjectKind>) -> Answer {
+    /// The response to a request for an object of this kind. Nix resumes the download of a NAR only if
+    /// the previous response, even an error, had `Accept-Ranges` (`src/libstore/filetransfer.cc`).
+    pub(super) fn response(&self, kind: Option<ObjectKind>) -> Response<Body> {
         let mut response = Response::new(Body::from(self.line()));
         *response.status_mut() = self.status();
         let headers = response.headers_mut();
@@ -206,7 +204,7 @@ impl HttpError {
         if kind == Some(ObjectKind::Nar) {
             set(header::ACCEPT_RANGES, "bytes");
         }
-        match &self {
+        match self {
             Self::Method => {
                 set(header::ALLOW, "GET, HEAD, PUT");
             }
@@ -214,7 +212,7 @@ impl HttpError {
                 set(header::WWW_AUTHENTICATE, "Basic realm=\"nix-stored\", charset=\"UTF-8\"");
             }
             Self::Put(PutError::Body(_)) => {
-                // What follows on this connection is not a request.
+                // The next bytes on this connection are not a request.
                 set(header::CONNECTION, "close");
             }
             Self::Get(GetError::Store(error)) | Self::Put(PutError::Store(error))
@@ -233,8 +231,7 @@ impl HttpError {
             }
             _ => {}
         }
-        let error = (!matches!(self, Self::Absent)).then_some(self);
-        Answer { error, ..response.into() }
+        response
     }
 }
 

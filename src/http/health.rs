@@ -1,4 +1,4 @@
-//! `/health`: whether the daemon can do what it is there for, for whoever watches it.
+//! `/health`: whether the daemon can serve requests, for monitoring.
 
 use axum::body::Body;
 use http::Response;
@@ -9,15 +9,12 @@ use serde::Serialize;
 
 use super::call::Answer;
 use super::error::{HttpError, LINE};
-use super::router::AppState;
+use super::state::AppState;
 use crate::config::Requirement;
 use crate::logging::{printable, with_causes};
 use crate::store::{Availability, StoreError};
 
-/// Where it is.
-pub(super) const PATH: &str = "/health";
-
-/// Who may not store in a bucket cannot record there what was used either.
+/// The limitation of a bucket without write permission, where uses cannot be stored.
 const UNPROTECTED: &str =
     "uses cannot be recorded, so served objects are not protected from collection";
 
@@ -33,13 +30,13 @@ struct Report<'a> {
 #[derive(Serialize)]
 struct StoreReport {
     writable: bool,
-    /// What the cache cannot do without being unavailable.
+    /// What does not work although the cache is available.
     #[serde(skip_serializing_if = "Option::is_none")]
     limitation: Option<&'static str>,
     free_bytes: Option<u64>,
 }
 
-/// Why no more files can be opened, if so: then nothing can be read that is not in memory.
+/// The reason why no more files can be opened, if that is so: then only objects in memory can be read.
 fn too_many_files() -> Option<String> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     match rustix::fs::open("/", flags, Mode::empty()) {
@@ -53,8 +50,8 @@ fn too_many_files() -> Option<String> {
 
 pub(super) async fn answer(state: &AppState) -> Answer {
     let health = state.cache.health().await;
-    let uploads = !matches!(state.gate.access().write, Requirement::Nobody);
-    // A cache that nobody can upload to need not be writable.
+    let uploads = !matches!(state.policy.access().write, Requirement::Nobody);
+    // A cache without uploads need not be writable.
     let reason = match &*health.condition {
         Availability::Unusable(error) => Some(with_causes(error)),
         Availability::ReadOnly(error) if uploads || state.cache.mirrors() => {

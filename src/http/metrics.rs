@@ -1,4 +1,4 @@
-//! `/metrics`, and how refusals are counted.
+//! `/metrics`, and the labels of requests.
 
 use std::sync::Arc;
 
@@ -12,16 +12,13 @@ use crate::cache::{BodyError, Cache, PutError};
 use crate::metrics::{self, CONTENT_TYPE};
 use crate::store::StoreError;
 
-/// Where the metrics are.
-pub(super) const PATH: &str = "/metrics";
-
 pub(super) async fn answer(cache: &Arc<Cache>) -> Answer {
     let cache = Arc::clone(cache);
-    // The disk and `/proc` may have to be waited for.
+    // Reading `/proc` and the free space may block.
     let rendered =
         tokio::task::spawn_blocking(move || cache.metrics().render(cache.free_space())).await;
     let Ok(text) = rendered else {
-        return HttpError::Panicked.into_answer(None);
+        return Answer::failed(HttpError::Panicked, None);
     };
     let mut response = Response::new(Body::from(text));
     let headers = response.headers_mut();
@@ -40,7 +37,7 @@ pub(super) fn method(method: &Method) -> metrics::Method {
     }
 }
 
-/// The label under which an upload that was not taken is counted.
+/// The label of the reason why an upload was refused.
 pub(super) fn reason(error: &HttpError) -> &'static str {
     match error {
         HttpError::NoCredentials | HttpError::WrongCredentials => "credentials",
@@ -76,7 +73,7 @@ pub(super) fn reason(error: &HttpError) -> &'static str {
             ) => "store",
         },
         HttpError::Panicked => "bug",
-        // None of these comes of an upload.
+        // Uploads do not cause these errors.
         HttpError::Absent
         | HttpError::NoSuchName(_)
         | HttpError::Method

@@ -1,20 +1,21 @@
-//! HTTP's own wing: names, headers and status codes. The only status codes of the program are here.
+//! HTTP: names, headers and status codes. No other module has status codes of responses.
 
 mod authorize;
 mod body;
 mod budget;
 mod call;
 pub mod conditional;
+mod conn_info;
 mod error;
 mod health;
 mod metrics;
 mod objects;
 mod observe;
-mod conn_info;
 #[cfg(feature = "pages")]
 mod pages;
 mod route;
 mod router;
+mod state;
 
 pub use authorize::AccessPolicy;
 pub use body::OnDemand;

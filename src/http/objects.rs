@@ -12,7 +12,7 @@ use super::call::Answer;
 use super::conditional::{self, Selection};
 use super::conn_info::ConnInfo;
 use super::error::HttpError;
-use super::router::AppState;
+use super::state::AppState;
 use crate::cache::Cache;
 use crate::nix::{CachePath, Compression};
 use crate::store::{Content, Metadata, Object, Stored};

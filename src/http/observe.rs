@@ -126,7 +126,7 @@ where
             Ok(polled) => ready!(polled)?,
             Err(_) => {
                 let kind = this.record.as_ref().and_then(|record| record.kind);
-                HttpError::Panicked.into_answer(kind)
+                Answer::failed(HttpError::Panicked, kind)
             }
         };
         let Answer { mut response, error, accepted, user } = answer;

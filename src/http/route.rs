@@ -3,12 +3,17 @@
 use http::request::Parts;
 use http::{Method, Uri};
 
-use super::{health, metrics};
 use crate::nix::cache_path::ParseCachePathError;
 use crate::nix::{CachePath, ObjectKind};
 
 #[cfg(feature = "pages")]
-use super::pages::{self, Page};
+use super::pages::Page;
+
+/// The path of the metrics.
+const METRICS_PATH: &str = "/metrics";
+
+/// The path of the health check.
+const HEALTH_PATH: &str = "/health";
 
 /// The resource that a request names.
 #[derive(Debug)]
@@ -33,15 +38,15 @@ impl Route {
     pub(super) fn of(request: &Parts) -> Self {
         let (uri, reads) = (&request.uri, is_read(&request.method));
         #[cfg(feature = "pages")]
-        if reads && let Some(page) = pages::page(uri, &request.headers) {
+        if reads && let Some(page) = Page::of(uri, &request.headers) {
             return Self::Page(page);
         }
         match CachePath::from_request(uri.path(), uri.query()) {
             Ok(path) => Self::Object(path),
             Err(error) if reads => match uri.path() {
                 "/" => Self::Root,
-                metrics::PATH => Self::Metrics,
-                health::PATH => Self::Health,
+                METRICS_PATH => Self::Metrics,
+                HEALTH_PATH => Self::Health,
                 _ => Self::Unknown(error),
             },
             Err(error) => Self::Unknown(error),

@@ -19,6 +19,7 @@ use super::observe::ObserveLayer;
 #[cfg(feature = "pages")]
 use super::pages;
 use super::route::Route;
+use super::state::AppState;
 use super::{health, metrics, objects};
 use crate::cache::Cache;
 use crate::metrics::Metrics;
@@ -52,22 +53,15 @@ impl Service<Request<Body>> for App {
     }
 }
 
-/// The state that requests are answered from.
-pub(super) struct AppState {
-    pub cache: Arc<Cache>,
-    /// For pages and the health check; `authorize` enforces it.
-    pub gate: AccessPolicy,
-}
-
-/// Serves `cache` to the clients that `gate` admits.
-pub fn app(cache: Arc<Cache>, gate: impl Into<AccessPolicy>) -> App {
-    let (gate, metrics) = (gate.into(), Arc::clone(cache.metrics()));
+/// Serves `cache` to the clients that `policy` admits.
+pub fn app(cache: Arc<Cache>, policy: impl Into<AccessPolicy>) -> App {
+    let (policy, metrics) = (policy.into(), Arc::clone(cache.metrics()));
     // The first layer classifies the request ([`Route::of`]) and the last one dispatches it, so the
     // router has one service for all names. axum boxes that service; the layers are within it.
     let service = ServiceBuilder::new()
         .layer(ObserveLayer::new(Arc::clone(&metrics)))
-        .layer(AuthorizeLayer::new(gate.clone()))
-        .service(Dispatch(Arc::new(AppState { cache, gate })));
+        .layer(AuthorizeLayer::new(policy.clone()))
+        .service(Dispatch(Arc::new(AppState { cache, policy })));
     App { router: Router::new().fallback_service(service), metrics }
 }
 
@@ -89,7 +83,7 @@ impl Service<Call> for Dispatch {
         async move {
             let kind = call.kind;
             let answer = dispatch(&state, call).await;
-            Ok(answer.unwrap_or_else(|error| error.into_answer(kind)))
+            Ok(answer.unwrap_or_else(|error| Answer::failed(error, kind)))
         }
         .boxed()
     }
@@ -104,7 +98,7 @@ async fn dispatch(state: &AppState, call: Call) -> Result<Answer, HttpError> {
             Route::Root => objects::read(state, &request, CachePath::CacheInfo).await,
             #[cfg(feature = "pages")]
             Route::Page(page) => {
-                let access = state.gate.access();
+                let access = state.policy.access();
                 pages::answer(&state.cache, access, &request, page).await.map(Answer::from)
             }
             Route::Metrics => Ok(metrics::answer(&state.cache).await),

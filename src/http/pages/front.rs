@@ -6,8 +6,9 @@ use maud::{Markup, html};
 
 use super::chart;
 use super::layout::{Layout, as_of, not_yet, paste, rows};
+use super::page::BROWSE;
+use super::visit::Visit;
 use super::words::{Foreign, about as lasting, count, nix_string, per_cent, size};
-use super::{BROWSE, Visit};
 use crate::cache::browse::{About, Index, Overview, Served, UpstreamStatus};
 use crate::config::{Credentials, Requirement};
 

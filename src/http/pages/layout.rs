@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use super::BROWSE;
+use super::page::{BROWSE, url_of_path};
 use super::words::{Foreign, ago, count, size};
 use crate::cache::browse::{Index, Overview};
 use crate::nix::StorePathHash;
@@ -117,7 +117,7 @@ pub(super) fn paste(text: &str) -> Markup {
 
 /// A link to the page of a path.
 pub(super) fn link(hash: StorePathHash, name: &str) -> Markup {
-    html! { a href=(super::path::address(hash)) { (name) } }
+    html! { a href=(url_of_path(hash)) { (name) } }
 }
 
 /// A table of paths.

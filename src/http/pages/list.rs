@@ -6,8 +6,9 @@ use maud::{Markup, html};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::layout::{Layout, as_of, not_yet, rows};
+use super::page::BROWSE;
+use super::visit::Visit;
 use super::words::{Foreign, count};
-use super::{BROWSE, Visit};
 use crate::cache::browse::{Index, Overview};
 
 /// Number of paths on a page.

@@ -10,7 +10,9 @@ mod chart;
 mod front;
 mod layout;
 mod list;
+mod page;
 mod path;
+mod visit;
 mod words;
 
 use std::sync::{Arc, LazyLock};
@@ -21,9 +23,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
-use http::{Response, StatusCode, Uri};
+use http::{Response, StatusCode};
 use maud::Markup;
-use percent_encoding::percent_decode_str;
 use sha2::{Digest, Sha256};
 
 use super::error::HttpError;
@@ -32,50 +33,8 @@ use crate::cache::{Cache, GetError};
 use crate::config::Access;
 use crate::nix::{StoreDir, StorePathHash};
 use address::Address;
-
-/// Path of the search and of the store path pages. No object has such a name.
-const BROWSE: &str = "/browse";
-
-/// Maximum length of a query, in characters: the limit of file names.
-const LONGEST_QUERY: usize = 255;
-
-/// Context of a page request.
-struct Visit {
-    cache: Arc<Cache>,
-    access: Arc<Access>,
-    address: Address,
-    now: SystemTime,
-}
-
-/// A page, by its URL.
-#[derive(Debug)]
-pub(super) enum Page {
-    /// The front page.
-    Front,
-    /// The list of paths whose names contain `query`.
-    List { query: String, number: usize },
-    /// The page of the path with this name: a hash part or a store path.
-    Path(String),
-}
-
-/// The page that a URL names; none if it names no page.
-pub(super) fn page(uri: &Uri, headers: &HeaderMap) -> Option<Page> {
-    if uri.path() == "/" {
-        return accept::prefers_html(headers).then_some(Page::Front);
-    }
-    let below = uri.path().strip_prefix(BROWSE)?;
-    if !matches!(below.bytes().next(), None | Some(b'/')) {
-        return None;
-    }
-    let name = below.trim_matches('/');
-    if !name.is_empty() {
-        return Some(Page::Path(name.to_owned()));
-    }
-    let field = |name| field(uri.query().unwrap_or_default(), name);
-    let number = field("page").and_then(|number| number.parse().ok()).unwrap_or(1);
-    let query = field("q").unwrap_or_default().chars().take(LONGEST_QUERY).collect();
-    Some(Page::List { query, number })
-}
+pub(super) use page::Page;
+use visit::Visit;
 
 /// Responds to a page request.
 pub(super) async fn answer(
@@ -98,7 +57,7 @@ pub(super) async fn answer(
         }
         Page::List { query, number } => match hash_in(&query, store_dir) {
             // A search for a hash part has at most one result.
-            Some(hash) => Ok(see_other(&path::address(hash))),
+            Some(hash) => Ok(see_other(&page::url_of_path(hash))),
             None => {
                 let overview = visit.cache.overview().await;
                 rendered(cache, move || list::page(&visit, &overview, &query, number)).await
@@ -131,13 +90,6 @@ fn hash_in(text: &str, store_dir: &StoreDir) -> Option<StorePathHash> {
     let (hash, rest) = name.split_at_checked(StorePathHash::LEN)?;
     let ends = rest.is_empty() || rest.starts_with(['-', '.', '/']);
     hash.parse().ok().filter(|_| ends)
-}
-
-/// Decodes a form field in a query (`application/x-www-form-urlencoded`).
-fn field(query: &str, name: &str) -> Option<String> {
-    let values = query.split('&').filter_map(|field| field.split_once('='));
-    let value = values.filter(|(key, _)| *key == name).map(|(_, value)| value).next()?;
-    Some(percent_decode_str(&value.replace('+', " ")).decode_utf8_lossy().into_owned())
 }
 
 /// Renders a page on a separate thread: searching and rendering thousands of names takes milliseconds,
@@ -223,15 +175,5 @@ mod tests {
         ] {
             assert_eq!(found(text), None, "{text}");
         }
-    }
-
-    #[test]
-    fn a_form_is_read_as_browsers_write_it() {
-        let query = "x=1&q=a+b%2Bc%26%C3%A9&q=2&page=3&empty=";
-        assert_eq!(field(query, "q").as_deref(), Some("a b+c&é"));
-        assert_eq!(field(query, "page").as_deref(), Some("3"));
-        assert_eq!(field(query, "empty").as_deref(), Some(""));
-        assert_eq!(field(query, "none"), None);
-        assert_eq!(field("q=%ff%", "q").as_deref(), Some("\u{fffd}%"));
     }
 }

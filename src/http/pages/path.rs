@@ -3,18 +3,14 @@
 use maud::{Markup, html};
 
 use super::layout::{Layout, as_of, link, paste};
+use super::page::url_of_path;
+use super::visit::Visit;
 use super::words::{Foreign, ago, count, size};
-use super::{BROWSE, Visit};
 use crate::cache::browse::{File, FileKind, Files, Index, Look, NoFiles, Overview};
 use crate::nix::{StorePath, StorePathHash};
 
 /// Maximum number of references, and of referrers, to show.
 const MOST_LINKS: usize = 300;
-
-/// Address of the page of a store path.
-pub(super) fn address(hash: StorePathHash) -> String {
-    format!("{BROWSE}/{hash}")
-}
 
 pub(super) fn page(
     visit: &Visit,
@@ -234,7 +230,7 @@ fn target_of(target: &str, look: &Look) -> Markup {
     html! {
         @match hash {
             Some(hash) if hash != look.info.store_path.hash() => {
-                a href=(address(hash)) { (Foreign(target)) }
+                a href=(url_of_path(hash)) { (Foreign(target)) }
             }
             _ => { span.soft { (Foreign(target)) } }
         }
