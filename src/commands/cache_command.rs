@@ -13,6 +13,7 @@ use crate::cache::gc::Inventory;
 use crate::cache::{Actor, Cache};
 use crate::config::{Config, Location};
 use crate::logging;
+use crate::logging::with_causes;
 
 /// Runs `work` of the command named `by` on the configured cache. Fails if there is no cache: commands
 /// do not create one.
@@ -40,7 +41,7 @@ pub(super) fn on_cache(
             // Also after an error: the flush records uses and waits until locks are released.
             if let Err(error) = cache.flush().await {
                 tracing::warn!(
-                    error = &error as &dyn std::error::Error,
+                    error = %with_causes(&error),
                     "the last uses were not recorded"
                 );
             }

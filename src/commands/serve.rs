@@ -13,6 +13,7 @@ use super::reload::warn_if_not_valid_now;
 use super::signals::{hangups, stop_on_signals};
 use crate::cache::Cache;
 use crate::config::{Config, Location, Requirement};
+use crate::logging::with_causes;
 use crate::net::{Bound, Inherited, Listener, systemd};
 use crate::store::Stored;
 use crate::{http, logging, net};
@@ -112,7 +113,7 @@ async fn serve(config: Config, bound: Bound, user: Option<u32>) -> anyhow::Resul
     match tokio::time::timeout(FLUSH_TIMEOUT, flushed.flush()).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
-            warn!(error = &error as &dyn std::error::Error, "the last uses were not recorded");
+            warn!(error = %with_causes(&error), "the last uses were not recorded");
         }
         Err(_) => warn!("the last uses were not recorded in time"),
     }
@@ -132,8 +133,7 @@ async fn write_cache_info(cache: &Cache) {
             warn!("replaced nix-cache-info, because its settings differed from the configuration");
         }
         Err(error) => {
-            let error = &error as &dyn std::error::Error;
-            warn!(error, "cannot write nix-cache-info; clients need it to read the store directly");
+            warn!(error = %with_causes(&error), "cannot write nix-cache-info; clients need it to read the store directly");
         }
     }
 }

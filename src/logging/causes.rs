@@ -2,8 +2,8 @@
 
 use std::error::Error;
 
-/// An error with all its causes on one line, separated by colons. The message of some errors ends with the
-/// message of the cause; it is not repeated.
+/// Returns an error and its causes on one line, separated by colons. A cause that ends the message of its
+/// error is not repeated. Events have it as `error = %with_causes(&error)`.
 pub fn with_causes(error: &dyn Error) -> String {
     let causes = std::iter::successors(error.source(), |error| (*error).source());
     causes.map(ToString::to_string).fold(error.to_string(), |text, cause| {

@@ -17,6 +17,7 @@ use tracing::warn;
 
 use super::bucket::Bucket;
 use super::unique_name::unique_name;
+use crate::logging::with_causes;
 use crate::store::{RemoteTrouble, StoreError};
 
 /// The prefix of the lock entries.
@@ -97,9 +98,8 @@ impl ChangeLock {
 
 async fn delete_entry(bucket: &Bucket, name: &str) {
     if let Err(error) = bucket.delete(name).await {
-        let error = &error as &dyn std::error::Error;
         let seconds = EXPIRY.as_secs();
-        warn!(error, "cannot end a change; the next change of this object waits {seconds} s");
+        warn!(error = %with_causes(&error), "cannot end a change; the next change of this object waits {seconds} s");
     }
 }
 

@@ -11,6 +11,7 @@ use tracing::warn;
 
 use super::bucket::{Bucket, failed};
 use super::unique_name::unique_name;
+use crate::logging::with_causes;
 use crate::store::StoreError;
 
 /// The key of the lock.
@@ -92,8 +93,7 @@ async fn renew(bucket: Arc<Bucket>, me: String) {
             _ => {}
         }
         if let Err(error) = write(&bucket, &me).await {
-            let error = &error as &dyn std::error::Error;
-            warn!(error, "cannot renew the collection lock");
+            warn!(error = %with_causes(&error), "cannot renew the collection lock");
         }
     }
 }
@@ -122,8 +122,7 @@ impl Drop for Lease {
         let me = std::mem::take(&mut self.me);
         let delete = async move {
             if let Err(error) = release(&bucket, &me).await {
-                let error = &error as &dyn std::error::Error;
-                warn!(error, "cannot release the collection lock; it expires in five minutes");
+                warn!(error = %with_causes(&error), "cannot release the collection lock; it expires in five minutes");
             }
         };
         // A command ends after this, so it waits.

@@ -45,6 +45,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
 use crate::config;
+use crate::logging::with_causes;
 use crate::nix::{CachePath, LenientNarInfo, narinfo};
 use crate::store::{
     Availability, Content, KeyedLocks, Listed, Metadata, Object, RemoteTrouble, Removed,
@@ -256,8 +257,7 @@ async fn maintain(bucket: Arc<Bucket>, uses: Arc<Uses>, age: Duration) {
             Ok(Some(count)) => info!("aborted {count} unfinished uploads"),
             Ok(None) => debug!("the server cannot list unfinished uploads"),
             Err(error) => {
-                let error = &error as &dyn std::error::Error;
-                warn!(error, "cannot abort unfinished uploads");
+                warn!(error = %with_causes(&error), "cannot abort unfinished uploads");
             }
         }
         uses.merge_if_many().await;

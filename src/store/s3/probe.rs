@@ -11,6 +11,7 @@ use super::bucket::{Bucket, failed};
 use super::open_error::OpenBucketError;
 use super::unique_name::unique_name;
 use crate::config;
+use crate::logging::with_causes;
 use crate::store::{RemoteTrouble, StoreError};
 
 /// The prefix of the objects that are written as a test.
@@ -93,12 +94,7 @@ async fn delete_old_probes(bucket: &Bucket) {
 
 /// Adds the probable cause to a reason, and the needed permission if the request was denied.
 fn because(why: &str, needs: &str, error: &StoreError) -> String {
-    let mut cause: Option<&dyn std::error::Error> = Some(error);
-    let mut text = String::new();
-    while let Some(error) = cause {
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
+    let text = with_causes(error);
     let is = |codes: &[&str]| codes.iter().any(|code| text.contains(code));
     if is(&["RequestTimeTooSkewed", "RequestExpired"]) {
         format!("{why}: the clocks of this machine and of the server differ")

@@ -27,6 +27,7 @@ use super::bucket::{Bucket, DELETE_TIMEOUT};
 use super::changing;
 use super::meta::Meta;
 use super::unique_name::unique_name;
+use crate::logging::with_causes;
 use crate::store::{RemoteTrouble, StoreError};
 
 /// The prefix of the announcements.
@@ -81,9 +82,8 @@ impl Announcement {
     /// Withdraws the announcement.
     pub(super) async fn withdraw(self, bucket: &Bucket) {
         if let Err(error) = bucket.delete(&self.name).await {
-            let error = &error as &dyn std::error::Error;
             let seconds = EXPIRY.as_secs();
-            warn!(error, "cannot withdraw announced removals; uses of them wait {seconds} s");
+            warn!(error = %with_causes(&error), "cannot withdraw announced removals; uses of them wait {seconds} s");
         }
     }
 }

@@ -15,6 +15,7 @@ use tracing::warn;
 use super::bucket::{Bucket, failed};
 use super::part::{Budget, PART, Part, Permit};
 use super::uses::Uses;
+use crate::logging::with_causes;
 use crate::nix::CachePath;
 use crate::store::{KeyedLocks, StoreError, Stored, Upload};
 
@@ -271,8 +272,7 @@ impl Drop for S3Upload {
             // A part that comes after the end would stay.
             while sending.join_next().await.is_some() {}
             if let Err(error) = parts.abort().await {
-                let error = &error as &dyn std::error::Error;
-                warn!(error, key, "cannot abort a multipart upload; its parts stay for now");
+                warn!(error = %with_causes(&error), key, "cannot abort a multipart upload; its parts stay for now");
             }
         });
     }

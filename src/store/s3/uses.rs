@@ -19,6 +19,7 @@ use tracing::warn;
 use super::bucket::{Bucket, contradiction, failed};
 use super::removing::{AnnouncedRemovals, Announcements};
 use super::unique_name::unique_name;
+use crate::logging::with_causes;
 use crate::store::{RemoteTrouble, StoreError};
 
 /// Where the batches are.
@@ -29,7 +30,7 @@ const QUEUE: usize = 16 * 1024;
 
 /// The maximum time for which a use that no request waits for is held back, to be recorded in one
 /// batch with others.
-const PATIENCE: Duration = Duration::from_secs(60);
+const BATCH_DELAY: Duration = Duration::from_secs(60);
 
 /// The number of small batches at which they are merged into one.
 const MERGE_FROM: usize = 64;
@@ -296,8 +297,7 @@ impl Shared {
             return;
         };
         if let Err(error) = self.merge_part_by_part().await {
-            let error = &error as &dyn std::error::Error;
-            warn!(error, "cannot merge the batches of recorded uses");
+            warn!(error = %with_causes(&error), "cannot merge the batches of recorded uses");
         }
     }
 
@@ -546,8 +546,7 @@ async fn record_now(
         return Recorded::Done(Arc::default());
     }
     let failed = |error: &StoreError, what| {
-        let error = error as &dyn std::error::Error;
-        warn!(error, "{} uses {what}", keys.len());
+        warn!(error = %with_causes(error), "{} uses {what}", keys.len());
         Recorded::Failed
     };
     match write(&shared.bucket, keys.iter().map(|key| (*key, second))).await {
@@ -580,7 +579,7 @@ async fn record_now(
 
 /// Takes the queued uses; if no caller waits for any of them, more are collected for a while.
 async fn gather(batch: &mut Vec<Use>, uses: &mut mpsc::Receiver<Use>) {
-    let until = tokio::time::Instant::now() + PATIENCE;
+    let until = tokio::time::Instant::now() + BATCH_DELAY;
     while batch.iter().all(|used| used.done.is_none()) && batch.len() < QUEUE {
         match tokio::time::timeout_at(until, uses.recv()).await {
             Ok(Some(used)) => batch.push(used),
