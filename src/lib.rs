@@ -1,31 +1,29 @@
 //! nix-stored: a standalone HTTP binary cache for Nix.
 //!
-//! It takes uploads from plain `nix copy --to http://…` and serves them to plain substituters. One
-//! binary, one directory, no database, no client of its own.
+//! It accepts uploads from plain `nix copy --to http://…` and serves them to plain substituters: one binary,
+//! one directory or bucket, no database, no client of its own.
 //!
-//! # The house
+//! # Modules
 //!
-//! Each wing is a module that knows only the wings below it; `tests/it/layering/mod.rs` holds it to
-//! that. From the top:
+//! Each module uses only the modules below it; `tests/it/layering/mod.rs` checks this. From the top:
 //!
-//! - [`commands`] is what the program can be told to do. `anyhow` lives here and in `main` only.
-//! - [`net`] owns sockets: accepting, timeouts, the drain at the end.
-//! - [`http`] turns requests into calls of the cache, and results into status codes. There are no
-//!   status codes elsewhere, but those that upstreams answer.
-//! - [`cache`] keeps the promises: what is taken is what it claims to be, what is needed stays, and
-//!   what is not here is fetched from the caches behind it.
-//! - [`store`] is where bytes rest, staged and published in one step.
-//! - [`config`] reads the `NIX_STORED_*` variables.
-//! - [`metrics`] counts, for whoever asks how it goes.
-//! - [`logging`] writes the log.
-//! - [`nix`] is Nix's vocabulary: pure parsers and printers.
+//! - [`commands`]: the subcommands. Only this module uses `anyhow`.
+//! - [`net`]: sockets, TLS, connections, timeouts, and the drain at shutdown.
+//! - [`http`]: translates requests into calls of the cache, and results into status codes. No other module
+//!   has status codes, except for the client of upstreams.
+//! - [`cache`]: verifies uploads, keeps closures whole, and fetches missing objects from upstreams.
+//! - [`store`]: stores bytes in a directory or a bucket; an object is staged, and then published in one step.
+//! - [`config`]: parses the `NIX_STORED_*` variables.
+//! - [`metrics`]: counters, and their text format for Prometheus.
+//! - [`logging`]: the log on standard error.
+//! - [`nix`]: parsers and printers of Nix's formats; no I/O.
 //!
-//! # The way of a request
+//! # Path of a request
 //!
-//! In: socket → `http::observe` → `http::authorize` → `http::objects::put` → [`cache::Cache::put`]
+//! Upload: socket → `http::observe` → `http::authorize` → `http::objects::put` → [`cache::Cache::put`]
 //! → `cache::ingest` (hashing and writing on the blocking pool) → [`store::Upload::commit`] → 201.
 //!
-//! Out: socket → … → `http::objects::get` → [`cache::Cache::get`] → [`store::Store::get`] →
+//! Download: socket → … → `http::objects::get` → [`cache::Cache::get`] → [`store::Store::get`] →
 //! `http::conditional` → body.
 
 pub mod commands;

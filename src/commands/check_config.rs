@@ -236,14 +236,14 @@ mod tests {
     }
 
     #[test]
-    fn who_may_upload_depends_on_the_socket() {
-        let who = |listen: &str| {
+    fn local_uploads_are_allowed_only_on_local_sockets() {
+        let may_upload = |listen: &str| {
             let vars = [("NIX_STORED_LISTEN_INTERFACE".to_owned(), listen.to_owned())];
             effective(&vars.into_iter().collect()).1.may_upload
         };
-        assert_eq!(who("127.0.0.1:0"), AllowedClients::Local);
-        assert_eq!(who("[::1]:0"), AllowedClients::Local);
-        assert_eq!(who("unix:/run/x"), AllowedClients::Local);
-        assert_eq!(who("0.0.0.0:0"), AllowedClients::Nobody);
+        assert_eq!(may_upload("127.0.0.1:0"), AllowedClients::Local);
+        assert_eq!(may_upload("[::1]:0"), AllowedClients::Local);
+        assert_eq!(may_upload("unix:/run/x"), AllowedClients::Local);
+        assert_eq!(may_upload("0.0.0.0:0"), AllowedClients::Nobody);
     }
 }

@@ -56,7 +56,7 @@ impl fmt::Display for Upstream {
 }
 
 /// Default of the option `timeout`.
-const TIMEOUT: Duration = Duration::from_secs(10);
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The variable with the netrc file.
 const NETRC: &str = "NIX_STORED_UPSTREAM_NETRC";
@@ -126,7 +126,7 @@ impl Upstream {
             lacks_password,
             proxy: None,
             trusted_public_keys: Vec::new(),
-            timeout: TIMEOUT,
+            timeout: DEFAULT_TIMEOUT,
             store: true,
         };
         for option in options.split('&').filter(|option| !option.is_empty()) {

@@ -48,18 +48,18 @@ const STATUS_INDEX: [u8; 512] = {
 
 /// Buckets for the duration of requests, in seconds. A narinfo takes a few microseconds; a NAR of many
 /// gigabytes over a slow connection takes an hour.
-const SECONDS: [f64; 16] = [
+const DURATION_BUCKETS: [f64; 16] = [
     0.0001, 0.00025, 0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 60.0, 300.0, 900.0,
     3600.0,
 ];
 
-/// The same in nanoseconds.
-const NANOS: [u64; SECONDS.len()] = {
-    let mut nanos = [0; SECONDS.len()];
+/// [`DURATION_BUCKETS`] in nanoseconds.
+const DURATION_BUCKETS_NANOS: [u64; DURATION_BUCKETS.len()] = {
+    let mut nanos = [0; DURATION_BUCKETS.len()];
     let mut at = 0;
-    while at < SECONDS.len() {
+    while at < DURATION_BUCKETS.len() {
         // Rounded, because the floating point number 0.0001 is a little less than 0.0001.
-        nanos[at] = (SECONDS[at] * 1e9 + 0.5) as u64;
+        nanos[at] = (DURATION_BUCKETS[at] * 1e9 + 0.5) as u64;
         at += 1;
     }
     nanos
@@ -83,7 +83,7 @@ struct RequestCounts {
 #[derive(Debug)]
 struct Durations {
     /// Number of requests in each bucket; the last number is for those above all bounds.
-    counts: [AtomicU64; NANOS.len() + 1],
+    counts: [AtomicU64; DURATION_BUCKETS_NANOS.len() + 1],
     /// Sum of all durations.
     nanos: AtomicU64,
 }
@@ -129,7 +129,10 @@ impl Traffic {
         add(&counts.answered[kind][method][status], 1);
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         let durations = &counts.durations[kind][method];
-        let bucket = NANOS.iter().position(|&bound| nanos <= bound).unwrap_or(NANOS.len());
+        let bucket = DURATION_BUCKETS_NANOS
+            .iter()
+            .position(|&bound| nanos <= bound)
+            .unwrap_or(DURATION_BUCKETS_NANOS.len());
         add(&durations.counts[bucket], 1);
         add(&durations.nanos, nanos);
     }
@@ -190,7 +193,7 @@ impl Traffic {
                 "nix_stored_http_request_duration_seconds",
                 "Time from the request head until the last byte of the response was passed to \
                  the kernel.",
-                &SECONDS,
+                &DURATION_BUCKETS,
                 self.histogram_samples(),
             ),
             counter(
@@ -236,7 +239,7 @@ impl Traffic {
 
     fn histogram_samples(&self) -> Vec<HistogramSample> {
         let sample = |(kind, method): (usize, usize)| {
-            let counts: Vec<u64> = (0..=NANOS.len())
+            let counts: Vec<u64> = (0..=DURATION_BUCKETS_NANOS.len())
                 .map(|at| self.0.sum(|counts| read(&counts.durations[kind][method].counts[at])))
                 .collect();
             let nanos = self.0.sum(|counts| read(&counts.durations[kind][method].nanos));

@@ -18,7 +18,7 @@ use crate::config::{Config, Problems};
 use address::DaemonAddress;
 
 /// Timeout of the command. Longer than the daemon takes to detect that its disk hangs.
-const TIMEOUT: Duration = Duration::from_secs(10);
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, clap::Args)]
 #[command(
@@ -36,7 +36,7 @@ pub(super) fn run(args: &HealthArgs, config: Result<Config, Problems>) -> anyhow
         Some(url) => DaemonAddress::parse(url)?,
         None => DaemonAddress::of(&config?)?,
     };
-    let response = request::get_health(&address, Instant::now() + TIMEOUT);
+    let response = request::get_health(&address, Instant::now() + HEALTH_TIMEOUT);
     let response = response.with_context(|| format!("{address} does not respond"))?;
     let Some(health) = HealthResponse::parse(&response) else {
         let line = response.lines().next().unwrap_or_default();
