@@ -37,7 +37,7 @@ pub enum NarError {
         /// The previous name.
         after: String,
     },
-    /// More than [`MAX_DEPTH`] nested directories.
+    /// More than 2,048 nested directories.
     #[error("the NAR has directories nested deeper than {MAX_DEPTH}")]
     TooDeep,
     /// The bytes ended before the NAR did.
