@@ -1,35 +1,53 @@
 //! nix-stored: a standalone HTTP binary cache for Nix.
 //!
-//! It accepts uploads from plain `nix copy --to http://…` and serves them to plain substituters: one binary,
-//! one directory or bucket, no database, no client of its own.
+//! It accepts uploads from plain `nix copy --to http://…` and serves them to plain substituters. One
+//! binary, one directory, no database, no client of its own.
 //!
-//! # Modules
+//! # Architecture
 //!
-//! Each module uses only the modules below it; `tests/it/layering/mod.rs` checks this. From the top:
+//! Each module uses only the modules below it, and no two files use each other;
+//! `tests/it/layering/` checks both. From the top:
 //!
-//! - [`commands`]: the subcommands. Only this module uses `anyhow`.
-//! - [`net`]: sockets, TLS, connections, timeouts, and the drain at shutdown.
-//! - [`http`]: translates requests into calls of the cache, and results into status codes. No other module
-//!   has status codes, except for the client of upstreams.
-//! - [`cache`]: verifies uploads, keeps closures whole, and fetches missing objects from upstreams.
-//! - [`store`]: stores bytes in a directory or a bucket; an object is staged, and then published in one step.
-//! - [`config`]: parses the `NIX_STORED_*` variables.
-//! - [`metrics`]: counters, and their text format for Prometheus.
-//! - [`logging`]: the log on standard error.
-//! - [`nix`]: parsers and printers of Nix's formats; no I/O.
+//! - [`commands`]: one file for each subcommand; the only place with `anyhow`.
+//! - [`net`]: sockets, TLS, HTTP/1.1 and HTTP/2 connections, timeouts, the drain at shutdown.
+//! - [`http`]: routes, access control, headers, web pages, and the only table of status codes.
+//! - [`browse`]: the data behind the web pages.
+//! - [`migrate`]: copies one cache into another.
+//! - [`verify`]: checks all stored objects, and quarantines damaged ones.
+//! - [`retention`]: garbage collection and pins.
+//! - [`mirror`]: upstream caches, as a decorator over the cache with the same operations.
+//! - [`cache`]: the core. What it accepts has been verified, and what it serves is complete.
+//! - [`ingest`]: receives and stages the bodies of uploads.
+//! - [`unpack`]: decompresses NARs within a budget of memory.
+//! - [`inventory`]: what is in a store: paths, references, sizes, uses.
+//! - [`store`]: where bytes rest, in a directory or a bucket.
+//! - [`config`]: the `NIX_STORED_*` variables.
+//! - [`metrics`]: every series, named once.
+//! - [`logging`]: the log.
+//! - [`nix`]: Nix's formats: pure parsers and printers.
 //!
-//! # Path of a request
+//! # The way of a request
 //!
-//! Upload: socket → `http::observe` → `http::authorize` → `http::objects::put` → [`cache::Cache::put`]
-//! → `cache::ingest` (hashing and writing on the blocking pool) → [`store::Upload::commit`] → 201.
+//! Upload: socket → `http::route` → `http::authorize` → [`cache::Cache::put`] → [`ingest`] (hashes and
+//! writes on the blocking pool) → [`store::Upload::commit`] → 201.
 //!
-//! Download: socket → … → `http::objects::get` → [`cache::Cache::get`] → [`store::Store::get`] →
-//! `http::conditional` → body.
+//! Download: socket → … → [`cache::Cache::get`] → [`store::Store::get`] → `http::conditional` → body.
+//!
+//! With upstreams, [`mirror::Mirror`] stands between [`http`] and [`cache`].
 
 pub mod commands;
 pub mod net;
 pub mod http;
+pub mod browse;
+pub mod migrate;
+pub mod verify;
+pub mod retention;
+#[cfg(feature = "upstream")]
+pub mod mirror;
 pub mod cache;
+pub mod ingest;
+pub mod unpack;
+pub mod inventory;
 pub mod store;
 pub mod config;
 pub mod metrics;

@@ -6,7 +6,6 @@ use std::fmt;
 
 use tracing::info;
 
-use super::gc::Reason;
 use crate::nix::CachePath;
 
 /// The actor that removes objects, as it is logged.
@@ -39,12 +38,12 @@ impl Actor {
         Self(None)
     }
 
-    pub(super) fn log_removal(
+    pub(crate) fn log_removal(
         &self,
         path: &CachePath,
         store_path: Option<&str>,
         size: u64,
-        reason: Reason,
+        reason: &str,
     ) {
         if let Some(by) = &self.0 {
             info!(
@@ -53,13 +52,13 @@ impl Actor {
                 path = %AsRequested(path),
                 store_path,
                 size_bytes = size,
-                reason = reason.as_str(),
+                reason,
                 "deleted"
             );
         }
     }
 
-    pub(super) fn has_put_aside(&self, path: &CachePath, store_path: Option<&str>) {
+    pub(crate) fn log_quarantine(&self, path: &CachePath, store_path: Option<&str>) {
         if let Some(by) = &self.0 {
             let path = AsRequested(path);
             info!(target: "audit", by, %path, store_path, reason = "damaged", "quarantined");

@@ -3,65 +3,88 @@
 
 use bytes::Bytes;
 use futures_util::Stream;
+use tokio::sync::OwnedSemaphorePermit;
 use tracing::warn;
 
-use super::feed::Feed;
-use super::ingest;
-use super::nar::{NarContents, NarFacts, check_compression};
-use super::{BodyError, Cache, PutError, UploadReceipt};
+use super::nar_facts::{NarContents, NarFacts, check_against_nar};
+use super::receipt::UploadReceipt;
+use super::state::Cache;
+use crate::ingest::{BodyError, PutError, collect, decode};
 use crate::nix::cache_path::NarName;
 use crate::nix::{
     CachePath, Compression, LenientNarInfo, NarInfo, Signature, StorePath, StorePathHash, narinfo,
 };
 use crate::store::{Content, Object, StoreError, Stored};
 
-/// The result of storing a narinfo of another cache.
+/// The result of [`Cache::adopt_narinfo`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Adopted {
-    /// It is new here.
+pub(crate) enum Adopted {
+    /// The narinfo is new in this cache.
     New,
-    /// It was here, with the same contents.
+    /// This cache has a narinfo with the same contents.
     Known,
-    /// There is a narinfo with other contents, which is kept.
+    /// This cache has a narinfo with other contents, and keeps it.
     Differs,
 }
 
-/// An uploaded narinfo.
-struct UploadedNarInfo {
+/// An uploaded narinfo that has been parsed, and whose signatures have been checked.
+pub(crate) struct NarInfoUpload {
     info: NarInfo,
-    /// Its fingerprint.
     fingerprint: String,
     /// The trusted keys that have signed it.
     signed_by: Option<String>,
+    /// The length of the uploaded text, in bytes.
+    size: u64,
+    /// Held while a large narinfo is in memory.
+    _memory: Option<OwnedSemaphorePermit>,
+}
+
+/// The result of [`Cache::store_narinfo`].
+pub(crate) enum StoreNarInfo {
+    /// It was stored.
+    Done(UploadReceipt),
+    /// Its NAR is not in this cache.
+    NarMissing(NarName),
+    /// These references are not in this cache, and `NIX_STORED_REQUIRE_REFERENCES` is set.
+    ReferencesMissing(Vec<StorePath>),
 }
 
 /// The result of merging an uploaded narinfo with the stored one.
 enum Merge {
-    /// Ours is true, and has the signatures.
+    /// The stored narinfo is true, and has the signatures.
     Done,
-    /// Ours is not true, and is to be replaced.
+    /// The stored narinfo is not true, and must be replaced.
     Replace,
-    /// Only this NAR can tell. It is to be read, without the lock of the narinfo.
+    /// Whether the stored narinfo is true depends on this NAR, which must be read without the lock of
+    /// the narinfo.
     ReadFirst(NarName),
-    /// Another process has changed ours meanwhile.
+    /// Another process has changed the stored narinfo meanwhile.
     Changed,
+}
+
+/// The NAR that was read for [`Merge::ReadFirst`].
+#[derive(Clone, Copy)]
+enum NarReading {
+    NotRead,
+    Intact(NarName, NarFacts),
+    /// The NAR is absent or damaged.
+    Unusable(NarName),
 }
 
 /// A stored narinfo before its change.
 struct Before {
-    /// None also if it does not parse. Such a one is as good as none: an upload of a better one shall
-    /// replace it.
+    /// `None` if it is absent or does not parse. An upload replaces a narinfo that does not parse.
     narinfo: Option<NarInfo>,
-    /// Of what is there.
+    /// The entity tag of the stored object, whether or not it parses.
     etag: Option<Bytes>,
 }
 
-/// Counts how often a change is begun anew because another process has changed the same narinfo.
+/// The number of times that another process changed the narinfo during a change.
 #[derive(Default)]
 struct Changes(u32);
 
 impl Changes {
-    /// Begins once more, if it has not been begun too often.
+    /// Allows another attempt, up to 20.
     fn once_more(&mut self, path: &CachePath) -> Result<(), StoreError> {
         self.0 += 1;
         match self.0 {
@@ -72,47 +95,94 @@ impl Changes {
 }
 
 impl Cache {
-    /// Stores a narinfo if it matches its name and a stored NAR.
+    /// Stores an uploaded narinfo if it matches its name and a stored NAR.
     pub(super) async fn put_narinfo(
         &self,
         hash: StorePathHash,
         encoding: Compression,
         declared: Option<u64>,
-        feed: Feed<impl Stream<Item = Result<Bytes, BodyError>> + Unpin>,
+        body: impl Stream<Item = Result<Bytes, BodyError>> + Unpin,
     ) -> Result<UploadReceipt, PutError> {
+        let upload = self.receive_narinfo(hash, encoding, declared, body).await?;
+        match self.store_narinfo(&upload, self.admission.require_references).await? {
+            StoreNarInfo::Done(receipt) => Ok(receipt),
+            StoreNarInfo::NarMissing(name) => Err(PutError::NarMissing(CachePath::Nar(name).key())),
+            StoreNarInfo::ReferencesMissing(mut paths) => {
+                Err(PutError::Reference(paths.swap_remove(0)))
+            }
+        }
+    }
+
+    /// Receives a narinfo, and checks its name and its signatures.
+    pub(crate) async fn receive_narinfo(
+        &self,
+        hash: StorePathHash,
+        encoding: Compression,
+        declared: Option<u64>,
+        body: impl Stream<Item = Result<Bytes, BodyError>> + Unpin,
+    ) -> Result<NarInfoUpload, PutError> {
         let path = CachePath::NarInfo(hash);
-        let limit = narinfo::MAX_SIZE;
-        let text = ingest::collect(&self.store, &path, declared, limit, feed).await?;
-        // Held while it is in memory.
-        let mut _room = self.large_narinfos.reserve(text.len()).await;
+        let feed = self.feed(declared, body).await?;
+        let text = collect(&self.store, &path, declared, narinfo::MAX_SIZE, feed).await?;
+        let mut memory = self.large_narinfos.reserve(text.len()).await;
         let mut text = text.into_bytes(&path).await?;
         if encoding != Compression::None {
-            text = ingest::decode(&self.decoders, encoding, text).await?;
-            _room = None;
-            _room = self.large_narinfos.reserve(text.len() as u64).await;
+            text = decode(&self.decoders, encoding, text).await?;
+            // Returned first: whoever waits for more of a limit must hold none of it.
+            drop(memory.take());
+            memory = self.large_narinfos.reserve(text.len() as u64).await;
         }
         let size = text.len() as u64;
-        let UploadedNarInfo { mut info, fingerprint, signed_by } =
-            self.parse_upload(hash, text).await?;
+        let (signatures, store_dir) = (self.signatures.clone(), self.info.store_dir.clone());
+        let parse = move || {
+            let mut info = NarInfo::parse(&text, &store_dir)?;
+            // An uploaded path is no longer mirrored.
+            info.set_upstream(None);
+            let actual = info.store_path.hash();
+            if actual != hash {
+                return Err(PutError::HashPart { expected: hash, actual });
+            }
+            let signed_by = signatures.check_upload(&info)?;
+            signatures.select(&mut info, &[]);
+            Ok((info.fingerprint(), info, signed_by))
+        };
+        let (fingerprint, info, signed_by) =
+            self.large_narinfos.parse(size as usize, parse).await?;
+        Ok(NarInfoUpload { info, fingerprint, signed_by, size, _memory: memory })
+    }
 
-        let mut read = None;
+    /// Stores an uploaded narinfo if it agrees with its NAR, which must be in this cache. If
+    /// `requires_references`, its references must be in this cache, too.
+    pub(crate) async fn store_narinfo(
+        &self,
+        upload: &NarInfoUpload,
+        requires_references: bool,
+    ) -> Result<StoreNarInfo, PutError> {
+        let NarInfoUpload { fingerprint, signed_by, size, .. } = upload;
+        let mut info = upload.info.clone();
+        let hash = info.store_path.hash();
+        let path = CachePath::NarInfo(hash);
+        let done = |stored, info: &NarInfo| {
+            Ok(StoreNarInfo::Done(self.receipt(stored, *size, info, signed_by.clone())))
+        };
+        let mut reading = NarReading::NotRead;
         let mut is_admitted = false;
         let mut changes = Changes::default();
         loop {
             // Without the lock, two uploads of the same narinfo would each merge with the narinfo
             // before both. The holder of the lock waits for the store only, and for no decoder or
             // upstream.
-            let lock = self.turns.take(&hash).await;
+            let lock = self.narinfo_locks.take(&hash).await;
             let Before { narinfo: ours, etag } = self.read_before(&path).await?;
             let stored = if ours.is_some() { Stored::Replaced } else { Stored::Created };
             match ours.map(|ours| (ours.fingerprint(), ours)) {
-                Some((before, ours)) if before == fingerprint => {
-                    match self.merge(&path, ours, etag.as_ref(), &info, read).await? {
-                        Merge::Done => return Ok(self.accepted(stored, size, &info, signed_by)),
+                Some((before, ours)) if before == *fingerprint => {
+                    match self.merge(&path, ours, etag.as_ref(), &info, reading).await? {
+                        Merge::Done => return done(stored, &info),
                         Merge::Replace => {}
                         Merge::ReadFirst(name) => {
                             drop(lock);
-                            read = Some((name, self.facts_if_right(name).await?));
+                            reading = self.read_nar(name).await?;
                             continue;
                         }
                         Merge::Changed => {
@@ -132,41 +202,27 @@ impl Cache {
             }
             if is_admitted {
                 if self.publish(&info, etag.as_ref()).await? {
-                    return Ok(self.accepted(stored, size, &info, signed_by));
+                    return done(stored, &info);
                 }
                 changes.once_more(&path)?;
                 continue;
             }
             drop(lock);
-            self.admit(&mut info, self.admission.require_references).await?;
+            let name = nar_name(&info)?;
+            let Some(facts) = self.nar_facts(name).await? else {
+                return Ok(StoreNarInfo::NarMissing(name));
+            };
+            admit(&mut info, name, facts)?;
+            let missing = self.touch_references(&info).await?;
+            if requires_references && !missing.is_empty() {
+                return Ok(StoreNarInfo::ReferencesMissing(missing));
+            }
             is_admitted = true;
         }
     }
 
-    /// Parses an uploaded narinfo, and checks its name and its signatures.
-    async fn parse_upload(
-        &self,
-        hash: StorePathHash,
-        text: Bytes,
-    ) -> Result<UploadedNarInfo, PutError> {
-        let (cache, length) = (self.clone(), text.len());
-        let parse = move || {
-            let mut info = NarInfo::parse(&text, &cache.info.store_dir)?;
-            // An uploaded path is no longer mirrored.
-            info.set_upstream(None);
-            let actual = info.store_path.hash();
-            if actual != hash {
-                return Err(PutError::HashPart { expected: hash, actual });
-            }
-            let signed_by = cache.check_signatures(&info)?;
-            cache.select_signatures(&mut info, &[]);
-            Ok(UploadedNarInfo { fingerprint: info.fingerprint(), info, signed_by })
-        };
-        self.large_narinfos.parse(length, parse).await
-    }
-
-    /// Takes over the signatures of `theirs`, a narinfo with the same fingerprint as `ours`, which has
-    /// the entity tag `etag`. `read` is what has been read of a NAR for this.
+    /// Adds the signatures of `theirs` to `ours`, the stored narinfo with the same fingerprint and the
+    /// entity tag `etag`.
     ///
     /// Everything else stays as it was: Nix signs again from its memory of up to 30 days ago, which
     /// may name another NAR (Nix's `src/libstore/nar-info-disk-cache.cc`).
@@ -176,20 +232,20 @@ impl Cache {
         mut ours: NarInfo,
         etag: Option<&Bytes>,
         theirs: &NarInfo,
-        read: Option<(NarName, Option<NarFacts>)>,
+        reading: NarReading,
     ) -> Result<Merge, PutError> {
-        match self.is_still_true(path, &ours, theirs, read).await? {
+        match self.is_still_true(path, &ours, theirs, reading).await? {
             Merge::Done => {}
             other => return Ok(other),
         }
         let before = ours.clone();
-        // Where the path was mirrored from, it is here from now on because it was uploaded here.
+        // An uploaded path is no longer mirrored.
         ours.set_upstream(theirs.upstream());
-        self.select_signatures(&mut ours, &theirs.signatures);
+        self.signatures.select(&mut ours, &theirs.signatures);
         if ours != before {
-            // Listing a directory may miss the name whose file is replaced just then, and with it
-            // why its references are kept.
-            self.touch_references(&ours, false).await?;
+            // The list of a running collection may miss a file that is replaced at that moment. Then
+            // only recent uses keep its references.
+            self.touch_references(&ours).await?;
             if !self.publish(&ours, etag).await? {
                 return Ok(Merge::Changed);
             }
@@ -197,15 +253,18 @@ impl Cache {
         Ok(Merge::Done)
     }
 
-    /// The facts about a NAR; none if it is absent or damaged.
-    async fn facts_if_right(&self, name: NarName) -> Result<Option<NarFacts>, PutError> {
-        match self.facts(name).await {
-            Err(PutError::NarDamaged(_) | PutError::Unpack(_)) => Ok(None),
-            facts => facts,
+    /// Reads a NAR, to compare the stored narinfo with it.
+    async fn read_nar(&self, name: NarName) -> Result<NarReading, PutError> {
+        match self.nar_facts(name).await {
+            Ok(Some(facts)) => Ok(NarReading::Intact(name, facts)),
+            Ok(None) | Err(PutError::NarDamaged(_) | PutError::Unpack(_)) => {
+                Ok(NarReading::Unusable(name))
+            }
+            Err(error) => Err(error),
         }
     }
 
-    fn accepted(
+    fn receipt(
         &self,
         stored: Stored,
         size: u64,
@@ -224,38 +283,38 @@ impl Cache {
         }
     }
 
-    /// Publishes the narinfo of a mirrored path, with a line `Upstream:`.
+    /// Stores the narinfo of a mirrored path, with a line `Upstream:`. Its NAR must be in this cache;
+    /// its references are fetched when they are requested.
     #[cfg(feature = "upstream")]
-    pub(super) async fn mirror_narinfo(
+    pub(crate) async fn store_mirrored_narinfo(
         &self,
         mut info: NarInfo,
         upstream: &str,
     ) -> Result<(), PutError> {
         let hash = info.store_path.hash();
-        // Its references are fetched when they are requested.
-        self.admit(&mut info, false).await?;
-        let _lock = self.turns.take(&hash).await;
+        self.admit_stored(&mut info).await?;
+        let _lock = self.narinfo_locks.take(&hash).await;
         // An upload in the meantime takes precedence.
         let before = self.read_before(&CachePath::NarInfo(hash)).await?;
         if before.narinfo.is_some() {
             return Ok(());
         }
         info.set_upstream(Some(upstream));
-        self.select_signatures(&mut info, &[]);
-        // If another daemon has stored it meanwhile, it is here.
+        self.signatures.select(&mut info, &[]);
+        // False if another daemon has stored it meanwhile, which is as good.
         self.publish(&info, before.etag.as_ref()).await.map(drop)
     }
 
     /// Stores the narinfo of another cache, with its line `Upstream:`.
-    pub(super) async fn adopt_narinfo(&self, mut info: NarInfo) -> Result<Adopted, PutError> {
-        self.check_stored_signatures(&info)?;
+    pub(crate) async fn adopt_narinfo(&self, mut info: NarInfo) -> Result<Adopted, PutError> {
+        self.signatures.check_stored(&info)?;
         let hash = info.store_path.hash();
         let path = CachePath::NarInfo(hash);
-        let mut read = None;
+        let mut reading = NarReading::NotRead;
         let mut is_admitted = false;
         let mut changes = Changes::default();
         loop {
-            let lock = self.turns.take(&hash).await;
+            let lock = self.narinfo_locks.take(&hash).await;
             let Before { narinfo: ours, etag } = self.read_before(&path).await?;
             match ours {
                 Some(ours) if ours.fingerprint() != info.fingerprint() => {
@@ -266,7 +325,7 @@ impl Cache {
                     if info.upstream().is_some() {
                         info.set_upstream(ours.upstream());
                     }
-                    match self.merge(&path, ours, etag.as_ref(), &info, read).await? {
+                    match self.merge(&path, ours, etag.as_ref(), &info, reading).await? {
                         Merge::Done => return Ok(Adopted::Known),
                         Merge::Changed => {
                             changes.once_more(&path)?;
@@ -275,7 +334,7 @@ impl Cache {
                         Merge::Replace => {}
                         Merge::ReadFirst(name) => {
                             drop(lock);
-                            read = Some((name, self.facts_if_right(name).await?));
+                            reading = self.read_nar(name).await?;
                             continue;
                         }
                     }
@@ -283,7 +342,7 @@ impl Cache {
                 None => {}
             }
             if is_admitted {
-                self.select_signatures(&mut info, &[]);
+                self.signatures.select(&mut info, &[]);
                 if self.publish(&info, etag.as_ref()).await? {
                     return Ok(Adopted::New);
                 }
@@ -291,7 +350,7 @@ impl Cache {
                 continue;
             }
             drop(lock);
-            self.admit(&mut info, false).await?;
+            self.admit_stored(&mut info).await?;
             is_admitted = true;
         }
     }
@@ -299,15 +358,11 @@ impl Cache {
     /// Stores a narinfo in place of the one with the entity tag `before`, or of an absent one.
     /// Returns false if there is another one by now.
     async fn publish(&self, info: &NarInfo, before: Option<&Bytes>) -> Result<bool, PutError> {
-        let hash = info.store_path.hash();
-        let text = info.to_string().into();
-        let put = self.replace_whole(&CachePath::NarInfo(hash), text, before).await;
-        // Even a failed change may have taken effect.
-        self.hot.forget(&hash);
-        Ok(put?)
+        let path = CachePath::NarInfo(info.store_path.hash());
+        Ok(self.replace_whole(&path, info.to_string().into(), before).await?)
     }
 
-    /// The narinfo at `path` as it is before it is changed.
+    /// Reads the narinfo at `path` before a change.
     async fn read_before(&self, path: &CachePath) -> Result<Before, StoreError> {
         let Some(object) = self.store.get(path).await? else {
             return Ok(Before { narinfo: None, etag: None });
@@ -319,8 +374,8 @@ impl Cache {
         Ok(Before { narinfo: self.parse_stored(text).await, etag })
     }
 
-    /// A narinfo of the store, if it parses.
-    pub(super) async fn parse_stored(&self, text: Bytes) -> Option<NarInfo> {
+    /// Parses a stored narinfo. Returns `None` if it does not parse.
+    pub(crate) async fn parse_stored(&self, text: Bytes) -> Option<NarInfo> {
         let (store_dir, length) = (self.info.store_dir.clone(), text.len());
         let parse = move || NarInfo::parse(&text, &store_dir).ok();
         self.large_narinfos.parse(length, parse).await
@@ -328,7 +383,7 @@ impl Cache {
 
     /// Returns the names in the narinfo at `path`, parsed as leniently as the most lenient Nix, or
     /// `None` if it is absent.
-    pub(super) async fn read_named(
+    pub(crate) async fn read_named(
         &self,
         path: &CachePath,
     ) -> Result<Option<LenientNarInfo>, StoreError> {
@@ -336,8 +391,8 @@ impl Cache {
         Ok(text.map(|text| LenientNarInfo::read(&text)))
     }
 
-    /// The text of the narinfo at `path`; none if it is absent.
-    pub(super) async fn read_narinfo_text(
+    /// Returns the text of the narinfo at `path`, or `None` if it is absent.
+    pub(crate) async fn read_narinfo_text(
         &self,
         path: &CachePath,
     ) -> Result<Option<Bytes>, StoreError> {
@@ -350,18 +405,17 @@ impl Cache {
         }
     }
 
-    /// Whether a narinfo of ours and its NAR are here, and the one is true of the other
-    /// ([`Merge::Done`]). If so they will not be collected: the client that uploads the path again may
-    /// take them for new.
+    /// Returns [`Merge::Done`] if the stored narinfo `ours` agrees with its NAR, and both are there. Then
+    /// it also records their use, because the client expects the path to be kept like a new upload.
     ///
-    /// A NAR that has been replaced by hand is read only where `theirs` disagrees with `ours`: Nix
-    /// signs whole closures again, and each NAR can have gigabytes.
+    /// If the facts of the NAR are unknown, the NAR is read only if `theirs` names another NAR than
+    /// `ours`: signing a closure uploads all its narinfos again, and a NAR can have gigabytes.
     async fn is_still_true(
         &self,
         path: &CachePath,
         ours: &NarInfo,
         theirs: &NarInfo,
-        read: Option<(NarName, Option<NarFacts>)>,
+        reading: NarReading,
     ) -> Result<Merge, PutError> {
         let Some(name) = ours.nar_name() else {
             return Ok(Merge::Replace);
@@ -370,7 +424,7 @@ impl Cache {
         let Some(metadata) = self.store.head(&nar).await? else {
             return Ok(Merge::Replace);
         };
-        if !self.touch_if_present(path).await? || !self.need(&nar, metadata.used).await? {
+        if !self.touch_if_present(path).await? || !self.touch_since(&nar, metadata.used).await? {
             return Ok(Merge::Replace);
         }
         let same_nar = (&ours.url, &ours.compression, ours.file_hash, ours.file_size)
@@ -378,9 +432,9 @@ impl Cache {
         let facts = match self.known_facts(name, &metadata) {
             Some(facts) => facts,
             _ if same_nar => NarFacts { file_size: metadata.size, contents: NarContents::NotRead },
-            _ => match read {
-                Some((known, Some(facts))) if known == name => facts,
-                Some((known, None)) if known == name => return Ok(Merge::Replace),
+            _ => match reading {
+                NarReading::Intact(known, facts) if known == name => facts,
+                NarReading::Unusable(known) if known == name => return Ok(Merge::Replace),
                 _ => return Ok(Merge::ReadFirst(name)),
             },
         };
@@ -388,51 +442,47 @@ impl Cache {
         Ok(if is_true { Merge::Done } else { Merge::Replace })
     }
 
-    /// Checks everything that a narinfo says of its NAR, and fills in the file's hash and size,
-    /// which Nix up to 2.34 needs to sign it. Where they are `required`, its references must be to be
-    /// had here.
-    async fn admit(&self, info: &mut NarInfo, required: bool) -> Result<(), PutError> {
-        let Some(name) = info.nar_name() else {
-            return Err(PutError::NarElsewhere(info.url.clone()));
-        };
-        let missing = || PutError::NarMissing(info.url.clone());
-        let facts = self.facts(name).await?.ok_or_else(missing)?;
-
-        info.file_hash.get_or_insert(name.file_hash);
-        info.file_size.get_or_insert(facts.file_size);
-        check_against_nar(info, name, facts)?;
-        match self.touch_references(info, required).await? {
-            Some(missing) => Err(PutError::Reference(missing.clone())),
-            None => Ok(()),
-        }
+    /// Admits a narinfo from another cache: its NAR must be in this cache; its references need not be.
+    async fn admit_stored(&self, info: &mut NarInfo) -> Result<(), PutError> {
+        let name = nar_name(info)?;
+        let facts = self.nar_facts(name).await?;
+        let facts = facts.ok_or_else(|| PutError::NarMissing(info.url.clone()))?;
+        admit(info, name, facts)?;
+        self.touch_references(info).await?;
+        Ok(())
     }
 
-    /// Lets a collection that is about to take what a path refers to see that it is needed. The
-    /// first that shall be here and is not, if there is one.
-    async fn touch_references<'a>(
-        &self,
-        info: &'a NarInfo,
-        required: bool,
-    ) -> Result<Option<&'a StorePath>, StoreError> {
-        let mut missing = None;
+    /// Records the use of all references, so that a running collection keeps them. Returns the absent
+    /// ones.
+    async fn touch_references(&self, info: &NarInfo) -> Result<Vec<StorePath>, StoreError> {
+        let mut absent = Vec::new();
         for reference in info.references.iter().filter(|path| **path != info.store_path) {
-            // What is looked up in memory never waits, and there can be thousands.
+            // Lookups in memory never yield, and a narinfo can have thousands of references.
             tokio::task::consume_budget().await;
-            let hash = reference.hash();
-            let here = self.touch_if_present(&CachePath::NarInfo(hash)).await?;
-            // Upstreams are queried only if it matters.
-            let matters = !here && required;
-            if matters && !self.has_elsewhere(&hash).await {
-                missing = missing.or(Some(reference));
+            if !self.touch_if_present(&CachePath::NarInfo(reference.hash())).await? {
+                absent.push(reference.clone());
             }
         }
-        Ok(missing)
+        Ok(absent)
     }
 }
 
-/// Whether the `URL` of a stored narinfo leads a client to a NAR of this cache, or to another server.
-/// Otherwise the path is as good as absent: its NAR has a name that is not served here, as other
-/// programs give it, or there is no `URL` at all.
+/// The name of a narinfo's NAR, which must be one of this cache.
+fn nar_name(info: &NarInfo) -> Result<NarName, PutError> {
+    info.nar_name().ok_or_else(|| PutError::NarElsewhere(info.url.clone()))
+}
+
+/// Compares a narinfo with the facts about its NAR, and adds the file's hash and size, which Nix up
+/// to 2.34 needs to sign it.
+fn admit(info: &mut NarInfo, name: NarName, facts: NarFacts) -> Result<(), PutError> {
+    info.file_hash.get_or_insert(name.file_hash);
+    info.file_size.get_or_insert(facts.file_size);
+    check_against_nar(info, name, facts)
+}
+
+/// Whether clients can fetch the NAR of a stored narinfo: its `URL` has the name of a NAR in this cache,
+/// or is on another server. Otherwise the path counts as absent: another program has named the NAR in
+/// a way that is not served, or there is no `URL`.
 pub(super) fn has_servable_nar(narinfo: &Object) -> bool {
     let Content::Bytes(text) = &narinfo.content else {
         return true;
@@ -447,31 +497,4 @@ pub(super) fn has_servable_nar(narinfo: &Object) -> bool {
     matches!(CachePath::from_request(path, query), Ok(CachePath::Nar(_)))
         || url.contains("://")
         || !LenientNarInfo::read(text).nars.is_empty()
-}
-
-/// Checks everything that a narinfo states of its NAR.
-pub(super) fn check_against_nar(
-    info: &NarInfo,
-    name: NarName,
-    facts: NarFacts,
-) -> Result<(), PutError> {
-    check("FileHash", info.file_hash.unwrap_or(name.file_hash), name.file_hash)?;
-    check("FileSize", info.file_size.unwrap_or(facts.file_size), facts.file_size)?;
-    check_compression(&info.compression, name, facts.contents)?;
-    if let NarContents::Unpacked(unpacked) = facts.contents {
-        check("NarHash", info.nar_hash, unpacked.nar_hash.unwrap_or(name.file_hash))?;
-        check("NarSize", info.nar_size, unpacked.nar_size)?;
-    }
-    Ok(())
-}
-
-fn check<T: PartialEq + std::fmt::Display>(
-    field: &'static str,
-    stated: T,
-    actual: T,
-) -> Result<(), PutError> {
-    if stated == actual {
-        return Ok(());
-    }
-    Err(PutError::Field { field, stated: stated.to_string(), actual: actual.to_string() })
 }

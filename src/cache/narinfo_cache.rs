@@ -18,11 +18,11 @@ use crate::store::{Content, Metadata, Object};
 /// The time for which an object is served without checking its file.
 const FRESH: Duration = Duration::from_secs(3);
 
-/// How many bytes of narinfos are kept, and about how many narinfos that are.
+/// The capacity in bytes, and the estimated number of narinfos in it.
 const CAPACITY: u64 = 24 * 1024 * 1024;
 const ESTIMATED_ITEMS: usize = 16 * 1024;
 
-/// What an entry takes besides its text.
+/// The memory of an entry besides its text, in bytes.
 const OVERHEAD: u64 = 256;
 
 /// A cache of narinfos in memory.
@@ -43,7 +43,7 @@ struct Entry {
     text: Bytes,
     /// The time of the last check of the file, in milliseconds since the epoch.
     seen: AtomicU64,
-    /// When its use was recorded, in seconds since 1970.
+    /// The last recorded use, in seconds since 1970.
     used: AtomicU64,
 }
 
@@ -96,7 +96,7 @@ impl NarInfoCache {
         Some(Found::Stale(entry.metadata.etag.clone()))
     }
 
-    /// The file was checked, and is unchanged.
+    /// Marks an entry as checked just now. `used` is the last recorded use of its file.
     pub(super) fn renew(&self, hash: &StorePathHash, used: SystemTime) -> Option<Object> {
         let entry = self.entries.get(hash)?;
         entry.seen.store(self.now(), Ordering::Relaxed);
@@ -104,7 +104,7 @@ impl NarInfoCache {
         Some(entry.object())
     }
 
-    /// A use has been recorded.
+    /// Marks an entry as used at `now`.
     pub(super) fn used(&self, hash: &StorePathHash, now: SystemTime) {
         if let Some(entry) = self.entries.get(hash) {
             entry.used.store(seconds(now), Ordering::Relaxed);
@@ -115,7 +115,7 @@ impl NarInfoCache {
         &self.changes[usize::from(hash.as_bytes()[0]) % self.changes.len()]
     }
 
-    /// Must be called before an object is read.
+    /// Returns the epoch for [`Self::insert`]. Must be called before the object is read.
     pub(super) fn read_epoch(&self, hash: &StorePathHash) -> ReadEpoch {
         ReadEpoch(self.changes(hash).load(Ordering::SeqCst))
     }
@@ -125,17 +125,17 @@ impl NarInfoCache {
         let Content::Bytes(text) = &object.content else {
             return;
         };
-        // What came over a network may be a small piece of a large buffer, which would stay with it.
+        // Text from a network may be a slice of a larger buffer, which it would keep in memory.
         let (metadata, text) = (object.metadata.clone(), Bytes::copy_from_slice(text));
         let (seen, used) = (self.now().into(), seconds(metadata.used).into());
         self.entries.insert(hash, Arc::new(Entry { metadata, text, seen, used }));
-        // A change between the reading and here has found nothing to forget.
+        // A change between the read and the insertion found no entry to remove.
         if self.changes(&hash).load(Ordering::SeqCst) != read_epoch.0 {
             self.entries.remove(&hash);
         }
     }
 
-    /// The object has changed.
+    /// Removes an entry, after its object has changed.
     pub(super) fn forget(&self, hash: &StorePathHash) {
         self.changes(hash).fetch_add(1, Ordering::SeqCst);
         self.entries.remove(hash);

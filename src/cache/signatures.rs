@@ -1,49 +1,60 @@
 //! Selects the signatures that are valid, and those that are published.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use tracing::warn;
 
-use super::{Cache, PutError};
+use crate::config::Admission;
+use crate::ingest::PutError;
 use crate::nix::narinfo::MAX_SIGNATURES;
 use crate::nix::{NarInfo, PublicKey, Signature};
 
-impl Cache {
-    /// The names of the trusted keys that have signed an upload; none where no keys are configured.
-    pub(super) fn check_signatures(&self, info: &NarInfo) -> Result<Option<String>, PutError> {
-        check(&self.admission.trusted_public_keys, info)
+/// The trusted keys, and which signatures they require. A clone is the same policy.
+#[derive(Debug, Clone)]
+pub(crate) struct SignaturePolicy(Arc<Admission>);
+
+impl SignaturePolicy {
+    pub(super) fn new(admission: Arc<Admission>) -> Self {
+        Self(admission)
     }
 
-    /// The keys by which a narinfo in a store is judged: those of the upstream that it was mirrored
-    /// from, if that is configured, else this cache's own. The line that names the upstream is text
-    /// like any other, so it gives no trust that the configuration does not give.
-    pub(super) fn keys_for(&self, info: &NarInfo) -> &[PublicKey] {
+    /// Returns the names of the trusted keys that have signed an upload, or `None` if no keys are
+    /// configured.
+    pub(super) fn check_upload(&self, info: &NarInfo) -> Result<Option<String>, PutError> {
+        check(&self.0.trusted_public_keys, info)
+    }
+
+    /// The keys that a stored narinfo must be signed by: those of the upstream that it was mirrored from,
+    /// if that upstream is configured, otherwise those of this cache. Anyone can write an `Upstream:`
+    /// line, so it never adds a key that is not configured.
+    pub(crate) fn keys_for(&self, info: &NarInfo) -> &[PublicKey] {
         match self.configured_upstream(info) {
             Some(keys) => keys,
-            None => &self.admission.trusted_public_keys,
+            None => &self.0.trusted_public_keys,
         }
     }
 
     /// Whether a narinfo was mirrored from a configured upstream without keys, so that its
     /// signatures cannot be verified.
-    pub(super) fn is_mirrored_without_keys(&self, info: &NarInfo) -> bool {
+    pub(crate) fn is_mirrored_without_keys(&self, info: &NarInfo) -> bool {
         self.configured_upstream(info).is_some_and(<[_]>::is_empty)
     }
 
     fn configured_upstream(&self, info: &NarInfo) -> Option<&[PublicKey]> {
         let url = info.upstream()?;
-        let upstreams = &self.admission.upstream_keys;
+        let upstreams = &self.0.upstream_keys;
         upstreams.iter().find(|(known, _)| known == url).map(|(_, keys)| keys.as_slice())
     }
 
-    /// Checks a narinfo in a store by [`Self::keys_for`].
-    pub(super) fn check_stored_signatures(&self, info: &NarInfo) -> Result<(), PutError> {
+    /// Checks the signatures of a stored narinfo, see [`Self::keys_for`].
+    pub(crate) fn check_stored(&self, info: &NarInfo) -> Result<(), PutError> {
         check(self.keys_for(info), info).map(drop)
     }
 
-    /// Leaves out the signatures that are not to be published with `info`, and adds those of `more`
-    /// that are: see [`select`].
-    pub(super) fn select_signatures(&self, info: &mut NarInfo, more: &[Signature]) {
+    /// Removes the signatures of `info` that must not be published, and adds those of `more` that may
+    /// be; see [`select`].
+    pub(super) fn select(&self, info: &mut NarInfo, more: &[Signature]) {
         let keys = self.keys_for(info);
         let (selected, dropped) = select(keys, &info.fingerprint(), &info.signatures, more);
         if dropped > 0 {
@@ -77,9 +88,10 @@ fn check(keys: &[PublicKey], info: &NarInfo) -> Result<Option<String>, PutError>
     })
 }
 
-/// The signatures to publish, in Nix's order, and the number of others: of `ours`, those that are
-/// not false; of `theirs`, all where there are no `keys`, and where there are, only those that are
-/// valid. Of more than [`MAX_SIGNATURES`], valid ones stay first, then `ours`.
+/// Returns the signatures to publish, in Nix's order, and the number of dropped ones. Signatures of
+/// `ours` are dropped if they name a key of `keys` and are invalid. Signatures of `theirs` are dropped
+/// if there are `keys` and they are not valid by one of them. Above [`MAX_SIGNATURES`], valid ones are
+/// kept first, then `ours`.
 fn select(
     keys: &[PublicKey],
     fingerprint: &str,
@@ -104,15 +116,15 @@ fn select(
     (chosen, dropped)
 }
 
-/// Which signatures are valid.
+/// The valid signatures of a narinfo.
 struct Validity<'a> {
     signatures: HashSet<&'a Signature>,
     by_key: HashSet<&'a str>,
 }
 
 impl<'a> Validity<'a> {
-    /// Verifies the first [`MAX_SIGNATURES`] that name each key: each costs some 50 µs, and a narinfo
-    /// can come with a hundred thousand.
+    /// Verifies at most [`MAX_SIGNATURES`] signatures for each key: each takes some 50 µs, and a narinfo
+    /// can have a hundred thousand.
     fn new(
         keys: &'a [PublicKey],
         fingerprint: &str,
@@ -144,7 +156,7 @@ mod tests {
 
     const FINGERPRINT: &str = "1;/nix/store/x;sha256:y;1;";
 
-    /// A secret key with its public half.
+    /// A secret key with its public key.
     fn key(name: &str, seed: u8) -> (SigningKey, PublicKey) {
         let secret = SigningKey::from_bytes(&[seed; 32]);
         let public = STANDARD.encode(secret.verifying_key().as_bytes());
@@ -156,29 +168,29 @@ mod tests {
         format!("{name}:{}", STANDARD.encode(bytes)).parse().unwrap()
     }
 
-    /// Signatures that look right, by keys with such names.
+    /// Well-formed invalid signatures by a key of this name.
     fn junk(name: &str, count: usize) -> Vec<Signature> {
         let (secret, _) = key(name, 9);
         (0..count).map(|n| signature(name, &secret, &n.to_string())).collect()
     }
 
     #[test]
-    fn what_is_false_by_a_trusted_key_is_not_published() {
+    fn an_invalid_signature_by_a_trusted_key_is_not_published() {
         let (secret, public) = key("a", 1);
         let right = signature("a", &secret, FINGERPRINT);
-        let false_one = signature("a", &secret, "another path");
+        let invalid = signature("a", &secret, "another path");
         let foreign = junk("b", 1);
-        let ours = [vec![false_one.clone()], foreign.clone()].concat();
+        let ours = [vec![invalid.clone()], foreign.clone()].concat();
         let (selected, dropped) =
             select(&[public], FINGERPRINT, &ours, std::slice::from_ref(&right));
         assert_eq!(selected, [right, foreign[0].clone()]);
         assert_eq!(dropped, 1);
-        // Without keys nothing is false.
+        // Without keys no signature is invalid.
         assert_eq!(select(&[], FINGERPRINT, &ours, &[]).1, 0);
     }
 
     #[test]
-    fn only_valid_signatures_are_merged_where_there_are_keys() {
+    fn with_trusted_keys_only_valid_signatures_are_merged() {
         let (secret, public) = key("a", 1);
         let right = signature("a", &secret, FINGERPRINT);
         let theirs = [junk("b", 3), vec![right.clone()]].concat();
@@ -187,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn of_too_many_signatures_valid_ones_and_then_ours_stay() {
+    fn above_the_limit_valid_signatures_are_kept_first_then_ours() {
         let (secret, public) = key("z", 1);
         let right = signature("z", &secret, FINGERPRINT);
         let ours = [junk("b", MAX_SIGNATURES + 5), vec![right.clone()]].concat();
@@ -201,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cost_of_verifying_is_bounded() {
+    fn at_most_max_signatures_are_verified_for_each_key() {
         let (secret, public) = key("a", 1);
         let mut many = junk("a", 5_000);
         many.insert(MAX_SIGNATURES - 1, signature("a", &secret, FINGERPRINT));

@@ -7,22 +7,22 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::Cache;
+use super::state::Cache;
 use crate::nix::CachePath;
 use crate::store::{RemoteTrouble, StoreError};
 
-/// How exactly the last use is known.
+/// The minimum time between two recorded uses of an object.
 const RECORD_EVERY: Duration = Duration::from_secs(3600);
 
 impl Cache {
     /// Records the use of an object whose last recorded use was at `last`. Returns false if the
     /// object was removed in the meantime. If uses cannot be recorded, the object is served anyway.
-    pub(super) async fn touch_soon(
+    pub(crate) async fn touch_soon(
         &self,
         path: &CachePath,
         last: SystemTime,
     ) -> Result<bool, StoreError> {
-        match self.need(path, last).await {
+        match self.touch_since(path, last).await {
             Err(StoreError::Remote { trouble: RemoteTrouble::Denied, .. }) => {
                 Ok(self.store.head(path).await?.is_some())
             }
@@ -30,28 +30,28 @@ impl Cache {
         }
     }
 
-    /// An object that was used at `last`, as far as that is recorded, is needed from now on. False if it
-    /// has gone in the meantime.
-    pub(super) async fn need(
+    /// Records the use of an object whose last recorded use was at `last`. Returns false if the object
+    /// was removed in the meantime.
+    pub(super) async fn touch_since(
         &self,
         path: &CachePath,
         last: SystemTime,
     ) -> Result<bool, StoreError> {
         let now = SystemTime::now();
-        // A time in the future is as good as now.
+        // A time in the future counts as now.
         let unused = now.duration_since(last).unwrap_or_default();
         if unused < RECORD_EVERY.min(self.grace / 24) {
             return Ok(true);
         }
         let recorded = || {
             if let CachePath::NarInfo(hash) = path {
-                self.hot.used(hash, now);
+                self.narinfos.used(hash, now);
             }
         };
-        // Half of the grace period before it could be removed.
+        // A collection may remove the object after the grace period: half of it is the safety margin.
         if unused >= self.grace / 2 {
             let there = self.store.touch_now(path).await?;
-            // Not before: who comes meanwhile must not take it for safe.
+            // Not before the use is recorded: until then other requests must not rely on it.
             if there {
                 recorded();
             }
@@ -64,9 +64,9 @@ impl Cache {
 
     /// Returns whether an object is present; if so, records a use, because the caller depends on it
     /// from now on.
-    pub(super) async fn touch_if_present(&self, path: &CachePath) -> Result<bool, StoreError> {
+    pub(crate) async fn touch_if_present(&self, path: &CachePath) -> Result<bool, StoreError> {
         match self.store.head(path).await? {
-            Some(metadata) => self.need(path, metadata.used).await,
+            Some(metadata) => self.touch_since(path, metadata.used).await,
             None => Ok(false),
         }
     }

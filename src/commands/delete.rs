@@ -2,20 +2,23 @@
 
 use std::fmt;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::bail;
 use serde::Serialize;
 
 use super::argument::hash_part;
-use super::cache_command::on_cache;
+use super::cache_command::{OpenCache, on_cache};
 use super::exit_status::EXIT_NO;
 use super::output::{Output, count, size};
 use super::progress_bar::CommandProgressBar;
 use super::signals::stop_on_signals;
-use crate::cache::gc::{Analysis, CollectError, Name, Outcome, Pin, Plan};
-use crate::cache::{Cache, Referrers, Refusal, plan_removal};
 use crate::config::Config;
 use crate::nix::{StoreDir, StorePathHash};
+use crate::retention::{
+    Analysis, CollectError, Collector, Name, Outcome, Pin, Pins, Plan, Referrers, Refusal,
+    plan_removal,
+};
 
 /// Maximum number of referrers printed for each refused path.
 const MAX_EXAMPLES: usize = 5;
@@ -46,16 +49,17 @@ pub(super) fn run(args: DeleteArgs, config: Config) -> anyhow::Result<ExitCode> 
     let store_dir = config.cache_info.store_dir.clone();
     let wanted = args.store_paths.iter().map(|text| hash_part(text, &store_dir));
     let wanted = wanted.collect::<Result<Vec<_>, _>>()?;
-    on_cache("delete", config, async move |cache| delete(&cache, &wanted, &args, &store_dir).await)
+    on_cache("delete", config, async move |open| delete(open, &wanted, &args, &store_dir).await)
 }
 
 async fn delete(
-    cache: &Cache,
+    OpenCache { cache, actor }: OpenCache,
     wanted: &[StorePathHash],
     args: &DeleteArgs,
     store_dir: &StoreDir,
 ) -> anyhow::Result<ExitCode> {
-    let lock = if args.dry_run { None } else { cache.lock_collection().await? };
+    let collector = Collector::new(Arc::clone(&cache), actor);
+    let lock = if args.dry_run { None } else { collector.lock().await? };
     if lock.is_none() && !args.dry_run {
         bail!(CollectError::Busy);
     }
@@ -66,7 +70,7 @@ async fn delete(
         () = stop.cancelled() => bail!(CollectError::Stopped),
         inventory = cache.inventory(|objects| bar.found(objects)) => inventory?.complete()?,
     };
-    let pins = cache.pins().await?;
+    let pins = Pins::of(&cache).list().await?;
     let analysis = Analysis::new(&inventory, &pins);
     let referrers = if args.with_referrers { Referrers::Remove } else { Referrers::Refuse };
     let plan = match plan_removal(&analysis, wanted, referrers) {
@@ -82,7 +86,7 @@ async fn delete(
     if !args.dry_run {
         let of = plan.removals.len() as u64;
         let show = |done| bar.done("removing", done, of);
-        outcome = Some(cache.remove(&inventory, &plan, &stop, show).await?);
+        outcome = Some(collector.delete(&inventory, &plan, &stop, show).await?);
     }
     drop(bar);
     args.output.print(&DeleteOutput::new(&plan, &analysis, outcome, store_dir))?;

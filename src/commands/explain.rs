@@ -6,9 +6,9 @@ use std::time::SystemTime;
 use serde::{Serialize, Serializer};
 
 use super::output::{serialize_time, size, time};
-use crate::cache::gc::{Analysis, Kept, Limits, Pin, Reason, Verdict};
 use crate::config::show_duration;
 use crate::nix::{StoreDir, StorePathHash};
+use crate::retention::{Analysis, Kept, Limits, Pin, Reason, Verdict};
 
 /// Verdict of a collection about one path, with its reason.
 #[derive(Debug, Serialize)]

@@ -7,19 +7,19 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 
 use super::argument::hash_part;
-use super::cache_command::{load_inventory, on_cache};
+use super::cache_command::{OpenCache, load_inventory, on_cache};
 use super::exit_status::EXIT_NO;
 use super::explain::ExplainOutput;
 use super::output::{Output, count, serialize_time, size, time};
 use super::progress_bar::CommandProgressBar;
 use super::signals::stop_on_signals;
-use crate::cache::Cache;
-use crate::cache::Progress;
-use crate::cache::gc::{
-    Analysis, CollectError, GRACE, Going, Limits, Name, Plan, Reason, Report, Sum, Unparsed,
-};
+use crate::cache::{Cache, GRACE};
 use crate::config::{Config, parse_duration, parse_size};
+use crate::inventory::{Progress, Unparsed};
 use crate::nix::{StoreDir, StorePathHash};
+use crate::retention::{
+    Analysis, CollectError, Collector, Going, Limits, Name, Pins, Plan, Reason, Report, Sum,
+};
 
 #[derive(Debug, Clone, clap::Args)]
 #[command(
@@ -56,14 +56,15 @@ pub(super) fn run(args: GcArgs, config: Config) -> anyhow::Result<ExitCode> {
     };
     let store_dir = config.cache_info.store_dir.clone();
     let explained = args.explain.as_deref().map(|text| hash_part(text, &store_dir)).transpose()?;
-    on_cache("gc", config, async move |cache| match explained {
+    on_cache("gc", config, async move |OpenCache { cache, actor }| match explained {
         Some(path) => explain(&cache, path, &limits, &store_dir, args.output).await,
         None if args.dry_run => preview(&cache, &limits, &store_dir, args.output).await,
         None => {
+            let collector = Collector::new(cache, actor);
             if args.break_lock {
-                break_lock(&cache).await?;
+                break_lock(&collector).await?;
             }
-            collect(&cache, limits, args.output).await
+            collect(&collector, limits, args.output).await
         }
     })
 }
@@ -106,28 +107,32 @@ impl LimitsOutput {
     }
 }
 
-async fn break_lock(cache: &Cache) -> anyhow::Result<()> {
-    match cache.collection_lock_holder().await? {
+async fn break_lock(collector: &Collector) -> anyhow::Result<()> {
+    match collector.lock_holder().await? {
         Some(holder) => {
             eprintln!("nix-stored: took over the collection lock of {holder}");
-            cache.break_collection_lock().await?;
+            collector.break_lock().await?;
         }
         None => eprintln!("nix-stored: there is no collection lock to break"),
     }
     Ok(())
 }
 
-async fn collect(cache: &Cache, limits: Limits, output: Output) -> anyhow::Result<ExitCode> {
+async fn collect(
+    collector: &Collector,
+    limits: Limits,
+    output: Output,
+) -> anyhow::Result<ExitCode> {
     let stop = stop_on_signals(|name| eprintln!("nix-stored: received {name}; stopping"))?;
     let mut bar = CommandProgressBar::new();
     let show = |progress| match progress {
         Progress::Found(objects) => bar.found(objects),
         Progress::Done { done, of } => bar.done("removing", done, of),
     };
-    let collected = cache.collect_step_by_step(&limits, SystemTime::now(), &stop, show).await;
+    let collected = collector.collect(&limits, SystemTime::now(), &stop, show).await;
     drop(bar);
     let report = match collected {
-        Err(CollectError::Busy) => return Err(busy(cache).await),
+        Err(CollectError::Busy) => return Err(busy(collector).await),
         collected => collected?,
     };
     output.print(&CollectionOutput { limits: limits.into(), report })?;
@@ -139,9 +144,9 @@ async fn collect(cache: &Cache, limits: Limits, output: Output) -> anyhow::Resul
 }
 
 /// [`CollectError::Busy`], with the holder of the collection lock if it is known.
-async fn busy(cache: &Cache) -> anyhow::Error {
+async fn busy(collector: &Collector) -> anyhow::Error {
     let busy = anyhow::Error::from(CollectError::Busy);
-    match cache.collection_lock_holder().await {
+    match collector.lock_holder().await {
         Ok(Some(holder)) => busy.context(format!(
             "{holder} holds the collection lock; if that process was killed, wait five minutes until \
              the lock expires, or use --break-lock"
@@ -170,13 +175,13 @@ impl fmt::Display for CollectionOutput {
             f,
             "removed {} and {}: {}; {} remain",
             count(report.paths, "path"),
-            count(report.shared + report.loose, "other object"),
+            count(report.shared + report.unowned, "other object"),
             size(report.size_before - report.size_after),
             size(report.size_after)
         )?;
         write_unparsed(f, report.unparsed_narinfos)?;
-        if report.given_way > 0 {
-            writeln!(f, "kept {} used during the collection", count(report.given_way, "path"))?;
+        if report.kept_in_use > 0 {
+            writeln!(f, "kept {} used during the collection", count(report.kept_in_use, "path"))?;
         }
         self.limits.write_excess(f, if report.stopped { 0 } else { report.over_limit })
     }
@@ -201,7 +206,7 @@ async fn preview(
     output: Output,
 ) -> anyhow::Result<ExitCode> {
     let inventory = load_inventory(cache).await?.complete()?;
-    let pins = cache.pins().await?;
+    let pins = Pins::of(cache).list().await?;
     let analysis = Analysis::new(&inventory, &pins);
     let plan = analysis.plan(limits, SystemTime::now());
     output.print(&CollectionPreview::new(&plan, &analysis, limits, store_dir))?;
@@ -307,7 +312,7 @@ async fn explain(
     output: Output,
 ) -> anyhow::Result<ExitCode> {
     let inventory = load_inventory(cache).await?.complete()?;
-    let pins = cache.pins().await?;
+    let pins = Pins::of(cache).list().await?;
     let analysis = Analysis::new(&inventory, &pins);
     let now = SystemTime::now();
     let plan = analysis.plan(limits, now);

@@ -15,11 +15,11 @@ use super::owner::become_owner;
 use super::progress_bar::CommandProgressBar;
 use super::signals::stop_on_signals;
 use crate::cache::Cache;
-use crate::cache::Progress;
-use crate::cache::migrate::Report;
-use crate::cache::verify::Damage;
 use crate::config::{Config, Location};
+use crate::inventory::Progress;
 use crate::logging;
+use crate::migrate::{Report, migrate};
+use crate::verify::Damage;
 
 #[derive(Debug, Clone, clap::Args)]
 #[command(
@@ -71,7 +71,7 @@ pub(super) fn run(args: MigrateArgs, mut config: Config) -> anyhow::Result<ExitC
             let to = open(&target).await?;
             let to = Cache::new(to, target.cache_info, target.admission);
             to.keep_info().await?;
-            migrate(&from, &to, args.jobs, args.output).await
+            copy(&from, &to, args.jobs, args.output).await
         })
 }
 
@@ -96,7 +96,7 @@ fn absolute(location: Location) -> anyhow::Result<Location> {
     }
 }
 
-async fn migrate(
+async fn copy(
     from: &Cache,
     to: &Cache,
     jobs: NonZeroU8,
@@ -108,7 +108,7 @@ async fn migrate(
         Progress::Found(objects) => bar.found(objects),
         Progress::Done { done, of } => bar.read("copying", done, of),
     };
-    let report = to.import_from(from, jobs.get().into(), &stop, show).await?;
+    let report = migrate(from, to, jobs.get().into(), &stop, show).await?;
     drop(bar);
     let printed = MigrationOutput(report);
     output.print(&printed)?;

@@ -6,13 +6,14 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use super::argument::{UsageError, store_path};
-use super::cache_command::{load_inventory, on_cache};
+use super::cache_command::{OpenCache, load_inventory, on_cache};
 use super::exit_status::EXIT_NO;
 use super::output::{Output, count, size};
 use crate::cache::Cache;
-use crate::cache::gc::{Inventory, Pin, PinError};
 use crate::config::Config;
+use crate::inventory::Inventory;
 use crate::nix::{CachePath, StoreDir};
+use crate::retention::{Pin, PinError, Pins};
 
 #[derive(Debug, Clone, clap::Args)]
 #[command(
@@ -55,8 +56,9 @@ pub(super) fn pin(args: PinArgs, config: Config) -> anyhow::Result<ExitCode> {
     let store_dir = config.cache_info.store_dir.clone();
     let paths = args.store_paths.iter().map(|text| store_path(text, &store_dir));
     let paths = paths.collect::<Result<Vec<_>, _>>()?;
-    on_cache("pin", config, async move |cache| {
-        let replaced = cache.pin(&args.name, &paths).await.map_err(usage_error_if_name)?;
+    on_cache("pin", config, async move |OpenCache { cache, .. }| {
+        let replaced =
+            Pins::of(&cache).set(&args.name, &paths).await.map_err(usage_error_if_name)?;
         let mut store_paths = Vec::new();
         for path in &paths {
             let present = cache.head(&CachePath::NarInfo(path.hash())).await?.is_some();
@@ -68,8 +70,8 @@ pub(super) fn pin(args: PinArgs, config: Config) -> anyhow::Result<ExitCode> {
 }
 
 pub(super) fn unpin(args: UnpinArgs, config: Config) -> anyhow::Result<ExitCode> {
-    on_cache("unpin", config, async move |cache| {
-        let removed = cache.unpin(&args.name).await.map_err(usage_error_if_name)?;
+    on_cache("unpin", config, async move |OpenCache { cache, .. }| {
+        let removed = Pins::of(&cache).remove(&args.name).await.map_err(usage_error_if_name)?;
         let output = UnpinOutput { name: args.name, removed };
         if removed {
             args.output.print(&output)?;
@@ -82,14 +84,14 @@ pub(super) fn unpin(args: UnpinArgs, config: Config) -> anyhow::Result<ExitCode>
 
 pub(super) fn pins(args: PinsArgs, config: Config) -> anyhow::Result<ExitCode> {
     let store_dir = config.cache_info.store_dir.clone();
-    on_cache("pins", config, async move |cache| {
+    on_cache("pins", config, async move |OpenCache { cache, .. }| {
         args.output.print(&list(&cache, &store_dir).await?)?;
         Ok(ExitCode::SUCCESS)
     })
 }
 
 async fn list(cache: &Cache, store_dir: &StoreDir) -> anyhow::Result<PinsOutput> {
-    let pins = cache.pins().await?;
+    let pins = Pins::of(cache).list().await?;
     if pins.is_empty() {
         return Ok(PinsOutput { pins: Vec::new() });
     }
@@ -167,15 +169,15 @@ struct PinWithClosure {
 
 impl PinWithClosure {
     fn new(pin: &Pin, inventory: &Inventory, store_dir: &StoreDir) -> Self {
-        let holding = inventory.held_by(pin);
-        let held = pin.paths.iter().zip(holding.present);
+        let closure = inventory.closure_of(&pin.paths);
+        let held = pin.paths.iter().zip(closure.present);
         let held =
             held.map(|(path, present)| PinnedPath { store_path: store_dir.join(path), present });
         Self {
             name: pin.name.clone(),
             store_paths: held.collect(),
-            closure_paths: holding.paths,
-            closure_bytes: holding.bytes,
+            closure_paths: closure.paths,
+            closure_bytes: closure.bytes,
         }
     }
 }

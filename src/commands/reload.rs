@@ -1,11 +1,16 @@
 //! SIGHUP: reloads the files that the configuration names; new requests and connections use them.
 
+#[cfg(feature = "upstream")]
+use std::sync::Arc;
+
 use tokio::signal::unix::Signal;
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::http::AccessPolicy;
+#[cfg(feature = "upstream")]
+use crate::http::Backend;
 #[cfg(feature = "tls")]
 use crate::net::TlsAcceptorHandle;
 use crate::net::systemd;
@@ -18,7 +23,7 @@ pub(super) struct Reload {
     pub local: bool,
     pub access_policy: AccessPolicy,
     #[cfg(feature = "upstream")]
-    pub cache: crate::cache::Cache,
+    pub mirror: Arc<Backend>,
     #[cfg(feature = "tls")]
     pub tls: Option<TlsAcceptorHandle>,
 }
@@ -47,7 +52,7 @@ impl Reload {
             warn_if_not_valid_now(tls);
         }
         #[cfg(feature = "upstream")]
-        self.cache.log_in_to_upstreams(&self.config.upstreams);
+        self.mirror.log_in(&self.config.upstreams);
         // Logged only after the new values are in use.
         match reread {
             Ok(()) => info!("received SIGHUP: reloaded passwords, certificates and keys"),

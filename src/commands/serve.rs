@@ -11,10 +11,13 @@ use super::reload::Reload;
 #[cfg(feature = "tls")]
 use super::reload::warn_if_not_valid_now;
 use super::signals::{hangups, stop_on_signals};
-use crate::cache::Cache;
+use crate::browse::Browser;
+use crate::cache::{Actor, Cache};
 use crate::config::{Config, Location, Requirement};
+use crate::http::{AccessPolicy, AppState, Backend};
 use crate::logging::with_causes;
 use crate::net::{Bound, Inherited, Listener, systemd};
+use crate::retention::Collector;
 use crate::store::Stored;
 use crate::{http, logging, net};
 
@@ -84,33 +87,32 @@ async fn serve(config: Config, bound: Bound, user: Option<u32>) -> anyhow::Resul
 
     let cache = Cache::new(store, config.cache_info.clone(), config.admission.clone());
     #[cfg(feature = "s3")]
-    let cache = cache.with_redirect(config.s3_redirect);
-    write_cache_info(&cache).await;
-    #[cfg(feature = "upstream")]
-    let cache = with_upstreams(cache, &config.upstreams)?;
-    #[cfg(feature = "pages")]
-    let cache = cache.with_limits_shown(config.retention);
+    let cache = cache.with_redirects(config.s3_redirect);
     let cache = Arc::new(cache);
-    let collector = Arc::clone(&cache).collect_regularly(config.retention, stop.clone());
-    let collector = tokio::spawn(collector);
-    let flushed = Arc::clone(&cache);
-    let access_policy = http::AccessPolicy::from(access);
+    write_cache_info(&cache).await;
+    let collector = Collector::new(Arc::clone(&cache), Actor::collector());
+    let access_policy = AccessPolicy::from(access);
+    let backend = backend(&cache, &config)?;
+    let browser = Browser::new(Arc::clone(&cache), Some(config.retention));
+    let state = AppState::new(Arc::clone(&cache), Arc::clone(&backend), access_policy.clone());
+    let state = state.with_browser(browser);
+    let collector = tokio::spawn(collector.run(config.retention, stop.clone()));
     let reload = Reload {
         config,
         local,
-        access_policy: access_policy.clone(),
+        access_policy,
         #[cfg(feature = "upstream")]
-        cache: (*cache).clone(),
+        mirror: backend,
         #[cfg(feature = "tls")]
         tls,
     };
     tokio::spawn(reload.on_each(hangups));
     tokio::spawn(systemd::keep_alive());
     systemd::ready();
-    let drained = net::serve(listener, http::app(cache, access_policy), stop).await;
+    let drained = net::serve(listener, http::app(state), stop).await;
     // The collector stops between two removals.
     collector.await.context("the collector panicked")?;
-    match tokio::time::timeout(FLUSH_TIMEOUT, flushed.flush()).await {
+    match tokio::time::timeout(FLUSH_TIMEOUT, cache.flush()).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => {
             warn!(error = %with_causes(&error), "the last uses were not recorded");
@@ -138,16 +140,19 @@ async fn write_cache_info(cache: &Cache) {
     }
 }
 
+/// Puts the upstreams behind the cache.
 #[cfg(feature = "upstream")]
-fn with_upstreams(cache: Cache, config: &crate::config::Upstreams) -> anyhow::Result<Cache> {
-    if config.list.is_empty() {
-        return Ok(cache);
-    }
-    for upstream in &config.list {
+fn backend(cache: &Arc<Cache>, config: &Config) -> anyhow::Result<Arc<Backend>> {
+    for upstream in &config.upstreams.list {
         info!("upstream {upstream}");
     }
-    let upstreams = crate::cache::upstream::Upstreams::new(config, cache.metrics())?;
-    Ok(cache.with_upstreams(upstreams))
+    let upstreams = crate::mirror::Upstreams::new(&config.upstreams, cache.metrics())?;
+    Ok(Arc::new(Backend::new(Arc::clone(cache), upstreams)))
+}
+
+#[cfg(not(feature = "upstream"))]
+fn backend(cache: &Arc<Cache>, _: &Config) -> anyhow::Result<Arc<Backend>> {
+    Ok(Arc::clone(cache))
 }
 
 /// Makes a directory absolute, for the log.

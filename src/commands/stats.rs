@@ -6,13 +6,14 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
-use super::cache_command::{load_inventory, on_cache};
+use super::cache_command::{OpenCache, load_inventory, on_cache};
 use super::gc::SumLine;
 use super::output::{Output, count, serialize_time, size, time};
-use crate::cache::Stats;
-use crate::cache::gc::{Analysis, GRACE, Inventory, Limits, Plan, Sum};
+use crate::cache::GRACE;
 use crate::config::Config;
+use crate::inventory::{Inventory, Stats};
 use crate::nix::StoreDir;
+use crate::retention::{Analysis, Limits, Pins, Plan, Sum};
 
 /// Number of largest paths to list.
 const LARGEST_PATHS: usize = 10;
@@ -33,15 +34,15 @@ pub(super) fn run(args: StatsArgs, config: Config) -> anyhow::Result<ExitCode> {
         max_age: config.retention.max_age,
         grace: GRACE,
     };
-    on_cache("stats", config, async move |cache| {
+    on_cache("stats", config, async move |OpenCache { cache, .. }| {
         let inventory = load_inventory(&cache).await?;
-        let pins = cache.pins().await?;
+        let pins = Pins::of(&cache).list().await?;
         let analysis = Analysis::new(&inventory, &pins);
         let plan = analysis.plan(&limits, SystemTime::now());
         let stats = Stats::of(&inventory);
         let retention = CollectionEstimate::new(&plan, &analysis, &limits);
         let largest = largest(&inventory, &store_dir);
-        let (pins, free_space) = (pins.len(), cache.free_space());
+        let (pins, free_space) = (pins.len(), cache.store().free_space());
         args.output.print(&StatsOutput::new(&stats, largest, pins, free_space, retention))?;
         Ok(ExitCode::SUCCESS)
     })

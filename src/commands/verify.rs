@@ -2,18 +2,17 @@
 
 use std::fmt;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use anyhow::Context;
 use serde::Serialize;
 
-use super::cache_command::on_cache;
+use super::cache_command::{OpenCache, on_cache};
 use super::exit_status::EXIT_NO;
 use super::output::{OneLine, Output, count, size};
 use super::progress_bar::CommandProgressBar;
-use crate::cache::Progress;
-use crate::cache::verify::{Damage, Note, NoteKind, Options, Report};
 use crate::config::{Config, Verify};
+use crate::inventory::Progress;
+use crate::verify::{Damage, Note, NoteKind, Options, Report, Verifier};
 
 #[derive(Debug, Clone, clap::Args)]
 #[command(
@@ -38,18 +37,18 @@ pub(super) struct VerifyArgs {
 pub(super) fn run(args: VerifyArgs, config: Config) -> anyhow::Result<ExitCode> {
     let depth = if args.deep { Verify::Nar } else { Verify::File };
     let options = Options { depth, repair: args.repair };
-    on_cache("verify", config, async move |cache| {
+    on_cache("verify", config, async move |OpenCache { cache, actor }| {
         let mut bar = CommandProgressBar::new();
         let show = |progress| match progress {
             Progress::Found(objects) => bar.found(objects),
             Progress::Done { done, of } => bar.read("reading", done, of),
         };
-        let report = Arc::new(cache).verify(options, show).await?;
+        let report = Verifier::new(cache, actor, options).verify(show).await?;
         drop(bar);
         let output = VerifyOutput { report, repair: args.repair };
         args.output.print(&output)?;
         match output.report {
-            Report { not_put_aside: Some(error), .. } => {
+            Report { not_quarantined: Some(error), .. } => {
                 Err(error).context("not all damaged objects could be quarantined")
             }
             Report { damage, .. } if damage.iter().any(Damage::is_known) => {

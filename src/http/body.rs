@@ -14,9 +14,10 @@ use http_body_util::{BodyDataStream, BodyExt};
 use tokio::sync::OwnedSemaphorePermit;
 use tower_http::timeout::{TimeoutBody, TimeoutError};
 
+use super::backend::Backend;
 use super::budget::{ConnectionBudget, READ_CHUNK};
 use super::conn_info::ConnInfo;
-use crate::cache::{BodyError, Cache};
+use crate::cache::BodyError;
 use crate::nix::CachePath;
 use crate::store::read_chunk;
 use crate::store::{Content, RangeRead};
@@ -80,14 +81,14 @@ impl OnDemand {
 
 /// An object whose content is not kept while its client takes none of it.
 pub struct Again {
-    pub cache: Arc<Cache>,
+    pub backend: Arc<Backend>,
     pub path: CachePath,
     pub etag: Bytes,
 }
 
 impl Again {
     async fn content(&self) -> io::Result<Content> {
-        self.cache.get_again(&self.path, &self.etag).await
+        self.backend.get_again(&self.path, &self.etag).await
     }
 
     async fn file(&self) -> io::Result<File> {

@@ -9,10 +9,10 @@ use http::header::{self, HeaderValue};
 use http::{Response, StatusCode};
 use thiserror::Error;
 
-#[cfg(feature = "upstream")]
-use crate::cache::upstream::UpstreamFailure;
-use crate::cache::{BodyError, GetError, PutError};
+use crate::cache::{BodyError, PutError};
 use crate::logging::printable;
+#[cfg(feature = "upstream")]
+use crate::mirror::{GetError, UpstreamError, UpstreamFailure};
 use crate::nix::ObjectKind;
 use crate::nix::cache_path::ParseCachePathError;
 use crate::store::{RemoteTrouble, StoreError};
@@ -77,16 +77,30 @@ pub enum HttpError {
     /// Others look at pages.
     #[cfg(feature = "pages")]
     #[error(transparent)]
-    TooManyPages(#[from] crate::cache::browse::TooManyPages),
+    TooManyPages(#[from] crate::browse::TooManyPages),
     /// A bug; the panic's message is on standard error.
     #[error("internal error: the handler of this request panicked")]
     Panicked,
     /// A read that failed.
     #[error(transparent)]
-    Get(#[from] GetError),
+    Get(#[from] StoreError),
+    /// An upstream failed that may have the object.
+    #[cfg(feature = "upstream")]
+    #[error("not found in this cache, and an upstream failed: {0}")]
+    Upstream(#[from] UpstreamError),
     /// An upload that was not taken.
     #[error(transparent)]
     Put(#[from] PutError),
+}
+
+#[cfg(feature = "upstream")]
+impl From<GetError> for HttpError {
+    fn from(error: GetError) -> Self {
+        match error {
+            GetError::Store(error) => Self::Get(error),
+            GetError::Upstream(error) => Self::Upstream(error),
+        }
+    }
 }
 
 /// How long the line of an answer may be, in bytes. Nix shows its user only what is shorter than 1,024
@@ -114,13 +128,11 @@ impl HttpError {
             Self::TooManyPages(_) => StatusCode::SERVICE_UNAVAILABLE,
             // What is fetched from an upstream needs room, too; but a read has no body to be too
             // large.
-            Self::Get(GetError::Store(StoreError::NoSpace { .. } | StoreError::Reserve { .. })) => {
+            Self::Get(StoreError::NoSpace { .. } | StoreError::Reserve { .. }) => {
                 StatusCode::INSUFFICIENT_STORAGE
             }
-            Self::Get(GetError::Store(StoreError::Obstructed { .. })) => {
-                StatusCode::INTERNAL_SERVER_ERROR
-            }
-            Self::Get(GetError::Store(error)) | Self::Put(PutError::Store(error)) => match error {
+            Self::Get(StoreError::Obstructed { .. }) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Get(error) | Self::Put(PutError::Store(error)) => match error {
                 // 507 would be the word for it, but Nix up to 2.33 then waits for ever.
                 StoreError::NoSpace { .. } | StoreError::Reserve { .. } => {
                     StatusCode::PAYLOAD_TOO_LARGE
@@ -137,7 +149,7 @@ impl HttpError {
                 },
             },
             #[cfg(feature = "upstream")]
-            Self::Get(GetError::Upstream(error)) => match error.trouble {
+            Self::Upstream(error) => match error.failure {
                 UpstreamFailure::TimedOut(_) => StatusCode::GATEWAY_TIMEOUT,
                 UpstreamFailure::Connection(_)
                 | UpstreamFailure::Status(_)
@@ -215,9 +227,7 @@ impl HttpError {
                 // The next bytes on this connection are not a request.
                 set(header::CONNECTION, "close");
             }
-            Self::Get(GetError::Store(error)) | Self::Put(PutError::Store(error))
-                if error.may_pass() =>
-            {
+            Self::Get(error) | Self::Put(PutError::Store(error)) if error.may_pass() => {
                 set(header::RETRY_AFTER, "1");
             }
             #[cfg(feature = "pages")]
@@ -255,7 +265,7 @@ mod tests {
                 key: String::new(),
                 obstacle: "",
             })),
-            HttpError::Get(GetError::Store(StoreError::Reserve { free: 0, needed: 0, reserve: 0 })),
+            HttpError::Get(StoreError::Reserve { free: 0, needed: 0, reserve: 0 }),
             HttpError::Put(PutError::TooLarge { limit: 0 }),
             HttpError::Put(PutError::NarMissing(String::new())),
             HttpError::Put(PutError::Body(BodyError::Stalled(Default::default()))),

@@ -7,6 +7,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use serde::Serialize;
 
+use super::backend::reads_store_objects;
 use super::call::Answer;
 use super::error::{HttpError, LINE};
 use super::state::AppState;
@@ -49,12 +50,12 @@ fn too_many_files() -> Option<String> {
 }
 
 pub(super) async fn answer(state: &AppState) -> Answer {
-    let health = state.cache.health().await;
+    let health = state.health.health().await;
     let uploads = !matches!(state.policy.access().write, Requirement::Nobody);
     // A cache without uploads need not be writable.
     let reason = match &*health.condition {
         Availability::Unusable(error) => Some(with_causes(error)),
-        Availability::ReadOnly(error) if uploads || state.cache.mirrors() => {
+        Availability::ReadOnly(error) if uploads || reads_store_objects(&state.backend) => {
             Some(with_causes(error))
         }
         Availability::ReadWrite | Availability::ReadOnly(_) => None,

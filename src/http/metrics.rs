@@ -16,7 +16,8 @@ pub(super) async fn answer(cache: &Arc<Cache>) -> Answer {
     let cache = Arc::clone(cache);
     // Reading `/proc` and the free space may block.
     let rendered =
-        tokio::task::spawn_blocking(move || cache.metrics().render(cache.free_space())).await;
+        tokio::task::spawn_blocking(move || cache.metrics().render(cache.store().free_space()))
+            .await;
     let Ok(text) = rendered else {
         return Answer::failed(HttpError::Panicked, None);
     };
@@ -80,6 +81,8 @@ pub(super) fn reason(error: &HttpError) -> &'static str {
         | HttpError::Range { .. }
         | HttpError::Unhealthy(_)
         | HttpError::Get(_) => "other",
+        #[cfg(feature = "upstream")]
+        HttpError::Upstream(_) => "other",
         #[cfg(feature = "pages")]
         HttpError::TooManyPages(_) => "other",
     }

@@ -1,6 +1,7 @@
 //! HTTP: names, headers and status codes. No other module has status codes of responses.
 
 mod authorize;
+mod backend;
 mod body;
 mod budget;
 mod call;
@@ -18,7 +19,9 @@ mod router;
 mod state;
 
 pub use authorize::AccessPolicy;
+pub use backend::Backend;
 pub use body::OnDemand;
 pub use budget::{AnswerBudget, ConnectionBudget};
 pub use conn_info::{ConnInfo, MapFile, Peer};
 pub use router::{App, app};
+pub use state::AppState;

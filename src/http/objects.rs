@@ -7,43 +7,41 @@ use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::{Method, Response, StatusCode};
 
+use super::backend::Backend;
 use super::body::{self, Again, OnDemand};
 use super::call::Answer;
 use super::conditional::{self, Selection};
 use super::conn_info::ConnInfo;
 use super::error::HttpError;
-use super::state::AppState;
-use crate::cache::Cache;
 use crate::nix::{CachePath, Compression};
 use crate::store::{Content, Metadata, Object, Stored};
 
 /// Answers GET and HEAD of an object.
 pub(super) async fn read(
-    state: &AppState,
+    backend: &Arc<Backend>,
     request: &Parts,
     path: CachePath,
 ) -> Result<Answer, HttpError> {
-    let path = state.cache.canonical(path).await?;
     let response = match request.method {
-        Method::HEAD => head(&state.cache, request, &path).await?,
-        _ => get(&state.cache, request, path).await?,
+        Method::HEAD => head(backend, request, &path).await?,
+        _ => get(backend, request, path).await?,
     };
     Ok(response.into())
 }
 
 async fn get(
-    cache: &Arc<Cache>,
+    backend: &Arc<Backend>,
     request: &Parts,
     path: CachePath,
 ) -> Result<Response<Body>, HttpError> {
-    if let Some(link) = cache.link(&path).await? {
-        return Ok(redirect(link));
+    if let Some(url) = backend.presigned_url(&path).await? {
+        return Ok(redirect(url));
     }
-    let Object { metadata, content } = cache.get(&path).await?.ok_or(HttpError::Absent)?;
+    let Object { metadata, content } = backend.get(&path).await?.ok_or(HttpError::Absent)?;
     let (mut response, range) = head_of_answer(&path, &metadata, &request.headers)?;
     if response.status() != StatusCode::NOT_MODIFIED {
         let (size, etag) = (metadata.size, metadata.etag);
-        let again = Again { cache: Arc::clone(cache), path, etag };
+        let again = Again { backend: Arc::clone(backend), path, etag };
         let origin = request.extensions.get::<ConnInfo>();
         if !matches!(content, Content::Bytes(_)) {
             response.extensions_mut().insert(OnDemand);
@@ -69,11 +67,11 @@ fn redirect(link: String) -> Response<Body> {
 
 /// The headers of GET; the object is not read.
 async fn head(
-    cache: &Cache,
+    backend: &Backend,
     request: &Parts,
     path: &CachePath,
 ) -> Result<Response<Body>, HttpError> {
-    let metadata = cache.head(path).await?.ok_or(HttpError::Absent)?;
+    let metadata = backend.head(path).await?.ok_or(HttpError::Absent)?;
     let (mut response, range) = head_of_answer(path, &metadata, &request.headers)?;
     if response.status() != StatusCode::NOT_MODIFIED {
         let length = range.end - range.start;
@@ -84,14 +82,14 @@ async fn head(
 
 /// Answers PUT of an object.
 pub(super) async fn put(
-    cache: &Cache,
+    backend: &Backend,
     request: &Parts,
     path: &CachePath,
     body: Body,
 ) -> Result<Answer, HttpError> {
     let encoding = encoding(&request.headers)?;
     let declared = http_body::Body::size_hint(&body).exact();
-    let accepted = cache.put(path, encoding, declared, body::incoming(body)).await?;
+    let accepted = backend.put(path, encoding, declared, body::incoming(body)).await?;
     let mut response = Response::new(Body::empty());
     *response.status_mut() = match accepted.stored {
         Stored::Created => StatusCode::CREATED,

@@ -12,7 +12,7 @@ use http::{Method, Request, Response};
 use tower::ServiceBuilder;
 use tower_service::Service;
 
-use super::authorize::{AccessPolicy, AuthorizeLayer};
+use super::authorize::AuthorizeLayer;
 use super::call::{Answer, Call};
 use super::error::HttpError;
 use super::observe::ObserveLayer;
@@ -21,7 +21,6 @@ use super::pages;
 use super::route::Route;
 use super::state::AppState;
 use super::{health, metrics, objects};
-use crate::cache::Cache;
 use crate::metrics::Metrics;
 use crate::nix::CachePath;
 
@@ -53,15 +52,15 @@ impl Service<Request<Body>> for App {
     }
 }
 
-/// Serves `cache` to the clients that `policy` admits.
-pub fn app(cache: Arc<Cache>, policy: impl Into<AccessPolicy>) -> App {
-    let (policy, metrics) = (policy.into(), Arc::clone(cache.metrics()));
+/// Builds the service that answers requests from `state`.
+pub fn app(state: AppState) -> App {
+    let metrics = Arc::clone(state.cache.metrics());
     // The first layer classifies the request ([`Route::of`]) and the last one dispatches it, so the
     // router has one service for all names. axum boxes that service; the layers are within it.
     let service = ServiceBuilder::new()
         .layer(ObserveLayer::new(Arc::clone(&metrics)))
-        .layer(AuthorizeLayer::new(policy.clone()))
-        .service(Dispatch(Arc::new(AppState { cache, policy })));
+        .layer(AuthorizeLayer::new(state.policy.clone()))
+        .service(Dispatch(Arc::new(state)));
     App { router: Router::new().fallback_service(service), metrics }
 }
 
@@ -94,19 +93,16 @@ async fn dispatch(state: &AppState, call: Call) -> Result<Answer, HttpError> {
     let Call { route, request, body, .. } = call;
     match request.method {
         Method::GET | Method::HEAD => match route {
-            Route::Object(path) => objects::read(state, &request, path).await,
-            Route::Root => objects::read(state, &request, CachePath::CacheInfo).await,
+            Route::Object(path) => objects::read(&state.backend, &request, path).await,
+            Route::Root => objects::read(&state.backend, &request, CachePath::CacheInfo).await,
             #[cfg(feature = "pages")]
-            Route::Page(page) => {
-                let access = state.policy.access();
-                pages::answer(&state.cache, access, &request, page).await.map(Answer::from)
-            }
+            Route::Page(page) => pages::answer(state, &request, page).await.map(Answer::from),
             Route::Metrics => Ok(metrics::answer(&state.cache).await),
             Route::Health => Ok(health::answer(state).await),
             Route::Unknown(error) => Err(HttpError::NoSuchName(error)),
         },
         Method::PUT => match route {
-            Route::Object(path) => objects::put(&state.cache, &request, &path, body).await,
+            Route::Object(path) => objects::put(&state.backend, &request, &path, body).await,
             Route::Unknown(error) => Err(HttpError::BadName(error)),
             _ => Err(HttpError::Method),
         },

@@ -1,13 +1,50 @@
-//! The state of the HTTP service.
+//! The state that requests are answered from.
 
 use std::sync::Arc;
 
 use super::authorize::AccessPolicy;
+use super::backend::{self, Backend};
+use crate::browse::Browser;
 use crate::cache::Cache;
+use crate::store::HealthWatch;
 
 /// The state that requests are answered from.
-pub(super) struct AppState {
-    pub cache: Arc<Cache>,
-    /// For pages and the health check; `authorize` enforces the policy.
-    pub policy: AccessPolicy,
+pub struct AppState {
+    pub(super) cache: Arc<Cache>,
+    /// What answers requests for objects: `cache`, with its upstreams.
+    pub(super) backend: Arc<Backend>,
+    pub(super) health: HealthWatch,
+    pub(super) browser: Arc<Browser>,
+    /// For pages and the health check. `authorize` enforces it.
+    pub(super) policy: AccessPolicy,
+}
+
+impl AppState {
+    /// Serves `backend`, which has `cache` in it, to the clients that `policy` admits.
+    pub fn new(cache: Arc<Cache>, backend: Arc<Backend>, policy: impl Into<AccessPolicy>) -> Self {
+        Self {
+            backend,
+            health: HealthWatch::new(Arc::clone(cache.store())),
+            browser: Arc::new(Browser::new(Arc::clone(&cache), None)),
+            policy: policy.into(),
+            cache,
+        }
+    }
+
+    /// Serves a cache without upstreams.
+    pub fn local(cache: Arc<Cache>, policy: impl Into<AccessPolicy>) -> Self {
+        let backend = backend::local(Arc::clone(&cache));
+        Self::new(cache, backend, policy)
+    }
+
+    /// The data behind the pages.
+    pub fn browser(&self) -> &Arc<Browser> {
+        &self.browser
+    }
+
+    /// Sets the data behind the pages.
+    #[must_use]
+    pub fn with_browser(self, browser: Browser) -> Self {
+        Self { browser: Arc::new(browser), ..self }
+    }
 }

@@ -12,7 +12,9 @@ pub mod background;
 mod collection_lock;
 mod dispatch;
 mod error;
+mod foreign;
 mod fs;
+mod health;
 mod keyed_locks;
 mod lines;
 mod object;
@@ -25,7 +27,9 @@ pub use availability::Availability;
 pub use collection_lock::CollectionLock;
 pub use dispatch::Store;
 pub use error::{RemoteTrouble, StoreError, UnusableDirectory};
+pub use foreign::foreign_key;
 pub use fs::{FsStore, MinimumRate, OWN_FOLDER};
+pub use health::{Health, HealthWatch};
 pub use keyed_locks::KeyedLocks;
 pub use object::{
     Content, Listed, ListedObject, Metadata, Object, RangeRead, Removed, Stored, file_stream,

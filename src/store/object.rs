@@ -12,7 +12,7 @@ use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 
 use super::error::StoreError;
-use crate::nix::CachePath;
+use crate::nix::{CachePath, Sha256Hash};
 
 /// The effect of storing an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +34,15 @@ pub struct Metadata {
     pub used: SystemTime,
     /// The strong entity tag, with its quotes. It changes whenever the object does.
     pub etag: Bytes,
+}
+
+impl Metadata {
+    /// The metadata of an object that was made just now, and is in memory only.
+    pub fn of(text: &[u8]) -> Self {
+        let now = SystemTime::now();
+        let etag = format!("\"{}\"", Sha256Hash::of(text).to_nix32()).into();
+        Self { size: text.len() as u64, modified: now, used: now, etag }
+    }
 }
 
 /// The result of removing an object.

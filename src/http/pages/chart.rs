@@ -6,7 +6,7 @@ use std::time::Duration;
 use maud::{Markup, html};
 
 use super::words::{count, day};
-use crate::cache::browse::{DAYS, Days};
+use crate::browse::{DAYS, Days};
 
 const HEIGHT: f64 = 100.0;
 

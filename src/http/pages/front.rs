@@ -9,8 +9,9 @@ use super::layout::{Layout, as_of, not_yet, paste, rows};
 use super::page::BROWSE;
 use super::visit::Visit;
 use super::words::{Foreign, about as lasting, count, nix_string, per_cent, size};
-use crate::cache::browse::{About, Index, Overview, Served, UpstreamStatus};
+use crate::browse::{About, Index, Overview, Served};
 use crate::config::{Credentials, Requirement};
+use crate::http::backend::UpstreamRow;
 
 /// Number of recent uploads to show.
 const LATEST: usize = 8;
@@ -19,8 +20,8 @@ const LATEST: usize = 8;
 const NETRC: &str = "/etc/nix/netrc";
 
 pub(super) fn page(visit: &Visit, overview: &Overview) -> Markup {
-    let about = visit.cache.about();
-    let behind = visit.cache.behind();
+    let about = visit.browser.about();
+    let upstreams = &visit.upstreams;
     let main = html! {
         h1 { (visit.address.host) }
         p.soft { "A binary cache for Nix with store directory " code { (about.info.store_dir) } " and priority " (about.info.priority) "." }
@@ -29,7 +30,7 @@ pub(super) fn page(visit: &Visit, overview: &Overview) -> Markup {
             None => { (not_yet(overview)) }
         }
         h2 #setup { "Configuration" }
-        (setup(visit, about, &behind))
+        (setup(visit, about))
         @if let Some(index) = &overview.index {
             h2 #days { "Uploads and uses by day" }
             (chart::use_by_day(index.days()))
@@ -41,9 +42,9 @@ pub(super) fn page(visit: &Visit, overview: &Overview) -> Markup {
                 @if index.newest().len() > LATEST { p.pages { a href=(BROWSE) { "All " (count(index.newest().len(), "path")) } } }
             }
         }
-        @if !behind.is_empty() {
+        @if !upstreams.is_empty() {
             h2 #upstreams { "Upstream caches" }
-            (upstreams(&behind))
+            (list_of(upstreams))
         }
         h2 #rules { "Policy" }
         (rules(visit, about))
@@ -72,13 +73,13 @@ fn figures(visit: &Visit, index: &Index, about: About<'_>) -> Markup {
                 }
                 @if let Some(limit) = limit { (chart::fill(stats.bytes, limit)) }
             }
-            @if let Some(free) = visit.cache.free_space() {
+            @if let Some(free) = visit.browser.free_space() {
                 div {
                     dt { "free space" }
                     dd { (size(free)) }
                 }
             }
-            @let Served { hits, misses } = visit.cache.served();
+            @let Served { hits, misses } = visit.browser.served();
             @if hits + misses > 0 {
                 div {
                     dt { "narinfo hit rate" }
@@ -91,12 +92,13 @@ fn figures(visit: &Visit, index: &Index, about: About<'_>) -> Markup {
 }
 
 /// Configuration to copy, for Nix, NixOS, flakes, netrc and uploads.
-fn setup(visit: &Visit, about: About<'_>, behind: &[UpstreamStatus]) -> Markup {
+fn setup(visit: &Visit, about: About<'_>) -> Markup {
     let url = &visit.address.url;
     // Mirrored paths are signed with the keys of their upstream.
     let own = about.admission.trusted_public_keys.iter().map(ToString::to_string);
-    let keys: BTreeSet<String> =
-        own.chain(behind.iter().flat_map(|behind| behind.keys.iter().cloned())).collect();
+    let keys: BTreeSet<String> = own
+        .chain(visit.upstreams.iter().flat_map(|upstream| upstream.keys.iter().cloned()))
+        .collect();
     let reader = match &visit.access.read {
         Requirement::User(users) => users.first().map(Credentials::user),
         Requirement::Anyone
@@ -191,14 +193,14 @@ fn upload(visit: &Visit, url: &str) -> Markup {
     }
 }
 
-fn upstreams(behind: &[UpstreamStatus]) -> Markup {
+fn list_of(upstreams: &[UpstreamRow]) -> Markup {
     html! {
         p.soft { "Missing objects are requested from these caches in this order." }
         ul.plain {
-            @for behind in behind {
+            @for upstream in upstreams {
                 li {
-                    bdi { code { (Foreign(&behind.url)) } } " "
-                    @match behind.left_alone {
+                    bdi { code { (Foreign(&upstream.url)) } } " "
+                    @match upstream.circuit_open {
                         Some(left) => { span.warn { "failing, next request in " (lasting(left)) } }
                         None => { span.badge.good { "in use" } }
                     }

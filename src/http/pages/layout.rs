@@ -6,7 +6,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::page::{BROWSE, url_of_path};
 use super::words::{Foreign, ago, count, size};
-use crate::cache::browse::{Index, Overview};
+use crate::browse::{Index, Overview};
 use crate::nix::StorePathHash;
 
 pub(super) const STYLE: &str = include_str!("style.css");

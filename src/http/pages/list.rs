@@ -9,7 +9,7 @@ use super::layout::{Layout, as_of, not_yet, rows};
 use super::page::BROWSE;
 use super::visit::Visit;
 use super::words::{Foreign, count};
-use crate::cache::browse::{Index, Overview};
+use crate::browse::{Index, Overview};
 
 /// Number of paths on a page.
 const PAGE: usize = 50;

@@ -27,10 +27,10 @@ use http::{Response, StatusCode};
 use maud::Markup;
 use sha2::{Digest, Sha256};
 
+use super::backend::upstream_rows;
 use super::error::HttpError;
-use crate::cache::browse::LookError;
-use crate::cache::{Cache, GetError};
-use crate::config::Access;
+use super::state::AppState;
+use crate::browse::{Browser, DetailsError};
 use crate::nix::{StoreDir, StorePathHash};
 use address::Address;
 pub(super) use page::Page;
@@ -38,29 +38,30 @@ use visit::Visit;
 
 /// Responds to a page request.
 pub(super) async fn answer(
-    cache: &Arc<Cache>,
-    access: Arc<Access>,
+    state: &AppState,
     request: &Parts,
     page: Page,
 ) -> Result<Response<Body>, HttpError> {
     let visit = Visit {
-        cache: Arc::clone(cache),
-        access,
+        browser: Arc::clone(&state.browser),
+        upstreams: upstream_rows(&state.backend),
+        access: state.policy.access(),
         address: Address::of(request),
         now: SystemTime::now(),
     };
-    let store_dir = &cache.about().info.store_dir;
+    let browser = &state.browser;
+    let store_dir = &browser.about().info.store_dir;
     match page {
         Page::Front => {
-            let overview = visit.cache.overview().await;
-            rendered(cache, move || front::page(&visit, &overview)).await
+            let overview = browser.overview().await;
+            rendered(browser, move || front::page(&visit, &overview)).await
         }
         Page::List { query, number } => match hash_in(&query, store_dir) {
             // A search for a hash part has at most one result.
             Some(hash) => Ok(see_other(&page::url_of_path(hash))),
             None => {
-                let overview = visit.cache.overview().await;
-                rendered(cache, move || list::page(&visit, &overview, &query, number)).await
+                let overview = browser.overview().await;
+                rendered(browser, move || list::page(&visit, &overview, &query, number)).await
             }
         },
         Page::Path(name) => match hash_in(&name, store_dir) {
@@ -71,15 +72,15 @@ pub(super) async fn answer(
 }
 
 async fn path_answer(visit: Visit, hash: StorePathHash) -> Result<Response<Body>, HttpError> {
-    let cache = Arc::clone(&visit.cache);
-    let Some(look) = cache.look_at(hash).await? else {
+    let browser = Arc::clone(&visit.browser);
+    let Some(details) = browser.details(hash).await? else {
         let why =
             "This path is not in the cache; it may have been removed after a long time without use";
         let page = layout::nothing(why);
         return Ok(response(StatusCode::NOT_FOUND, page));
     };
-    let (files, overview) = tokio::join!(cache.files_of(&look.info), cache.overview());
-    rendered(&cache, move || path::page(&visit, &look, files, &overview)).await
+    let (files, overview) = tokio::join!(browser.files_of(&details.info), browser.overview());
+    rendered(&browser, move || path::page(&visit, &details, files, &overview)).await
 }
 
 /// The hash part of a text: a hash part alone, a store path or its base name.
@@ -95,10 +96,10 @@ fn hash_in(text: &str, store_dir: &StoreDir) -> Option<StorePathHash> {
 /// Renders a page on a separate thread: searching and rendering thousands of names takes milliseconds,
 /// and would delay other requests.
 async fn rendered(
-    cache: &Cache,
+    browser: &Browser,
     page: impl FnOnce() -> Markup + Send + 'static,
 ) -> Result<Response<Body>, HttpError> {
-    Ok(response(StatusCode::OK, cache.work_for_page(page).await?))
+    Ok(response(StatusCode::OK, browser.render(page).await?))
 }
 
 fn response(status: StatusCode, page: Markup) -> Response<Body> {
@@ -108,11 +109,11 @@ fn response(status: StatusCode, page: Markup) -> Response<Body> {
     response
 }
 
-impl From<LookError> for HttpError {
-    fn from(error: LookError) -> Self {
+impl From<DetailsError> for HttpError {
+    fn from(error: DetailsError) -> Self {
         match error {
-            LookError::TooMany(error) => error.into(),
-            LookError::Store(error) => GetError::from(error).into(),
+            DetailsError::TooMany(error) => error.into(),
+            DetailsError::Store(error) => error.into(),
         }
     }
 }

@@ -6,7 +6,7 @@ use super::layout::{Layout, as_of, link, paste};
 use super::page::url_of_path;
 use super::visit::Visit;
 use super::words::{Foreign, ago, count, size};
-use crate::cache::browse::{File, FileKind, Files, Index, Look, NoFiles, Overview};
+use crate::browse::{File, FileKind, Files, Index, NoFiles, Overview, PathDetails};
 use crate::nix::{StorePath, StorePathHash};
 
 /// Maximum number of references, and of referrers, to show.
@@ -14,18 +14,18 @@ const MOST_LINKS: usize = 300;
 
 pub(super) fn page(
     visit: &Visit,
-    look: &Look,
+    details: &PathDetails,
     files: Result<Files, NoFiles>,
     overview: &Overview,
 ) -> Markup {
-    let info = &look.info;
+    let info = &details.info;
     let path = &info.store_path;
     let index = overview.index.as_deref();
     let whole = info.store_dir.join(path);
     let main = html! {
         h1 { (path.name()) }
         div.paste { pre { code { span.hash { (info.store_dir) "/" (path.hash()) "-" } (path.name()) } } }
-        (facts(visit, look))
+        (facts(visit, details))
         h2 { "Fetch" }
         (commands(visit, &whole, &files))
         h2 #references { "References " span.soft { (count(info.references.len(), "path")) } }
@@ -41,35 +41,35 @@ pub(super) fn page(
             "Files"
             @if let Ok(files) = &files { " " span.soft { @if files.more { "the first " } (count(files.list.len(), "file")) } }
         }
-        (list_of(files, look))
+        (list_of(files, details))
     };
     let as_of = as_of(overview, visit.now);
     Layout { title: path.name(), query: "", reload: false, as_of }.page(&main)
 }
 
-fn facts(visit: &Visit, look: &Look) -> Markup {
-    let info = &look.info;
+fn facts(visit: &Visit, details: &PathDetails) -> Markup {
+    let info = &details.info;
     html! {
         dl.facts {
             dt { "Size" }
             dd {
                 (size(info.nar_size)) " unpacked"
-                @match look.file_size.or(info.file_size) {
+                @match details.file_size.or(info.file_size) {
                     Some(packed) if info.compression != "none" => {
                         span.soft { ", " (size(packed)) " as " (Foreign(&info.compression)) }
                     }
                     _ => { span.soft { ", not compressed" } }
                 }
-                @if look.file_size.is_none() {
+                @if details.file_size.is_none() {
                     " " span.warn { "The NAR is missing: the path cannot be fetched." }
                 }
             }
             dt { "NAR hash" }
             dd { code { (info.nar_hash) } }
             dt { "Uploaded" }
-            dd { (ago(look.uploaded, visit.now)) }
+            dd { (ago(details.uploaded, visit.now)) }
             dt { "Last used" }
-            dd { (ago(look.used, visit.now)) }
+            dd { (ago(details.used, visit.now)) }
             @if let Some(upstream) = info.upstream() {
                 dt { "Mirrored from" }
                 dd { bdi { (Foreign(upstream)) } }
@@ -77,14 +77,14 @@ fn facts(visit: &Visit, look: &Look) -> Markup {
             dt { "Signatures" }
             dd {
                 @if info.signatures.is_empty() { "none" } @else { ul {
-                    @for (signature, trusted) in info.signatures.iter().zip(&look.trusted) {
+                    @for (signature, trusted) in info.signatures.iter().zip(&details.trusted) {
                         li {
                             bdi { code { (Foreign(signature.key_name())) } }
                             @if *trusted { " " span.badge.good { "valid" } }
                         }
                     }
-                    @if info.signatures.len() > look.trusted.len() {
-                        li.soft { "And " (info.signatures.len() - look.trusted.len()) " more." }
+                    @if info.signatures.len() > details.trusted.len() {
+                        li.soft { "And " (info.signatures.len() - details.trusted.len()) " more." }
                     }
                 } }
             }
@@ -92,7 +92,7 @@ fn facts(visit: &Visit, look: &Look) -> Markup {
                 dt { "Deriver" }
                 dd {
                     code { (deriver) }
-                    @if let Some(log) = &look.log { ", " a href={ "/" (log.key().replace('?', "%3F")) } { "build log" } }
+                    @if let Some(log) = &details.log { ", " a href={ "/" (log.key().replace('?', "%3F")) } { "build log" } }
                 }
             }
             @if let Some(ca) = &info.ca {
@@ -177,7 +177,7 @@ fn and_more(number: usize) -> Markup {
     }
 }
 
-fn list_of(files: Result<Files, NoFiles>, look: &Look) -> Markup {
+fn list_of(files: Result<Files, NoFiles>, details: &PathDetails) -> Markup {
     let files = match files {
         Ok(files) => files,
         Err(why) => return html! { p.soft { "Not available: " (Foreign(&why.to_string())) "." } },
@@ -190,7 +190,7 @@ fn list_of(files: Result<Files, NoFiles>, look: &Look) -> Markup {
                     thead { tr { th scope="col" { "Name" } th.number scope="col" { "Size" } } }
                 }
                 tbody {
-                    @for file in &files.list { (row(file, look)) }
+                    @for file in &files.list { (row(file, details)) }
                 }
             }
         }
@@ -198,7 +198,7 @@ fn list_of(files: Result<Files, NoFiles>, look: &Look) -> Markup {
     }
 }
 
-fn row(file: &File, look: &Look) -> Markup {
+fn row(file: &File, details: &PathDetails) -> Markup {
     let (folder, name) =
         file.name.rsplit_once('/').map_or(("", &*file.name), |(folder, name)| (folder, name));
     html! {
@@ -209,7 +209,7 @@ fn row(file: &File, look: &Look) -> Markup {
                     @if name.is_empty() { "the path itself" } @else { (Foreign(name)) }
                 }
                 @match &file.kind {
-                    FileKind::Symlink(target) => { span.soft { " → " } bdi { (target_of(target, look)) } }
+                    FileKind::Symlink(target) => { span.soft { " → " } bdi { (target_of(target, details)) } }
                     FileKind::Empty => { span.soft { "/" } }
                     FileKind::Regular { executable: true, .. } => { " " span.badge { "executable" } }
                     FileKind::Regular { .. } => {}
@@ -223,13 +223,13 @@ fn row(file: &File, look: &Look) -> Markup {
 }
 
 /// The target of a symlink, as a link if it is in another store path.
-fn target_of(target: &str, look: &Look) -> Markup {
-    let hash = target.strip_prefix(look.info.store_dir.as_str()).and_then(|rest| {
+fn target_of(target: &str, details: &PathDetails) -> Markup {
+    let hash = target.strip_prefix(details.info.store_dir.as_str()).and_then(|rest| {
         rest.strip_prefix('/')?.split('/').next()?.parse().ok().map(|path: StorePath| path.hash())
     });
     html! {
         @match hash {
-            Some(hash) if hash != look.info.store_path.hash() => {
+            Some(hash) if hash != details.info.store_path.hash() => {
                 a href=(url_of_path(hash)) { (Foreign(target)) }
             }
             _ => { span.soft { (Foreign(target)) } }

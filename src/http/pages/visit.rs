@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::address::Address;
-use crate::cache::Cache;
+use crate::browse::Browser;
 use crate::config::Access;
+use crate::http::backend::UpstreamRow;
 
 /// Context of a page request.
 pub(super) struct Visit {
-    pub cache: Arc<Cache>,
+    pub browser: Arc<Browser>,
+    pub upstreams: Vec<UpstreamRow>,
     pub access: Arc<Access>,
     pub address: Address,
     pub now: SystemTime,

@@ -3,10 +3,10 @@
 use std::os::unix::fs::symlink;
 use std::sync::Arc;
 
-use nix_stored::cache::gc::Analysis;
-use nix_stored::cache::{Cache, Referrers, plan_removal};
+use nix_stored::cache::{Actor, Cache};
 use nix_stored::config::Admission;
 use nix_stored::nix::{CacheInfo, CachePath};
+use nix_stored::retention::{Analysis, Collector, Referrers, plan_removal};
 use nix_stored::store::FsStore;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -165,6 +165,7 @@ async fn an_upload_that_found_the_nar_on_its_way_out_does_not_leave_a_false_nari
     let sample = given.add(1, &[], 0);
     let store = FsStore::open_existing(given.dir(), 0).expect("it is there");
     let cache = Cache::new(Arc::new(store.into()), CacheInfo::default(), Admission::default());
+    let cache = Arc::new(cache);
     let inventory = cache.inventory(|_| {}).await.expect("it can be read");
     let analysis = Analysis::new(&inventory, &[]);
     let hash = inventory.paths[0].store_path.hash();
@@ -176,7 +177,8 @@ async fn an_upload_that_found_the_nar_on_its_way_out_does_not_leave_a_false_nari
         }
     };
     let stop = CancellationToken::new();
-    let outcome = cache.remove(&inventory, &plan, &stop, upload).await.expect("nothing fails");
+    let collector = Collector::new(Arc::clone(&cache), Actor::silent());
+    let outcome = collector.delete(&inventory, &plan, &stop, upload).await.expect("nothing fails");
     assert_eq!((outcome.paths, outcome.shared), (1, 1));
     assert!(!given.holds(&sample));
     assert!(cache.head(&CachePath::NarInfo(hash)).await.expect("nothing fails").is_none());

@@ -4,11 +4,11 @@ use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use nix_stored::cache::Cache;
-use nix_stored::cache::Progress;
-use nix_stored::cache::gc::{CollectError, GRACE, Limits};
+use nix_stored::cache::{Actor, Cache, GRACE};
 use nix_stored::config::Admission;
+use nix_stored::inventory::Progress;
 use nix_stored::nix::CacheInfo;
+use nix_stored::retention::{CollectError, Collector, Limits};
 use nix_stored::store::FsStore;
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process};
@@ -32,9 +32,10 @@ fn cache() -> Given {
     cache
 }
 
-fn cache_of(cache: &Given) -> Cache {
+fn collector_of(cache: &Given) -> Collector {
     let store = FsStore::open_existing(cache.dir(), 0).expect("it is there");
-    Cache::new(Arc::new(store.into()), CacheInfo::default(), Admission::default())
+    let cache = Cache::new(Arc::new(store.into()), CacheInfo::default(), Admission::default());
+    Collector::new(Arc::new(cache), Actor::collector())
 }
 
 #[test]
@@ -253,16 +254,16 @@ async fn a_collection_stops_between_two_removals() {
             stop.cancel();
         }
     };
-    let collecting = cache_of(&cache);
+    let collecting = collector_of(&cache);
     let now = SystemTime::now();
-    let report = collecting.collect_step_by_step(&limits, now, &stop, stop_after_two).await;
+    let report = collecting.collect(&limits, now, &stop, stop_after_two).await;
     let report = report.expect("nothing fails");
     assert_eq!((report.stopped, report.paths, report.shared), (true, 2, 0));
     assert!(report.size_after < report.size_before);
     assert_eq!(cache.objects().len(), 7);
 
     // It was told before it had begun.
-    let told = collecting.collect(&limits, now, &stop).await;
+    let told = collecting.collect(&limits, now, &stop, |_| {}).await;
     assert!(matches!(told, Err(CollectError::Stopped)), "{told:?}");
     assert_eq!(cache.objects().len(), 7);
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use nix_stored::cache::Cache;
 use nix_stored::config::{Config, Listen};
+use nix_stored::http::AppState;
 use nix_stored::net::{self, Drained, Listener};
 use nix_stored::store::FsStore;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -122,7 +123,7 @@ async fn serve_in_process(
     let store = FsStore::open(&scratch.join("cache"), 0).expect("the store can be opened");
     let config = Config::from_vars([]).expect("the defaults are right");
     let cache = Cache::new(Arc::new(store.into()), config.cache_info, config.admission);
-    let app = nix_stored::http::app(Arc::new(cache), config.users.access(true));
+    let app = nix_stored::http::app(AppState::local(Arc::new(cache), config.users.access(true)));
     let listener = Listener::bind(listen).await.expect("it is free");
     let url = listener.to_string();
     let stop = CancellationToken::new();

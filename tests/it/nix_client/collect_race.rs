@@ -8,12 +8,12 @@
 //! The long run is `NIX_STORED_TEST_RACE_SECONDS=180 cargo test --test it collect_race`.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use nix_stored::cache::Cache;
-use nix_stored::cache::gc::{Analysis, CollectError, Limits, Report};
+use nix_stored::cache::{Actor, Cache};
+use nix_stored::retention::{Analysis, CollectError, Collector, Limits, Report};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::audit::assert_nothing_is_false;
@@ -36,7 +36,7 @@ const TURNS: usize = 3;
 struct Race {
     served: Served,
     /// As another process on the same directory would have it.
-    other: Cache,
+    other: Arc<Cache>,
     scratch: Scratch,
     grace: Duration,
     began: Instant,
@@ -62,7 +62,7 @@ struct Counts {
     /// Store paths that went.
     gone: AtomicUsize,
     /// Store paths that were to go when somebody began to use them.
-    given_way: AtomicUsize,
+    kept_in_use: AtomicUsize,
 }
 
 /// What a round's threads know of each other: that clients go on, and that the round is over.
@@ -162,7 +162,8 @@ impl Race {
         let _over = Over(&self.pulse);
         while !self.pulse.is_over() {
             let (limits, stop) = (self.limits(), CancellationToken::new());
-            let collected = self.served.cache().collect(&limits, SystemTime::now(), &stop);
+            let collector = self.served.collector();
+            let collected = collector.collect(&limits, SystemTime::now(), &stop, |_| {});
             match self.served.wait_for(collected) {
                 Ok(report) => self.count(&report),
                 Err(CollectError::Busy) => {}
@@ -175,9 +176,10 @@ impl Race {
     /// As another process does in a cache that is large: what it has planned it does a while later.
     fn collect_what_was_planned_before(&self, mut noise: Noise) {
         let _over = Over(&self.pulse);
+        let other = Collector::new(Arc::clone(&self.other), Actor::collector());
         while !self.pulse.is_over() {
             let _lock = loop {
-                let lock = self.served.wait_for(self.other.lock_collection());
+                let lock = self.served.wait_for(other.lock());
                 match lock.expect("the lock can be asked for") {
                     Some(lock) => break lock,
                     None => self.pulse.wait(1, Duration::from_millis(1)),
@@ -189,7 +191,7 @@ impl Race {
             let plan = Analysis::new(&inventory, &[]).plan(&limits, now);
             self.pulse.wait(noise.below(64), self.grace / 3);
             let stop = CancellationToken::new();
-            let applied = self.other.apply(&inventory, &plan, &limits, now, &stop, |_| {});
+            let applied = other.execute(&inventory, &plan, &limits, now, &stop, |_| {});
             let outcome = self.served.wait_for(applied).expect("all can be removed");
             self.count(&Report::new(&inventory, &plan, &outcome));
         }
@@ -198,7 +200,7 @@ impl Race {
     fn count(&self, report: &Report) {
         self.counts.collections.fetch_add(1, Ordering::SeqCst);
         self.counts.gone.fetch_add(report.paths, Ordering::SeqCst);
-        self.counts.given_way.fetch_add(report.given_way, Ordering::SeqCst);
+        self.counts.kept_in_use.fetch_add(report.kept_in_use, Ordering::SeqCst);
     }
 
     /// Uploads and substitutes until it is time to stop.

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use nix_stored::cache::gc::{GRACE, Limits, Report};
+use nix_stored::cache::{Actor, GRACE};
+use nix_stored::retention::{Collector, Limits, Pins, Report};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::audit::{assert_nothing_is_false, assert_nothing_is_staged, objects};
@@ -81,7 +82,8 @@ fn collect(dir: &Path, max_size: u64) -> Report {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime starts");
     let collected = async {
         let stop = CancellationToken::new();
-        open_cache(dir, GRACE).collect(&limits, SystemTime::now(), &stop).await
+        let collector = Collector::new(open_cache(dir, GRACE), Actor::collector());
+        collector.collect(&limits, SystemTime::now(), &stop, |_| {}).await
     };
     runtime.block_on(collected).expect("nothing is in the way of a collection")
 }
@@ -123,7 +125,7 @@ fn what_is_kept_comes_back_whole_while_a_cache_is_sized_down() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime starts");
     let base = pinned["/nix/store/".len()..].parse().expect("a store path");
     runtime
-        .block_on(async { open_cache(&dir, GRACE).pin("release", &[base]).await })
+        .block_on(async { Pins::of(&open_cache(&dir, GRACE)).set("release", &[base]).await })
         .expect("it can be pinned");
 
     let everything: BTreeSet<String> = references(&dir).into_keys().collect();

@@ -1,5 +1,6 @@
 //! Pages that are much work keep nobody waiting but those who look at pages.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -172,17 +173,17 @@ fn nars_whose_files_are_listed_share_one_budget() {
 async fn visitors_that_would_wait_too_long_are_told_to_come_again() {
     let cache = TestCache::new();
     let (end, ended) = std::sync::mpsc::channel::<()>();
-    let ended = std::sync::Arc::new(std::sync::Mutex::new(ended));
+    let ended = Arc::new(std::sync::Mutex::new(ended));
     let mut work = Vec::new();
     for _ in 0..2 {
-        let (cache, ended) = (cache.cache().clone(), std::sync::Arc::clone(&ended));
+        let (browser, ended) = (Arc::clone(cache.browser()), Arc::clone(&ended));
         let (begins, begun) = tokio::sync::oneshot::channel();
         work.push(tokio::spawn(async move {
             let wait = move || {
                 begins.send(()).expect("somebody waits for it");
                 let _ = ended.lock().expect("nobody panics with it").recv();
             };
-            cache.work_for_page(wait).await.expect("there is a turn");
+            browser.render(wait).await.expect("there is a turn");
         }));
         begun.await.expect("it begins");
     }

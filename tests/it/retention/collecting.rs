@@ -6,8 +6,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::SystemTime;
 
-use nix_stored::cache::gc::{
-    Analysis, CollectError, GRACE, Inventory, Limits, Outcome, PinError, Plan, Report,
+use nix_stored::cache::GRACE;
+use nix_stored::inventory::Inventory;
+use nix_stored::retention::{
+    Analysis, CollectError, Limits, Outcome, PinError, Pins, Plan, Report,
 };
 use rustix::process::Pid;
 use tokio_util::sync::CancellationToken;
@@ -19,7 +21,7 @@ use crate::support::scratch::{Leash, Scratch};
 
 /// What is older than a month goes.
 const MONTH: Limits =
-    Limits { max_size: None, max_age: Some(nix_stored::cache::gc::CLIENTS_REMEMBER), grace: GRACE };
+    Limits { max_size: None, max_age: Some(nix_stored::retention::CLIENTS_REMEMBER), grace: GRACE };
 
 /// A cache, its directory and the time.
 struct Site {
@@ -43,7 +45,8 @@ impl Site {
     }
 
     async fn try_collect(&self, limits: &Limits) -> Result<Report, CollectError> {
-        self.cache.cache().collect(limits, self.now, &CancellationToken::new()).await
+        let stop = CancellationToken::new();
+        self.cache.collector().collect(limits, self.now, &stop, |_| {}).await
     }
 
     async fn collect(&self, limits: &Limits) -> Report {
@@ -53,15 +56,15 @@ impl Site {
     /// What there is, and what would go.
     async fn plan(&self, limits: &Limits) -> (Inventory, Plan) {
         let inventory = self.cache.cache().inventory(|_| {}).await.expect("readable");
-        let pins = self.cache.cache().pins().await.expect("readable");
+        let pins = Pins::of(self.cache.cache()).list().await.expect("readable");
         let plan = Analysis::new(&inventory, &pins).plan(limits, self.now);
         (inventory, plan)
     }
 
     async fn apply(&self, (inventory, plan): &(Inventory, Plan), limits: &Limits) -> Outcome {
         let stop = CancellationToken::new();
-        let cache = self.cache.cache();
-        let done = cache.apply(inventory, plan, limits, self.now, &stop, |_| {}).await;
+        let collector = self.cache.collector();
+        let done = collector.execute(inventory, plan, limits, self.now, &stop, |_| {}).await;
         done.expect("the disk works")
     }
 
@@ -116,7 +119,7 @@ async fn side_files_go_with_what_they_belong_to() {
         format!("debuginfo/{:040x}.debug", 2),
     ];
     site.has(whole([2]).chain(side));
-    assert_eq!((report.paths, report.shared, report.loose), (1, 1, 0));
+    assert_eq!((report.paths, report.shared, report.unowned), (1, 1, 0));
     assert_eq!(report.size_before, size);
     assert_eq!(report.size_after, site.size());
 }
@@ -201,15 +204,15 @@ async fn orphans_go_after_the_time_of_grace_and_other_strays_when_they_are_too_o
     };
     let (old, new) = (strays(40), strays(20));
     let report = site.collect(&nothing).await;
-    assert_eq!((report.paths, report.shared, report.loose), (0, 1, 0));
+    assert_eq!((report.paths, report.shared, report.unowned), (0, 1, 0));
     site.has([dir::nar(2)].into_iter().chain(old).chain(new.clone()));
     let report = site.collect(&MONTH).await;
-    assert_eq!((report.paths, report.shared, report.loose), (0, 0, 4));
+    assert_eq!((report.paths, report.shared, report.unowned), (0, 0, 4));
     site.has([dir::nar(2)].into_iter().chain(new.clone()));
     // What is foreign here is nobody's to remove.
     dir::put(site.dir(), "nar/README", "hello", site.days_ago(400));
     let report = site.collect(&Limits { max_size: Some(0), ..MONTH }).await;
-    assert_eq!((report.loose, report.over_limit), (4, report.size_after));
+    assert_eq!((report.unowned, report.over_limit), (4, report.size_after));
     site.has([dir::nar(2), "nar/README".to_owned()]);
 }
 
@@ -229,7 +232,7 @@ async fn a_narinfo_that_does_not_parse_stops_nothing() {
         site.days_ago(40),
     );
     let report = site.collect(&MONTH).await;
-    assert_eq!((report.paths, report.shared, report.loose), (2, 1, 0));
+    assert_eq!((report.paths, report.shared, report.unowned), (2, 1, 0));
     assert_eq!((report.unparsed_narinfos.lenient, report.unparsed_narinfos.garbage), (2, 0));
     site.has(whole([1, 2]).chain([dir::narinfo(4)]));
 }
@@ -260,11 +263,11 @@ async fn nothing_goes_where_everything_is_for_another_store_dir() {
 #[tokio::test]
 async fn what_is_pinned_stays_with_everything_that_it_needs() {
     let site = Site::new();
-    let cache = site.cache.cache();
+    let pins = Pins::of(site.cache.cache());
     for (path, references) in [(1, &[2][..]), (2, &[3]), (3, &[]), (4, &[1])] {
         dir::put_path(site.dir(), path, references, site.days_ago(40));
     }
-    assert!(!cache.pin("release", &[dir::store_path(1)]).await.expect("it works"));
+    assert!(!pins.set("release", &[dir::store_path(1)]).await.expect("it works"));
     for path in 1..=4 {
         dir::set_used(site.dir(), &dir::narinfo(path), site.days_ago(40));
         dir::set_used(site.dir(), &dir::nar(path), site.days_ago(40));
@@ -277,8 +280,8 @@ async fn what_is_pinned_stays_with_everything_that_it_needs() {
     dir::put(site.dir(), ".nix-stored/pins/broken", "/nix/store/short", site.now);
     let refused = site.try_collect(&MONTH).await;
     assert!(matches!(refused, Err(CollectError::Pin(PinError::Line { .. }))), "{refused:?}");
-    assert!(cache.unpin("broken").await.expect("it works"));
-    assert!(cache.unpin("release").await.expect("it works"));
+    assert!(pins.remove("broken").await.expect("it works"));
+    assert!(pins.remove("release").await.expect("it works"));
     site.collect(&MONTH).await;
     site.has([] as [&str; 0]);
 }
@@ -290,7 +293,7 @@ async fn one_collection_at_a_time() {
     // Another process, which knows the directory by another descriptor.
     let other = TestCache::over(site.dir(), GRACE);
     for cache in [&site.cache, &other] {
-        let lock = cache.cache().lock_collection().await.expect("it works").expect("it is free");
+        let lock = cache.collector().lock().await.expect("it works").expect("it is free");
         let refused = site.try_collect(&MONTH).await;
         assert!(matches!(refused, Err(CollectError::Busy)), "{refused:?}");
         drop(lock);
@@ -349,8 +352,8 @@ async fn a_collection_that_is_stopped_leaves_every_path_whole() {
                 stop.cancel();
             }
         };
-        let cache = site.cache.cache();
-        let outcome = cache.apply(&inventory, &plan, &MONTH, site.now, &stop, progress).await;
+        let collector = site.cache.collector();
+        let outcome = collector.execute(&inventory, &plan, &MONTH, site.now, &stop, progress).await;
         let outcome = outcome.expect("the disk works");
         let done = outcome.paths + outcome.shared;
         dir::assert_whole(site.dir(), &before);
@@ -366,7 +369,7 @@ async fn a_collection_that_is_stopped_leaves_every_path_whole() {
     dir::put_path(site.dir(), 1, &[], site.days_ago(40));
     let stop = CancellationToken::new();
     stop.cancel();
-    let stopped = site.cache.cache().collect(&MONTH, site.now, &stop).await;
+    let stopped = site.cache.collector().collect(&MONTH, site.now, &stop, |_| {}).await;
     assert!(stopped.is_err() || stopped.is_ok_and(|report| report.stopped));
     site.has(whole([1]));
 }
@@ -393,7 +396,7 @@ async fn what_is_used_before_it_goes_stays_with_everything_that_it_needs() {
         };
         let outcome = site.apply(&planned, &MONTH).await;
         site.has(whole([2, 3]));
-        assert_eq!((outcome.given_way, outcome.paths, outcome.shared), (2, 2, 2));
+        assert_eq!((outcome.kept_in_use, outcome.paths, outcome.shared), (2, 2, 2));
     }
     // Somebody who has its narinfo already asks for the NAR only.
     let (site, planned) = about_to_be_collected().await;
@@ -444,13 +447,13 @@ async fn what_is_uploaded_again_stays() {
     site.cache.put(&sample.narinfo_path, sample.narinfo.clone()).await.is(200);
     let outcome = site.apply(&planned, &MONTH).await;
     site.has([nar, narinfo]);
-    assert_eq!(outcome.given_way, 1);
+    assert_eq!(outcome.kept_in_use, 1);
 }
 
 #[tokio::test]
 async fn a_pin_that_is_set_meanwhile_wins() {
     let (site, planned) = about_to_be_collected().await;
-    site.cache.cache().pin("late", &[dir::store_path(1)]).await.expect("it works");
+    Pins::of(site.cache.cache()).set("late", &[dir::store_path(1)]).await.expect("it works");
     site.apply(&planned, &MONTH).await;
     site.has(whole([1, 2, 3]));
 }
@@ -464,7 +467,7 @@ async fn what_has_gone_is_forgotten() {
     // From here on it is in memory, and its use is not to be recorded again.
     let past = site.now + DAY * 40;
     let stop = CancellationToken::new();
-    site.cache.cache().collect(&MONTH, past, &stop).await.expect("it works");
+    site.cache.collector().collect(&MONTH, past, &stop, |_| {}).await.expect("it works");
     site.has([] as [&str; 0]);
     site.cache.get(&path).await.is(404);
     site.cache.head(&path).await.is(404);

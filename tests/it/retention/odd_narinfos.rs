@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use base64::Engine;
-use nix_stored::cache::gc::GRACE;
+use nix_stored::cache::GRACE;
 use nix_stored::nix::{Sha256Hash, StorePathHash, narinfo};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;

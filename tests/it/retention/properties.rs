@@ -6,12 +6,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use nix_stored::cache::Cache;
-use nix_stored::cache::gc::{
-    Analysis, Inventory, Kept, Limits, Pin, Plan, Reason, Removal, Verdict,
-};
+use nix_stored::cache::{Actor, Cache};
 use nix_stored::config::Admission;
+use nix_stored::inventory::Inventory;
 use nix_stored::nix::CacheInfo;
+use nix_stored::retention::{
+    Analysis, Collector, Kept, Limits, Pin, Pins, Plan, Reason, Removal, Verdict,
+};
 use nix_stored::store::FsStore;
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -169,7 +170,7 @@ impl<'a> Model<'a> {
         gone: &BTreeSet<String>,
     ) -> Result<(), TestCaseError> {
         let by_size = plan.removals.iter().rev().find(|removal| {
-            matches!(removal, Removal::Path(_, Reason::Size) | Removal::Loose(_, Reason::Size))
+            matches!(removal, Removal::Path(_, Reason::Size) | Removal::Unowned(_, Reason::Size))
         });
         let Some(limit) = plan.max_size.filter(|_| by_size.is_some()) else {
             return Ok(());
@@ -182,8 +183,8 @@ impl<'a> Model<'a> {
                 let group = |path: usize| self.needs[path][last] && self.needs[last][path];
                 self.size(|path| here(path) || group(path), stays)
             }
-            Some(Removal::Loose(at, _)) => {
-                let last = &inventory.loose[*at].path;
+            Some(Removal::Unowned(at, _)) => {
+                let last = &inventory.unowned[*at].path;
                 self.size(here, |thing| stays(thing) || thing.key == *last)
             }
             _ => unreachable!("it was chosen so"),
@@ -216,8 +217,8 @@ impl<'a> Model<'a> {
                     prop_assert_eq!(reason, if old { Reason::Age } else { Reason::Size });
                     gone.push((path, reason));
                 }
-                Removal::Loose(at, reason) => {
-                    let age = now.duration_since(inventory.loose[at].used).expect("it is past");
+                Removal::Unowned(at, reason) => {
+                    let age = now.duration_since(inventory.unowned[at].used).expect("it is past");
                     let old = self.is_too_old(age.as_secs() / 3600);
                     prop_assert_eq!(reason, if old { Reason::Age } else { Reason::Size });
                 }
@@ -297,7 +298,9 @@ fn planned(inventory: &Inventory, plan: &Plan) -> BTreeSet<String> {
             Removal::Shared(at, _) => {
                 (inventory.shared[at].path.key(), &inventory.shared[at].sides)
             }
-            Removal::Loose(at, _) => (inventory.loose[at].path.key(), &inventory.loose[at].sides),
+            Removal::Unowned(at, _) => {
+                (inventory.unowned[at].path.key(), &inventory.unowned[at].sides)
+            }
         };
         gone.insert(own);
         gone.extend(sides.iter().map(nix_stored::nix::CachePath::key));
@@ -312,9 +315,9 @@ fn missing(model: &Model<'_>, dir: &Path) -> BTreeSet<String> {
 }
 
 /// A cache in this directory.
-fn open(dir: &Path) -> Cache {
+fn open(dir: &Path) -> Arc<Cache> {
     let store = FsStore::open(dir, 0).expect("the store can be opened");
-    Cache::new(Arc::new(store.into()), CacheInfo::default(), Admission::default())
+    Arc::new(Cache::new(Arc::new(store.into()), CacheInfo::default(), Admission::default()))
 }
 
 fn in_a_runtime<T>(work: impl Future<Output = T>) -> T {
@@ -351,18 +354,19 @@ proptest! {
         let (now, scratch) = (dir::now(), Scratch::new());
         world.write(scratch.path(), now);
         let cache = open(scratch.path());
+        let collector = Collector::new(Arc::clone(&cache), Actor::silent());
         in_a_runtime(async {
             let inventory = cache.inventory(|_| {}).await.expect("readable");
-            let pins = cache.pins().await.expect("readable");
+            let pins = Pins::of(&cache).list().await.expect("readable");
             prop_assert_eq!(&pins, &world.pins());
             let model = Model::new(&world);
             let plan = Analysis::new(&inventory, &pins).plan(&world.limits(), now);
             let stop = CancellationToken::new();
-            let outcome = cache.apply(&inventory, &plan, &world.limits(), now, &stop, |_| {}).await;
+            let outcome = collector.execute(&inventory, &plan, &world.limits(), now, &stop, |_| {}).await;
             let outcome = outcome.expect("the disk works");
-            prop_assert_eq!(outcome.paths + outcome.shared + outcome.loose, plan.removals.len());
+            prop_assert_eq!(outcome.paths + outcome.shared + outcome.unowned, plan.removals.len());
             prop_assert_eq!(plan.size_before - outcome.freed, plan.size_after);
-            prop_assert_eq!((outcome.given_way, outcome.stopped), (0, false));
+            prop_assert_eq!((outcome.kept_in_use, outcome.stopped), (0, false));
             let gone = missing(&model, scratch.path());
             prop_assert_eq!(&gone, &planned(&inventory, &plan));
             let objects = dir::sizes(scratch.path());
@@ -382,9 +386,10 @@ proptest! {
         let (now, scratch) = (dir::now(), Scratch::new());
         world.write(scratch.path(), now);
         let cache = open(scratch.path());
+        let collector = Collector::new(Arc::clone(&cache), Actor::silent());
         in_a_runtime(async {
             let inventory = cache.inventory(|_| {}).await.expect("readable");
-            let pins = cache.pins().await.expect("readable");
+            let pins = Pins::of(&cache).list().await.expect("readable");
             let model = Model::new(&world);
             let plan = Analysis::new(&inventory, &pins).plan(&world.limits(), now);
             let moments = plan.removals.len() + 1;
@@ -404,9 +409,9 @@ proptest! {
             };
             moment(0);
             let progress = |done: u64| moment(done as usize);
-            let outcome = cache.apply(&inventory, &plan, &world.limits(), now, &stop, progress).await;
+            let outcome = collector.execute(&inventory, &plan, &world.limits(), now, &stop, progress).await;
             let outcome = outcome.expect("the disk works");
-            let done = outcome.paths + outcome.shared + outcome.loose;
+            let done = outcome.paths + outcome.shared + outcome.unowned;
             if let Some(most) = stop_after {
                 prop_assert!(done <= most);
             }

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use axum::body::Body;
 use http::Method;
-use nix_stored::cache::gc::{GRACE, Limits};
+use nix_stored::cache::GRACE;
+use nix_stored::retention::Limits;
 use tokio_util::sync::CancellationToken;
 
 use super::dir::{self, DAY, HOUR};
@@ -111,8 +112,8 @@ async fn check_that_looking_leaves_no_trace(dir: &Path) {
     let limits = Limits { max_size: Some(1 << 40), max_age: Some(30 * DAY), grace: GRACE };
     let stop = CancellationToken::new();
     // Nobody needs the large NAR, and it has not been used for long.
-    let report = cache.cache().collect(&limits, now, &stop).await.expect("it works");
-    assert_eq!((report.paths, report.shared, report.loose), (0, 1, 0));
+    let report = cache.collector().collect(&limits, now, &stop, |_| {}).await.expect("it works");
+    assert_eq!((report.paths, report.shared, report.unowned), (0, 1, 0));
     for key in keys.iter().filter(|key| **key != dir::nar(2)) {
         assert_eq!(dir::used(dir, key), now - 3 * DAY, "{key}");
     }

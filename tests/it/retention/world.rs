@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use nix_stored::cache::gc::{HeldObject, HeldPath, Inventory, Limits, Pin};
+use nix_stored::inventory::{HeldObject, HeldPath, Inventory};
 use nix_stored::nix::CachePath;
+use nix_stored::retention::{Limits, Pin};
 use proptest::prelude::*;
 use proptest::sample::Index;
 

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use futures_util::stream;
-use nix_stored::cache::gc::Limits;
-use nix_stored::cache::{Cache, PutError, UploadReceipt};
+use nix_stored::cache::{Actor, Cache, PutError, UploadReceipt};
 use nix_stored::config::{Config, Location};
 use nix_stored::nix::{CachePath, Compression};
+use nix_stored::retention::{Collector, Limits};
 use nix_stored::store::{Removed, S3Store, Store};
 use tokio_util::sync::CancellationToken;
 
@@ -74,12 +74,12 @@ async fn store(bucket: &Bucket) -> Arc<Store> {
     Arc::new(S3Store::open(&location).await.expect("the bucket can be opened").0.into())
 }
 
-fn cache(store: &Arc<Store>) -> Cache {
+fn cache(store: &Arc<Store>) -> Arc<Cache> {
     // What a client heard from memory can have gone three seconds later, and so short is the grace here.
     let required = ("NIX_STORED_REQUIRE_REFERENCES".to_owned(), "1".to_owned());
     let config = Config::from_vars([required]).expect("it is a configuration");
     let store = Arc::clone(store);
-    Cache::new(store, config.cache_info, config.admission).with_grace(GRACE)
+    Arc::new(Cache::new(store, config.cache_info, config.admission).with_grace(GRACE))
 }
 
 async fn put(cache: &Cache, path: &str, bytes: &[u8]) -> Result<UploadReceipt, PutError> {
@@ -207,7 +207,7 @@ async fn a_collection_takes_nothing_that_was_acknowledged(place: &Place) {
     let mut noise = Noise::new(Noise::seed_of_today());
     let race = Arc::new(Race::new(&mut noise));
     let daemons = [cache(&store(&through).await), cache(&store(&through).await)];
-    let collector = cache(&store(&through).await);
+    let collector = Collector::new(cache(&store(&through).await), Actor::collector());
     let limits = Limits { max_size: Some(0), max_age: None, grace: GRACE };
     let collected = Arc::new(AtomicUsize::new(0));
     // Each client and the collector is a task of its own, as in a daemon. In one future on one thread,
@@ -219,7 +219,7 @@ async fn a_collection_takes_nothing_that_was_acknowledged(place: &Place) {
         async move {
             while !race.stop.load(Ordering::SeqCst) {
                 let stop = CancellationToken::new();
-                let report = collector.collect(&limits, SystemTime::now(), &stop).await;
+                let report = collector.collect(&limits, SystemTime::now(), &stop, |_| {}).await;
                 let report = report.expect("it collects");
                 collected.fetch_add(report.paths, Ordering::SeqCst);
             }
@@ -597,7 +597,9 @@ async fn merged_batches_are_smaller_than_parts_of_uploads(place: &Place) {
     upload(&cache(&store), &old).await.expect("it is stored");
     until_it_is_old().await;
     let limits = Limits { max_size: Some(0), max_age: None, grace: GRACE };
-    let report = cache(&store).collect(&limits, SystemTime::now(), &CancellationToken::new()).await;
+    let collector = Collector::new(cache(&store), Actor::collector());
+    let stop = CancellationToken::new();
+    let report = collector.collect(&limits, SystemTime::now(), &stop, |_| {}).await;
     assert_eq!(report.expect("it collects").paths, 1);
     let begun = Instant::now();
     while sizes.lock().expect("nobody panics with it").iter().sum::<usize>() < text.len() {

@@ -8,9 +8,11 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::BodyExt;
-use nix_stored::cache::Cache;
-use nix_stored::config::Config;
-use nix_stored::http::{App, app};
+use nix_stored::browse::Browser;
+use nix_stored::cache::{Actor, Cache};
+use nix_stored::config::{Access, Config};
+use nix_stored::http::{App, AppState, app};
+use nix_stored::retention::Collector;
 use nix_stored::store::FsStore;
 use tower::ServiceExt;
 
@@ -20,6 +22,7 @@ use super::scratch::Scratch;
 pub struct TestCache {
     app: App,
     cache: Arc<Cache>,
+    browser: Arc<Browser>,
     dir: PathBuf,
     _scratch: Option<Scratch>,
 }
@@ -57,9 +60,7 @@ impl TestCache {
         let config = Config::from_vars(vars).expect("the test's configuration is right");
         let store = FsStore::open(&dir, config.min_free_space).expect("the store can be opened");
         let cache = Cache::new(Arc::new(store.into()), config.cache_info, config.admission);
-        let cache = Arc::new(cache);
-        let app = app(Arc::clone(&cache), config.users.access(local));
-        Self { app, cache, dir, _scratch: None }
+        Self::serving(Arc::new(cache), config.users.access(local), dir)
     }
 
     /// A cache over a directory of the caller's, where what was used within `grace` is safe.
@@ -68,13 +69,27 @@ impl TestCache {
         let store = FsStore::open(dir, 0).expect("the store can be opened");
         let cache = Cache::new(Arc::new(store.into()), config.cache_info, config.admission);
         let cache = Arc::new(cache.with_grace(grace));
-        let app = app(Arc::clone(&cache), config.users.access(true));
-        Self { app, cache, dir: dir.to_owned(), _scratch: None }
+        Self::serving(cache, config.users.access(true), dir.to_owned())
+    }
+
+    fn serving(cache: Arc<Cache>, access: Access, dir: PathBuf) -> Self {
+        let state = AppState::local(Arc::clone(&cache), access);
+        Self { browser: Arc::clone(state.browser()), app: app(state), cache, dir, _scratch: None }
+    }
+
+    /// The data behind the pages.
+    pub fn browser(&self) -> &Arc<Browser> {
+        &self.browser
     }
 
     /// What is behind the stack.
-    pub fn cache(&self) -> &Cache {
+    pub fn cache(&self) -> &Arc<Cache> {
         &self.cache
+    }
+
+    /// The collector of the cache.
+    pub fn collector(&self) -> Collector {
+        Collector::new(Arc::clone(&self.cache), Actor::collector())
     }
 
     pub fn dir(&self) -> PathBuf {

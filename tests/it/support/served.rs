@@ -5,10 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix_stored::cache::Cache;
+use nix_stored::cache::{Actor, Cache};
 use nix_stored::config::Config;
-use nix_stored::http;
+use nix_stored::http::{self, AppState};
 use nix_stored::net::{self, Drained, Listener};
+use nix_stored::retention::Collector;
 use nix_stored::store::FsStore;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
@@ -24,10 +25,10 @@ pub struct Served {
 }
 
 /// The cache in a directory as another process would see it, with this time of grace.
-pub fn open_cache(dir: &Path, grace: Duration) -> Cache {
+pub fn open_cache(dir: &Path, grace: Duration) -> Arc<Cache> {
     let Config { cache_info, admission, .. } = configured();
     let store = FsStore::open(dir, 0).expect("the store can be opened");
-    Cache::new(Arc::new(store.into()), cache_info, admission).with_grace(grace)
+    Arc::new(Cache::new(Arc::new(store.into()), cache_info, admission).with_grace(grace))
 }
 
 fn configured() -> Config {
@@ -40,10 +41,10 @@ impl Served {
     pub fn start(dir: &Path, grace: Duration) -> Self {
         let runtime = Runtime::new().expect("a runtime starts");
         let Config { listen, users, .. } = configured();
-        let cache = Arc::new(open_cache(dir, grace));
+        let cache = open_cache(dir, grace);
         let listener = runtime.block_on(Listener::bind(&listen)).expect("a port is free");
         let url = listener.to_string();
-        let app = http::app(Arc::clone(&cache), users.access(listener.is_local()));
+        let app = http::app(AppState::local(Arc::clone(&cache), users.access(listener.is_local())));
         let stop = CancellationToken::new();
         let serving = Some(runtime.spawn(net::serve(listener, app, stop.clone())));
         Self { cache, url, stop, serving, runtime }
@@ -57,8 +58,8 @@ impl Served {
         self.url.trim_start_matches("http://")
     }
 
-    pub fn cache(&self) -> &Cache {
-        &self.cache
+    pub fn collector(&self) -> Collector {
+        Collector::new(Arc::clone(&self.cache), Actor::collector())
     }
 
     /// Runs what is asynchronous, from any thread.

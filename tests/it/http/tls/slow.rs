@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use nix_stored::cache::Cache;
 use nix_stored::config::{Config, Listen};
+use nix_stored::http::AppState;
 use nix_stored::net::{self, Drained, Listener, TlsAcceptorHandle};
 use nix_stored::store::FsStore;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
@@ -70,7 +71,8 @@ impl Served {
         let config = Config::from_vars(vars).expect("the certificate is right");
         let store = FsStore::open(&scratch.join("cache"), 0).expect("the store can be opened");
         let cache = Cache::new(Arc::new(store.into()), config.cache_info, config.admission);
-        let app = nix_stored::http::app(Arc::new(cache), config.users.access(true));
+        let app =
+            nix_stored::http::app(AppState::local(Arc::new(cache), config.users.access(true)));
         let listen = Listen::Tcp("127.0.0.1:0".to_owned());
         let listener = Listener::bind(&listen).await.expect("a free port");
         let listener = listener.encrypted(config.tls.as_ref().map(TlsAcceptorHandle::from));

@@ -1,0 +1,140 @@
+//! The upstreams of a cache, and what is remembered of them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+
+use super::client::Client;
+use super::error::SetUpError;
+use super::expiring::ExpiringCache;
+use super::name_locks::NameLocks;
+use super::partial_nar::PartialNar;
+use super::remote::{LookupResult, Remote, RemoteWeighter};
+use crate::config;
+use crate::ingest::TransferLimit;
+use crate::metrics::Metrics;
+use crate::nix::cache_path::NarName;
+use crate::nix::{CachePath, PublicKey, StorePathHash};
+
+/// How many absent side files are remembered, and about how many paths: see [`PATHS_BYTES`]. A closure
+/// of a desktop system has some 10,000 paths.
+const PATHS: usize = 64 * 1024;
+
+/// How many bytes of narinfos are remembered, by path and by NAR.
+const PATHS_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Narinfos of more than a megabyte that are received at a time, from all upstreams together. Each can
+/// have 16 MiB.
+const LARGE_ANSWERS: usize = 2;
+
+/// How many NARs are fetched at a time; more wait. Those that hardly arrive do not count.
+const FETCHES: usize = 64;
+
+/// How many hardly arrive before they count, too.
+const SLOW_FETCHES: usize = 512;
+
+pub(super) type Fetches = HashMap<NarName, Arc<PartialNar>>;
+
+/// The upstreams of a cache.
+pub struct Upstreams {
+    pub(super) clients: Vec<Arc<Client>>,
+    pub(super) absent_ttl: Duration,
+    pub(super) present_ttl: Duration,
+    pub(super) paths: ExpiringCache<StorePathHash, LookupResult, RemoteWeighter>,
+    /// The NARs that looked-up narinfos name.
+    pub(super) nars: quick_cache::sync::Cache<NarName, Arc<Remote>, RemoteWeighter>,
+    /// The running fetches.
+    pub(super) fetches: Mutex<Fetches>,
+    /// Side files that no upstream has.
+    pub(super) absent: ExpiringCache<CachePath, ()>,
+    /// Locks that are held while a NAR is requested from the upstreams.
+    pub(super) request_locks: NameLocks,
+    /// Limits the NARs that are fetched at a time.
+    pub(super) fetch_limit: TransferLimit,
+}
+
+/// The status of an upstream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpstreamStatus {
+    /// The URL, without credentials.
+    pub url: String,
+    /// The time for which its circuit stays open, or `None` if it is closed.
+    pub circuit_open: Option<Duration>,
+    /// The public keys that its narinfos must be signed with.
+    pub keys: Vec<String>,
+}
+
+impl Upstreams {
+    /// Sets up the configured upstreams. Sends no request yet.
+    pub fn new(config: &config::Upstreams, metrics: &Metrics) -> Result<Self, SetUpError> {
+        let large = Arc::new(Semaphore::new(LARGE_ANSWERS));
+        let clients = config.list.iter().map(|upstream| {
+            let client = Client::new(upstream, metrics, Arc::clone(&large))
+                .map_err(|source| SetUpError { upstream: upstream.to_string(), source })?;
+            Ok(Arc::new(client))
+        });
+        let clients = clients.collect::<Result<_, SetUpError>>()?;
+        Ok(Self::of(clients, config.absent_ttl, config.present_ttl))
+    }
+
+    /// No upstreams.
+    pub fn none() -> Self {
+        Self::of(Vec::new(), Duration::ZERO, Duration::ZERO)
+    }
+
+    fn of(clients: Vec<Arc<Client>>, absent_ttl: Duration, present_ttl: Duration) -> Self {
+        Self {
+            clients,
+            absent_ttl,
+            present_ttl,
+            paths: ExpiringCache::with_weighter(PATHS, PATHS_BYTES, RemoteWeighter),
+            nars: quick_cache::sync::Cache::with_weighter(PATHS, PATHS_BYTES, RemoteWeighter),
+            fetches: Mutex::default(),
+            absent: ExpiringCache::new(PATHS),
+            request_locks: NameLocks::default(),
+            fetch_limit: TransferLimit::new(FETCHES, SLOW_FETCHES),
+        }
+    }
+
+    /// Uses the credentials in `config`, which has the same upstreams, from now on.
+    pub(super) fn log_in(&self, config: &config::Upstreams) {
+        for (client, upstream) in self.clients.iter().zip(&config.list) {
+            client.log_in(upstream);
+        }
+    }
+
+    pub(super) fn is_known_absent(&self, path: &CachePath) -> bool {
+        self.absent.get(path).is_some()
+    }
+
+    pub(super) fn remember_absent(&self, path: &CachePath) {
+        self.absent.insert(path.clone(), (), self.absent_ttl);
+    }
+
+    /// Whether any upstream is configured.
+    pub(super) fn is_empty(&self) -> bool {
+        self.clients.is_empty()
+    }
+
+    /// Whether objects of any upstream are stored.
+    pub(super) fn stores_any(&self) -> bool {
+        self.clients.iter().any(|client| client.store)
+    }
+
+    /// The status of each upstream, in the order of trust.
+    pub(super) fn statuses(&self) -> Vec<UpstreamStatus> {
+        let status = |client: &Arc<Client>| UpstreamStatus {
+            url: client.name.clone(),
+            circuit_open: client.left_alone(),
+            keys: client.trusted_public_keys.iter().map(ToString::to_string).collect(),
+        };
+        self.clients.iter().map(status).collect()
+    }
+
+    /// The keys by which a mirrored narinfo may be signed.
+    pub fn trusted_public_keys(&self) -> impl Iterator<Item = &PublicKey> {
+        self.clients.iter().flat_map(|client| &client.trusted_public_keys)
+    }
+}

@@ -1,0 +1,114 @@
+//! The background collections of the daemon.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::collector::{CLIENTS_REMEMBER, CollectError, Collector, Report};
+use super::plan::Limits;
+use crate::config::Retention;
+use crate::inventory::StoreSize;
+use crate::metrics::CollectionResult;
+
+/// The first collection comes so soon after the start, or a daemon that is restarted more often
+/// than it collects would never do it.
+const FIRST_AFTER: Duration = Duration::from_secs(60);
+
+impl Collector {
+    /// Measures the cache at regular intervals until `stop`, and collects garbage if a limit is set.
+    pub async fn run(self, retention: Retention, stop: CancellationToken) {
+        // Taking the lock restores what a killed collection has left half-done.
+        if let Err(error) = self.lock().await {
+            let error = &error as &dyn std::error::Error;
+            warn!(error, "cannot clean up after an interrupted collection");
+        }
+        self.measure_unless(&stop).await;
+        let limits = Limits {
+            max_size: retention.max_size,
+            max_age: retention.max_age,
+            grace: self.cache.grace(),
+        };
+        let has_limits = limits.max_size.is_some() || limits.max_age.is_some();
+        if limits.max_age.is_some_and(|age| age < CLIENTS_REMEMBER) {
+            warn!(
+                "NIX_STORED_MAX_AGE is shorter than 30 days: Nix caches positive lookups for 30 \
+                 days, and will neither re-upload nor rebuild a path removed before that"
+            );
+        }
+        let metrics = self.cache.metrics();
+        let first = if has_limits { FIRST_AFTER } else { Duration::MAX };
+        let mut next = first.min(retention.gc_interval);
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(next) => {}
+                () = stop.cancelled() => return,
+            }
+            next = retention.gc_interval;
+            if !has_limits {
+                self.measure_unless(&stop).await;
+                continue;
+            }
+            let started = Instant::now();
+            let collected = self.collect(&limits, SystemTime::now(), &stop, |_| {}).await;
+            metrics.collected(started, outcome_label(&collected));
+            match collected {
+                Ok(report) => {
+                    metrics.freed(report.size_before - report.size_after, report.paths as u64);
+                    log(&report);
+                }
+                Err(CollectError::Busy) => {
+                    info!("collection skipped: another process holds the collection lock");
+                }
+                Err(CollectError::Stopped) => return,
+                Err(error) => {
+                    warn!(error = &error as &dyn std::error::Error, "garbage collection failed");
+                }
+            }
+        }
+    }
+
+    async fn measure_unless(&self, stop: &CancellationToken) {
+        let measured = tokio::select! {
+            () = stop.cancelled() => return,
+            measured = StoreSize::measure(self.cache.store()) => measured,
+        };
+        match measured {
+            Ok(StoreSize { bytes, paths }) => self.cache.metrics().store.set_totals(bytes, paths),
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                warn!(error, "cannot measure the size of the cache");
+            }
+        }
+    }
+}
+
+fn outcome_label(collected: &Result<Report, CollectError>) -> CollectionResult {
+    match collected {
+        Ok(report) if report.stopped => CollectionResult::Stopped,
+        Ok(_) => CollectionResult::Done,
+        Err(CollectError::Busy) => CollectionResult::Busy,
+        Err(CollectError::Stopped) => CollectionResult::Stopped,
+        Err(_) => CollectionResult::Failed,
+    }
+}
+
+fn log(report: &Report) {
+    let Report { paths, shared, unowned, size_before, size_after, kept_in_use, .. } = *report;
+    if paths + shared + unowned > 0 {
+        info!(
+            size_before,
+            size_after,
+            given_way = kept_in_use,
+            "collected {paths} paths and {} other objects",
+            shared + unowned
+        );
+    }
+    if report.over_limit > 0 && !report.stopped {
+        warn!(
+            "the cache is {} bytes above NIX_STORED_MAX_SIZE, and all its paths were used \
+             within the last 24 hours or are pinned",
+            report.over_limit
+        );
+    }
+}
