@@ -26,7 +26,7 @@ fn wrong_usage_is_status_64_and_help_is_not() {
 }
 
 #[test]
-fn every_command_says_what_its_exit_statuses_mean() {
+fn the_help_of_every_command_explains_its_exit_statuses() {
     let commands = commands();
     assert!(commands.len() >= 9, "{commands:?}");
     for command in commands.iter().filter(|command| *command != "serve") {
@@ -37,7 +37,7 @@ fn every_command_says_what_its_exit_statuses_mean() {
 }
 
 #[test]
-fn the_page_about_the_commands_has_each_of_them_with_every_option() {
+fn the_documentation_lists_every_command_with_every_option() {
     let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/commands.md");
     let page = std::fs::read_to_string(page).expect("the page is there");
     for command in commands() {
@@ -60,7 +60,7 @@ fn the_page_about_the_commands_has_each_of_them_with_every_option() {
 }
 
 #[test]
-fn a_reader_who_goes_away_is_no_failure() {
+fn a_closed_standard_output_is_no_failure() {
     let cache = Given::new();
     for number in 1..=20 {
         cache.add(number, &[], 90);

@@ -42,7 +42,7 @@ fn every_variable_is_shown_in_order_with_its_default() {
 }
 
 #[test]
-fn what_was_set_is_shown_as_it_was_understood() {
+fn every_setting_is_shown_as_it_was_parsed() {
     let env = [
         ("NIX_STORED_LISTEN_INTERFACE", "0.0.0.0:8100"),
         ("NIX_STORED_MAX_SIZE", "2048M"),
@@ -95,7 +95,7 @@ fn passwords_are_never_shown() {
 }
 
 #[test]
-fn a_wrong_configuration_is_status_64_with_every_problem() {
+fn an_invalid_configuration_is_status_64_with_every_error() {
     let env = [("NIX_STORED_PRIORITY", "first"), ("NIX_STORED_USER_WRIET", "me")];
     let ended = check(&env, &[]).is(64).complains("NIX_STORED_PRIORITY: “first”");
     ended.complains("did you mean NIX_STORED_USER_WRITE?");

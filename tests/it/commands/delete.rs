@@ -29,7 +29,7 @@ fn chain() -> Given {
 }
 
 #[test]
-fn what_was_named_goes_however_recently_it_was_used() {
+fn given_paths_are_removed_however_recently_they_were_used() {
     let cache = chain();
     let listing = path(3).narinfo_path.replace(".narinfo", ".ls");
     cache.put(&listing, "{}", 0);
@@ -51,7 +51,7 @@ fn what_was_named_goes_however_recently_it_was_used() {
 }
 
 #[test]
-fn a_path_that_others_need_goes_only_with_them() {
+fn a_path_with_referrers_is_removed_only_with_them() {
     let cache = chain();
     let ended = cache.run(&["delete", &name(1)]).is(2);
     let ended =
@@ -70,7 +70,7 @@ fn a_path_that_others_need_goes_only_with_them() {
 }
 
 #[test]
-fn what_is_pinned_stays_whatever_is_asked_for() {
+fn pinned_paths_are_never_deleted() {
     let cache = chain();
     cache.run(&["pin", "release", &name(2)]).is(0);
     for args in [&["delete"][..], &["delete", "--with-referrers"]] {
@@ -90,7 +90,7 @@ fn what_is_pinned_stays_whatever_is_asked_for() {
 }
 
 #[test]
-fn nothing_goes_unless_all_can() {
+fn nothing_is_removed_unless_all_given_paths_can_be() {
     let cache = chain();
     let ended = cache.run(&["delete", &name(3), &name(8)]).is(2);
     let absent = path(8).narinfo_path.replace(".narinfo", "");
@@ -103,7 +103,7 @@ fn nothing_goes_unless_all_can() {
 }
 
 #[test]
-fn a_path_is_named_in_any_way_that_nix_knows() {
+fn a_path_can_be_given_in_every_form_that_nix_knows() {
     let cache = chain();
     let base = name(3).replace("/nix/store/", "");
     let link = cache.dir().join("result");
@@ -129,7 +129,7 @@ fn a_path_is_named_in_any_way_that_nix_knows() {
 }
 
 #[test]
-fn a_nar_goes_with_the_last_path_that_has_it() {
+fn a_nar_is_removed_with_the_last_path_that_names_it() {
     let cache = chain();
     let twin = path(7);
     let narinfo = path(3).narinfo.replace(&name(3), &twin.store_path);
@@ -141,7 +141,7 @@ fn a_nar_goes_with_the_last_path_that_has_it() {
 }
 
 #[test]
-fn a_running_cache_loses_the_path_and_takes_it_again() {
+fn a_running_daemon_does_not_serve_a_deleted_path_and_accepts_it_again() {
     let daemon = Daemon::start();
     let sample = path(1);
     let put = |name: &str, body: &[u8]| Wire::to(&daemon).request("PUT", name, body).status;

@@ -39,7 +39,7 @@ fn collector_of(cache: &Given) -> Collector {
 }
 
 #[test]
-fn a_dry_run_shows_what_would_go_and_why_and_removes_nothing() {
+fn a_dry_run_lists_removals_with_reasons_and_removes_nothing() {
     let cache = cache();
     let before = cache.objects();
     let ended = cache.run(&["gc", "--dry-run", "--max-age", "65d", "--json"]).is(0);
@@ -78,7 +78,7 @@ fn a_dry_run_shows_what_would_go_and_why_and_removes_nothing() {
 }
 
 #[test]
-fn a_collection_removes_what_a_dry_run_shows() {
+fn a_collection_removes_the_paths_that_a_dry_run_lists() {
     let cache = cache();
     let shown = cache.run(&["gc", "--dry-run", "--max-age", "65d", "--json"]).is(0).json();
     let told = cache.run(&["gc", "--max-age", "65d", "--json"]).is(0).json();
@@ -115,7 +115,7 @@ fn the_limits_are_the_configured_ones_and_options_come_before_them() {
 }
 
 #[test]
-fn without_a_limit_only_uploads_that_were_given_up_go() {
+fn without_a_limit_only_abandoned_uploads_are_removed() {
     let cache = cache();
     // Somebody may be about to send its narinfo.
     cache.put(&path(6).nar_path, path(6).nar, 0);
@@ -125,7 +125,7 @@ fn without_a_limit_only_uploads_that_were_given_up_go() {
 }
 
 #[test]
-fn the_longest_unused_goes_first_when_it_is_too_large() {
+fn the_least_recently_used_paths_are_removed_first_when_the_cache_is_too_large() {
     let cache = cache();
     let args = ["gc", "--max-size", "7K"];
     let shown = cache.run(&[&args[..], &["--dry-run", "--json"]].concat()).is(0).json();
@@ -139,7 +139,7 @@ fn the_longest_unused_goes_first_when_it_is_too_large() {
 }
 
 #[test]
-fn a_cache_that_stays_too_large_is_told_and_is_status_2() {
+fn a_cache_that_stays_too_large_is_reported_with_status_2() {
     let cache = Given::new();
     cache.add(1, &[], 0);
     cache.add(2, &[], 90);
@@ -154,7 +154,7 @@ fn a_cache_that_stays_too_large_is_told_and_is_status_2() {
 }
 
 #[test]
-fn two_collections_do_not_meet_and_looking_waits_for_nobody() {
+fn collections_exclude_each_other_and_a_dry_run_waits_for_none() {
     let cache = cache();
     cache.run(&["pin", "mine", &path(1).store_path]).is(0);
     let lock = fs::File::create(cache.dir().join(".nix-stored/lock")).expect("made");
@@ -171,7 +171,7 @@ fn two_collections_do_not_meet_and_looking_waits_for_nobody() {
 }
 
 #[test]
-fn why_a_path_goes_or_stays_is_explained() {
+fn the_reason_for_removing_or_keeping_a_path_is_explained() {
     let cache = Given::new();
     cache.add(1, &[], 100);
     cache.add(2, &[1], 100);
@@ -221,7 +221,7 @@ fn why_a_path_goes_or_stays_is_explained() {
 }
 
 #[test]
-fn a_running_cache_is_collected_and_goes_on() {
+fn a_collection_beside_a_running_daemon_disturbs_no_request() {
     let daemon = Daemon::start();
     let cache = Given::at(daemon.dir());
     let put = |number: u8| {
@@ -269,7 +269,7 @@ async fn a_collection_stops_between_two_removals() {
 }
 
 #[test]
-fn sigterm_ends_a_collection_which_says_how_far_it_came() {
+fn sigterm_ends_a_collection_and_progress_is_reported() {
     let cache = Given::new();
     let nars = (0..4000_u16).map(|number| {
         let nar = nar_of_file(&number.to_le_bytes());

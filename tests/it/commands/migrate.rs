@@ -89,7 +89,7 @@ fn filled() -> Given {
 }
 
 #[test]
-fn everything_is_copied_and_nothing_a_second_time() {
+fn every_object_is_copied_once() {
     let from = filled();
     from.run(&["pin", "release", &path(3).store_path, &path(9).store_path]).is(0);
     let before = objects(from.dir());
@@ -126,7 +126,7 @@ fn everything_is_copied_and_nothing_a_second_time() {
 }
 
 #[test]
-fn what_was_added_since_is_all_that_is_copied() {
+fn a_second_migration_copies_only_new_paths() {
     let from = filled();
     let target = Target::new();
     target.import_from(&from, &[]).is(0);
@@ -142,7 +142,7 @@ fn what_was_added_since_is_all_that_is_copied() {
 }
 
 #[test]
-fn what_is_damaged_is_told_and_not_copied_and_the_rest_is() {
+fn damaged_paths_are_reported_and_not_copied() {
     let from = Given::new();
     let whole = from.add(1, &[], 0);
     let flipped = from.add(2, &[], 0);
@@ -217,7 +217,7 @@ fn a_nar_that_is_damaged_in_the_copy_is_copied_again() {
 }
 
 #[test]
-fn what_the_copy_has_of_its_own_stays() {
+fn objects_that_only_the_target_has_are_kept() {
     let from = Given::new();
     let theirs = from.add(1, &[], 0);
     from.add(2, &[], 0);
@@ -246,7 +246,7 @@ fn what_the_copy_has_of_its_own_stays() {
 }
 
 #[test]
-fn uploads_that_were_given_up_stay_behind() {
+fn abandoned_uploads_are_not_copied() {
     let from = Given::new();
     from.add(1, &[], 0);
     let orphan = path(2);
@@ -258,7 +258,7 @@ fn uploads_that_were_given_up_stay_behind() {
 }
 
 #[test]
-fn where_a_path_was_mirrored_from_is_not_forgotten() {
+fn the_upstream_of_a_mirrored_path_is_copied() {
     let from = Given::new();
     let mirrored = from.add(1, &[], 0);
     from.put(
@@ -272,7 +272,7 @@ fn where_a_path_was_mirrored_from_is_not_forgotten() {
 }
 
 #[test]
-fn a_path_is_there_only_after_all_that_it_needs() {
+fn a_path_is_copied_after_its_references() {
     let from = Given::new();
     // Its NAR takes longer than that of what needs it.
     let needed = sample(1, &vec![1; 96 << 20]);
@@ -295,7 +295,7 @@ fn a_path_is_there_only_after_all_that_it_needs() {
 }
 
 #[test]
-fn arguments_that_cannot_be_are_refused() {
+fn invalid_arguments_are_refused() {
     let from = filled();
     let target = Target::new();
     let nowhere = Path::new("/nonexistent/cache");
@@ -371,7 +371,7 @@ fn a_migration_that_was_killed_leaves_closures_whole_and_the_next_one_finishes_i
 }
 
 #[test]
-fn a_migration_that_is_told_to_stop_says_how_far_it_came() {
+fn an_interrupted_migration_reports_its_progress() {
     let source = Source::new();
     let target = Target::new();
     let migrating = target
@@ -411,7 +411,7 @@ fn mirrored_from(url: &str) -> Given {
 }
 
 #[test]
-fn a_line_in_a_narinfo_gives_no_trust() {
+fn an_upstream_line_in_a_narinfo_does_not_make_it_trusted() {
     let keys = ("NIX_STORED_TRUSTED_PUBLIC_KEYS", KEY);
     let from = mirrored_from("https://mirrored.example.org");
     let target = Target::new();
@@ -427,7 +427,7 @@ fn a_line_in_a_narinfo_gives_no_trust() {
 
 #[cfg(feature = "upstream")]
 #[test]
-fn what_was_mirrored_from_a_configured_upstream_is_judged_by_its_keys() {
+fn paths_mirrored_from_a_configured_upstream_are_verified_with_its_keys() {
     let url = "https://mirrored.example.org";
     let from = mirrored_from(url);
     let keys = ("NIX_STORED_TRUSTED_PUBLIC_KEYS", KEY);
@@ -473,7 +473,7 @@ fn of_another_layout() -> (Given, Vec<Sample>) {
 }
 
 #[test]
-fn a_cache_in_another_layout_is_right_by_its_narinfos_and_migrates_to_nixs_names() {
+fn a_cache_with_other_nar_names_migrates_to_the_names_of_nix() {
     let (from, samples) = of_another_layout();
     let verified = from.run(&["verify", "--deep", "--repair"]).is(0);
     verified.says("nix-stored migrate").says("no damage");
@@ -501,7 +501,7 @@ fn a_cache_in_another_layout_is_right_by_its_narinfos_and_migrates_to_nixs_names
 }
 
 #[test]
-fn a_narinfo_that_states_another_compression_than_its_nar_begins_like_is_not_copied() {
+fn a_narinfo_with_another_compression_than_its_nar_is_not_copied() {
     let from = Given::new();
     let (compression, magic) = WITHOUT_DECODER[3];
     let file = without_decoder(magic, 200_000);

@@ -11,7 +11,7 @@ fn name(number: u8) -> String {
 }
 
 #[test]
-fn what_is_pinned_stays_with_all_that_it_needs_until_it_is_unpinned() {
+fn a_pinned_path_keeps_its_closure_until_it_is_unpinned() {
     let cache = Given::new();
     cache.add(1, &[], 90);
     cache.add(2, &[1], 90);
@@ -35,7 +35,7 @@ fn what_is_pinned_stays_with_all_that_it_needs_until_it_is_unpinned() {
 }
 
 #[test]
-fn pins_are_listed_with_what_they_keep() {
+fn pins_are_listed_with_the_size_of_their_closures() {
     let cache = Given::new();
     cache.run(&["pins"]).is(0).says("there are no pins");
     assert_eq!(cache.run(&["pins", "--json"]).is(0).json(), json!({"pins": []}));
@@ -63,7 +63,7 @@ fn pins_are_listed_with_what_they_keep() {
 }
 
 #[test]
-fn a_pin_is_replaced_by_one_of_the_same_name() {
+fn a_pin_replaces_one_of_the_same_name() {
     let cache = Given::new();
     cache.add(1, &[], 0);
     let told = cache.run(&["pin", "x", &name(1), "--json"]).is(0).json();
@@ -76,7 +76,7 @@ fn a_pin_is_replaced_by_one_of_the_same_name() {
 }
 
 #[test]
-fn a_result_link_is_pinned_as_what_it_leads_to() {
+fn a_result_link_pins_the_path_it_points_to() {
     let cache = Given::new();
     cache.add(1, &[], 0);
     symlink(name(1), cache.dir().join("result")).expect("made");
@@ -88,7 +88,7 @@ fn a_result_link_is_pinned_as_what_it_leads_to() {
 }
 
 #[test]
-fn what_is_not_a_pin_is_told() {
+fn an_unknown_pin_is_reported() {
     let cache = Given::new();
     cache.run(&["unpin", "none"]).is(2).complains("there is no pin none");
     let told = cache.run(&["unpin", "none", "--json"]).is(2).json();

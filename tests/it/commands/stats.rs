@@ -14,7 +14,7 @@ fn days_ago(time: &Value) -> u64 {
 }
 
 #[test]
-fn everything_is_counted() {
+fn every_kind_of_object_is_counted() {
     let cache = Given::new();
     cache.add(1, &[], 90);
     cache.add(2, &[1], 30);
@@ -83,7 +83,7 @@ fn an_empty_cache_has_statistics_too() {
 }
 
 #[test]
-fn a_running_cache_is_counted() {
+fn stats_work_beside_a_running_daemon() {
     let daemon = Daemon::start();
     let sample = path(1);
     let put = |name: &str, body: &[u8]| Wire::to(&daemon).request("PUT", name, body).status;
@@ -103,7 +103,7 @@ fn looking() -> [Vec<String>; 5] {
 }
 
 #[test]
-fn looking_leaves_everything_as_it_is() {
+fn reading_commands_change_nothing() {
     let cache = Given::new();
     cache.add(1, &[], 90);
     cache.add(2, &[1], 90);
@@ -126,7 +126,7 @@ fn looking_leaves_everything_as_it_is() {
 }
 
 #[test]
-fn what_cannot_be_written_to_can_be_looked_at() {
+fn a_read_only_cache_can_be_read() {
     let mut disk = Disk::new("size=8m");
     let dir = disk.path().join("cache");
     std::fs::create_dir(&dir).expect("made");
@@ -175,7 +175,7 @@ fn root_works_as_the_owner_of_the_cache() {
 }
 
 #[test]
-fn a_command_makes_no_cache() {
+fn a_command_creates_no_cache() {
     let cache = Given::new();
     let absent = cache.dir().join("absent");
     let env = [("NIX_STORED_PATH", absent.to_str().expect("UTF-8"))];

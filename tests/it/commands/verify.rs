@@ -252,7 +252,7 @@ const HARMS: [Harm; 12] = [
 ];
 
 #[test]
-fn a_right_cache_has_nothing_wrong() {
+fn a_valid_cache_has_no_damage() {
     let cache = Cache::with(&[&sample(1, b"one"), &large(2), &large(3)]);
     cache.write("log/0123456789abcdfghijklmnpqrsvwxyz-x.drv", b"\xff any bytes");
     cache.write("0123456789abcdfghijklmnpqrsvwxyz.ls", b"{\"version\": 1}");
@@ -275,7 +275,7 @@ fn a_right_cache_has_nothing_wrong() {
 }
 
 #[test]
-fn every_damage_is_named_and_is_gone_after_a_repair() {
+fn every_damage_is_reported_and_gone_after_a_repair() {
     let good = large(1);
     let harmed = large(2);
     for Harm { nar, narinfo, says, deep_only, inflict } in &HARMS {
@@ -303,7 +303,7 @@ fn every_damage_is_named_and_is_gone_after_a_repair() {
 }
 
 #[test]
-fn a_running_daemon_serves_nothing_of_what_went_and_takes_it_again() {
+fn a_running_daemon_does_not_serve_quarantined_paths_and_accepts_them_again() {
     let cache = Cache::new();
     let daemon = Daemon::builder().dir(&cache.dir).start();
     let samples: Vec<Sample> = (1..).take(HARMS.len() + 1).map(large).collect();
@@ -345,7 +345,7 @@ fn a_running_daemon_serves_nothing_of_what_went_and_takes_it_again() {
 }
 
 #[test]
-fn a_damaged_nar_goes_with_everything_that_names_it_and_is_read_once() {
+fn a_damaged_nar_is_quarantined_with_its_narinfos_and_read_once() {
     let contents = Noise::new(7).bytes(200_000);
     let (one, two) = (sample(1, &contents), sample(2, &contents));
     assert_eq!(one.nar_path, two.nar_path);
@@ -370,7 +370,7 @@ fn a_damaged_nar_goes_with_everything_that_names_it_and_is_read_once() {
 }
 
 #[test]
-fn nars_that_nobody_names_and_side_files_are_looked_at_too() {
+fn unreferenced_nars_and_side_files_are_verified() {
     let cache = Cache::new();
     let (good, bad, no_nar) = (large(1), large(2), large(3));
     cache.write(&good.nar_path, &good.nar);
@@ -398,7 +398,7 @@ fn nars_that_nobody_names_and_side_files_are_looked_at_too() {
 }
 
 #[test]
-fn notes_are_no_damage_and_are_left_alone() {
+fn private_files_of_the_daemon_are_no_damage() {
     let (mut one, bare) = (sample(1, b"one"), sample(2, b"two"));
     let absent = "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-absent";
     one.narinfo = one.narinfo.replace("References: ", &format!("References: {}", &absent[11..]));
@@ -435,7 +435,7 @@ fn notes_are_no_damage_and_are_left_alone() {
 }
 
 #[test]
-fn a_directory_in_the_place_of_an_object_is_damage_and_is_put_aside_as_it_is() {
+fn a_directory_at_the_path_of_an_object_is_damage_and_is_quarantined() {
     let (good, one, two) = (large(1), large(2), large(3));
     let cache = Cache::with(&[&good, &one, &two]);
     for path in [&one.narinfo_path, &two.nar_path] {
@@ -471,7 +471,7 @@ fn a_directory_in_the_place_of_an_object_is_damage_and_is_put_aside_as_it_is() {
 }
 
 #[test]
-fn a_narinfo_must_state_the_compression_that_its_nar_begins_like() {
+fn a_narinfo_must_state_the_compression_of_its_nar() {
     let (compression, magic) = WITHOUT_DECODER[3];
     let file = without_decoder(magic, 200_000);
     let honest = sample(1, b"").with_file(compression, file.clone());
@@ -496,7 +496,7 @@ fn objects_without(dir: &Path, folder: &str) -> Vec<String> {
 }
 
 #[test]
-fn what_cannot_be_read_is_told_and_stays() {
+fn unreadable_objects_are_reported_and_kept() {
     let (good, one, two) = (large(1), large(2), large(3));
     let cache = Cache::with(&[&good, &one, &two]);
     // Links in a circle: nobody can read them, root included.
@@ -541,7 +541,7 @@ fn where_keys_are_set_a_path_needs_a_signature_by_one() {
 }
 
 #[test]
-fn nothing_is_put_aside_while_garbage_is_collected() {
+fn nothing_is_quarantined_during_a_collection() {
     let bad = sample(1, b"one");
     let cache = Cache::with(&[&bad]);
     cache.write(&bad.nar_path, b"");
@@ -558,7 +558,7 @@ fn nothing_is_put_aside_while_garbage_is_collected() {
 }
 
 #[test]
-fn with_another_store_dir_than_the_daemons_nothing_is_put_aside() {
+fn nothing_is_quarantined_with_another_store_dir_than_the_daemons() {
     let mut cache = Cache::with(&[&sample(1, b"one"), &large(2)]);
     cache.env.push(("NIX_STORED_STORE_DIR".to_owned(), "/gnu/store".to_owned()));
     let refused = cache.verify(&["--repair"]).exits(1);
@@ -569,7 +569,7 @@ fn with_another_store_dir_than_the_daemons_nothing_is_put_aside() {
 }
 
 #[test]
-fn verifying_is_no_use() {
+fn verification_does_not_count_as_use() {
     let cache = Cache::with(&[&sample(1, b"one"), &large(2)]);
     let link = format!("debuginfo/{}.debug", "b".repeat(40));
     cache.write(&link, b"{}");

@@ -72,7 +72,7 @@ const TABLE: &[Row] = &[
 ];
 
 #[tokio::test]
-async fn the_table_is_kept_for_every_method_and_path() {
+async fn every_method_and_path_has_the_status_of_the_access_table() {
     let reads = [Method::GET, Method::HEAD];
     let writes = [
         Method::PUT,
@@ -131,7 +131,7 @@ async fn the_table_is_kept_for_every_method_and_path() {
 }
 
 #[tokio::test]
-async fn a_refusal_says_what_to_do_and_is_never_kept() {
+async fn a_refusal_says_what_to_do_and_is_never_cached() {
     let cache = TestCache::configured(&[READ, WRITE].concat(), true);
     let answer = cache.get("/nix-cache-info").await.is(401).says("netrc");
     assert_eq!(answer.header("cache-control"), "no-store");
@@ -201,7 +201,7 @@ async fn an_upload_through_a_proxy_or_from_a_web_page_is_not_local() {
 }
 
 #[tokio::test]
-async fn where_anyone_or_a_user_may_upload_a_proxy_changes_nothing() {
+async fn a_proxy_does_not_change_access_where_anyone_or_a_user_may_upload() {
     let anyone = TestCache::configured(ANYONE, true);
     let users = TestCache::configured(WRITE, true);
     let writer = basic("writer", "w-secret").expect("credentials");

@@ -42,7 +42,7 @@ async fn upload(cache: &TestCache, sample: &Sample) -> u16 {
 }
 
 #[tokio::test]
-async fn every_compression_is_unpacked_and_compared() {
+async fn every_compression_is_unpacked_and_verified() {
     let cache = TestCache::new();
     let mut number = 0;
     for compression in PACKED {
@@ -66,7 +66,7 @@ async fn every_compression_is_unpacked_and_compared() {
 }
 
 #[tokio::test]
-async fn at_file_level_only_the_file_counts() {
+async fn verify_file_checks_only_the_hash_of_the_file() {
     let cache = TestCache::configured(&[("VERIFY", "file")], true);
     let good = sample(1, &contents(100_000)).packed(Compression::Xz);
     let not_a_nar = sample(2, b"").with_file(Compression::Xz, contents(200_000));
@@ -80,7 +80,7 @@ async fn at_file_level_only_the_file_counts() {
 }
 
 #[tokio::test]
-async fn what_is_not_a_nar_is_refused_with_what_is_wrong() {
+async fn an_invalid_nar_is_refused_with_the_reason() {
     let cache = TestCache::new();
     let plain = sample(1, &contents(100_000));
     let packed = pack(Compression::Zstd, &plain.nar).expect("packed");
@@ -141,7 +141,7 @@ async fn a_compression_without_a_decoder_excuses_no_other_compression() {
 }
 
 #[tokio::test]
-async fn one_bit_or_one_byte_off_is_refused_at_every_size() {
+async fn a_nar_with_a_wrong_bit_or_byte_is_refused_at_every_size() {
     let cache = TestCache::new();
     for size in [100, 100_000, 1_000_000] {
         for compression in [Compression::None, Compression::Xz] {
@@ -162,7 +162,7 @@ async fn one_bit_or_one_byte_off_is_refused_at_every_size() {
 
 /// One MB that unpacks to 100 GB: memory stays as it was, and the cache gives up soon.
 #[tokio::test]
-async fn a_bomb_is_not_unpacked_to_its_end() {
+async fn a_decompression_bomb_is_not_unpacked_to_its_end() {
     let cache = TestCache::new();
     // The beginning of the NAR of a file of 100 GB, and zeros: zstd repeats a frame of 16 MB of
     // them in about 500 bytes.
@@ -240,7 +240,7 @@ async fn file_hash_and_size_are_filled_in() {
 }
 
 #[tokio::test]
-async fn a_nar_that_was_there_before_is_read_when_its_narinfo_comes() {
+async fn a_nar_stored_earlier_is_read_when_its_narinfo_is_uploaded() {
     let cache = TestCache::new();
     let good = sample(1, &contents(200_000)).packed(Compression::Zstd);
     let file = cache.dir().join(&good.nar_path[1..]);
@@ -251,7 +251,7 @@ async fn a_nar_that_was_there_before_is_read_when_its_narinfo_comes() {
 }
 
 #[tokio::test]
-async fn a_damaged_nar_is_put_aside_so_that_nix_uploads_it_again() {
+async fn a_damaged_nar_is_quarantined_so_that_nix_uploads_it_again() {
     let cache = TestCache::new();
     let good = sample(1, &contents(200_000)).packed(Compression::Zstd);
     let file = cache.dir().join(&good.nar_path[1..]);
@@ -265,7 +265,7 @@ async fn a_damaged_nar_is_put_aside_so_that_nix_uploads_it_again() {
 }
 
 #[tokio::test]
-async fn references_must_be_there_first_where_that_is_asked_for() {
+async fn references_must_be_stored_first_where_that_is_required() {
     let cache = TestCache::configured(&[("REQUIRE_REFERENCES", "1")], true);
     let leaf = sample(1, b"leaf");
     let mut top = sample(2, b"top");
@@ -300,7 +300,7 @@ fn signed() -> Sample {
 }
 
 #[tokio::test]
-async fn only_what_a_trusted_key_signed_gets_in() {
+async fn only_paths_signed_by_a_trusted_key_are_accepted() {
     let signed = signed();
     let nixos = "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=";
     let keys = format!("{nixos} {KEY}");
@@ -337,7 +337,7 @@ async fn only_what_a_trusted_key_signed_gets_in() {
 }
 
 #[tokio::test]
-async fn a_second_upload_adds_its_signatures_and_nothing_else() {
+async fn a_second_upload_of_a_narinfo_adds_its_signatures_and_nothing_else() {
     let cache = TestCache::new();
     let signed = signed();
     assert_eq!(upload(&cache, &signed).await, 201);
@@ -364,7 +364,7 @@ async fn a_second_upload_adds_its_signatures_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn signatures_that_come_at_the_same_time_are_all_kept() {
+async fn signatures_uploaded_at_the_same_time_are_all_kept() {
     let cache = TestCache::new();
     let plain = sample(1, b"x");
     assert_eq!(upload(&cache, &plain).await, 201);
@@ -383,7 +383,7 @@ async fn signatures_that_come_at_the_same_time_are_all_kept() {
 }
 
 #[tokio::test]
-async fn another_build_of_a_path_replaces_the_first_whose_nar_stays() {
+async fn another_build_of_a_path_replaces_the_narinfo_and_keeps_the_first_nar() {
     let cache = TestCache::new();
     let (first, mut second) = (sample(1, b"first"), sample(2, b"second"));
     second.narinfo = second.narinfo.replace(&second.store_path, &first.store_path);
@@ -396,7 +396,7 @@ async fn another_build_of_a_path_replaces_the_first_whose_nar_stays() {
 }
 
 #[tokio::test]
-async fn a_narinfo_whose_nar_was_lost_is_replaced_whole() {
+async fn a_narinfo_whose_nar_was_lost_is_replaced_completely() {
     let cache = TestCache::new();
     let plain = sample(1, &contents(100));
     assert_eq!(upload(&cache, &plain).await, 201);
@@ -408,7 +408,7 @@ async fn a_narinfo_whose_nar_was_lost_is_replaced_whole() {
 }
 
 #[tokio::test]
-async fn a_narinfo_waits_for_its_nar() {
+async fn a_narinfo_is_refused_until_its_nar_is_stored() {
     let cache = TestCache::new();
     let good = sample(1, &contents(200_000));
     let (body, upload) = SlowBody::new();
@@ -456,7 +456,7 @@ async fn an_encoded_narinfo_listing_or_log_is_stored_plain() {
 }
 
 #[tokio::test]
-async fn an_encoding_that_is_wrong_or_does_not_fit_is_refused() {
+async fn a_wrong_content_encoding_is_refused() {
     let cache = TestCache::new();
     let good = sample(1, b"x");
     put_encoded(&cache, ONE_OF_EACH[2], "br, gzip", b"{}".to_vec()).await.is(415);
@@ -490,7 +490,7 @@ async fn a_limit_on_uploads_holds_with_and_without_a_declared_length() {
 }
 
 #[tokio::test]
-async fn space_that_shall_stay_free_stays_free() {
+async fn the_configured_free_space_stays_free() {
     let cache = TestCache::configured(&[("MIN_FREE_SPACE", "1000T")], true);
     let small = sample(1, b"x");
     let refused = cache.put(&small.nar_path, small.nar.clone()).await.is(413);

@@ -37,7 +37,7 @@ fn put(daemon: &Daemon, sample: &Sample) {
 }
 
 #[test]
-fn every_upload_that_was_taken_is_one_line_with_all_that_is_known_of_it() {
+fn every_accepted_upload_is_one_log_line_with_all_known_facts() {
     let scratch = Scratch::new();
     let daemon = Daemon::builder()
         .dir(scratch.path())
@@ -104,7 +104,7 @@ fn every_upload_that_was_taken_is_one_line_with_all_that_is_known_of_it() {
 }
 
 #[test]
-fn nobody_is_anonymous_and_keys_that_nobody_checked_are_said_to_be_that() {
+fn an_upload_without_user_is_anonymous_and_its_unverified_keys_are_marked() {
     let daemon = Daemon::builder().env("NIX_STORED_LOG_FORMAT", "json").start();
     let mut sample = sample(1, b"x");
     let signature = "A".repeat(86);
@@ -118,7 +118,7 @@ fn nobody_is_anonymous_and_keys_that_nobody_checked_are_said_to_be_that() {
 }
 
 #[test]
-fn what_the_daemon_collects_is_told_object_by_object() {
+fn every_object_that_the_daemon_collects_is_logged() {
     let day = Duration::from_secs(86_400);
     let daemon = Daemon::builder()
         .env("NIX_STORED_LOG_FORMAT", "json")
@@ -145,7 +145,7 @@ fn what_the_daemon_collects_is_told_object_by_object() {
 }
 
 #[test]
-fn what_commands_remove_is_told_with_who_ran_them() {
+fn removals_by_commands_are_logged_with_the_user() {
     let daemon = Daemon::start();
     let samples = [1, 2, 3].map(|number| sample(number, &[number; 100]));
     samples.iter().for_each(|sample| put(&daemon, sample));

@@ -15,7 +15,7 @@ fn goes_on(daemon: &Daemon) {
 }
 
 #[test]
-fn encoded_traversal_is_absent_to_read_and_refused_to_write() {
+fn encoded_path_traversal_is_404_for_reads_and_refused_for_writes() {
     let daemon = Daemon::start();
     for path in [
         "/%2e%2e%2fetc/passwd",
@@ -65,7 +65,7 @@ fn wrong_lengths_and_alphabets_break_a_rule_that_is_named() {
 }
 
 #[test]
-fn a_body_cut_short_is_logged_and_forgotten() {
+fn a_truncated_body_is_logged_and_leaves_nothing() {
     let daemon = Daemon::start();
     for path in &ONE_OF_EACH[..] {
         let mut wire = Wire::to(&daemon);
@@ -124,7 +124,7 @@ fn other_methods_are_405_and_name_those_that_are_served() {
 }
 
 #[test]
-fn what_is_not_http_is_400_and_closed() {
+fn a_request_that_is_not_http_is_400_and_the_connection_is_closed() {
     let daemon = Daemon::start();
     for noise in
         [&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..], b"hello\r\n\r\n", b"GET\r\n\r\n"]
@@ -138,7 +138,7 @@ fn what_is_not_http_is_400_and_closed() {
 }
 
 #[test]
-fn a_body_that_is_asked_for_and_refused_does_not_reach_the_next_request() {
+fn a_refused_body_is_not_read_as_requests() {
     let daemon = Daemon::builder()
         .env("NIX_STORED_USER_WRITE", "writer")
         .env("NIX_STORED_USER_WRITE_PASS", "w")
@@ -156,7 +156,7 @@ fn a_body_that_is_asked_for_and_refused_does_not_reach_the_next_request() {
 }
 
 #[test]
-fn chunked_uploads_are_taken_and_broken_chunks_refused() {
+fn chunked_uploads_are_accepted_and_broken_chunks_refused() {
     let daemon = Daemon::start();
     let path = ONE_OF_EACH[5];
     let mut wire = Wire::to(&daemon);

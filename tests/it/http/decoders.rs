@@ -143,7 +143,7 @@ fn streams_with_large_windows_share_one_budget() {
 }
 
 #[test]
-fn side_files_become_no_more_than_they_may() {
+fn side_files_are_not_unpacked_beyond_their_limit() {
     let daemon = Daemon::start();
     let zeros = zeros_with_a_large_window(200 * MIB);
     let listings: Vec<_> = (1..=24)
@@ -178,7 +178,7 @@ fn side_files_become_no_more_than_they_may() {
 }
 
 #[test]
-fn hundreds_of_small_bombs_leave_the_daemon_healthy() {
+fn hundreds_of_small_decompression_bombs_leave_the_daemon_healthy() {
     let daemon = Daemon::start();
     let bomb = sample(1, b"").with_file(Compression::Bzip2, small_bomb());
     let begin = |_| {

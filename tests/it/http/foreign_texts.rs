@@ -43,7 +43,7 @@ fn upload(daemon: &Daemon, sample: &Sample, field: &str, value: &str) -> Receive
 }
 
 #[test]
-fn a_small_upload_makes_no_large_answer_and_no_large_line_of_the_log() {
+fn a_small_upload_causes_no_large_response_and_no_large_log_line() {
     for format in ["text", "json"] {
         let daemon = Daemon::builder().env("NIX_STORED_LOG_FORMAT", format).start();
         let sample = sample(1, b"x");
@@ -77,7 +77,7 @@ fn a_small_upload_makes_no_large_answer_and_no_large_line_of_the_log() {
 }
 
 #[test]
-fn a_name_that_is_asked_for_forges_no_line() {
+fn a_requested_name_forges_no_log_line() {
     for format in ["text", "json"] {
         let daemon = Daemon::builder()
             .env("NIX_STORED_LOG_FORMAT", format)
@@ -101,7 +101,7 @@ fn a_name_that_is_asked_for_forges_no_line() {
 }
 
 #[test]
-fn a_name_in_the_directory_says_nothing_to_the_terminal() {
+fn a_file_name_in_the_directory_sends_no_escape_sequence_to_the_terminal() {
     let daemon = Daemon::start();
     let name = format!("evil{NASTY}\nok");
     fs::write(daemon.dir().join(&name), "").expect("the file system takes it");
@@ -132,7 +132,7 @@ fn a_name_in_the_directory_says_nothing_to_the_terminal() {
 
 #[cfg(feature = "upstream")]
 #[test]
-fn what_an_upstream_says_forges_no_line() {
+fn text_from_an_upstream_forges_no_log_line() {
     use crate::support::scripted::Scripted;
     for format in ["text", "json"] {
         let upstream = Scripted::start();

@@ -55,7 +55,7 @@ fn put(daemon: &Daemon, path: &str, body: &[u8], status: u16) {
 }
 
 #[test]
-fn promtool_has_nothing_to_complain_about_after_real_traffic() {
+fn promtool_accepts_the_metrics_after_real_traffic() {
     let daemon = with_traffic(Daemon::builder());
     let (content, told) = promtool(&["check", "metrics"], &Numbers::of(&daemon).text);
     assert!(content && told.is_empty(), "{told}");
@@ -65,7 +65,7 @@ fn promtool_has_nothing_to_complain_about_after_real_traffic() {
 }
 
 #[test]
-fn the_page_has_every_metric_and_no_other() {
+fn the_documentation_lists_exactly_the_existing_metrics() {
     #[cfg(feature = "upstream")]
     let builder = Daemon::builder().env("NIX_STORED_UPSTREAMS", "http://127.0.0.1:1?timeout=1s");
     #[cfg(not(feature = "upstream"))]
@@ -133,7 +133,7 @@ fn the_alerts_are_rules_and_the_dashboard_is_json() {
 }
 
 #[test]
-fn what_is_counted_is_what_has_happened() {
+fn the_counters_match_the_traffic() {
     let daemon = Daemon::start();
     daemon.wait_until("it has looked", || {
         Numbers::of(&daemon).get("nix_stored_store_seen_timestamp_seconds") > 0.0
@@ -219,7 +219,7 @@ fn what_is_counted_is_what_has_happened() {
 }
 
 #[test]
-fn a_download_is_over_when_its_client_has_it() {
+fn a_download_is_counted_when_the_client_has_received_it() {
     let daemon = Daemon::builder().env("NIX_STORED_VERIFY", "file").start();
     // More than what the system takes on the way.
     let nar = nar_of_file(&vec![7; 64 << 20]);
@@ -239,7 +239,7 @@ fn a_download_is_over_when_its_client_has_it() {
 }
 
 #[test]
-fn collections_are_counted_and_what_is_there_is_known_again_after_a_restart() {
+fn collections_are_counted_and_the_size_of_the_cache_is_known_after_a_restart() {
     let daemon = with_traffic(Daemon::builder());
     let done = "nix_stored_collections_total{result=\"done\"}";
     daemon.wait_until("it is counted", || Numbers::of(&daemon).get(done) >= 1.0);
@@ -259,7 +259,7 @@ fn collections_are_counted_and_what_is_there_is_known_again_after_a_restart() {
 }
 
 #[test]
-fn metrics_need_what_reading_needs() {
+fn metrics_require_the_same_credentials_as_reads() {
     let daemon = Daemon::builder()
         .env("NIX_STORED_USER_READ", "reader")
         .env("NIX_STORED_USER_READ_PASS", "secret")
@@ -285,7 +285,7 @@ fn metrics_need_what_reading_needs() {
 
 #[cfg(feature = "upstream")]
 #[test]
-fn upstreams_are_counted_each_by_itself_and_without_credentials() {
+fn upstreams_are_counted_separately_and_without_credentials() {
     let upstream = Daemon::start();
     let sample = sample(1, &[1; 100_000]);
     put(&upstream, &sample.nar_path, &sample.nar, 201);
@@ -320,7 +320,7 @@ fn upstreams_are_counted_each_by_itself_and_without_credentials() {
 }
 
 #[test]
-fn nix_takes_no_harm_from_names_that_are_not_of_a_cache() {
+fn names_like_those_of_metrics_and_health_are_absent() {
     // A path whose hash part spells one of them is no collision: names of a cache end otherwise.
     let daemon = Daemon::start();
     let nix = Nix::new();

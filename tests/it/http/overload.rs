@@ -24,7 +24,7 @@ fn cpu(pid: Pid) -> u64 {
 }
 
 #[test]
-fn without_free_descriptors_it_waits_without_spinning_and_recovers() {
+fn without_free_descriptors_the_daemon_waits_without_spinning_and_recovers() {
     let daemon = Daemon::start();
     let mut kept = Wire::to(&daemon);
     // What it does by itself at its start is over.
@@ -67,7 +67,7 @@ fn without_free_descriptors_it_waits_without_spinning_and_recovers() {
 }
 
 #[test]
-fn more_slow_downloads_than_may_hold_a_file_open_all_go_on() {
+fn slow_downloads_above_the_limit_of_open_files_all_continue() {
     // Room for 768 connections, and for 128 files of answers.
     let daemon = Daemon::builder().file_limit(1024).start();
     let large = sample(1, &Noise::new(1).bytes(5 << 20));
@@ -89,7 +89,7 @@ fn more_slow_downloads_than_may_hold_a_file_open_all_go_on() {
 }
 
 #[test]
-fn more_connections_than_it_serves_wait_for_their_turn() {
+fn connections_above_the_limit_wait() {
     // Room for 272 descriptors is room for 16 connections, the least that it serves at a time.
     let daemon = Daemon::builder().file_limit(272).start();
     // Each is in the middle of an upload: idle ones would make room.
@@ -116,7 +116,7 @@ fn more_connections_than_it_serves_wait_for_their_turn() {
 }
 
 #[test]
-fn in_a_crowd_the_connection_that_has_been_idle_longest_makes_room() {
+fn at_the_connection_limit_the_longest_idle_connection_is_closed() {
     let daemon = Daemon::builder().file_limit(272).start();
     let sample = sample(1, &[1; 200_000]);
     let mut upload = Wire::to(&daemon);
@@ -150,7 +150,7 @@ fn in_a_crowd_the_connection_that_has_been_idle_longest_makes_room() {
 }
 
 #[test]
-fn large_uploads_that_stand_still_leave_their_turns_to_others() {
+fn stalled_large_uploads_do_not_keep_their_permits() {
     let daemon = Daemon::start();
     let sample = sample(1, &[1; 200_000]);
     let begin = |wire: &mut Wire| {

@@ -103,7 +103,7 @@ async fn d07_encoded_dots_and_slashes_left_the_directory() {
 }
 
 #[tokio::test]
-async fn d08_a_reader_saw_a_torn_object_during_an_upload() {
+async fn d08_a_reader_saw_a_partial_object_during_an_upload() {
     let cache = TestCache::new();
     let sample = sample(1, &[1; 200_000]);
     cache.put(&sample.nar_path, sample.nar.clone()).await.is(201);
@@ -160,7 +160,7 @@ async fn d10_uploads_to_one_name_were_mixed_into_one_file() {
 }
 
 #[tokio::test]
-async fn d11_anything_was_taken_for_a_nar_or_a_narinfo() {
+async fn d11_any_body_was_accepted_as_a_nar_or_a_narinfo() {
     let cache = TestCache::new();
     let sample = sample(1, b"x");
     cache.put(&sample.nar_path, "not it").await.is(422);
@@ -244,7 +244,7 @@ async fn d16_listings_logs_realisations_and_debug_info_were_refused() {
 }
 
 #[tokio::test]
-async fn d17_a_compressed_narinfo_was_stored_as_it_came() {
+async fn d17_a_compressed_narinfo_was_stored_compressed() {
     let cache = TestCache::new();
     let sample = sample(1, b"x");
     cache.put(&sample.nar_path, sample.nar.clone()).await.is(201);
@@ -284,7 +284,7 @@ fn d19_an_error_in_the_middle_was_appended_to_the_nar() {
 }
 
 #[test]
-fn d20_it_cut_transfers_off_and_failed_with_status_0() {
+fn d20_the_stop_cut_transfers_off_and_failed_with_status_0() {
     let status = Daemon::builder().env("NIX_STORED_PATH", "/proc/nowhere").start_fails();
     assert_eq!(status.code, 1);
     assert!(status.log.contains("/proc/nowhere"), "{}", status.log);

@@ -12,7 +12,7 @@ async fn with_a_nar(contents: &[u8]) -> (TestCache, crate::support::objects::Sam
 }
 
 #[tokio::test]
-async fn what_was_uploaded_comes_back_to_the_byte() {
+async fn an_uploaded_object_is_served_byte_for_byte() {
     for size in [0, 1, 4000, 40_000, 3_000_000] {
         let contents: Vec<u8> = (0..size).map(|at: u32| (at * 7 + at / 251) as u8).collect();
         let (cache, sample) = with_a_nar(&contents).await;
@@ -38,7 +38,7 @@ async fn head_answers_exactly_like_get() {
 }
 
 #[tokio::test]
-async fn every_kind_has_its_content_type_and_a_validator() {
+async fn every_kind_of_object_has_its_content_type_and_an_entity_tag() {
     let cache = TestCache::new();
     let sample = sample(1, b"x");
     cache.put(&sample.nar_path, sample.nar).await.is(201);
@@ -65,7 +65,7 @@ async fn every_kind_has_its_content_type_and_a_validator() {
 }
 
 #[tokio::test]
-async fn a_part_of_a_nar_can_be_had() {
+async fn a_range_of_a_nar_is_served() {
     let contents: Vec<u8> = (0..600_000u32).map(|at| (at / 3) as u8).collect();
     let (cache, sample) = with_a_nar(&contents).await;
     let size = sample.nar.len();
@@ -89,7 +89,7 @@ async fn a_part_of_a_nar_can_be_had() {
 }
 
 #[tokio::test]
-async fn what_the_client_has_is_not_sent_again() {
+async fn an_unchanged_object_is_304() {
     let (cache, sample) = with_a_nar(b"x").await;
     for path in [&sample.nar_path, &sample.narinfo_path] {
         let answer = cache.get(path).await;
@@ -105,7 +105,7 @@ async fn what_the_client_has_is_not_sent_again() {
 }
 
 #[tokio::test]
-async fn a_replaced_object_has_another_validator() {
+async fn a_replaced_object_has_another_entity_tag() {
     let cache = TestCache::new();
     let path = ONE_OF_EACH[5];
     cache.put(path, "one log").await.is(201);
@@ -116,7 +116,7 @@ async fn a_replaced_object_has_another_validator() {
 }
 
 #[tokio::test]
-async fn absent_is_404_and_says_so_without_being_kept() {
+async fn an_absent_object_is_404_and_not_cacheable() {
     let cache = TestCache::new();
     for path in &ONE_OF_EACH[1..] {
         let answer = cache.get(path).await.is(404).says("not found in this cache");
@@ -126,7 +126,7 @@ async fn absent_is_404_and_says_so_without_being_kept() {
 }
 
 #[tokio::test]
-async fn cache_info_is_always_there_as_text() {
+async fn cache_info_is_always_served_as_text() {
     let vars = [("STORE_DIR", "/gnu/store"), ("PRIORITY", "7"), ("WANT_MASS_QUERY", "0")];
     let cache = TestCache::configured(&vars, true);
     let answer = cache.get("/nix-cache-info").await.is(200);
@@ -137,7 +137,7 @@ async fn cache_info_is_always_there_as_text() {
 }
 
 #[tokio::test]
-async fn a_directory_or_a_pipe_is_no_object() {
+async fn a_directory_or_a_pipe_is_not_served_as_an_object() {
     let cache = TestCache::new();
     let name = |path: &str| cache.dir().join(path.trim_start_matches('/'));
     std::fs::create_dir(name(ONE_OF_EACH[1])).expect("a folder can be made");
@@ -154,7 +154,7 @@ async fn a_directory_or_a_pipe_is_no_object() {
 }
 
 #[tokio::test]
-async fn debug_info_is_absent_once_its_nar_is_gone() {
+async fn debug_info_is_absent_after_its_nar_was_removed() {
     let (cache, sample) = with_a_nar(b"symbols").await;
     let path = ONE_OF_EACH[8];
     let link = format!("{{\"archive\":\"..{}\",\"member\":\"lib/x.debug\"}}", sample.nar_path);

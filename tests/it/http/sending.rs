@@ -20,7 +20,7 @@ fn upload(daemon: &Daemon, sample: &Sample) {
 }
 
 #[test]
-fn answers_on_one_connection_do_not_mix_whatever_their_size() {
+fn responses_of_every_size_on_one_connection_do_not_mix() {
     let daemon = Daemon::start();
     // Below and above what is read at once, what a socket takes, and what is sent at a time.
     let samples: Vec<Sample> = [10, 30_000, 40_000, 300_000, 1_048_576, 5_000_000, 40_001]
@@ -54,7 +54,7 @@ fn answers_on_one_connection_do_not_mix_whatever_their_size() {
 }
 
 #[test]
-fn a_large_nar_leaves_without_passing_through_the_program() {
+fn a_large_nar_is_sent_by_the_kernel() {
     let daemon = Daemon::start();
     let sample = numbered(1, 50_000_000);
     upload(&daemon, &sample);
@@ -71,7 +71,7 @@ fn a_large_nar_leaves_without_passing_through_the_program() {
 }
 
 #[test]
-fn a_nar_leaves_whole_where_the_system_has_none_of_the_faster_ways() {
+fn a_nar_is_sent_completely_without_the_faster_system_calls() {
     let scratch = Scratch::new();
     let sample = numbered(1, 3_000_000);
     upload(&Daemon::builder().dir(scratch.path()).start(), &sample);
@@ -97,7 +97,7 @@ fn a_nar_leaves_whole_where_the_system_has_none_of_the_faster_ways() {
 }
 
 #[test]
-fn a_client_that_reads_slowly_gets_all_and_keeps_nobody_waiting() {
+fn a_slow_reader_gets_the_whole_nar_and_delays_no_other_client() {
     let daemon = Daemon::start();
     let sample = numbered(1, 20_000_000);
     upload(&daemon, &sample);
@@ -111,7 +111,7 @@ fn a_client_that_reads_slowly_gets_all_and_keeps_nobody_waiting() {
 }
 
 #[test]
-fn a_client_that_goes_away_frees_the_file() {
+fn a_client_that_disconnects_frees_the_file() {
     let daemon = Daemon::start();
     let sample = numbered(1, 20_000_000);
     upload(&daemon, &sample);
@@ -128,7 +128,7 @@ fn a_client_that_goes_away_frees_the_file() {
 }
 
 #[tokio::test]
-async fn a_hot_narinfo_is_never_older_than_our_own_last_change() {
+async fn a_cached_narinfo_is_never_older_than_the_last_change_by_this_daemon() {
     let cache = TestCache::new();
     let sample = sample(1, b"x");
     cache.put(&sample.nar_path, sample.nar.clone()).await.is(201);
@@ -143,7 +143,7 @@ async fn a_hot_narinfo_is_never_older_than_our_own_last_change() {
 }
 
 #[tokio::test]
-async fn what_another_process_changes_is_seen_within_seconds() {
+async fn a_change_by_another_process_is_served_within_seconds() {
     let cache = TestCache::new();
     let sample = sample(1, b"x");
     let file = cache.dir().join(&sample.narinfo_path[1..]);

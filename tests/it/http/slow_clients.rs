@@ -104,7 +104,7 @@ fn daemon_with(sample: &Sample, files: Option<u64>) -> Daemon {
 }
 
 #[test]
-fn thousands_that_send_a_byte_a_second_keep_nobody_from_a_nar() {
+fn thousands_of_clients_that_send_a_byte_a_second_delay_no_download() {
     let sample = sample(1, &Noise::new(1).bytes(5 << 20));
     let daemon = daemon_with(&sample, None);
     let address = daemon.url().trim_start_matches("http://");
@@ -118,7 +118,7 @@ fn thousands_that_send_a_byte_a_second_keep_nobody_from_a_nar() {
 }
 
 #[test]
-fn more_than_there_is_room_for_are_sent_away_for_who_wants_something() {
+fn slow_connections_above_the_limit_are_closed_in_favour_of_a_new_request() {
     let sample = sample(1, &Noise::new(1).bytes(5 << 20));
     // Room for 1,536 connections.
     let daemon = daemon_with(&sample, Some(2048));

@@ -33,7 +33,7 @@ fn upload(daemon: &Daemon, sample: &Sample) -> Duration {
 }
 
 #[test]
-fn uploads_that_trickle_hold_no_decoder() {
+fn slow_uploads_hold_no_decoder() {
     let daemon = Daemon::start();
     // More than there are decoders of any kind.
     let slow: Vec<Sample> = (1..=40).map(large).collect();
@@ -64,7 +64,7 @@ fn uploads_that_trickle_hold_no_decoder() {
 }
 
 #[test]
-fn uploads_that_trickle_hold_no_turn_and_no_thread() {
+fn slow_uploads_hold_no_permit_and_no_thread() {
     let daemon = Daemon::start();
     let cold = sample(1, &Noise::new(1).bytes(1_000_000));
     assert_eq!(Wire::to(&daemon).request("PUT", &cold.nar_path, &cold.nar).status, 201);
@@ -82,7 +82,7 @@ fn uploads_that_trickle_hold_no_turn_and_no_thread() {
 }
 
 #[test]
-fn side_files_and_narinfos_that_trickle_hold_no_decoder_and_no_turn() {
+fn slow_uploads_of_side_files_and_narinfos_hold_no_decoder_and_no_permit() {
     let daemon = Daemon::start();
     let log = "/log/7b42idxwrsfbjmqz2d4h92x2w6z2lrkg-hello-2.12.2.drv";
     let text = vec![b'x'; 300_000];
@@ -99,7 +99,7 @@ fn side_files_and_narinfos_that_trickle_hold_no_decoder_and_no_turn() {
 
 #[cfg(feature = "upstream")]
 #[test]
-fn nars_of_a_slow_upstream_hold_no_decoder_even_when_nobody_waits_for_them() {
+fn nars_of_a_slow_upstream_hold_no_decoder_even_without_readers() {
     use crate::support::scripted::Scripted;
 
     let slow: Vec<Sample> = (1..=40).map(large).collect();
@@ -133,7 +133,7 @@ fn nars_of_a_slow_upstream_hold_no_decoder_even_when_nobody_waits_for_them() {
 
 #[cfg(feature = "upstream")]
 #[test]
-fn narinfos_that_wait_for_an_upstream_hold_no_lock() {
+fn narinfo_uploads_that_wait_for_an_upstream_hold_no_lock() {
     use crate::support::scripted::{Exchange, Scripted};
 
     let upstream = Scripted::start();
@@ -164,7 +164,7 @@ fn narinfos_that_wait_for_an_upstream_hold_no_lock() {
 
 #[cfg(feature = "upstream")]
 #[test]
-fn nars_that_an_upstream_does_not_answer_for_keep_no_other_nar_waiting() {
+fn nars_that_an_upstream_does_not_answer_for_delay_no_other_nar() {
     use crate::support::scripted::{Exchange, Scripted};
 
     let (hanging, other) = (Scripted::start(), Scripted::start());

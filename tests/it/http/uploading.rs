@@ -9,7 +9,7 @@ use crate::support::cache::{SlowBody, TestCache, request};
 use crate::support::objects::{ONE_OF_EACH, sample};
 
 #[tokio::test]
-async fn side_files_are_taken_in_any_order_and_come_back() {
+async fn side_files_are_accepted_in_any_order_and_served() {
     let cache = TestCache::new();
     for path in [ONE_OF_EACH[2], ONE_OF_EACH[5], ONE_OF_EACH[6], ONE_OF_EACH[7]] {
         cache.put(path, "{\"a\": 1}").await.is(201);
@@ -20,7 +20,7 @@ async fn side_files_are_taken_in_any_order_and_come_back() {
 }
 
 #[tokio::test]
-async fn a_nar_must_be_what_its_name_says() {
+async fn a_nar_must_have_the_hash_in_its_name() {
     let cache = TestCache::new();
     let sample = sample(1, b"hello");
     let mut flipped = sample.nar.clone();
@@ -35,7 +35,7 @@ async fn a_nar_must_be_what_its_name_says() {
 }
 
 #[tokio::test]
-async fn a_narinfo_must_be_one_and_of_the_path_that_its_name_says() {
+async fn a_narinfo_must_be_valid_and_have_the_store_path_of_its_name() {
     let cache = TestCache::new();
     let (one, two) = (sample(1, b"x"), sample(2, b"x"));
     cache.put(&one.nar_path, one.nar.clone()).await.is(201);
@@ -52,7 +52,7 @@ async fn a_narinfo_must_be_one_and_of_the_path_that_its_name_says() {
 }
 
 #[tokio::test]
-async fn cache_info_is_accepted_when_it_is_for_our_store_dir() {
+async fn cache_info_is_accepted_for_the_configured_store_dir() {
     let cache = TestCache::new();
     cache.put("/nix-cache-info", "StoreDir: /nix/store\n").await.is(200);
     cache.put("/nix-cache-info", "StoreDir: /nix/store\nPriority: 1\n").await.is(200);
@@ -90,7 +90,7 @@ async fn a_name_outside_the_grammar_is_refused_with_the_rule_it_broke() {
 }
 
 #[tokio::test]
-async fn an_upload_that_breaks_off_leaves_nothing() {
+async fn an_aborted_upload_leaves_nothing() {
     let cache = TestCache::new();
     let sample = sample(1, &[1; 100_000]);
     let (body, upload) = SlowBody::new();
@@ -105,7 +105,7 @@ async fn an_upload_that_breaks_off_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn a_client_that_goes_away_leaves_nothing() {
+async fn an_upload_of_a_client_that_disconnects_leaves_nothing() {
     let cache = TestCache::new();
     let sample = sample(1, &[1; 100_000]);
     let (body, upload) = SlowBody::new();
@@ -122,7 +122,7 @@ async fn a_client_that_goes_away_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn two_uploads_of_one_nar_do_not_meet() {
+async fn concurrent_uploads_of_one_nar_both_succeed() {
     let cache = TestCache::new();
     let sample = sample(1, &[1; 100_000]);
     let (first, upload) = SlowBody::new();
@@ -136,7 +136,7 @@ async fn two_uploads_of_one_nar_do_not_meet() {
 }
 
 #[tokio::test]
-async fn a_reader_sees_the_old_object_until_the_new_one_is_whole() {
+async fn a_reader_gets_the_old_object_until_the_new_one_is_complete() {
     let cache = TestCache::new();
     let path = ONE_OF_EACH[5];
     cache.put(path, "the old log").await.is(201);
@@ -151,7 +151,7 @@ async fn a_reader_sees_the_old_object_until_the_new_one_is_whole() {
 }
 
 #[tokio::test]
-async fn a_body_of_another_length_than_announced_is_refused() {
+async fn a_body_of_another_length_than_its_content_length_is_refused() {
     let cache = TestCache::new();
     let sample = sample(1, b"x");
     for length in [sample.nar.len() - 1, sample.nar.len() + 1] {
@@ -166,7 +166,7 @@ async fn a_body_of_another_length_than_announced_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_upload_that_stands_still_for_a_minute_is_given_up() {
+async fn an_upload_that_stalls_for_a_minute_is_aborted() {
     let cache = TestCache::new();
     let sample = sample(1, &[1; 100_000]);
     let (body, upload) = SlowBody::new();
@@ -220,7 +220,7 @@ impl<B: http_body::Body + Unpin> http_body::Body for Announced<B> {
 }
 
 #[tokio::test]
-async fn a_directory_in_the_place_of_an_object_is_absent_and_uploads_name_it() {
+async fn a_directory_at_the_path_of_an_object_is_404_and_named_by_refused_uploads() {
     let cache = TestCache::new();
     let sample = sample(1, &[1; 100_000]);
     let obstacles = [&sample.narinfo_path, &sample.nar_path, ONE_OF_EACH[2], ONE_OF_EACH[5]];

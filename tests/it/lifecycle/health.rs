@@ -25,7 +25,7 @@ pub fn asked(vars: &[(&str, &str)], args: &[&str]) -> (i32, String) {
 }
 
 #[test]
-fn a_cache_that_works_is_healthy() {
+fn a_working_cache_is_healthy() {
     let daemon = Daemon::start();
     let (status, health) = health(&daemon);
     assert_eq!((status, health["status"].as_str()), (200, Some("ok")));
@@ -50,7 +50,7 @@ fn a_cache_that_works_is_healthy() {
 }
 
 #[test]
-fn a_disk_that_turns_read_only_is_told_where_somebody_may_upload() {
+fn a_read_only_disk_is_reported_where_uploads_are_allowed() {
     let mut disk = Disk::new("size=8m");
     let daemon = Daemon::builder().dir(&disk.path().join("cache")).start();
     let only_read = Daemon::builder()
@@ -76,7 +76,7 @@ fn a_disk_that_turns_read_only_is_told_where_somebody_may_upload() {
 }
 
 #[test]
-fn a_disk_without_room_above_its_reserve_is_told() {
+fn a_disk_without_space_above_the_reserve_is_reported() {
     let disk = Disk::new("size=8m");
     let daemon = Daemon::builder()
         .dir(&disk.path().join("cache"))
@@ -98,7 +98,7 @@ fn a_disk_without_room_above_its_reserve_is_told() {
 }
 
 #[test]
-fn a_directory_that_is_gone_is_told_to_everybody() {
+fn a_missing_directory_is_reported_to_every_client() {
     let scratch = Scratch::new();
     let daemon = Daemon::builder()
         .dir(&scratch.join("cache"))
@@ -116,7 +116,7 @@ fn a_directory_that_is_gone_is_told_to_everybody() {
 }
 
 #[test]
-fn the_command_asks_where_the_daemon_listens() {
+fn the_health_command_uses_the_configured_address() {
     let scratch = Scratch::new();
     let socket = format!("unix:{}", scratch.join("socket").display());
     let daemon = Daemon::builder().env("NIX_STORED_LISTEN_INTERFACE", &socket).start();
@@ -133,7 +133,7 @@ fn the_command_asks_where_the_daemon_listens() {
 }
 
 #[test]
-fn who_is_no_daemon_of_ours_is_not_healthy() {
+fn another_http_server_is_not_a_healthy_daemon() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let url = format!("http://{}", listener.local_addr().expect("bound"));
     let answers = std::thread::spawn(move || {

@@ -48,7 +48,7 @@ fn knowing(wire: &mut Wire, password: &str, method: &str, path: &str, body: &[u8
 }
 
 #[test]
-fn new_passwords_hold_from_the_next_request_on() {
+fn new_passwords_apply_from_the_next_request() {
     let files = Files::new();
     let daemon = files.daemon().start();
     let mut wire = Wire::to(&daemon);
@@ -64,7 +64,7 @@ fn new_passwords_hold_from_the_next_request_on() {
 }
 
 #[test]
-fn a_file_that_cannot_be_used_leaves_what_was_there_and_the_other_is_taken() {
+fn an_unusable_password_file_keeps_the_old_password_and_the_other_file_is_reloaded() {
     let files = Files::new();
     let daemon = files.daemon().start();
     let reads =
@@ -87,7 +87,7 @@ fn a_file_that_cannot_be_used_leaves_what_was_there_and_the_other_is_taken() {
 }
 
 #[test]
-fn an_upload_under_way_is_finished_with_the_password_that_it_began_with() {
+fn a_running_upload_is_finished_with_the_old_password() {
     let files = Files::new();
     let daemon = files.daemon().start();
     let sample = sample(1, &[7; 300_000]);
@@ -109,7 +109,7 @@ fn an_upload_under_way_is_finished_with_the_password_that_it_began_with() {
 
 #[cfg(feature = "upstream")]
 #[test]
-fn the_passwords_for_upstreams_are_read_again_too() {
+fn passwords_for_upstreams_are_reloaded() {
     let files = Files::new();
     let upstream = files.daemon().start();
     for number in [1, 2] {

@@ -179,7 +179,7 @@ fn restarts_under_load_lose_no_request() {
 }
 
 #[test]
-fn a_client_that_was_accepted_and_asks_a_moment_later_is_answered() {
+fn a_request_on_an_accepted_connection_is_answered_during_the_restart() {
     let daemon = Daemon::start();
     // The second is known to be accepted when the first has been served.
     let mut late = Wire::to(&daemon);

@@ -70,7 +70,7 @@ struct Life {
 }
 
 #[test]
-fn a_week_of_traffic_leaves_no_trace_in_memory_and_files() {
+fn a_week_of_traffic_leaks_no_memory_and_no_descriptors() {
     let seconds = number("NIX_STORED_TEST_SOAK_SECONDS").unwrap_or(12);
     let rounds = usize::try_from(seconds / ROUND.as_secs()).expect("it fits").max(4);
     let lives = (rounds / 16).clamp(2, 6);

@@ -30,7 +30,7 @@ fn ask(socket: &Path) -> String {
 }
 
 #[test]
-fn a_unix_socket_has_the_mode_that_was_asked_for_whatever_the_umask() {
+fn a_unix_socket_has_the_configured_mode_whatever_the_umask() {
     let scratch = Scratch::new();
     // None of them is what a umask makes of a socket, and the last one has more than it leaves.
     for mode in [0o600, 0o660, 0o707, 0o777] {
@@ -45,7 +45,7 @@ fn a_unix_socket_has_the_mode_that_was_asked_for_whatever_the_umask() {
 }
 
 #[test]
-fn what_is_no_socket_is_not_removed_for_one() {
+fn a_file_that_is_no_socket_is_not_replaced_by_a_socket() {
     let scratch = Scratch::new();
     let file = scratch.join("precious");
     std::fs::write(&file, "data").expect("written");
@@ -56,7 +56,7 @@ fn what_is_no_socket_is_not_removed_for_one() {
 }
 
 #[test]
-fn a_socket_that_another_has_put_in_its_place_is_not_removed_at_exit() {
+fn a_unix_socket_of_another_process_at_the_same_path_is_not_removed_at_exit() {
     let scratch = Scratch::new();
     let socket = scratch.join("socket");
     let daemon = on(&format!("unix:{}", socket.display())).start();
@@ -67,7 +67,7 @@ fn a_socket_that_another_has_put_in_its_place_is_not_removed_at_exit() {
 }
 
 #[test]
-fn sockets_that_were_passed_are_all_served_and_the_variable_is_not_asked() {
+fn all_passed_sockets_are_served_and_the_listen_variable_is_ignored() {
     let scratch = Scratch::new();
     let (socket, not_this) = (scratch.join("socket"), scratch.join("not-this"));
     let tcp = TcpListener::bind("127.0.0.1:0").expect("a port is free");
@@ -106,7 +106,7 @@ fn anyone_may_upload_only_where_every_socket_is_local() {
 }
 
 #[test]
-fn a_descriptor_that_is_no_listening_socket_is_refused_in_a_sentence() {
+fn a_passed_descriptor_that_is_no_listening_socket_is_an_error() {
     let scratch = Scratch::new();
     let datagrams = UnixDatagram::bind(scratch.join("datagrams")).expect("the name is free");
     let (connected, _other) = UnixStream::pair().expect("a pair can be made");
@@ -149,7 +149,7 @@ impl Manager {
 }
 
 #[test]
-fn the_service_manager_hears_of_start_reload_and_stop() {
+fn systemd_is_notified_of_start_reload_and_stop() {
     let manager = Manager::new();
     let daemon = manager.builder().start();
     assert_eq!(manager.is_told(), "READY=1");
@@ -169,7 +169,7 @@ fn the_service_manager_hears_of_start_reload_and_stop() {
 }
 
 #[test]
-fn a_watchdog_is_fed_while_the_daemon_lives() {
+fn the_systemd_watchdog_is_notified_while_the_daemon_runs() {
     let manager = Manager::new();
     let daemon = manager.builder().env("WATCHDOG_USEC", "200000").start();
     let told: Vec<String> = (0..5).map(|_| manager.is_told()).collect();

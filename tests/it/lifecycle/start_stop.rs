@@ -18,7 +18,7 @@ use crate::support::scratch::Scratch;
 use crate::support::wire::Wire;
 
 #[test]
-fn the_first_lines_tell_a_newcomer_what_to_type() {
+fn the_first_log_lines_say_what_to_type() {
     let daemon = Daemon::start();
     let log = daemon.log();
     let url = daemon.url();
@@ -28,7 +28,7 @@ fn the_first_lines_tell_a_newcomer_what_to_type() {
 }
 
 #[test]
-fn the_body_is_asked_for_only_when_it_will_be_taken() {
+fn status_100_is_sent_only_for_accepted_uploads() {
     let daemon = Daemon::start();
     let sample = sample(1, b"x");
     let length = sample.nar.len();
@@ -59,7 +59,7 @@ fn the_body_is_asked_for_only_when_it_will_be_taken() {
 }
 
 #[test]
-fn a_transfer_under_way_is_finished_before_the_daemon_ends() {
+fn a_running_transfer_is_finished_before_the_daemon_exits() {
     let daemon = Daemon::start();
     let sample = sample(1, &[1; 300_000]);
     let length = sample.nar.len();
@@ -89,7 +89,7 @@ fn a_transfer_under_way_is_finished_before_the_daemon_ends() {
 }
 
 #[test]
-fn all_problems_of_the_configuration_are_told_at_once_with_status_64() {
+fn all_configuration_errors_are_reported_together_with_status_64() {
     let failed = Daemon::builder()
         .env("NIX_STORED_PRIORITY", "high")
         .env("NIX_STORED_USER_READ", "reader")
@@ -140,7 +140,7 @@ async fn closed_after(mut stream: TcpStream) -> Duration {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_head_that_does_not_come_is_waited_for_half_a_minute() {
+async fn a_connection_without_a_request_head_is_closed_after_half_a_minute() {
     let (address, _stop, _served, _scratch) = in_process().await;
     let silent = TcpStream::connect(address).await.expect("it accepts");
     assert!(closed_after(silent).await >= Duration::from_secs(29));
@@ -151,7 +151,7 @@ async fn a_head_that_does_not_come_is_waited_for_half_a_minute() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_idle_connection_is_kept_longer_than_any_client_keeps_it() {
+async fn an_idle_connection_is_closed_after_three_minutes_without_tls() {
     let (address, _stop, _served, _scratch) = in_process().await;
     let mut stream = TcpStream::connect(address).await.expect("it accepts");
     stream.write_all(b"GET /nix-cache-info HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("it reads");
@@ -191,7 +191,7 @@ async fn rest(mut stream: UnixStream) -> u64 {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_of_which_nothing_is_read_for_a_minute_is_broken_off() {
+async fn a_response_that_is_not_read_for_a_minute_is_aborted() {
     for (seconds, is_whole) in [(55, true), (65, false)] {
         let scratch = Scratch::new();
         let (stream, _stop) = asks_for_a_large_nar(&scratch).await;
@@ -201,7 +201,7 @@ async fn an_answer_of_which_nothing_is_read_for_a_minute_is_broken_off() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_is_read_slowly_goes_on_for_as_long_as_it_takes() {
+async fn a_response_that_is_read_slowly_is_not_aborted() {
     let scratch = Scratch::new();
     let (mut slow, _stop) = asks_for_a_large_nar(&scratch).await;
     // A socket is found writable when most of what it holds was read, and this is a small part.
@@ -245,7 +245,7 @@ async fn a_late_request_is_answered_on_a_connection_that_was_idle_for_long() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_transfer_that_does_not_end_is_cut_off_after_the_time_of_grace() {
+async fn a_transfer_that_does_not_end_is_aborted_after_the_grace_period() {
     let (address, stop, served, _scratch) = in_process().await;
     let mut stream = TcpStream::connect(address).await.expect("it accepts");
     let head = format!(
@@ -295,7 +295,7 @@ fn a_unix_socket_serves_and_is_removed_and_a_dead_one_is_replaced() {
 }
 
 #[test]
-fn the_log_is_json_where_that_is_asked_for() {
+fn the_log_is_json_if_configured() {
     let daemon = Daemon::builder()
         .env("NIX_STORED_LOG_FORMAT", "json")
         .env("NIX_STORED_LOG_LEVEL", "debug")
@@ -330,7 +330,7 @@ fn reads_and_misses_are_quiet_and_uploads_and_refusals_are_not() {
 }
 
 #[test]
-fn a_log_that_nobody_reads_any_more_does_not_stop_the_daemon() {
+fn a_closed_log_pipe_does_not_stop_the_daemon() {
     use std::io::{BufRead, BufReader};
     let scratch = Scratch::new();
     let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_nix-stored"))

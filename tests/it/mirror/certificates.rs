@@ -7,7 +7,7 @@ use crate::support::objects::sample;
 use crate::support::scratch::Scratch;
 
 #[test]
-fn a_certificate_must_be_by_an_authority_that_is_known() {
+fn the_certificate_of_an_upstream_must_be_of_a_known_ca() {
     let (root, sample) = (Scratch::new(), sample(1, b"some"));
     std::fs::create_dir(root.join("nar")).expect("a folder can be made");
     std::fs::write(root.join(&sample.nar_path[1..]), &sample.nar).expect("written");

@@ -8,7 +8,7 @@ use crate::support::scratch::Scratch;
 use crate::support::scripted::Scripted;
 
 #[test]
-fn what_cannot_be_is_told_with_an_example_and_without_a_password() {
+fn an_invalid_setting_is_reported_with_an_example_and_without_the_password() {
     for (upstreams, said) in [
         ("https://me:secret@cache.example.org?prioritty=3", "the unknown option “prioritty”"),
         ("https://cache.example.org?proxy=http://me:secret@proxy&x=1", "the unknown option “x”"),
@@ -38,7 +38,7 @@ fn what_cannot_be_is_told_with_an_example_and_without_a_password() {
 }
 
 #[test]
-fn every_wrong_upstream_is_told() {
+fn every_invalid_upstream_is_reported() {
     let failed = mirror_of(&["ftp://one", "https://two?store=2"])
         .env("NIX_STORED_UPSTREAM_ABSENT_TTL", "a while")
         .env("NIX_STORED_UPSTREAM_NETRC", "/does/not/exist")
@@ -50,7 +50,7 @@ fn every_wrong_upstream_is_told() {
 }
 
 #[test]
-fn a_password_is_in_no_line_of_the_log() {
+fn a_password_of_an_upstream_is_never_logged() {
     let (upstream, scratch) = (Scripted::start(), Scratch::new());
     let netrc = scratch.join("netrc");
     fs::write(&netrc, "machine 127.0.0.1 login me password netrc-secret\n").expect("written");

@@ -164,7 +164,7 @@ impl<'a> Download<'a> {
 }
 
 #[test]
-fn fifty_clients_cost_the_upstream_one_nar_and_the_mirror_little_memory() {
+fn fifty_clients_cause_one_nar_request_and_little_memory() {
     const CLIENTS: usize = 50;
     let large = Arc::new(Large::new(500));
     let (go_on, sent) = (Gate::default(), Gate::default());
@@ -226,7 +226,7 @@ fn halting(large: &Arc<Large>) -> (Scripted, Gate) {
 }
 
 #[test]
-fn who_leaves_takes_nothing_from_the_others() {
+fn a_reader_that_disconnects_does_not_disturb_the_others() {
     let large = Arc::new(Large::new(8));
     let (upstream, go_on) = halting(&large);
     let mirror = mirror_of(&[&upstream.url()]).start();
@@ -239,7 +239,7 @@ fn who_leaves_takes_nothing_from_the_others() {
 }
 
 #[test]
-fn what_all_have_left_is_still_kept() {
+fn a_fetch_without_readers_is_finished_and_stored() {
     let large = Arc::new(Large::new(8));
     let (upstream, go_on) = halting(&large);
     let mirror = mirror_of(&[&upstream.url()]).start();
@@ -255,7 +255,7 @@ fn what_all_have_left_is_still_kept() {
 }
 
 #[test]
-fn what_all_have_left_and_nobody_keeps_is_stopped() {
+fn a_fetch_without_readers_is_aborted_if_the_nar_is_not_stored() {
     let large = Arc::new(Large::new(1024));
     let (go_on, stopped) = (Gate::default(), Gate::default());
     let upstream = upstream_of(&large, {
@@ -317,7 +317,7 @@ impl Together {
 }
 
 #[test]
-fn five_thousand_absent_paths_are_asked_for_once_each_and_64_at_a_time() {
+fn five_thousand_absent_paths_are_requested_once_each_and_64_at_a_time() {
     const PATHS: usize = 5000;
     const CLIENTS: usize = 384;
     /// So many clients ask for the same paths, and the others for others.

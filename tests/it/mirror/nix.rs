@@ -62,7 +62,7 @@ fn origins(dir: &Path, paths: &[String]) -> Vec<Option<String>> {
 }
 
 #[test]
-fn what_came_from_two_upstreams_is_still_there_without_them() {
+fn paths_from_two_upstreams_are_served_without_them() {
     let fixture = fixture();
     let (ours, theirs) = (fixture.outputs("split"), fixture.outputs("app"));
     let paths = [ours.clone(), theirs.clone()].concat();
@@ -103,7 +103,7 @@ fn a_directory_is_an_upstream_too() {
 }
 
 #[test]
-fn a_mirror_that_keeps_nothing_passes_everything_on() {
+fn a_mirror_without_storage_passes_every_object_on() {
     let paths = fixture().outputs("app");
     let upstream = upstream_with(&paths);
     let mirror = mirror_of(&[&format!("{}?store=0", upstream.url())]).start();
@@ -144,7 +144,7 @@ fn credentials_in_a_netrc_file_open_an_upstream() {
 }
 
 #[test]
-fn an_upstream_that_takes_no_such_password_is_trouble() {
+fn an_upstream_that_refuses_the_password_is_a_failure() {
     let paths = fixture().outputs("app");
     let upstream = private_upstream_with(&paths);
     for url in [upstream.url().to_owned(), upstream.url_with("reader", "wrong-secret")] {
@@ -156,7 +156,7 @@ fn an_upstream_that_takes_no_such_password_is_trouble() {
 }
 
 #[test]
-fn only_what_a_trusted_key_has_signed_is_taken() {
+fn only_paths_signed_by_a_trusted_key_are_mirrored() {
     let fixture = fixture();
     let paths = fixture.outputs("app");
     let upstream = upstream_with(&paths);
@@ -174,7 +174,7 @@ fn only_what_a_trusted_key_has_signed_is_taken() {
 }
 
 #[test]
-fn the_next_upstream_has_it_signed() {
+fn a_path_without_a_trusted_signature_comes_from_the_next_upstream() {
     let paths = fixture().outputs("app");
     let (one, other) = (upstream_with(&paths), upstream_with(&paths));
     let stranger = Nix::new().signing_key("stranger-1").public;
@@ -185,7 +185,7 @@ fn the_next_upstream_has_it_signed() {
 }
 
 #[test]
-fn listings_logs_realisations_and_debug_information_are_passed_on_and_kept() {
+fn listings_logs_realisations_and_debug_information_are_served_and_stored() {
     let fixture = fixture();
     let (nix, file) = (fixture.nix(), closure_nix());
     let upstream = Daemon::start();
@@ -224,7 +224,7 @@ fn listings_logs_realisations_and_debug_information_are_passed_on_and_kept() {
 }
 
 #[test]
-fn the_mirrored_directory_is_nixs_own() {
+fn nix_reads_the_directory_of_a_mirror() {
     let fixture = fixture();
     let paths = fixture.outputs("app");
     let (upstream, dir) = (upstream_with(&paths), Scratch::new());
@@ -245,7 +245,7 @@ fn the_mirrored_directory_is_nixs_own() {
 }
 
 #[test]
-fn what_is_uploaded_here_is_not_mirrored_any_more() {
+fn an_uploaded_path_is_no_longer_marked_as_mirrored() {
     let fixture = fixture();
     let paths = fixture.outputs("app");
     let closure = fixture.nix().closure(&paths);

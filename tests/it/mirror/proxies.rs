@@ -65,7 +65,7 @@ fn an_http_proxy_gets_its_password() {
 }
 
 #[test]
-fn a_socks5_proxy_is_given_addresses() {
+fn a_socks5_proxy_gets_addresses() {
     let proxy = Neighbour::microsocks(&[]);
     assert_goes_through(&format!("socks5://{}", proxy.address()), "localhost");
     let log = proxy.log();
@@ -73,7 +73,7 @@ fn a_socks5_proxy_is_given_addresses() {
 }
 
 #[test]
-fn a_socks5h_proxy_is_given_names() {
+fn a_socks5h_proxy_gets_host_names() {
     let proxy = Neighbour::microsocks(&[]);
     assert_goes_through(&format!("socks5h://{}", proxy.address()), "localhost");
     let log = proxy.log();
@@ -89,7 +89,7 @@ fn a_socks5_proxy_gets_its_password() {
 }
 
 #[test]
-fn without_its_proxy_an_upstream_is_not_asked() {
+fn without_its_proxy_an_upstream_gets_no_request() {
     let gone = Scripted::start();
     let proxy = gone.url();
     gone.stop();

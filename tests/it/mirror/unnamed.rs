@@ -75,7 +75,7 @@ fn sized(number: u8, size: usize) -> Sample {
 }
 
 #[test]
-fn every_compression_is_stored_under_the_hash_that_it_turns_out_to_have() {
+fn every_compression_is_stored_under_its_file_hash() {
     for (number, compression) in (1..).zip(COMPRESSIONS) {
         let sample = sized(number, 300_000).packed(compression);
         let upstream = upstream_with(&sample);
@@ -103,7 +103,7 @@ fn every_compression_is_stored_under_the_hash_that_it_turns_out_to_have() {
 }
 
 #[test]
-fn a_name_that_a_client_remembers_leads_to_the_nar_after_a_restart() {
+fn a_nar_url_that_a_client_remembers_works_after_a_restart() {
     let sample = sized(1, 300_000).packed(Compression::Zstd);
     let upstream = upstream_with(&sample);
     let dir = Scratch::new();
@@ -129,7 +129,7 @@ fn a_name_that_a_client_remembers_leads_to_the_nar_after_a_restart() {
 }
 
 #[test]
-fn such_a_name_is_absent_where_its_path_is() {
+fn the_nar_url_of_an_absent_path_is_absent() {
     let sample = sized(1, 300_000).packed(Compression::Zstd);
     let upstream = upstream_with(&sample);
     let mirror = mirror_of(&[&upstream.url()]).start();
@@ -151,7 +151,7 @@ fn such_a_name_is_absent_where_its_path_is() {
 }
 
 #[test]
-fn what_is_not_the_nar_of_its_narinfo_is_not_served_to_its_end() {
+fn a_nar_that_differs_from_its_narinfo_is_not_served_to_its_end() {
     let sample = sized(1, 300_000).packed(Compression::Zstd);
     let other = sized(2, 300_000).packed(Compression::Zstd);
     for with_a_length in [true, false] {
@@ -172,7 +172,7 @@ fn what_is_not_the_nar_of_its_narinfo_is_not_served_to_its_end() {
 }
 
 #[test]
-fn nothing_is_kept_of_an_upstream_that_is_only_passed_on() {
+fn nothing_is_stored_from_an_upstream_without_storage() {
     let sample = sized(1, 300_000).packed(Compression::Xz);
     let upstream = upstream_with(&sample);
     let mirror = mirror_of(&[&format!("{}?store=0", upstream.url())]).start();
@@ -186,7 +186,7 @@ fn nothing_is_kept_of_an_upstream_that_is_only_passed_on() {
 }
 
 #[test]
-fn everybody_who_waits_for_its_length_gets_it_from_one_fetch() {
+fn all_readers_that_wait_for_the_length_share_one_fetch() {
     let sample = sized(1, 300_000).packed(Compression::Xz);
     let upstream = upstream_with(&sample);
     let (gate, nar) = (Gate::default(), sample.nar.clone());
@@ -214,7 +214,7 @@ fn everybody_who_waits_for_its_length_gets_it_from_one_fetch() {
 }
 
 #[test]
-fn an_endless_nar_is_given_up() {
+fn an_endless_nar_is_aborted() {
     let sample = sized(1, 1000).packed(Compression::Xz);
     let upstream = upstream_with(&sample);
     upstream.on(&format!("/{URL}"), |exchange| {

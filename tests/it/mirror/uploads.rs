@@ -30,7 +30,7 @@ fn a_nar_that_an_upstream_has_need_not_be_uploaded() {
 }
 
 #[test]
-fn a_reference_that_an_upstream_has_is_there() {
+fn a_reference_that_an_upstream_has_counts_as_present() {
     let (theirs, absent) = (sample(1, b"theirs"), sample(2, b"absent"));
     let upstream = Scripted::with(&[&theirs]);
     let mirror = mirror_of(&[&upstream.url()]).env("NIX_STORED_REQUIRE_REFERENCES", "1").start();
@@ -45,7 +45,7 @@ fn a_reference_that_an_upstream_has_is_there() {
 }
 
 #[test]
-fn what_is_mirrored_need_not_come_with_its_references() {
+fn a_mirrored_path_may_lack_its_references() {
     let sample = referring(&sample(1, b"some"), &sample(2, b"absent"));
     let upstream = Scripted::with(&[&sample]);
     let mirror = mirror_of(&[&upstream.url()]).env("NIX_STORED_REQUIRE_REFERENCES", "1").start();
@@ -55,7 +55,7 @@ fn what_is_mirrored_need_not_come_with_its_references() {
 }
 
 #[test]
-fn a_head_of_a_nar_asks_the_upstream_for_its_head_only() {
+fn head_of_a_nar_sends_only_a_head_request_to_the_upstream() {
     let sample = sample(1, &[7; 100_000]);
     let upstream = Scripted::start();
     upstream.has(&sample.nar_path, &sample.nar);
@@ -70,7 +70,7 @@ fn a_head_of_a_nar_asks_the_upstream_for_its_head_only() {
 }
 
 #[test]
-fn an_upstream_that_knows_no_head_is_asked_for_the_nar() {
+fn an_upstream_without_head_gets_a_get_request() {
     let sample = sample(1, &[7; 100_000]);
     let upstream = Scripted::start();
     let nar = sample.nar.clone();
@@ -87,7 +87,7 @@ fn an_upstream_that_knows_no_head_is_asked_for_the_nar() {
 }
 
 #[test]
-fn a_head_of_a_nar_that_is_being_fetched_is_answered_from_what_is_known() {
+fn head_of_a_nar_that_is_being_fetched_sends_no_request() {
     let sample = sample(1, &[7; 100_000]);
     let upstream = Scripted::start();
     let gate = Gate::default();

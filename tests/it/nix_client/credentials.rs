@@ -66,7 +66,7 @@ fn the_write_user_downloads_too() {
 }
 
 #[test]
-fn credentials_in_the_url_are_as_good_as_netrc() {
+fn credentials_in_the_url_work_like_netrc() {
     let (daemon, fixture) = (private(), fixture());
     let app = fixture.outputs("app");
     fixture.nix().copy_to(&daemon.url_with("writer", "write-secret"), &app);
@@ -86,7 +86,7 @@ fn without_a_read_user_anyone_downloads_and_only_the_write_user_uploads() {
 }
 
 #[test]
-fn an_upload_with_the_wrong_password_is_told_so_at_once() {
+fn an_upload_with_the_wrong_password_fails_at_once() {
     let (daemon, fixture) = (public(), fixture());
     let nix = fixture.nix().with_netrc("writer", "wrong-secret");
     let error = refused(&nix, "--to", daemon.url(), &fixture.outputs("app"));
@@ -96,7 +96,7 @@ fn an_upload_with_the_wrong_password_is_told_so_at_once() {
 }
 
 #[test]
-fn an_upload_without_credentials_is_told_so_at_once() {
+fn an_upload_without_credentials_fails_at_once() {
     let (daemon, fixture) = (public(), fixture());
     let error = refused(&fixture.nix(), "--to", daemon.url(), &fixture.outputs("app"));
     assert!(error.contains("HTTP error 401"), "{error}");

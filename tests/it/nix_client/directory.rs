@@ -9,7 +9,7 @@ use crate::support::nix::{Nix, utf8};
 use crate::support::scratch::Scratch;
 
 #[test]
-fn a_directory_that_nix_wrote_is_served_as_it_is() {
+fn a_directory_written_by_nix_is_served_unchanged() {
     let (dir, fixture) = (Scratch::new(), fixture());
     let paths = fixture.all();
     let file_url = format!("file://{}", utf8(dir.path()));
@@ -25,7 +25,7 @@ fn a_directory_that_nix_wrote_is_served_as_it_is() {
 }
 
 #[test]
-fn what_the_daemon_stores_nix_reads_without_it() {
+fn nix_reads_the_directory_without_the_daemon() {
     let (dir, fixture) = (Scratch::new(), fixture());
     let paths = fixture.all();
     let daemon = Daemon::builder().dir(dir.path()).start();
@@ -44,7 +44,7 @@ fn what_the_daemon_stores_nix_reads_without_it() {
 }
 
 #[test]
-fn the_directory_says_of_itself_what_the_daemon_says() {
+fn the_directory_and_the_daemon_have_the_same_cache_info() {
     let scratch = Scratch::new();
     let file = scratch.join("nix-cache-info");
     let start = |priority: &str| {

@@ -71,7 +71,7 @@ fn a_build_log_can_be_uploaded_and_read() {
 }
 
 #[test]
-fn path_info_tells_what_was_uploaded() {
+fn path_info_shows_an_uploaded_path() {
     let (daemon, fixture) = (Daemon::start(), fixture());
     let app = fixture.outputs("app");
     fixture.nix().copy_to(daemon.url(), &app);
@@ -99,7 +99,7 @@ fn path_info_tells_what_was_uploaded() {
 }
 
 #[test]
-fn path_info_says_that_an_absent_path_is_absent() {
+fn path_info_reports_an_absent_path() {
     let (daemon, fixture) = (Daemon::start(), fixture());
     let error = fixture.reader().fails(&[
         "nix",
@@ -113,7 +113,7 @@ fn path_info_says_that_an_absent_path_is_absent() {
 }
 
 #[test]
-fn ls_and_cat_look_into_a_path() {
+fn nix_store_ls_and_cat_work() {
     let (daemon, fixture) = (Daemon::start(), fixture());
     let odd = fixture.output("odd");
     fixture.nix().copy_to(daemon.url(), std::slice::from_ref(&odd));

@@ -25,32 +25,32 @@ fn round_trip_compressed(compression: &str, extension: &str) {
 }
 
 #[test]
-fn xz_is_taken_and_given_back() {
+fn xz_is_accepted_and_served() {
     round_trip_compressed("xz", "nar.xz");
 }
 
 #[test]
-fn zstd_is_taken_and_given_back() {
+fn zstd_is_accepted_and_served() {
     round_trip_compressed("zstd", "nar.zst");
 }
 
 #[test]
-fn bzip2_is_taken_and_given_back() {
+fn bzip2_is_accepted_and_served() {
     round_trip_compressed("bzip2", "nar.bz2");
 }
 
 #[test]
-fn br_is_taken_and_given_back() {
+fn br_is_accepted_and_served() {
     round_trip_compressed("br", "nar.br");
 }
 
 #[test]
-fn none_is_taken_and_given_back() {
+fn none_is_accepted_and_served() {
     round_trip_compressed("none", "nar");
 }
 
 #[test]
-fn gzip_is_taken_and_given_back() {
+fn gzip_is_accepted_and_served() {
     // Nix gives gzip no extension
     round_trip_compressed("gzip", "nar");
 }

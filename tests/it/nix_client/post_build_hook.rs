@@ -25,7 +25,7 @@ fn builder(daemon: &Daemon) -> Nix {
 }
 
 #[test]
-fn what_a_post_build_hook_uploads_is_substituted_elsewhere() {
+fn paths_uploaded_by_a_post_build_hook_are_substituted_elsewhere() {
     let daemon = Daemon::start();
     let builder = builder(&daemon);
     let key = builder.signing_key("builder-1");

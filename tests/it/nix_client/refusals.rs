@@ -21,7 +21,7 @@ fn shows(error: &str, sentence: &str) {
 }
 
 #[test]
-fn a_path_without_a_trusted_signature() {
+fn nix_shows_that_a_path_has_no_trusted_signature() {
     let daemon =
         Daemon::builder().env("NIX_STORED_TRUSTED_PUBLIC_KEYS", fixture().public_key()).start();
     let nix = Nix::new();
@@ -37,7 +37,7 @@ fn a_path_without_a_trusted_signature() {
 }
 
 #[test]
-fn a_path_that_was_damaged_in_the_store_of_the_builder() {
+fn nix_shows_that_a_path_is_damaged_in_the_store_of_the_builder() {
     let daemon = Daemon::start();
     let nix = Nix::new();
     let paths = nix.add_tiny_files("damaged", 1);
@@ -50,7 +50,7 @@ fn a_path_that_was_damaged_in_the_store_of_the_builder() {
 }
 
 #[test]
-fn a_path_that_is_too_large() {
+fn nix_shows_that_a_path_is_too_large() {
     let daemon = Daemon::builder().env("NIX_STORED_MAX_UPLOAD_SIZE", "1M").start();
     let nix = Nix::new();
     let large = vec![nix.add_big_file(4)];
@@ -58,7 +58,7 @@ fn a_path_that_is_too_large() {
 }
 
 #[test]
-fn a_cache_for_another_store_dir() {
+fn nix_shows_that_the_cache_has_another_store_dir() {
     let daemon = Daemon::builder().env("NIX_STORED_STORE_DIR", "/gnu/store").start();
     let nix = Nix::new();
     let paths = nix.add_tiny_files("elsewhere", 1);
@@ -66,7 +66,7 @@ fn a_cache_for_another_store_dir() {
 }
 
 #[test]
-fn a_whole_closure_is_taken_where_references_must_be_there_first() {
+fn a_whole_closure_is_accepted_where_references_must_be_stored_first() {
     let daemon = Daemon::builder().env("NIX_STORED_REQUIRE_REFERENCES", "1").start();
     let app = fixture().outputs("app");
     fixture().nix().copy_to(daemon.url(), &app);

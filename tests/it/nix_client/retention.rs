@@ -110,7 +110,7 @@ fn assert_nix_agrees(dir: &Path, source: &Source, gone: &[String]) {
 }
 
 #[test]
-fn what_is_kept_comes_back_whole_while_a_cache_is_sized_down() {
+fn closures_that_are_kept_can_be_substituted_while_a_cache_shrinks() {
     let source = Source::new();
     let scratch = Scratch::new();
     let dir = scratch.join("cache");
@@ -175,7 +175,7 @@ fn what_is_kept_comes_back_whole_while_a_cache_is_sized_down() {
 }
 
 #[test]
-fn who_signs_a_path_again_uses_what_it_needs() {
+fn signing_a_path_again_counts_as_use_of_its_closure() {
     let fixture = fixture();
     let scratch = Scratch::new();
     let dir = scratch.join("cache");

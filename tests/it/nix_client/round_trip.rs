@@ -87,7 +87,7 @@ fn a_content_addressed_derivation_is_found_by_its_realisation() {
 }
 
 #[test]
-fn what_nobody_trusted_has_signed_is_not_substituted() {
+fn a_path_without_a_trusted_signature_is_not_substituted() {
     let (daemon, fixture) = (Daemon::start(), fixture());
     let app = fixture.outputs("app");
     fixture.nix().copy_to(daemon.url(), &app);

@@ -49,7 +49,7 @@ fn yaml(file: &str) -> Value {
 }
 
 #[test]
-fn the_daemon_takes_what_compose_and_the_dockerfile_tell_it() {
+fn the_daemon_accepts_the_settings_of_compose_and_the_dockerfile() {
     let compose = yaml("contrib/docker/compose.yaml");
     let service = &compose["services"]["nix-stored"];
     let dir = Scratch::new();
@@ -81,7 +81,7 @@ fn the_daemon_takes_what_compose_and_the_dockerfile_tell_it() {
 }
 
 #[test]
-fn the_image_is_built_from_what_is_there_and_holds_one_binary() {
+fn the_image_is_built_from_existing_files_and_has_one_binary() {
     let file = read("contrib/docker/Dockerfile");
     let (build, image) = file.split_once("FROM scratch\n").expect("the image starts from nothing");
     let ignored = read("contrib/docker/Dockerfile.dockerignore");
@@ -97,7 +97,7 @@ fn the_image_is_built_from_what_is_there_and_holds_one_binary() {
 }
 
 #[test]
-fn everything_that_the_debian_package_has_is_there() {
+fn every_file_of_the_debian_package_exists() {
     let expression = "(builtins.fromTOML (builtins.readFile ./Cargo.toml)).package.metadata.deb";
     let args = ["--eval", "--strict", "--json", "--expr", expression];
     let home = Scratch::new();
@@ -131,7 +131,7 @@ fn everything_that_the_debian_package_has_is_there() {
 }
 
 #[test]
-fn caddy_understands_its_file() {
+fn caddy_accepts_its_configuration() {
     let home = Scratch::new();
     let file = repository("contrib/proxies/Caddyfile");
     let arguments = ["validate", "--adapter", "caddyfile", "--config", utf8(&file)];
@@ -145,7 +145,7 @@ fn caddy_understands_its_file() {
 }
 
 #[test]
-fn traefiks_file_routes_to_the_daemon() {
+fn the_traefik_configuration_routes_to_the_daemon() {
     let http = &yaml("contrib/proxies/traefik.yaml")["http"];
     let service = http["routers"]["nix-stored"]["service"].as_str().expect("a text");
     let balancer = &http["services"][service]["loadBalancer"];
@@ -172,7 +172,7 @@ const CHUNK: usize = 4 * 1024 * 1024;
 const CHUNKS: usize = 512;
 
 #[test]
-fn two_gigabytes_go_up_through_nginx_and_stay_nowhere_on_the_way() {
+fn an_upload_of_two_gigabytes_through_nginx_is_not_buffered() {
     let daemon = Daemon::builder().env("NIX_STORED_ANONYMOUS_WRITE", "1").start();
     let proxy = nginx(daemon.url().trim_start_matches("http://"));
     let chunk = Noise::new(7).bytes(CHUNK);
@@ -224,7 +224,7 @@ fn staged(daemon: &Daemon) -> u64 {
 }
 
 #[test]
-fn what_the_daemon_says_of_an_upload_comes_through_nginx() {
+fn the_response_to_an_upload_passes_nginx() {
     let daemon = Daemon::builder()
         .env("NIX_STORED_ANONYMOUS_WRITE", "1")
         .env("NIX_STORED_MAX_UPLOAD_SIZE", "1K")
@@ -243,7 +243,7 @@ fn what_the_daemon_says_of_an_upload_comes_through_nginx() {
 }
 
 #[test]
-fn nginx_speaks_to_a_unix_socket() {
+fn nginx_connects_to_a_unix_socket() {
     let dir = Scratch::new();
     let socket = format!("unix:{}", utf8(&dir.join("http")));
     let daemon = Daemon::builder()
@@ -258,7 +258,7 @@ fn nginx_speaks_to_a_unix_socket() {
 }
 
 #[test]
-fn without_users_nobody_uploads_through_nginx() {
+fn without_users_uploads_through_nginx_are_refused() {
     let daemon = Daemon::start();
     let proxy = nginx(daemon.url().trim_start_matches("http://"));
     let small = sample(1, b"small");

@@ -137,7 +137,7 @@ fn the_man_page_has_the_commands_and_the_settings() {
 }
 
 #[test]
-fn the_man_page_tells_of_everything() {
+fn the_man_page_has_every_setting_section_and_command() {
     let page = read("contrib/man/nix-stored.1").replace("\\-", "-");
     for setting in SETTINGS {
         assert!(page.contains(setting.name), "{}", setting.name);

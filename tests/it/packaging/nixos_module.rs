@@ -54,7 +54,7 @@ fn the_module_has_every_variable_and_no_other() {
 }
 
 #[test]
-fn the_daemon_takes_what_the_module_writes() {
+fn the_daemon_accepts_the_environment_of_the_module() {
     let module = evaluate();
     let defaults = &module["cases"]["defaults"];
     assert_eq!(strings(&defaults["failedAssertions"]), [""; 0]);
@@ -90,7 +90,7 @@ fn secrets_go_through_credentials_and_never_through_the_nix_store() {
 }
 
 #[test]
-fn mistakes_are_caught_at_evaluation() {
+fn wrong_options_fail_the_evaluation() {
     let module = evaluate();
     let bad = strings(&module["cases"]["bad"]["failedAssertions"]);
     let about = [
@@ -126,7 +126,7 @@ fn a_bucket_needs_no_directory_and_a_directory_has_one() {
 }
 
 #[test]
-fn systemd_holds_the_socket_where_it_is_told_to() {
+fn systemd_opens_the_socket_if_configured() {
     let module = evaluate();
     let socket = |case: &str| {
         let unit = module["cases"][case]["units"]["sockets"]["nix-stored"].clone();
@@ -152,7 +152,7 @@ fn systemd_holds_the_socket_where_it_is_told_to() {
 }
 
 #[test]
-fn collections_at_set_times_are_told_no_more_than_they_need() {
+fn scheduled_collections_get_only_the_settings_they_need() {
     let module = evaluate();
     let unit = |case: &str| module["cases"][case]["units"]["services"]["nix-stored-gc"].clone();
     assert_eq!(unit("defaults"), Value::Null);
@@ -163,7 +163,7 @@ fn collections_at_set_times_are_told_no_more_than_they_need() {
 }
 
 #[test]
-fn a_builder_is_told_where_to_push_and_keeps_its_secrets() {
+fn a_builder_gets_its_cache_and_keeps_its_secrets() {
     let module = evaluate();
     let unit = |case: &str| {
         let unit = module["push"][case]["units"]["services"]["nix-stored-push"].clone();

@@ -214,7 +214,7 @@ fn narinfo(daemon: &Daemon, path: &str) -> u16 {
 }
 
 #[test]
-fn builds_wait_for_no_cache_and_are_uploaded_when_it_comes() {
+fn builds_do_not_wait_for_the_cache_and_are_uploaded_later() {
     let site = Site::new();
     let address = free_address().to_string();
     let url = format!("http://{address}");
@@ -232,7 +232,7 @@ fn builds_wait_for_no_cache_and_are_uploaded_when_it_comes() {
 }
 
 #[test]
-fn the_hook_takes_what_nix_tells_it_and_is_done_at_once() {
+fn the_hook_queues_the_paths_and_ends_at_once() {
     let site = Site::new();
     let outputs = "/nix/store/00000000000000000000000000000000-one /nix/store/11111111111111111111111111111111-two";
     let started = Instant::now();
@@ -253,7 +253,7 @@ fn the_hook_takes_what_nix_tells_it_and_is_done_at_once() {
 }
 
 #[test]
-fn a_hook_that_cannot_note_anything_fails_no_build() {
+fn a_hook_that_cannot_write_to_the_queue_fails_no_build() {
     let site = Site::new();
     fs::write(site.dir.join("queue"), "a file, where a folder should be").expect("writable");
     let output = site.nix.run(&["nix-store", "-r", &site.nix.instantiate(&closure_nix(), "base")]);
@@ -281,7 +281,7 @@ fn an_uploader_that_is_killed_again_and_again_loses_nothing() {
 }
 
 #[test]
-fn builds_that_end_together_are_all_noted_and_all_uploaded() {
+fn builds_that_end_together_are_all_queued_and_uploaded() {
     let site = Site::new();
     let daemon = Daemon::start();
     let mut paths = Vec::new();
@@ -309,7 +309,7 @@ fn builds_that_end_together_are_all_noted_and_all_uploaded() {
 }
 
 #[test]
-fn what_the_cache_refuses_is_set_aside_and_the_others_go_on() {
+fn refused_paths_are_moved_out_of_the_queue_and_the_others_are_uploaded() {
     let site = Site::new();
     let daemon = Daemon::builder().env("NIX_STORED_MAX_UPLOAD_SIZE", "1M").start();
     let before = site.build(0, 2);
@@ -340,7 +340,7 @@ fn what_the_cache_refuses_is_set_aside_and_the_others_go_on() {
 }
 
 #[test]
-fn a_wrong_password_gives_nothing_up() {
+fn a_wrong_password_keeps_the_queue() {
     let site = Site::new();
     let daemon = Daemon::builder()
         .env("NIX_STORED_USER_WRITE", "builder")
@@ -367,7 +367,7 @@ fn a_wrong_password_gives_nothing_up() {
 }
 
 #[test]
-fn one_path_with_trouble_does_not_hold_up_the_others() {
+fn a_path_that_fails_does_not_delay_the_others() {
     let site = Site::new();
     let daemon = Daemon::start();
     let [first, second] = &site.build(0, 2)[..] else { panic!("two builds") };
@@ -385,7 +385,7 @@ fn one_path_with_trouble_does_not_hold_up_the_others() {
 }
 
 #[test]
-fn what_waits_is_kept_from_the_garbage_collector_until_it_is_uploaded() {
+fn queued_paths_are_protected_from_the_garbage_collector_until_they_are_uploaded() {
     let site = Site::new();
     let daemon = Daemon::start();
     let paths = site.build(0, 2);
@@ -401,7 +401,7 @@ fn what_waits_is_kept_from_the_garbage_collector_until_it_is_uploaded() {
 }
 
 #[test]
-fn what_was_collected_is_set_aside_and_the_others_go_on() {
+fn collected_paths_are_moved_out_of_the_queue_and_the_others_are_uploaded() {
     let site = Site::with_roots(Nix::new(), String::new());
     let daemon = Daemon::start();
     let gone = site.build(0, 1);

@@ -261,7 +261,7 @@ impl Site {
 }
 
 #[test]
-fn what_is_signed_and_uploaded_as_the_readme_says_can_be_substituted() {
+fn paths_signed_and_uploaded_as_in_the_readme_can_be_substituted() {
     let site = Site::new();
     site.run_those_with("nix key generate-secret");
     site.run_those_with("machine cache.example.org");
@@ -270,7 +270,7 @@ fn what_is_signed_and_uploaded_as_the_readme_says_can_be_substituted() {
 }
 
 #[test]
-fn what_was_uploaded_unsigned_is_signed_in_the_cache_as_the_readme_says() {
+fn unsigned_paths_can_be_signed_in_the_cache_as_in_the_readme() {
     let site = Site::new();
     let app = fixture().output("app");
     site.shell(&format!("nix copy --to {} ./result", site.daemon.url())).unwrap();
@@ -309,7 +309,7 @@ fn a_new_snippet_is_run_or_has_a_reason() {
 }
 
 #[test]
-fn every_link_of_the_documentation_leads_somewhere() {
+fn every_link_in_the_documentation_works() {
     let docs = fs::read_dir(repository("docs")).expect("the folder can be read");
     let docs = docs.map(|entry| entry.expect("an entry can be read").file_name());
     let docs = docs.filter_map(|name| Some(format!("docs/{}", name.to_str()?)));

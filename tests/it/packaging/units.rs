@@ -90,7 +90,7 @@ fn of_module(case: &Value) -> Vec<(String, String)> {
 }
 
 #[test]
-fn systemd_understands_every_unit() {
+fn systemd_accepts_every_unit() {
     let unit = |path: &str| {
         let name = path.rsplit('/').next().expect("a name").to_owned();
         (name, read(path))
@@ -116,13 +116,13 @@ fn systemd_understands_every_unit() {
 
 #[test]
 #[should_panic(expected = "Unknown key")]
-fn a_line_that_systemd_does_not_understand_is_seen() {
+fn a_line_that_systemd_does_not_know_is_detected() {
     let text = "[Service]\nExecStart=x\nProtectEverything=true\n".to_owned();
     assert_understood(&[("broken.service".to_owned(), text)]);
 }
 
 #[test]
-fn the_services_are_little_exposed() {
+fn systemd_rates_the_exposure_of_the_services_as_low() {
     assert_hardened("nix-stored.service", &read("contrib/systemd/nix-stored.service"));
     let module = evaluate();
     for case in ["defaults", "full", "foreignDirectory", "socket", "privilegedPort", "activated"] {
@@ -136,7 +136,7 @@ fn the_services_are_little_exposed() {
 
 #[test]
 #[should_panic(expected = "systemd-analyze security")]
-fn an_exposed_service_is_seen() {
+fn an_exposed_service_is_detected() {
     let text = read("contrib/systemd/nix-stored.service");
     let weaker = text.replace("CapabilityBoundingSet=\n", "").replace("ProtectSystem=strict\n", "");
     assert_ne!(text, weaker);

@@ -214,7 +214,7 @@ fn every_page_fits_every_screen_in_light_and_dark_and_asks_for_nothing_else() {
 }
 
 #[test]
-fn a_visitor_searches_follows_a_reference_and_comes_back() {
+fn search_references_and_back_work_in_a_browser() {
     let scratch = Scratch::new();
     let written = furnished(scratch.path());
     let daemon = Daemon::builder().dir(scratch.path()).start();
@@ -252,7 +252,7 @@ fn a_visitor_searches_follows_a_reference_and_comes_back() {
 }
 
 #[test]
-fn what_uploaders_wrote_is_shown_as_text() {
+fn text_from_uploads_is_escaped() {
     const EVIL: &str =
         "<script>window.got=1</script><img/src=x/onerror=window.got=2>\u{202e}\"'&lt;";
     let scratch = Scratch::new();
@@ -320,7 +320,7 @@ fn what_uploaders_wrote_is_shown_as_text() {
 }
 
 #[test]
-fn what_is_to_be_pasted_is_copied_by_a_button_where_scripts_run() {
+fn a_button_copies_the_commands_where_scripts_run() {
     let daemon = Daemon::start();
     wait_for_index(&daemon);
     let mut browser = Browser::start();

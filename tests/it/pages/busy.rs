@@ -68,7 +68,7 @@ fn look(daemon: &Daemon, path: &str, times: usize) -> (Vec<u16>, Duration) {
 }
 
 #[test]
-fn thousands_of_signatures_stall_nobody_who_wants_something_else() {
+fn thousands_of_signatures_delay_no_other_request() {
     let sample = sample(1, b"x");
     let signatures: String = (0..9000).map(signature).collect();
     let daemon = daemon_with(&sample, &format!("{}{signatures}", sample.narinfo), &[]);
@@ -170,7 +170,7 @@ fn nars_whose_files_are_listed_share_one_budget() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn visitors_that_would_wait_too_long_are_told_to_come_again() {
+async fn page_requests_that_would_wait_too_long_are_503() {
     let cache = TestCache::new();
     let (end, ended) = std::sync::mpsc::channel::<()>();
     let ended = Arc::new(std::sync::Mutex::new(ended));

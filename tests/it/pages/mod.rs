@@ -38,7 +38,7 @@ async fn page(cache: &TestCache, path: &str) -> Answer {
 }
 
 #[tokio::test]
-async fn a_browser_gets_a_page_and_everybody_else_nix_cache_info() {
+async fn browsers_get_a_page_and_other_clients_nix_cache_info() {
     let cache = TestCache::new();
     let text = cache.get("/nix-cache-info").await.text();
     for accept in [&[][..], &[("accept", "*/*")], &[("accept", "text/plain, text/html;q=0.5")]] {
@@ -55,7 +55,7 @@ async fn a_browser_gets_a_page_and_everybody_else_nix_cache_info() {
 }
 
 #[tokio::test]
-async fn every_page_says_that_nothing_else_may_be_loaded_or_frame_it() {
+async fn every_page_forbids_other_resources_and_frames() {
     let cache = TestCache::new();
     let sample = sample(1, b"x");
     upload(&cache, &sample).await;
@@ -85,7 +85,7 @@ async fn every_page_says_that_nothing_else_may_be_loaded_or_frame_it() {
 }
 
 #[tokio::test]
-async fn head_of_a_page_is_like_get() {
+async fn head_of_a_page_matches_get() {
     let cache = TestCache::new();
     for path in ["/", "/browse?q=x", "/browse/nothing"] {
         let get = page(&cache, path).await;
@@ -101,7 +101,7 @@ async fn head_of_a_page_is_like_get() {
 }
 
 #[tokio::test]
-async fn nothing_can_be_uploaded_to_where_pages_are() {
+async fn uploads_to_the_paths_of_pages_are_refused() {
     let cache = TestCache::new();
     for path in ["/", "/browse", "/browse/8ha1dhmx807czjczmwy078s4r9s254il"] {
         cache.put(path, "x").await.is(400);
@@ -126,7 +126,7 @@ async fn a_path_is_found_by_its_hash_part_and_in_full() {
 }
 
 #[tokio::test]
-async fn looking_at_a_path_is_no_use_of_it() {
+async fn viewing_a_path_does_not_count_as_use() {
     let cache = TestCache::new();
     let sample = sample(1, b"x");
     upload(&cache, &sample).await;
@@ -143,7 +143,7 @@ async fn looking_at_a_path_is_no_use_of_it() {
 }
 
 #[tokio::test]
-async fn a_listing_is_believed_and_a_nar_is_read_where_there_is_none() {
+async fn files_are_listed_from_the_listing_or_else_from_the_nar() {
     let cache = TestCache::new();
     let sample = sample(1, b"twelve bytes");
     upload(&cache, &sample).await;
@@ -159,7 +159,7 @@ async fn a_listing_is_believed_and_a_nar_is_read_where_there_is_none() {
 }
 
 #[tokio::test]
-async fn a_path_without_its_nar_says_so() {
+async fn the_page_of_a_path_without_its_nar_says_so() {
     let cache = TestCache::new();
     let sample = sample(1, b"x");
     upload(&cache, &sample).await;
@@ -172,7 +172,7 @@ async fn a_path_without_its_nar_says_so() {
 }
 
 #[tokio::test]
-async fn what_to_paste_has_the_keys_and_the_netrc_where_they_are_needed() {
+async fn the_commands_to_paste_have_the_keys_and_the_netrc_if_needed() {
     let key = "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=";
     let vars = [
         ("TRUSTED_PUBLIC_KEYS", key),

@@ -92,7 +92,7 @@ fn listing(path: usize) -> String {
 }
 
 #[tokio::test]
-async fn side_files_go_with_what_they_belong_to() {
+async fn side_files_are_removed_with_their_path() {
     let site = Site::new();
     let (old, base) = (site.days_ago(40), dir::store_path(1));
     dir::put_path(site.dir(), 1, &[], old);
@@ -125,7 +125,7 @@ async fn side_files_go_with_what_they_belong_to() {
 }
 
 #[tokio::test]
-async fn what_is_asked_for_keeps_what_it_belongs_to() {
+async fn a_use_of_a_side_file_keeps_its_path() {
     // A listing, a log, a link to debug symbols: who reads them wants the path.
     for used in [listing(1), dir::log(1), format!("debuginfo/{:040x}.debug", 1)] {
         let site = Site::new();
@@ -149,7 +149,7 @@ async fn what_is_asked_for_keeps_what_it_belongs_to() {
 }
 
 #[tokio::test]
-async fn a_log_stays_as_long_as_one_output_of_its_derivation() {
+async fn a_log_is_kept_as_long_as_one_output_of_its_derivation() {
     let site = Site::new();
     for (path, days) in [(1, 40), (2, 20)] {
         let text = dir::narinfo_text(path, path, &[], Some(7), 0);
@@ -166,7 +166,7 @@ async fn a_log_stays_as_long_as_one_output_of_its_derivation() {
 }
 
 #[tokio::test]
-async fn a_nar_stays_as_long_as_one_path_that_has_it() {
+async fn a_nar_is_kept_as_long_as_one_path_that_names_it() {
     let site = Site::new();
     // A NAR's use is a use of all of its paths, so they differ only by what refers to them.
     for path in [1, 2] {
@@ -184,7 +184,7 @@ async fn a_nar_stays_as_long_as_one_path_that_has_it() {
 }
 
 #[tokio::test]
-async fn orphans_go_after_the_time_of_grace_and_other_strays_when_they_are_too_old() {
+async fn orphans_are_removed_after_the_grace_period_and_other_files_when_they_are_too_old() {
     let site = Site::new();
     let nothing = Limits { max_age: None, ..MONTH };
     dir::put(site.dir(), &dir::nar(1), "an upload that was given up", site.now - HOUR * 25);
@@ -217,7 +217,7 @@ async fn orphans_go_after_the_time_of_grace_and_other_strays_when_they_are_too_o
 }
 
 #[tokio::test]
-async fn a_narinfo_that_does_not_parse_stops_nothing() {
+async fn an_invalid_narinfo_stops_no_collection() {
     let site = Site::new();
     dir::put_path(site.dir(), 1, &[2], site.days_ago(20));
     dir::put_path(site.dir(), 2, &[], site.days_ago(40));
@@ -238,7 +238,7 @@ async fn a_narinfo_that_does_not_parse_stops_nothing() {
 }
 
 #[tokio::test]
-async fn the_nar_of_a_narinfo_that_does_not_parse_is_no_orphan() {
+async fn the_nar_of_an_invalid_narinfo_is_no_orphan() {
     let site = Site::new();
     dir::put_path(site.dir(), 1, &[], site.days_ago(20));
     dir::put_path(site.dir(), 2, &[], site.days_ago(20));
@@ -250,7 +250,7 @@ async fn the_nar_of_a_narinfo_that_does_not_parse_is_no_orphan() {
 }
 
 #[tokio::test]
-async fn nothing_goes_where_everything_is_for_another_store_dir() {
+async fn nothing_is_removed_from_a_cache_for_another_store_dir() {
     let site = Site::new();
     dir::put_path(site.dir(), 1, &[], site.days_ago(40));
     let text = dir::narinfo_text(1, 1, &[], None, 0).replace("/nix/store/", "/gnu/store/");
@@ -261,7 +261,7 @@ async fn nothing_goes_where_everything_is_for_another_store_dir() {
 }
 
 #[tokio::test]
-async fn what_is_pinned_stays_with_everything_that_it_needs() {
+async fn a_pinned_path_is_kept_with_its_closure() {
     let site = Site::new();
     let pins = Pins::of(site.cache.cache());
     for (path, references) in [(1, &[2][..]), (2, &[3]), (3, &[]), (4, &[1])] {
@@ -287,7 +287,7 @@ async fn what_is_pinned_stays_with_everything_that_it_needs() {
 }
 
 #[tokio::test]
-async fn one_collection_at_a_time() {
+async fn collections_exclude_each_other() {
     let site = Site::new();
     dir::put_path(site.dir(), 1, &[], site.days_ago(40));
     // Another process, which knows the directory by another descriptor.
@@ -302,7 +302,7 @@ async fn one_collection_at_a_time() {
 }
 
 #[tokio::test]
-async fn the_lock_of_a_process_that_was_killed_is_free() {
+async fn the_lock_of_a_killed_process_is_released() {
     let site = Site::new();
     let lock = site.scratch.join(".nix-stored/lock");
     let mut holder = Command::new("flock")
@@ -332,7 +332,7 @@ async fn the_lock_of_a_process_that_was_killed_is_free() {
 }
 
 #[tokio::test]
-async fn a_collection_that_is_stopped_leaves_every_path_whole() {
+async fn a_stopped_collection_leaves_every_closure_complete() {
     let paths = 4;
     for moment in 0.. {
         let site = Site::new();
@@ -386,7 +386,7 @@ async fn about_to_be_collected() -> (Site, (Inventory, Plan)) {
 }
 
 #[tokio::test]
-async fn what_is_used_before_it_goes_stays_with_everything_that_it_needs() {
+async fn a_path_that_is_used_during_a_collection_is_kept_with_its_closure() {
     for method in ["GET", "HEAD"] {
         let (site, planned) = about_to_be_collected().await;
         let path = format!("/{}", dir::narinfo(2));
@@ -406,7 +406,7 @@ async fn what_is_used_before_it_goes_stays_with_everything_that_it_needs() {
 }
 
 #[tokio::test]
-async fn what_an_upload_refers_to_stays() {
+async fn references_of_an_upload_are_kept() {
     let (site, planned) = about_to_be_collected().await;
     let mut sample = sample(9, b"contents");
     let references = format!("References: {}", dir::store_path(2));
@@ -419,7 +419,7 @@ async fn what_an_upload_refers_to_stays() {
 }
 
 #[tokio::test]
-async fn a_nar_that_an_upload_counts_on_stays() {
+async fn a_nar_that_a_client_was_told_of_is_kept() {
     let site = Site::new();
     let sample = sample(9, b"contents");
     let (nar, narinfo) = (&sample.nar_path[1..], &sample.narinfo_path[1..]);
@@ -436,7 +436,7 @@ async fn a_nar_that_an_upload_counts_on_stays() {
 }
 
 #[tokio::test]
-async fn what_is_uploaded_again_stays() {
+async fn a_path_that_is_uploaded_again_is_kept() {
     let site = Site::new();
     let sample = sample(9, b"contents");
     let (nar, narinfo) = (&sample.nar_path[1..], &sample.narinfo_path[1..]);
@@ -451,7 +451,7 @@ async fn what_is_uploaded_again_stays() {
 }
 
 #[tokio::test]
-async fn a_pin_that_is_set_meanwhile_wins() {
+async fn a_pin_that_is_set_during_a_collection_is_respected() {
     let (site, planned) = about_to_be_collected().await;
     Pins::of(site.cache.cache()).set("late", &[dir::store_path(1)]).await.expect("it works");
     site.apply(&planned, &MONTH).await;
@@ -459,7 +459,7 @@ async fn a_pin_that_is_set_meanwhile_wins() {
 }
 
 #[tokio::test]
-async fn what_has_gone_is_forgotten() {
+async fn a_removed_narinfo_is_not_served_from_memory() {
     let site = Site::new();
     dir::put_path(site.dir(), 1, &[], site.now - HOUR / 2);
     let path = format!("/{}", dir::narinfo(1));

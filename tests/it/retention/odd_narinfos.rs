@@ -105,7 +105,7 @@ async fn a_narinfo_of_more_than_a_megabyte_can_be_uploaded() {
 }
 
 #[test]
-fn what_an_odd_narinfo_names_is_known_to_every_command() {
+fn every_command_reads_what_an_odd_narinfo_names() {
     for odd in
         ["Sig: key-1:c2hvcnQ=\n", "Sig: no-colon\n", "Sig: 1;old-style\n", "System:x86_64-linux\n"]
     {
@@ -121,7 +121,7 @@ fn what_an_odd_narinfo_names_is_known_to_every_command() {
 }
 
 #[test]
-fn the_same_signature_twice_is_once() {
+fn duplicate_signatures_are_stored_once() {
     let cache =
         cache_with(|one| format!("{0}Sig: key-1:{ZEROS}\nSig: key-1:{ZEROS}\n", one.narinfo));
     cache.run(&["verify", "--deep"]).is(0).says("no damage, 0 notes");
@@ -137,7 +137,7 @@ fn a_narinfo_that_is_left_out_of_a_migration_is_reported() {
 }
 
 #[test]
-fn garbage_protects_nothing_and_blocks_nothing_and_is_reported() {
+fn files_that_are_no_narinfos_are_reported_and_protect_and_block_nothing() {
     let cache = cache_with(|one| one.narinfo.clone());
     let cut_off = path(3);
     cache.put(&cut_off.narinfo_path, &cut_off.narinfo[..60], 40);
@@ -183,7 +183,7 @@ fn nothing_is_removed_while_a_narinfo_cannot_be_read() {
 }
 
 #[test]
-fn the_daemon_says_that_it_cannot_collect() {
+fn the_daemon_logs_that_it_cannot_collect() {
     let cache = cache_with(|one| one.narinfo.clone());
     let name = cache.dir().join(&path(1).narinfo_path[1..]);
     fs::write(&name, vec![b'x'; narinfo::MAX_SIZE as usize + 1]).unwrap();

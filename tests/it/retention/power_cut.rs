@@ -60,7 +60,7 @@ fn is_left_by(call: &Call, path: &str) -> bool {
 }
 
 #[test]
-fn narinfos_are_gone_for_good_before_their_nars_go() {
+fn removals_of_narinfos_are_synced_before_their_nars_are_removed() {
     let scratch = Scratch::new();
     let root = scratch.join("cache");
     let old = dir::now() - DAY * 40;
@@ -90,7 +90,7 @@ fn narinfos_are_gone_for_good_before_their_nars_go() {
 }
 
 #[test]
-fn a_collection_syncs_what_one_before_it_removed_and_could_not_sync() {
+fn a_collection_syncs_earlier_removals_that_could_not_be_synced() {
     let cache = Given::new();
     cache.add(1, &[], 90);
     cache.add(2, &[], 90);
@@ -162,7 +162,7 @@ mod proof {
     }
 
     #[test]
-    fn a_trace_that_keeps_it_passes() {
+    fn a_trace_that_keeps_the_order_passes() {
         assert!(judged(&GOOD).is_empty(), "{:?}", judged(&GOOD));
         let direct = [
             r#"1 unlinkat(4</c>, "x.narinfo", 0) = 0"#,
@@ -173,7 +173,7 @@ mod proof {
     }
 
     #[test]
-    fn whatever_is_wrong_is_seen() {
+    fn every_violation_of_the_order_is_detected() {
         // A sync is missing, too early, too late, or failed.
         for (line, folder) in [(2, "/c/.nix-stored/trash"), (3, "/c")] {
             let mut lines = GOOD.to_vec();

@@ -338,7 +338,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(3000) })]
 
     #[test]
-    fn a_plan_keeps_closures_whole_and_takes_just_enough(world in world(true)) {
+    fn a_plan_keeps_closures_complete_and_removes_just_enough(world in world(true)) {
         let now = dir::now();
         let inventory = world.inventory(now);
         let model = Model::new(&world);
@@ -350,7 +350,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(60) })]
 
     #[test]
-    fn a_collection_does_on_the_disk_what_was_planned(world in world(true)) {
+    fn a_collection_removes_exactly_the_planned_paths(world in world(true)) {
         let (now, scratch) = (dir::now(), Scratch::new());
         world.write(scratch.path(), now);
         let cache = open(scratch.path());
@@ -377,7 +377,7 @@ proptest! {
     }
 
     #[test]
-    fn a_collection_gives_way_to_whatever_is_used_meanwhile_and_stops_where_it_is_told(
+    fn a_collection_keeps_used_paths_and_stops_at_any_removal(
         world in world(false),
         uses in proptest::collection::vec((any::<Index>(), any::<Index>()), 0..4),
         stop_after: Option<Index>,

@@ -17,7 +17,7 @@ fn count(dir: &Path) -> usize {
 }
 
 #[test]
-fn the_daemon_keeps_to_its_limit_and_says_so() {
+fn the_daemon_enforces_its_limit_and_logs_it() {
     let (scratch, now) = (Scratch::new(), SystemTime::now());
     for path in 0..10_u32 {
         dir::put_path(scratch.path(), path as usize, &[], now - DAY * (2 + path));
@@ -42,7 +42,7 @@ fn the_daemon_keeps_to_its_limit_and_says_so() {
 }
 
 #[test]
-fn without_a_limit_nothing_goes() {
+fn without_a_limit_nothing_is_removed() {
     let (scratch, now) = (Scratch::new(), SystemTime::now());
     dir::put_path(scratch.path(), 1, &[], now - DAY * 400);
     dir::put(scratch.path(), &dir::nar(2), "an orphan", now - DAY * 400);
@@ -54,7 +54,7 @@ fn without_a_limit_nothing_goes() {
 }
 
 #[test]
-fn limits_that_hurt_or_cannot_be_kept_are_told() {
+fn harmful_or_unreachable_limits_are_logged() {
     let (scratch, now) = (Scratch::new(), SystemTime::now());
     dir::put_path(scratch.path(), 1, &[], now);
     let daemon = collecting(scratch.path())
@@ -75,7 +75,7 @@ fn limits_that_hurt_or_cannot_be_kept_are_told() {
 }
 
 #[test]
-fn a_daemon_that_ends_in_the_middle_of_a_collection_leaves_every_path_whole() {
+fn a_daemon_that_stops_during_a_collection_leaves_every_closure_complete() {
     for end in [terminate, Daemon::kill] {
         // It might be done before it hears of it; it is not every time.
         let stopped = (0..10).any(|_| is_stopped_half_way(end));

@@ -126,7 +126,7 @@ async fn a_use_is_recorded_once_an_hour_and_changes_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_use_is_recorded_where_the_system_records_none() {
+async fn a_use_is_recorded_on_a_noatime_file_system() {
     let disk = Disk::new("size=8m,noatime");
     check_that_uses_are_recorded(disk.path()).await;
     let disk = Disk::new("size=8m,noatime");
@@ -134,7 +134,7 @@ async fn a_use_is_recorded_where_the_system_records_none() {
 }
 
 #[tokio::test]
-async fn a_use_is_recorded_where_the_system_records_one_a_day() {
+async fn a_use_is_recorded_on_a_relatime_file_system() {
     let disk = Disk::new("size=8m,relatime");
     check_that_uses_are_recorded(disk.path()).await;
     let disk = Disk::new("size=8m,relatime");
@@ -142,13 +142,13 @@ async fn a_use_is_recorded_where_the_system_records_one_a_day() {
 }
 
 #[tokio::test]
-async fn going_through_everything_is_no_use() {
+async fn a_scan_does_not_count_as_use() {
     let disk = Disk::new("size=8m,strictatime");
     check_that_looking_leaves_no_trace(disk.path()).await;
 }
 
 #[tokio::test]
-async fn serving_from_memory_is_use_too() {
+async fn a_response_from_memory_counts_as_use() {
     let scratch = Scratch::new();
     // Every use is recorded, before it is answered.
     let cache = TestCache::over(scratch.path(), Duration::ZERO);
@@ -190,7 +190,7 @@ async fn a_use_from_memory_is_recorded_once_an_hour() {
 }
 
 #[tokio::test]
-async fn what_went_while_it_was_in_memory_is_absent_when_its_use_must_be_recorded() {
+async fn a_removed_narinfo_in_memory_is_absent_when_its_use_is_recorded() {
     let scratch = Scratch::new();
     let cache = TestCache::over(scratch.path(), Duration::ZERO);
     let key = dir::narinfo(1);
@@ -205,7 +205,7 @@ async fn what_went_while_it_was_in_memory_is_absent_when_its_use_must_be_recorde
 }
 
 #[tokio::test]
-async fn an_upload_is_a_use_of_what_it_needs() {
+async fn an_upload_counts_as_use_of_its_references() {
     let scratch = Scratch::new();
     let cache = TestCache::over(scratch.path(), GRACE);
     let now = dir::now();

@@ -54,16 +54,16 @@ macro_rules! on_every_server {
 }
 
 on_every_server! {
-    a_collection_takes_nothing_that_was_acknowledged
-    a_deletion_that_is_held_up_takes_nothing_that_is_stored_again
+    a_collection_removes_no_acknowledged_upload
+    a_delayed_deletion_removes_no_object_that_is_stored_again
     a_deletion_that_fails_is_not_sent_again_blindly
-    a_use_is_seen_whose_batch_is_merged_meanwhile
-    quarantine_leaves_what_was_stored_while_it_copied
+    a_use_in_a_batch_that_is_being_merged_is_read
+    quarantine_keeps_an_object_that_was_stored_during_the_copy
     no_signature_is_lost_where_two_daemons_merge
     a_lease_is_ended_only_by_its_holder
-    a_lease_that_was_left_can_be_broken
-    merging_is_in_nobodys_way
-    merging_over_a_slow_line_makes_progress_and_ends
+    an_abandoned_lease_can_be_broken
+    merging_delays_no_request
+    merging_over_a_slow_connection_makes_progress_and_ends
     merged_batches_are_smaller_than_parts_of_uploads
 }
 
@@ -198,7 +198,7 @@ impl Race {
     }
 }
 
-async fn a_collection_takes_nothing_that_was_acknowledged(place: &Place) {
+async fn a_collection_removes_no_acknowledged_upload(place: &Place) {
     let seconds = number("NIX_STORED_TEST_COLLECTION_SECONDS").unwrap_or(20);
     let bucket = place.bucket();
     let faults = Faults::before(bucket.address());
@@ -250,7 +250,7 @@ async fn a_collection_takes_nothing_that_was_acknowledged(place: &Place) {
     assert!(lost.is_empty(), "{lost:#?}");
 }
 
-async fn a_deletion_that_is_held_up_takes_nothing_that_is_stored_again(place: &Place) {
+async fn a_delayed_deletion_removes_no_object_that_is_stored_again(place: &Place) {
     let bucket = place.bucket();
     let faults = Faults::before(bucket.address());
     let collector = store(&bucket.through(faults.address())).await;
@@ -329,7 +329,7 @@ async fn a_deletion_that_fails_is_not_sent_again_blindly(place: &Place) {
     assert_eq!(kept, removed == Removed::InUse);
 }
 
-async fn a_use_is_seen_whose_batch_is_merged_meanwhile(place: &Place) {
+async fn a_use_in_a_batch_that_is_being_merged_is_read(place: &Place) {
     let bucket = place.bucket();
     let faults = Faults::before(bucket.address());
     let collector = store(&bucket.through(faults.address())).await;
@@ -355,7 +355,7 @@ async fn a_use_is_seen_whose_batch_is_merged_meanwhile(place: &Place) {
     assert_eq!(collector.remove(&path, long_ago()).await.expect("it works"), Removed::InUse);
 }
 
-async fn quarantine_leaves_what_was_stored_while_it_copied(place: &Place) {
+async fn quarantine_keeps_an_object_that_was_stored_during_the_copy(place: &Place) {
     let bucket = place.bucket();
     let faults = Faults::before(bucket.address());
     let repairing = store(&bucket.through(faults.address())).await;
@@ -443,7 +443,7 @@ async fn a_lease_is_ended_only_by_its_holder(place: &Place) {
 }
 
 #[allow(clippy::unused_async, reason = "all cases are")]
-async fn a_lease_that_was_left_can_be_broken(place: &Place) {
+async fn an_abandoned_lease_can_be_broken(place: &Place) {
     let bucket = place.bucket();
     bucket.put(".nix-stored/lock", b"0\nprocess 7 on elsewhere\n");
     let refused = run(&bucket, &["gc"]).is(1).complains("process 7 on elsewhere");
@@ -455,7 +455,7 @@ async fn a_lease_that_was_left_can_be_broken(place: &Place) {
     assert!(again.err.contains("no collection lock"), "{again:?}");
 }
 
-async fn merging_is_in_nobodys_way(place: &Place) {
+async fn merging_delays_no_request(place: &Place) {
     let bucket = place.bucket();
     let faults = Faults::before(bucket.address());
     let store = store(&bucket.through(faults.address())).await;
@@ -513,7 +513,7 @@ fn used_key(number: usize) -> String {
     format!("nar/{number:052}.nar.xz")
 }
 
-async fn merging_over_a_slow_line_makes_progress_and_ends(place: &Place) {
+async fn merging_over_a_slow_connection_makes_progress_and_ends(place: &Place) {
     const BATCHES: usize = 400;
     let bucket = place.bucket();
     for number in 0..BATCHES {
@@ -615,7 +615,7 @@ mod of_others {
 
     #[test]
     #[ignore = "needs Garage: tests/run --garage"]
-    fn uploads_of_other_programs_are_not_swept_away() {
+    fn uploads_of_other_programs_are_not_aborted() {
         let place = Place::garage();
         let bucket = place.bucket();
         let nar = "nar/0g8ww6m6ahj3zw0gd94q2bxx6x8dyvcw2vzyxrysc6hx1zy7w0ny.nar.xz";

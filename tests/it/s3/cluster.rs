@@ -208,7 +208,7 @@ fn nix_client(url: &str, work: &Work) {
 
 #[test]
 #[ignore = "needs Garage: tests/run --garage"]
-fn no_client_fails_and_nothing_is_lost_while_servers_and_daemons_come_and_go() {
+fn no_client_fails_and_nothing_is_lost_while_servers_and_daemons_restart() {
     let mut garage = Garage::start(3);
     let bucket = garage.bucket("cache");
     let nodes: Vec<String> = garage.addresses().iter().map(ToString::to_string).collect();

@@ -11,9 +11,9 @@ use crate::support::objects::{Sample, sample};
 use crate::support::s3_bucket::Bucket;
 
 on_every_server! {
-    stats_and_verify_say_what_is_there
-    what_is_false_is_put_aside
-    what_is_deleted_is_gone_with_all_that_only_it_needs
+    stats_and_verify_report_the_content_of_the_bucket
+    damaged_objects_are_quarantined
+    a_deleted_path_is_removed_with_its_unreferenced_objects
     pins_are_kept_in_the_bucket
     collections_follow_each_other
 }
@@ -40,7 +40,7 @@ fn json(bucket: &Bucket, args: &[&str]) -> Value {
     run(bucket, args).is(0).json()
 }
 
-fn stats_and_verify_say_what_is_there(place: &Place) {
+fn stats_and_verify_report_the_content_of_the_bucket(place: &Place) {
     let (bucket, samples) = filled(place, 3);
     assert_eq!(json(&bucket, &["stats", "--json"])["paths"], samples.len());
     let told = json(&bucket, &["verify", "--deep", "--json"]);
@@ -48,7 +48,7 @@ fn stats_and_verify_say_what_is_there(place: &Place) {
     assert_eq!(told["checked"]["nars"], samples.len());
 }
 
-fn what_is_false_is_put_aside(place: &Place) {
+fn damaged_objects_are_quarantined(place: &Place) {
     let (bucket, samples) = filled(place, 3);
     let (nar, narinfo) = (&samples[0].nar_path[1..], &samples[0].narinfo_path[1..]);
     let mut bytes = samples[0].nar.clone();
@@ -64,7 +64,7 @@ fn what_is_false_is_put_aside(place: &Place) {
     run(&bucket, &["verify", "--deep"]).is(0).says("checked 3 paths");
 }
 
-fn what_is_deleted_is_gone_with_all_that_only_it_needs(place: &Place) {
+fn a_deleted_path_is_removed_with_its_unreferenced_objects(place: &Place) {
     let (bucket, samples) = filled(place, 3);
     run(&bucket, &["delete", &samples[0].store_path]).is(0);
     assert_eq!(bucket.get(&samples[0].nar_path[1..]), None);

@@ -10,8 +10,8 @@ use crate::support::s3_bucket::Bucket;
 use crate::support::wire::Wire;
 
 on_every_server! {
-    what_a_killed_daemon_was_taking_is_not_visible
-    what_was_acknowledged_before_a_kill_is_there
+    a_running_upload_of_a_killed_daemon_is_not_visible
+    acknowledged_uploads_survive_a_kill
 }
 
 fn large() -> Sample {
@@ -29,7 +29,7 @@ fn kill_in_the_middle(place: &Place, bucket: &Bucket, daemon: Daemon, sample: &S
     daemon.kill();
 }
 
-fn what_a_killed_daemon_was_taking_is_not_visible(place: &Place) {
+fn a_running_upload_of_a_killed_daemon_is_not_visible(place: &Place) {
     let bucket = place.bucket();
     let (sample, before) = (large(), over(&bucket).start());
     kill_in_the_middle(place, &bucket, before, &sample);
@@ -40,7 +40,7 @@ fn what_a_killed_daemon_was_taking_is_not_visible(place: &Place) {
     assert_eq!(assert_nothing_is_false(&bucket), 1);
 }
 
-fn what_was_acknowledged_before_a_kill_is_there(place: &Place) {
+fn acknowledged_uploads_survive_a_kill(place: &Place) {
     let bucket = place.bucket();
     let daemon = over(&bucket).start();
     let samples: Vec<Sample> =
@@ -59,7 +59,7 @@ fn what_was_acknowledged_before_a_kill_is_there(place: &Place) {
 /// Only Garage can list what is unfinished, so only there is it swept.
 #[test]
 #[ignore = "needs Garage: tests/run --garage"]
-fn what_a_killed_daemon_left_is_swept_when_it_is_old_and_no_sooner() {
+fn abandoned_uploads_of_a_killed_daemon_are_aborted_only_when_they_are_old() {
     let place = Place::garage();
     let bucket = place.bucket();
     let (sample, before) = (large(), over(&bucket).start());

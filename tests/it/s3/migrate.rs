@@ -21,10 +21,10 @@ use crate::support::s3_bucket::Bucket;
 use crate::support::scratch::{Leash, Scratch};
 
 on_every_server! {
-    a_cache_comes_back_as_it_was
-    what_is_damaged_in_a_bucket_is_told_and_not_copied
+    a_cache_that_is_migrated_to_a_bucket_and_back_is_unchanged
+    damaged_paths_in_a_bucket_are_reported_and_not_copied
     a_migration_into_a_bucket_that_was_killed_goes_on
-    nix_finds_in_the_bucket_what_was_in_the_directory
+    nix_substitutes_from_the_bucket_after_the_migration
 }
 
 fn migrate(bucket: &Bucket, from: &str, to: &str) -> Command {
@@ -38,7 +38,7 @@ fn ended(mut command: Command) -> Ended {
     Ended::of(command.output().expect("the binary starts"))
 }
 
-fn a_cache_comes_back_as_it_was(place: &Place) {
+fn a_cache_that_is_migrated_to_a_bucket_and_back_is_unchanged(place: &Place) {
     let from = Given::new();
     from.add(1, &[], 5);
     from.add(2, &[1], 4);
@@ -70,7 +70,7 @@ fn a_cache_comes_back_as_it_was(place: &Place) {
     pins.says("release: keeps 1 path");
 }
 
-fn what_is_damaged_in_a_bucket_is_told_and_not_copied(place: &Place) {
+fn damaged_paths_in_a_bucket_are_reported_and_not_copied(place: &Place) {
     let bucket = place.bucket();
     let (right, false_) = (sample(1, &[1; 100_000]), sample(2, &[2; 100_000]));
     for sample in [&right, &false_] {
@@ -131,7 +131,7 @@ fn a_migration_into_a_bucket_that_was_killed_goes_on(place: &Place) {
     }
 }
 
-fn nix_finds_in_the_bucket_what_was_in_the_directory(place: &Place) {
+fn nix_substitutes_from_the_bucket_after_the_migration(place: &Place) {
     let fixture = fixture();
     let dir = Scratch::new();
     let all = fixture.all();

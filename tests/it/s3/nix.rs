@@ -16,10 +16,10 @@ use crate::support::scratch::Scratch;
 
 on_every_server! {
     a_closure_comes_back_whole
-    a_second_upload_sends_nothing_twice
+    a_second_copy_to_the_bucket_uploads_nothing
     a_large_path_comes_back
     a_cache_below_a_prefix_is_one_of_its_own
-    a_bucket_that_was_filled_without_the_daemon_is_served_as_it_is
+    a_bucket_filled_without_the_daemon_is_served_unchanged
     everything_that_nix_can_store_comes_back
     objects_have_the_content_types_that_nix_gives_them
 }
@@ -49,7 +49,7 @@ fn a_closure_comes_back_whole(place: &Place) {
     stranger.fails(&with_paths(&["nix-store", "-r"], &app));
 }
 
-fn a_second_upload_sends_nothing_twice(place: &Place) {
+fn a_second_copy_to_the_bucket_uploads_nothing(place: &Place) {
     let (bucket, fixture) = (place.bucket(), fixture());
     let daemon = over(&bucket).env("NIX_STORED_LOG_LEVEL", "debug").start();
     let all = fixture.all();
@@ -107,7 +107,7 @@ fn fill_like_nix(bucket: &Bucket, paths: &[String]) {
     }
 }
 
-fn a_bucket_that_was_filled_without_the_daemon_is_served_as_it_is(place: &Place) {
+fn a_bucket_filled_without_the_daemon_is_served_unchanged(place: &Place) {
     let (bucket, fixture) = (place.bucket(), fixture());
     let all = fixture.all();
     fill_like_nix(&bucket, &all);

@@ -11,13 +11,13 @@ use crate::support::objects::sample;
 use crate::support::wire::Wire;
 
 on_every_server! {
-    downloads_of_nars_go_to_the_server_and_nothing_else_does
-    nix_follows
-    curl_follows_also_for_a_part
-    without_it_nobody_is_sent_elsewhere
+    only_downloads_of_nars_are_redirected_to_the_server
+    nix_follows_redirects
+    curl_follows_redirects_of_range_requests
+    without_the_setting_nothing_is_redirected
 }
 
-fn downloads_of_nars_go_to_the_server_and_nothing_else_does(place: &Place) {
+fn only_downloads_of_nars_are_redirected_to_the_server(place: &Place) {
     let bucket = place.bucket();
     let daemon = over(&bucket).env("NIX_STORED_S3_REDIRECT", "1").start();
     let (one, absent) = (sample(1, &Noise::new(1).bytes(500_000)), sample(2, b"absent"));
@@ -58,7 +58,7 @@ fn downloads_of_nars_go_to_the_server_and_nothing_else_does(place: &Place) {
     }
 }
 
-fn nix_follows(place: &Place) {
+fn nix_follows_redirects(place: &Place) {
     let (bucket, fixture) = (place.bucket(), fixture());
     let daemon = over(&bucket)
         .env("NIX_STORED_S3_REDIRECT", "1")
@@ -79,7 +79,7 @@ fn nix_follows(place: &Place) {
     assert!(statuses.len() >= 8 && statuses.iter().all(|status| status == "307"), "{statuses:?}");
 }
 
-fn curl_follows_also_for_a_part(place: &Place) {
+fn curl_follows_redirects_of_range_requests(place: &Place) {
     let bucket = place.bucket();
     let daemon = over(&bucket).env("NIX_STORED_S3_REDIRECT", "1").start();
     let one = sample(1, &Noise::new(2).bytes(400_000));
@@ -96,7 +96,7 @@ fn curl_follows_also_for_a_part(place: &Place) {
     assert!(curl(&["-C", "300000"]) == one.nar[300_000..], "other bytes");
 }
 
-fn without_it_nobody_is_sent_elsewhere(place: &Place) {
+fn without_the_setting_nothing_is_redirected(place: &Place) {
     let bucket = place.bucket();
     let daemon = over(&bucket).start();
     let one = sample(1, &Noise::new(3).bytes(400_000));

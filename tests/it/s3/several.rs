@@ -13,9 +13,9 @@ use crate::support::objects::{Sample, sample};
 const SOON: Duration = Duration::from_secs(10);
 
 on_every_server! {
-    what_one_takes_the_other_has
-    what_is_changed_at_one_changes_at_the_other_soon
-    the_same_may_be_uploaded_to_both_at_once
+    an_upload_to_one_daemon_is_served_by_the_other
+    a_change_by_one_daemon_is_served_by_the_other_within_seconds
+    one_path_can_be_uploaded_to_two_daemons_at_once
 }
 
 #[track_caller]
@@ -27,7 +27,7 @@ fn soon(what: &str, state: impl Fn() -> bool) {
     }
 }
 
-fn what_one_takes_the_other_has(place: &Place) {
+fn an_upload_to_one_daemon_is_served_by_the_other(place: &Place) {
     let bucket = place.bucket();
     let (one, two) = (over(&bucket).start(), over(&bucket).start());
     let (asked, unasked) = (sample(1, &Noise::new(1).bytes(300_000)), sample(2, b"two"));
@@ -44,7 +44,7 @@ fn what_one_takes_the_other_has(place: &Place) {
     soon("what was absent is seen", || has(&asked));
 }
 
-fn what_is_changed_at_one_changes_at_the_other_soon(place: &Place) {
+fn a_change_by_one_daemon_is_served_by_the_other_within_seconds(place: &Place) {
     let (bucket, fixture) = (place.bucket(), fixture());
     let (one, two) = (over(&bucket).start(), over(&bucket).start());
     let app = fixture.output("app");
@@ -69,7 +69,7 @@ fn what_is_changed_at_one_changes_at_the_other_soon(place: &Place) {
     });
 }
 
-fn the_same_may_be_uploaded_to_both_at_once(place: &Place) {
+fn one_path_can_be_uploaded_to_two_daemons_at_once(place: &Place) {
     let (bucket, fixture) = (place.bucket(), fixture());
     let (one, two) = (over(&bucket).start(), over(&bucket).start());
     let all = fixture.all();

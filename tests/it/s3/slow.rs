@@ -12,11 +12,11 @@ use crate::support::trickle::Trickle;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 on_every_server! {
-    uploads_that_trickle_keep_no_memory_for_parts
-    uploads_of_unknown_length_that_trickle_keep_no_memory_for_parts
+    slow_uploads_hold_no_memory_for_parts
+    slow_uploads_of_unknown_length_hold_no_memory_for_parts
     #[cfg(feature = "upstream")]
-    nars_of_an_upstream_that_trickles_keep_no_memory_for_parts
-    what_was_slow_in_any_part_comes_whole
+    nars_of_a_slow_upstream_hold_no_memory_for_parts
+    an_upload_that_was_slow_in_any_part_is_stored_completely
 }
 
 fn large(number: u8, length: usize) -> Sample {
@@ -41,7 +41,7 @@ fn assert_others_can_upload(daemon: &Daemon) {
     }
 }
 
-fn uploads_that_trickle_keep_no_memory_for_parts(place: &Place) {
+fn slow_uploads_hold_no_memory_for_parts(place: &Place) {
     let bucket = place.bucket();
     let daemon = over(&bucket).start();
     let slow = large(1, 300_000);
@@ -54,7 +54,7 @@ fn uploads_that_trickle_keep_no_memory_for_parts(place: &Place) {
     assert_eq!(get(&daemon, &slow.nar_path).body, slow.nar);
 }
 
-fn uploads_of_unknown_length_that_trickle_keep_no_memory_for_parts(place: &Place) {
+fn slow_uploads_of_unknown_length_hold_no_memory_for_parts(place: &Place) {
     let bucket = place.bucket();
     let daemon = over(&bucket).start();
     let slow = large(1, 300_000);
@@ -72,7 +72,7 @@ fn uploads_of_unknown_length_that_trickle_keep_no_memory_for_parts(place: &Place
 const FETCHES: u8 = 66;
 
 #[cfg(feature = "upstream")]
-fn nars_of_an_upstream_that_trickles_keep_no_memory_for_parts(place: &Place) {
+fn nars_of_a_slow_upstream_hold_no_memory_for_parts(place: &Place) {
     use crate::support::scripted::Scripted;
     use crate::support::wire::Wire;
 
@@ -108,7 +108,7 @@ fn nars_of_an_upstream_that_trickles_keep_no_memory_for_parts(place: &Place) {
     drop(fetches);
 }
 
-fn what_was_slow_in_any_part_comes_whole(place: &Place) {
+fn an_upload_that_was_slow_in_any_part_is_stored_completely(place: &Place) {
     let bucket = place.bucket();
     let daemon = over(&bucket).start();
     // Parts have 5 MiB: slow in the first, at its end, in the second, and in the last.

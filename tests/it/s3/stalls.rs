@@ -25,7 +25,7 @@ const LONG_STALL: Duration = Duration::from_secs(35);
 
 on_every_server! {
     a_nar_whose_reading_stalls_is_not_damaged
-    a_nar_comes_whole_over_a_slow_line_and_to_a_client_that_pauses
+    a_nar_is_sent_completely_over_a_slow_connection_and_to_a_pausing_client
 }
 
 fn is_get_of(head: &str, sample: &Sample) -> bool {
@@ -156,7 +156,7 @@ fn begin(daemon: &Daemon, sample: &Sample) -> Wire {
     wire
 }
 
-fn a_nar_comes_whole_over_a_slow_line_and_to_a_client_that_pauses(place: &Place) {
+fn a_nar_is_sent_completely_over_a_slow_connection_and_to_a_pausing_client(place: &Place) {
     let one = sample(1, &Noise::new(1).bytes(40 * MIB));
     let site = Site::at(place);
     upload(&site.daemon, &one);

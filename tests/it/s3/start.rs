@@ -24,21 +24,21 @@ fn assert_it_says(builder: Builder, parts: &[&str]) {
 }
 
 #[test]
-fn a_bucket_that_is_not_there_is_told() {
+fn a_missing_bucket_is_reported() {
     let server = S3Server::start();
     let bucket = server.bucket_that_is_not_made("cache");
     assert_it_says(over(&bucket), &["the bucket does not exist", "NoSuchBucket"]);
 }
 
 #[test]
-fn a_key_without_rights_is_told_which_it_needs() {
+fn missing_rights_of_a_key_are_listed() {
     let server = S3Server::start();
     let bucket = server.bucket("cache").as_user(NOBODY);
     assert_it_says(over(&bucket), &["s3:ListBucket", "s3:GetObject", "AccessDenied"]);
 }
 
 #[test]
-fn a_wrong_key_is_told() {
+fn a_wrong_key_is_reported() {
     let server = S3Server::start();
     let bucket = server.bucket("cache");
     let wrong = Keys { id: READER.id, secret: "not-the-readers" };
@@ -48,7 +48,7 @@ fn a_wrong_key_is_told() {
 }
 
 #[test]
-fn a_server_that_is_not_there_is_told() {
+fn an_unreachable_server_is_reported() {
     let mut server = S3Server::start();
     let bucket = server.bucket("cache");
     server.stop();
@@ -56,7 +56,7 @@ fn a_server_that_is_not_there_is_told() {
 }
 
 #[test]
-fn a_key_that_may_only_read_serves_and_says_that_nothing_can_be_uploaded() {
+fn a_read_only_key_serves_and_logs_that_uploads_are_impossible() {
     let server = S3Server::start();
     let bucket = server.bucket("cache");
     let (one, two) = (sample(1, b"one"), sample(2, b"two"));
@@ -114,7 +114,7 @@ fn told_by(
 }
 
 #[test]
-fn the_reason_comes_first_and_rights_only_where_they_are_missing() {
+fn the_error_starts_with_the_reason_and_lists_only_missing_rights() {
     let told = told_by(|_| true, 403, "RequestTimeTooSkewed");
     assert!(told.contains("the clocks of this machine and of the server differ"), "{told}");
     assert!(!told.contains("the permissions"), "{told}");
@@ -128,7 +128,7 @@ fn the_reason_comes_first_and_rights_only_where_they_are_missing() {
 }
 
 #[test]
-fn a_missing_right_to_delete_is_told_and_leaves_one_object() {
+fn a_missing_right_to_delete_is_reported_and_leaves_one_object() {
     let server = S3Server::start();
     let bucket = server.bucket("cache");
     let faults = Faults::before(server.address());
@@ -150,7 +150,7 @@ fn a_missing_right_to_delete_is_told_and_leaves_one_object() {
 }
 
 #[test]
-fn a_missing_right_to_give_uploads_up_is_told() {
+fn a_missing_right_to_abort_uploads_is_reported() {
     let server = S3Server::start();
     let bucket = server.bucket("cache");
     let faults = Faults::before(server.address());
@@ -174,7 +174,7 @@ fn conditional_writes_are_tested_at_start() {
 }
 
 #[test]
-fn a_url_that_cannot_be_is_an_error_of_the_configuration() {
+fn an_invalid_bucket_url_is_a_configuration_error() {
     for (url, why) in [
         ("s3://", "has no valid bucket name"),
         ("s3://cache?compression=xz", "“compression”"),
@@ -188,7 +188,7 @@ fn a_url_that_cannot_be_is_an_error_of_the_configuration() {
 }
 
 #[test]
-fn a_server_with_a_certificate_of_an_authority_of_ones_own_is_believed_if_nix_believes_it() {
+fn a_server_certificate_of_a_private_ca_is_accepted_if_nix_accepts_it() {
     let (server, authority) = (S3Server::start(), Authority::new());
     let bucket = server.bucket("cache");
     let address = server.address().to_string();

@@ -29,13 +29,13 @@ const TEXT: Fate = Fate::Page(
 const SEE_OTHER: Fate = Fate::Page("303 See Other", "Location: http://127.0.0.1:1/elsewhere", "");
 
 on_every_server! {
-    a_client_that_pauses_longer_than_a_break_may_last_gets_the_rest
-    a_nar_that_breaks_off_while_it_is_read_is_not_damaged
-    a_nar_whose_first_reading_differs_is_read_again
+    a_client_that_pauses_longer_than_the_retry_limit_gets_the_rest
+    a_broken_read_of_a_nar_does_not_count_as_damage
+    a_nar_that_fails_verification_is_read_again
 }
 
 #[test]
-fn a_404_that_is_not_the_servers_own_is_no_absence() {
+fn a_404_of_another_server_does_not_mean_absent() {
     let site = Site::new();
     let (one, new) = (sample(1, &[1; 100_000]), sample(2, b"new"));
     upload(&site.daemon, &one);
@@ -62,7 +62,7 @@ fn a_404_that_is_not_the_servers_own_is_no_absence() {
 }
 
 #[test]
-fn a_page_of_a_stranger_is_not_served_and_stores_nothing() {
+fn a_response_of_another_server_is_not_served_and_not_stored() {
     let site = Site::new();
     let (one, new) = (sample(1, &[1; 100_000]), sample(2, b"new"));
     upload(&site.daemon, &one);
@@ -134,7 +134,7 @@ fn a_foreign_key_is_reported_and_stops_nothing() {
 }
 
 #[test]
-fn a_list_that_never_ends_is_given_up() {
+fn an_endless_listing_is_aborted() {
     let site = Site::new();
     let listing = "<?xml version=\"1.0\"?><ListBucketResult><Name>cache</Name><IsTruncated>true</IsTruncated>\
         <NextContinuationToken>again</NextContinuationToken>\
@@ -188,7 +188,7 @@ fn requested_page(head: &str) -> Option<u32> {
 const EMPTY_PAGES: u32 = 1000;
 
 #[test]
-fn pages_of_a_list_without_keys_are_skipped() {
+fn empty_pages_of_a_listing_are_skipped() {
     let site = Site::new();
     let ones = [sample(1, b"one"), sample(2, b"two")];
     let mut objects = Vec::new();
@@ -211,7 +211,7 @@ fn pages_of_a_list_without_keys_are_skipped() {
 }
 
 #[test]
-fn a_list_of_pages_without_keys_is_given_up() {
+fn a_listing_with_only_empty_pages_is_aborted() {
     let site = Site::new();
     let through = site.bucket.through(site.faults.address());
     let is_given_up = |next: fn(u32) -> u32, error: &str| {
@@ -234,7 +234,7 @@ fn a_list_of_pages_without_keys_is_given_up() {
 }
 
 #[test]
-fn a_use_that_cannot_be_is_ignored() {
+fn an_invalid_line_of_recorded_uses_is_ignored() {
     let server = S3Server::start();
     let bucket = server.bucket("cache");
     let one = sample(1, b"one");
@@ -246,7 +246,7 @@ fn a_use_that_cannot_be_is_ignored() {
     daemon.wait_for_log("ignored an invalid line");
 }
 
-fn a_client_that_pauses_longer_than_a_break_may_last_gets_the_rest(place: &Place) {
+fn a_client_that_pauses_longer_than_the_retry_limit_gets_the_rest(place: &Place) {
     let site = Site::at(place);
     let one = sample(1, &Noise::new(1).bytes(9 << 20));
     upload(&site.daemon, &one);
@@ -262,7 +262,7 @@ fn a_client_that_pauses_longer_than_a_break_may_last_gets_the_rest(place: &Place
 }
 
 #[test]
-fn credentials_in_the_place_are_refused_and_not_quoted() {
+fn credentials_in_the_bucket_url_are_refused_and_not_printed() {
     for place in [
         "s3://KEY:S3CRET@bucket",
         "s3://bucket?endpoint=http://user:S3CRET@host",
@@ -308,7 +308,7 @@ fn nothing_is_quarantined<S>(site: &Site<S>, sample: &Sample) {
     assert!(!keys.iter().any(|key| key.contains("quarantine")), "{keys:?}");
 }
 
-fn a_nar_that_breaks_off_while_it_is_read_is_not_damaged(place: &Place) {
+fn a_broken_read_of_a_nar_does_not_count_as_damage(place: &Place) {
     let site = Site::at(place);
     // One is compressed: a decoder meets the end of what came.
     let ones = [
@@ -335,7 +335,7 @@ fn a_nar_that_breaks_off_while_it_is_read_is_not_damaged(place: &Place) {
     run(&through, &["verify", "--deep"]).is(0);
 }
 
-fn a_nar_whose_first_reading_differs_is_read_again(place: &Place) {
+fn a_nar_that_fails_verification_is_read_again(place: &Place) {
     let site = Site::at(place);
     let one = sample(1, &Noise::new(1).bytes(200_000));
     let wrong = vec![b'x'; one.nar.len()];
@@ -354,7 +354,7 @@ fn is_get_of(line: &str, path: &str) -> bool {
 }
 
 #[test]
-fn what_is_remembered_of_a_nar_ends_when_it_is_replaced() {
+fn facts_of_a_nar_are_dropped_when_it_is_replaced() {
     let site = Site::new();
     let one = sample(1, &Noise::new(1).bytes(200_000));
     assert_eq!(put(&site.daemon, &one.nar_path, &one.nar).status, 201);

@@ -38,7 +38,7 @@ fn an_upstreams_nars_are_served_without_temporary_files() {
 }
 
 #[test]
-fn a_disk_for_temporary_files_that_fills_up_stops_no_reader() {
+fn a_full_disk_for_temporary_files_stops_no_reader() {
     let (place, disk) = (Place::folder(), Disk::new("size=1m"));
     let (bucket, sample) = (place.bucket(), large(1));
     let (upstream, gate) = (Scripted::with(&[&sample]), Gate::default());

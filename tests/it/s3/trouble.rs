@@ -19,8 +19,8 @@ const NO_BUCKET: Fate = Fate::Error(404, "NoSuchBucket");
 const IN_TIME: Duration = Duration::from_secs(75);
 
 on_every_server! {
-    a_download_that_breaks_off_behind_the_daemon_goes_on
-    a_download_that_cannot_go_on_does_not_end_as_if_it_were_whole
+    a_broken_read_from_the_server_is_resumed
+    a_download_that_cannot_be_resumed_is_aborted
 }
 
 #[track_caller]
@@ -73,37 +73,37 @@ fn while_it_lasts(fate: Fate, reads: &[u16]) {
 }
 
 #[test]
-fn a_busy_server_is_told_as_busy() {
+fn a_busy_server_is_503() {
     while_it_lasts(BUSY, &[503]);
 }
 
 #[test]
-fn a_server_that_fails_is_told_as_a_bad_gateway() {
+fn a_server_that_fails_is_a_bad_gateway() {
     while_it_lasts(FAILED, &[502]);
 }
 
 #[test]
-fn a_server_that_forbids_is_told_as_a_bad_gateway() {
+fn a_server_that_answers_403_is_a_bad_gateway() {
     while_it_lasts(FORBIDDEN, &[502]);
 }
 
 #[test]
-fn a_bucket_that_has_gone_is_no_empty_cache() {
+fn a_missing_bucket_is_not_served_as_an_empty_cache() {
     while_it_lasts(NO_BUCKET, &[502]);
 }
 
 #[test]
-fn a_server_that_does_not_answer_is_told_in_time() {
+fn a_server_that_does_not_answer_is_reported_in_time() {
     while_it_lasts(Fate::Hangs, &[504]);
 }
 
 #[test]
-fn a_server_that_breaks_off_is_told_as_a_bad_gateway() {
+fn a_server_that_closes_the_connection_is_a_bad_gateway() {
     while_it_lasts(Fate::Refused, &[502]);
 }
 
 #[test]
-fn a_server_that_is_not_there_for_a_while_loses_nothing() {
+fn an_outage_of_the_server_loses_nothing() {
     let mut site = Site::new();
     let (one, two) = (sample(1, &[1; 1000]), sample(2, &[2; 1000]));
     site.plant(&one);
@@ -123,7 +123,7 @@ fn health(daemon: &Daemon) -> (u16, String) {
 }
 
 #[test]
-fn trouble_is_unhealthy_while_it_lasts() {
+fn the_daemon_is_unhealthy_while_the_server_returns_errors() {
     let site = Site::new();
     assert_eq!(health(&site.daemon).0, 200);
     for (fate, reason) in [(FORBIDDEN, "AccessDenied"), (NO_BUCKET, "NoSuchBucket")] {
@@ -137,7 +137,7 @@ fn trouble_is_unhealthy_while_it_lasts() {
 }
 
 #[test]
-fn short_trouble_is_not_even_noticed() {
+fn a_short_outage_of_the_server_causes_no_error() {
     let site = Site::new();
     let one = sample(1, &Noise::new(1).bytes(300_000));
     site.plant(&one);
@@ -152,7 +152,7 @@ fn short_trouble_is_not_even_noticed() {
     }
 }
 
-fn a_download_that_breaks_off_behind_the_daemon_goes_on(place: &Place) {
+fn a_broken_read_from_the_server_is_resumed(place: &Place) {
     let site = Site::at(place);
     let one = sample(1, &Noise::new(1).bytes(9 << 20));
     site.plant(&one);
@@ -162,7 +162,7 @@ fn a_download_that_breaks_off_behind_the_daemon_goes_on(place: &Place) {
     assert!(answer.body == one.nar, "{} bytes", answer.body.len());
 }
 
-fn a_download_that_cannot_go_on_does_not_end_as_if_it_were_whole(place: &Place) {
+fn a_download_that_cannot_be_resumed_is_aborted(place: &Place) {
     let site = Site::at(place);
     let one = sample(1, &Noise::new(1).bytes(9 << 20));
     site.plant(&one);
@@ -205,7 +205,7 @@ fn a_part_that_was_refused_is_sent_again() {
 }
 
 #[test]
-fn an_upload_whose_parts_are_not_taken_leaves_nothing() {
+fn an_upload_whose_parts_are_refused_leaves_nothing() {
     let site = Site::new();
     let large = sample(1, &Noise::new(1).bytes(17 << 20));
     refuse_parts(&site, usize::MAX, FAILED);
@@ -217,7 +217,7 @@ fn an_upload_whose_parts_are_not_taken_leaves_nothing() {
 }
 
 #[test]
-fn when_the_last_answer_is_lost_there_is_all_or_nothing() {
+fn a_lost_response_to_the_completion_leaves_the_whole_object_or_none() {
     let site = Site::new();
     let large = sample(1, &Noise::new(1).bytes(12 << 20));
     let mut lost = false;
@@ -237,7 +237,7 @@ fn when_the_last_answer_is_lost_there_is_all_or_nothing() {
 }
 
 #[test]
-fn hot_narinfos_are_answered_without_the_server_for_a_short_time() {
+fn cached_narinfos_are_served_without_the_server_for_a_short_time() {
     let site = Site::new();
     let one = sample(1, b"one");
     site.plant(&one);
@@ -266,7 +266,7 @@ fn plant_old(site: &Site, sample: &Sample, age: Duration) {
 const DAY: Duration = Duration::from_secs(86_400);
 
 #[test]
-fn who_cannot_record_uses_says_so_and_takes_nothing_that_relies_on_one() {
+fn a_daemon_that_cannot_record_uses_reports_it_and_refuses_dependent_uploads() {
     let site = Site::new();
     let old = sample(1, b"old");
     plant_old(&site, &old, 3 * DAY);
@@ -301,7 +301,7 @@ fn who_cannot_record_uses_says_so_and_takes_nothing_that_relies_on_one() {
 }
 
 #[test]
-fn what_was_used_is_recorded_before_the_daemon_ends() {
+fn uses_are_recorded_before_the_daemon_exits() {
     let site = Site::new();
     let old = sample(1, b"old");
     plant_old(&site, &old, DAY / 8);

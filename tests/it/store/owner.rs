@@ -148,7 +148,7 @@ fn no_start_follows_a_link_in_the_daemons_own_folder() {
 }
 
 #[test]
-fn root_says_what_to_do_where_the_owner_cannot_reach_the_directory() {
+fn root_reports_what_to_do_where_the_owner_cannot_reach_the_directory() {
     if !geteuid().is_root() {
         return;
     }
@@ -161,7 +161,7 @@ fn root_says_what_to_do_where_the_owner_cannot_reach_the_directory() {
 }
 
 #[test]
-fn what_root_has_made_before_in_the_directory_is_reported_with_what_helps() {
+fn files_created_by_root_are_reported_with_a_remedy() {
     if !geteuid().is_root() {
         return;
     }
@@ -175,7 +175,7 @@ fn what_root_has_made_before_in_the_directory_is_reported_with_what_helps() {
 }
 
 #[test]
-fn objects_of_another_user_that_no_collection_can_remove_are_reported_with_what_helps() {
+fn unremovable_objects_of_another_user_are_reported_with_a_remedy() {
     if !geteuid().is_root() {
         return;
     }

@@ -110,7 +110,7 @@ fn a_disk_that_is_gone_is_not_replaced_by_the_one_under_its_mount_point() {
 }
 
 #[test]
-fn a_directory_that_was_wiped_is_made_again_and_takes_uploads_at_once() {
+fn a_wiped_directory_is_created_again_and_accepts_uploads_at_once() {
     let scratch = Scratch::new();
     let dir = scratch.join("a/cache");
     let daemon = Daemon::builder().dir(&dir).start();
@@ -134,7 +134,7 @@ fn a_directory_that_was_wiped_is_made_again_and_takes_uploads_at_once() {
 }
 
 #[test]
-fn a_wiped_directory_is_made_again_for_readers_alone() {
+fn a_wiped_directory_is_created_again_by_reads_alone() {
     let scratch = Scratch::new();
     let dir = scratch.join("cache");
     let daemon = Daemon::builder().dir(&dir).start();
@@ -245,7 +245,7 @@ fn folders_in_the_directory_may_be_removed_at_any_time() {
 }
 
 #[test]
-fn uploads_of_many_clients_survive_directories_that_come_and_go() {
+fn uploads_of_many_clients_survive_replaced_directories() {
     let scratch = Scratch::new();
     let dir = scratch.join("cache");
     let daemon = Daemon::builder().dir(&dir).start();

@@ -70,7 +70,7 @@ fn evict(file: &Path) {
 }
 
 #[test]
-fn a_cold_nar_on_a_slow_disk_keeps_nobody_else_waiting() {
+fn a_cold_nar_on_a_slow_disk_delays_no_other_request() {
     let cold = sample(1, &(0..8_000_000u32).map(|at| (at / 7) as u8).collect::<Vec<_>>());
     let warm = sample(2, &[7; 500_000]);
     // Dropped after the daemon, which it holds.

@@ -103,7 +103,7 @@ impl Drop for Disk {
 }
 
 #[test]
-fn a_disk_is_small_and_is_seen_by_nobody_else() {
+fn a_test_disk_is_small_and_not_visible_to_other_processes() {
     let disk = Disk::new("size=1m");
     std::fs::write(disk.path().join("file"), vec![1; 300_000]).expect("it fits");
     assert!(disk.free() < 800_000, "{}", disk.free());

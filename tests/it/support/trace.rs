@@ -296,7 +296,7 @@ impl Drop for Traced {
 }
 
 #[test]
-fn calls_that_overlap_are_put_together_again() {
+fn overlapping_calls_in_a_trace_are_joined() {
     let calls = parse(
         "\
 7  openat(5</c/a, b>, \"0\", O_RDWR|O_CREAT, 0644) = 9</c/a, b/0>

@@ -41,7 +41,7 @@ impl World {
 }
 
 #[test]
-fn who_holds_a_certificate_by_the_authority_is_the_write_user() {
+fn a_client_with_a_certificate_of_the_ca_is_the_write_user() {
     let world = World::new();
     let daemon = world.daemon().start();
     let builder = world.builders.client("builder-7");
@@ -60,7 +60,7 @@ fn who_holds_a_certificate_by_the_authority_is_the_write_user() {
 }
 
 #[test]
-fn passwords_count_as_before_where_there_are_users() {
+fn passwords_work_beside_client_certificates() {
     let world = World::new();
     let daemon = world
         .daemon()
@@ -82,7 +82,7 @@ fn passwords_count_as_before_where_there_are_users() {
 }
 
 #[test]
-fn a_certificate_by_somebody_else_or_of_yesterday_does_not_come_in() {
+fn a_client_certificate_of_another_ca_or_an_expired_one_is_refused() {
     let world = World::new();
     let daemon = world.daemon().start();
     let other = Authority::new();
@@ -100,7 +100,7 @@ fn a_certificate_by_somebody_else_or_of_yesterday_does_not_come_in() {
 }
 
 #[test]
-fn without_an_authority_nobody_is_asked_for_a_certificate() {
+fn without_a_client_ca_no_certificate_is_requested() {
     let world = World::new();
     let daemon = signed_by(&world.servers)
         .env("NIX_STORED_USER_WRITE", "writer")

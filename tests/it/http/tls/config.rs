@@ -23,7 +23,7 @@ const KEY: &str = "NIX_STORED_TLS_KEY";
 const CLIENT_CA: &str = "NIX_STORED_TLS_CLIENT_CA";
 
 #[test]
-fn what_cannot_be_used_is_a_problem_of_the_configuration() {
+fn unusable_certificates_and_keys_are_configuration_errors() {
     let (authority, scratch) = (Authority::new(), Scratch::new());
     let (one, other) = (authority.server("127.0.0.1"), authority.server("127.0.0.1"));
     let (cert, key) = (utf8(&one.cert), utf8(&one.key));
@@ -63,7 +63,7 @@ fn what_cannot_be_used_is_a_problem_of_the_configuration() {
 }
 
 #[test]
-fn a_certificate_that_has_expired_is_warned_of() {
+fn an_expired_certificate_is_logged_as_a_warning() {
     let authority = Authority::new();
     let daemon = showing(&authority.expired_server("127.0.0.1")).start();
     daemon.wait_for_log("the certificate in NIX_STORED_TLS_CERT has expired");
@@ -75,7 +75,7 @@ fn a_certificate_that_has_expired_is_warned_of() {
 }
 
 #[test]
-fn a_certificate_for_another_address_or_by_another_authority_is_not_believed() {
+fn clients_refuse_a_certificate_for_another_address_or_of_another_ca() {
     let (authority, other) = (Authority::new(), Authority::new());
     let daemon = signed_by(&authority).start();
     assert!(daemon.url().starts_with("https://127.0.0.1:"), "{}", daemon.url());

@@ -19,7 +19,7 @@ fn asked_here(daemon: &Daemon, issued: &Issued) -> (i32, String) {
 }
 
 #[test]
-fn the_daemon_of_this_machine_shows_its_certificate_whatever_its_name() {
+fn the_health_command_accepts_the_configured_certificate_whatever_its_name() {
     let authority = Authority::new();
     let elsewhere = authority.server("192.0.2.1");
     let daemon = showing(&elsewhere).start();
@@ -33,7 +33,7 @@ fn the_daemon_of_this_machine_shows_its_certificate_whatever_its_name() {
 }
 
 #[test]
-fn another_certificate_than_that_of_the_configuration_is_told() {
+fn the_health_command_reports_another_certificate_than_the_configured_one() {
     let authority = Authority::new();
     let (old, new) = (authority.server("127.0.0.1"), authority.server("127.0.0.1"));
     let (code, told) = asked_here(&showing(&old).start(), &new);
@@ -45,7 +45,7 @@ fn another_certificate_than_that_of_the_configuration_is_told() {
 }
 
 #[test]
-fn at_a_url_the_authority_counts() {
+fn the_health_command_verifies_the_certificate_of_a_url() {
     let authority = Authority::new();
     let daemon = signed_by(&authority).start();
     let (code, told) = asked(&[("NIX_SSL_CERT_FILE", authority.file())], &[daemon.url()]);
@@ -57,7 +57,7 @@ fn at_a_url_the_authority_counts() {
 }
 
 #[test]
-fn a_daemon_that_listens_on_a_unix_socket_is_asked_over_tls_there() {
+fn the_health_command_uses_tls_over_a_unix_socket() {
     let (authority, scratch) = (Authority::new(), Scratch::new());
     let issued = authority.server("127.0.0.1");
     let socket = format!("unix:{}", scratch.join("socket").display());

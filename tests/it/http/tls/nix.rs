@@ -6,7 +6,7 @@ use crate::support::fixture::fixture;
 use crate::support::nix::Nix;
 
 #[test]
-fn a_thousand_paths_go_in_and_come_out_over_http_2() {
+fn a_thousand_paths_are_uploaded_and_substituted_over_http_2() {
     let authority = Authority::new();
     let daemon = signed_by(&authority).env("NIX_STORED_LOG_LEVEL", "debug").start();
     let source = Nix::new().believing(authority.file());
@@ -37,7 +37,7 @@ fn a_thousand_paths_go_in_and_come_out_over_http_2() {
 }
 
 #[test]
-fn closures_and_credentials_go_through_it() {
+fn closures_and_credentials_work_over_https() {
     let (authority, fixture) = (Authority::new(), fixture());
     let daemon = signed_by(&authority)
         .env("NIX_STORED_USER_READ", "reader")
@@ -59,7 +59,7 @@ fn closures_and_credentials_go_through_it() {
 }
 
 #[test]
-fn a_large_path_goes_in_and_comes_out() {
+fn a_large_path_is_uploaded_and_substituted_over_https() {
     let authority = Authority::new();
     let daemon = signed_by(&authority).start();
     let source = Nix::new().believing(authority.file());
@@ -75,7 +75,7 @@ fn a_large_path_goes_in_and_comes_out() {
 }
 
 #[test]
-fn who_does_not_know_the_authority_does_not_come_in() {
+fn nix_without_the_ca_refuses_the_daemon() {
     let (authority, fixture) = (Authority::new(), fixture());
     let daemon = signed_by(&authority).start();
     let stranger = fixture.nix().believing(Authority::new().file());

@@ -36,7 +36,7 @@ fn ask(authority: &Authority, daemon: &Daemon) -> Got {
 }
 
 #[test]
-fn a_new_certificate_is_shown_and_a_wrong_one_is_not() {
+fn a_new_certificate_is_used_and_an_invalid_one_is_not() {
     let (old, new) = (Authority::new(), Authority::new());
     let place = Place::new(&old.server("127.0.0.1"));
     let daemon = showing(&place.files).start();
@@ -78,7 +78,7 @@ fn is_open(daemon: &Daemon, path: &str) -> bool {
 }
 
 #[test]
-fn transfers_that_are_under_way_are_finished_as_they_began() {
+fn running_transfers_are_finished_with_the_old_certificate() {
     let (old, new) = (Authority::new(), Authority::new());
     let place = Place::new(&old.server("127.0.0.1"));
     let daemon = showing(&place.files).start();
@@ -102,7 +102,7 @@ fn transfers_that_are_under_way_are_finished_as_they_began() {
 }
 
 #[test]
-fn another_authority_of_the_clients_holds_for_connections_to_come() {
+fn another_client_ca_applies_to_new_connections() {
     let (servers, first, second) = (Authority::new(), Authority::new(), Authority::new());
     let scratch = Scratch::new();
     let clients = scratch.join("clients.pem");

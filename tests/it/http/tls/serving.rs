@@ -48,7 +48,7 @@ fn large(number: u8) -> Sample {
 }
 
 #[test]
-fn objects_of_every_size_are_right_whole_and_in_parts() {
+fn objects_of_every_size_are_served_completely_and_in_ranges() {
     let world = World::new();
     let daemon = world.daemon().start();
     // In memory, at the limits of what is read and encrypted at a time, and far above.
@@ -110,7 +110,7 @@ fn many_requests_share_one_connection_of_http_2() {
 }
 
 #[test]
-fn a_refusal_reaches_who_uploads_a_large_body() {
+fn a_client_that_uploads_a_large_body_receives_the_refusal() {
     let world = World::new();
     let daemon = world
         .daemon()
@@ -133,7 +133,7 @@ fn a_refusal_reaches_who_uploads_a_large_body() {
 }
 
 #[test]
-fn a_client_that_reads_slowly_costs_little_memory_and_keeps_nobody_waiting() {
+fn a_slow_reader_costs_little_memory_and_delays_no_other_client() {
     let world = World::new();
     let daemon = world.daemon().start();
     let sample = large(1);
@@ -162,7 +162,7 @@ fn a_client_that_reads_slowly_costs_little_memory_and_keeps_nobody_waiting() {
 }
 
 #[test]
-fn what_is_not_tls_is_turned_away() {
+fn a_connection_without_tls_is_refused() {
     let world = World::new();
     let daemon = world.daemon().start();
     let plain = daemon.url().replace("https://", "http://");
@@ -175,7 +175,7 @@ fn what_is_not_tls_is_turned_away() {
 }
 
 #[test]
-fn transfers_are_finished_when_the_daemon_is_told_to_stop() {
+fn running_transfers_are_finished_at_sigterm() {
     let world = World::new();
     for (version, _) in VERSIONS {
         let daemon = world.daemon().start();
@@ -200,7 +200,7 @@ fn transfers_are_finished_when_the_daemon_is_told_to_stop() {
 
 #[cfg(feature = "pages")]
 #[test]
-fn a_page_names_the_address_as_it_was_typed() {
+fn a_page_shows_the_address_that_the_browser_requested() {
     let world = World::new();
     let daemon = world.daemon().start();
     assert!(daemon.url().starts_with("https://"), "{}", daemon.url());

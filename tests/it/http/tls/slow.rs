@@ -119,7 +119,7 @@ async fn trickled(stream: &mut (impl AsyncRead + AsyncWriteExt + Unpin), bytes: 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handshake_that_does_not_end_is_given_up_after_half_a_minute() {
+async fn an_unfinished_handshake_is_aborted_after_half_a_minute() {
     let served = Served::start().await;
     let mut silent = served.connect().await;
     assert!((29..=31).contains(&closed_after(&mut silent).await));
@@ -136,7 +136,7 @@ async fn a_handshake_that_does_not_end_is_given_up_after_half_a_minute() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_first_request_that_does_not_come_is_waited_for_half_a_minute() {
+async fn a_connection_without_a_first_request_is_closed_after_half_a_minute() {
     let served = Served::start().await;
     // From the connection's beginning: on a busy machine a handshake takes some of this clock's time.
     let half_a_minute = |begun: Instant| (29..=32).contains(&begun.elapsed().as_secs());
@@ -163,7 +163,7 @@ async fn a_first_request_that_does_not_come_is_waited_for_half_a_minute() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_a_request_the_next_one_is_waited_for_three_minutes() {
+async fn an_idle_connection_is_closed_after_three_minutes() {
     let served = Served::start().await;
     let mut stream = served.encrypted(b"h2").await;
     ask(&mut stream).await;
@@ -224,7 +224,7 @@ async fn sending(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_takes_nothing_for_a_minute_is_cut_off_whatever_it_sends() {
+async fn a_client_that_reads_nothing_for_a_minute_is_cut_off_whatever_it_sends() {
     let served = Served::start().await;
     let mut stream = served.encrypted(b"h2").await;
     ask_without_a_window(&mut stream).await;
@@ -235,7 +235,7 @@ async fn a_client_that_takes_nothing_for_a_minute_is_cut_off_whatever_it_sends()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_takes_a_byte_a_minute_goes_on() {
+async fn a_client_that_reads_a_byte_a_minute_is_not_cut_off() {
     let served = Served::start().await;
     let mut stream = served.encrypted(b"h2").await;
     ask_without_a_window(&mut stream).await;

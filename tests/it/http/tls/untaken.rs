@@ -83,7 +83,7 @@ impl World {
 }
 
 #[test]
-fn answers_that_nobody_takes_hold_no_file_and_no_content() {
+fn unread_responses_hold_no_file_and_no_content() {
     let world = World::new();
     let large = sample(1, &Noise::new(1).bytes(2 << 20));
     world.store(&large);
@@ -100,7 +100,7 @@ fn answers_that_nobody_takes_hold_no_file_and_no_content() {
 }
 
 #[test]
-fn answers_of_which_a_byte_is_taken_share_what_they_may_hold() {
+fn responses_that_are_read_by_a_byte_share_one_budget() {
     let world = World::new();
     let large = sample(1, &Noise::new(1).bytes(2 << 20));
     world.store(&large);
@@ -118,7 +118,7 @@ fn answers_of_which_a_byte_is_taken_share_what_they_may_hold() {
 }
 
 #[test]
-fn answers_from_memory_that_nobody_takes_are_made_when_there_is_room() {
+fn unread_responses_from_memory_are_made_when_there_is_room() {
     let world = World::new();
     let small = sample(1, &Noise::new(1).bytes(30 << 10));
     world.store(&small);
@@ -133,7 +133,7 @@ fn answers_from_memory_that_nobody_takes_are_made_when_there_is_room() {
 }
 
 #[test]
-fn in_a_crowd_the_connection_that_has_been_idle_longest_is_told_to_go() {
+fn at_the_connection_limit_the_longest_idle_http_2_connection_gets_goaway() {
     let authority = Authority::new();
     // Room for 16 connections.
     let daemon = signed_by(&authority).file_limit(272).start();

@@ -6,7 +6,7 @@ use crate::support::scripted::{Exchange, Scripted};
 use crate::support::wire::Wire;
 
 #[test]
-fn one_that_refuses_connections_is_a_bad_gateway() {
+fn an_upstream_that_refuses_connections_is_a_bad_gateway() {
     let upstream = Scripted::start();
     let url = upstream.impatient();
     upstream.stop();
@@ -24,7 +24,7 @@ fn one_that_refuses_connections_is_a_bad_gateway() {
 }
 
 #[test]
-fn one_that_never_answers_is_a_gateway_timeout() {
+fn an_upstream_that_never_answers_is_a_gateway_timeout() {
     let upstream = Scripted::start();
     upstream.otherwise(Exchange::hang);
     let sample = large();
@@ -35,7 +35,7 @@ fn one_that_never_answers_is_a_gateway_timeout() {
 }
 
 #[test]
-fn a_status_that_says_nothing_of_the_object_is_a_bad_gateway() {
+fn a_status_other_than_404_is_a_bad_gateway() {
     for status in [401, 500, 503, 418, 204, 206, 304] {
         let upstream = Scripted::start();
         upstream.says(status);
@@ -48,7 +48,7 @@ fn a_status_that_says_nothing_of_the_object_is_a_bad_gateway() {
 }
 
 #[test]
-fn absent_everywhere_is_absent_and_trouble_anywhere_is_trouble() {
+fn absent_at_all_upstreams_is_404_and_any_failure_is_502() {
     let (empty, gone, broken) = (Scripted::start(), Scripted::start(), Scripted::start());
     gone.says(410);
     broken.says(500);
@@ -70,7 +70,7 @@ fn absent_everywhere_is_absent_and_trouble_anywhere_is_trouble() {
 }
 
 #[test]
-fn forbidden_is_absent_where_the_cache_can_be_read() {
+fn status_403_means_absent_where_the_upstream_can_be_read() {
     let upstream = Scripted::start();
     upstream.says(403);
     upstream.has("/nix-cache-info", b"StoreDir: /nix/store\n");
@@ -82,7 +82,7 @@ fn forbidden_is_absent_where_the_cache_can_be_read() {
 }
 
 #[test]
-fn forbidden_is_trouble_where_nothing_can_be_read() {
+fn status_403_is_a_failure_where_nothing_can_be_read() {
     let upstream = Scripted::start();
     upstream.says(403);
     let mirror = mirror_of(&[&upstream.url()]).start();
@@ -91,7 +91,7 @@ fn forbidden_is_trouble_where_nothing_can_be_read() {
 }
 
 #[test]
-fn one_that_closes_connections_without_saying_so_is_asked_again() {
+fn a_request_on_a_closed_connection_is_sent_again() {
     let upstream = Scripted::start();
     upstream.otherwise(|exchange| match exchange.before {
         0 => exchange.status(404, ""),
@@ -125,7 +125,7 @@ fn redirects_are_followed_but_not_in_circles() {
 }
 
 #[test]
-fn a_redirect_elsewhere_takes_no_password_with_it() {
+fn a_redirect_to_another_host_gets_no_password() {
     let sample = large();
     let (upstream, other) = (Scripted::start(), Scripted::with(&[&sample]));
     let to = format!("Location: http://localhost:{}{}\n", other.port(), sample.narinfo_path);
@@ -137,7 +137,7 @@ fn a_redirect_elsewhere_takes_no_password_with_it() {
 }
 
 #[test]
-fn head_says_what_get_would_and_keeps_nothing() {
+fn head_matches_get_and_stores_nothing() {
     let sample = large();
     let upstream = Scripted::with(&[&sample]);
     let mirror = mirror_of(&[&upstream.url()]).start();

@@ -50,7 +50,7 @@ fn a_url_that_leads_out_of_the_cache_is_not_followed() {
 }
 
 #[test]
-fn where_an_upstream_has_a_path_from_is_not_passed_on() {
+fn the_upstream_line_of_an_upstreams_narinfo_is_not_passed_on() {
     let (upstream, sample) = (Scripted::start(), large());
     let theirs = format!("{}Upstream: http://inside.example.org\n", sample.narinfo);
     upstream.has(&sample.narinfo_path, theirs.as_bytes());
@@ -91,7 +91,7 @@ fn an_endless_narinfo_is_not_read_to_its_end() {
 }
 
 #[test]
-fn a_narinfo_that_cannot_be_is_a_bad_gateway() {
+fn an_invalid_narinfo_is_a_bad_gateway() {
     let sample = large();
     let packed = large().packed(Compression::Xz);
     let upstream = Scripted::start();
@@ -142,7 +142,7 @@ fn a_server_that_makes_nars_on_the_fly_is_an_upstream() {
 }
 
 #[test]
-fn a_narinfo_can_be_encoded() {
+fn a_narinfo_with_a_content_encoding_is_decoded() {
     let sample = large();
     let upstream = Scripted::with(&[&sample]);
     let packed = pack(Compression::Xz, sample.narinfo.as_bytes()).expect("it can be written here");

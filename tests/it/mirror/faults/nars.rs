@@ -12,7 +12,7 @@ use crate::support::packing::{WITHOUT_DECODER, pack, without_decoder};
 use crate::support::scripted::{Asked, Scripted};
 
 #[test]
-fn a_nar_that_breaks_off_is_taken_up_again_where_it_broke() {
+fn a_broken_transfer_of_a_nar_is_resumed() {
     let sample = large();
     let upstream = Scripted::with(&[&sample]);
     let (nar, half) = (sample.nar.clone(), sample.nar.len() / 2);
@@ -38,7 +38,7 @@ fn a_nar_that_breaks_off_is_taken_up_again_where_it_broke() {
 }
 
 #[test]
-fn one_that_knows_no_ranges_is_read_again_from_the_beginning() {
+fn an_upstream_without_ranges_is_read_again_from_the_beginning() {
     let sample = large();
     let upstream = Scripted::with(&[&sample]);
     let (nar, count) = (sample.nar.clone(), AtomicUsize::new(0));
@@ -61,7 +61,7 @@ fn one_that_knows_no_ranges_is_read_again_from_the_beginning() {
 }
 
 #[test]
-fn a_nar_that_always_breaks_off_comes_from_the_next_upstream() {
+fn a_nar_whose_transfer_always_breaks_comes_from_the_next_upstream() {
     let sample = large();
     let half = sample.nar.len() / 2;
     // The first closes, or stands still, each time after half of it.
@@ -88,7 +88,7 @@ fn a_nar_that_always_breaks_off_comes_from_the_next_upstream() {
 }
 
 #[test]
-fn a_nar_that_never_comes_whole_is_broken_off() {
+fn a_nar_that_never_arrives_completely_is_aborted() {
     let sample = large();
     for hangs in [false, true] {
         let upstream = Scripted::with(&[&sample]);
@@ -110,7 +110,7 @@ fn a_nar_that_never_comes_whole_is_broken_off() {
 }
 
 #[test]
-fn a_nar_with_another_hash_is_broken_off_and_not_asked_for_again() {
+fn a_nar_with_another_hash_is_aborted_and_not_requested_again() {
     let sample = large();
     let upstream = Scripted::with(&[&sample]);
     let mut nar = sample.nar.clone();
@@ -129,7 +129,7 @@ fn a_nar_with_another_hash_is_broken_off_and_not_asked_for_again() {
 }
 
 #[test]
-fn after_a_nar_with_another_hash_the_next_upstream_has_it() {
+fn after_a_nar_with_another_hash_the_next_upstream_is_tried() {
     let sample = large();
     let (one, other) = (Scripted::with(&[&sample]), Scripted::with(&[&sample]));
     let mut nar = sample.nar.clone();
@@ -147,7 +147,7 @@ fn after_a_nar_with_another_hash_the_next_upstream_has_it() {
 }
 
 #[test]
-fn a_nar_with_another_size_is_not_taken() {
+fn a_nar_with_another_size_is_not_accepted() {
     let sample = large();
     let upstream = Scripted::with(&[&sample]);
     for size in ["1", "1000", "99999999"] {
@@ -174,7 +174,7 @@ fn a_nar_with_another_size_is_not_taken() {
 }
 
 #[test]
-fn a_false_content_length_is_found_out() {
+fn a_wrong_content_length_is_detected() {
     let sample = large();
     let upstream = Scripted::with(&[&sample]);
     for claimed in [sample.nar.len() - 10, sample.nar.len() + 10] {
@@ -201,7 +201,7 @@ fn a_false_content_length_is_found_out() {
 }
 
 #[test]
-fn a_nar_that_is_not_what_its_narinfo_says_is_not_kept() {
+fn a_nar_that_differs_from_its_narinfo_is_not_stored() {
     let (right, wrong) = (large(), Noise::new(8).bytes(1_000_000));
     let no_nar = right.with_file(Compression::None, wrong.clone());
     let other_nar = right.with_file(Compression::None, nar_of_file(&wrong));
@@ -231,7 +231,7 @@ fn a_nar_that_is_not_what_its_narinfo_says_is_not_kept() {
 }
 
 #[test]
-fn a_nar_that_has_gone_takes_its_narinfo_with_it() {
+fn a_nar_that_is_missing_at_the_upstream_makes_its_narinfo_absent() {
     let sample = large();
     let upstream = Scripted::with(&[&sample]);
     let mirror = mirror_of(&[&upstream.url()]).start();
@@ -245,7 +245,7 @@ fn a_nar_that_has_gone_takes_its_narinfo_with_it() {
 }
 
 #[test]
-fn for_a_nar_that_has_no_room_here_there_is_507() {
+fn a_nar_that_does_not_fit_on_the_disk_is_507() {
     let (upstream, sample) = (Scripted::start(), large());
     upstream.has(&sample.narinfo_path, sample.narinfo.as_bytes());
     upstream.has(&sample.nar_path, &sample.nar);

@@ -9,7 +9,7 @@ use crate::support::scripted::{Exchange, Gate, Scripted};
 use crate::support::wire::Wire;
 
 #[test]
-fn a_narinfo_that_stands_still_is_trouble_and_counted_as_such() {
+fn a_stalled_narinfo_is_counted_as_a_failure() {
     let sample = large();
     let (upstream, other) = (Scripted::start(), Scripted::with(&[&sample]));
     upstream.otherwise(|exchange| {
@@ -25,7 +25,7 @@ fn a_narinfo_that_stands_still_is_trouble_and_counted_as_such() {
 }
 
 #[test]
-fn what_is_here_does_not_wait_for_an_upstream() {
+fn stored_objects_are_served_without_an_upstream() {
     let (own, absent) = (sample(3, b"own"), narinfo(4));
     let (upstream, let_go) = (Scripted::start(), Gate::default());
     let gate = let_go.clone();
@@ -48,7 +48,7 @@ fn what_is_here_does_not_wait_for_an_upstream() {
 }
 
 #[test]
-fn after_three_failures_the_next_upstream_is_asked_at_once() {
+fn after_three_failures_the_next_upstream_is_tried_first() {
     let sample = large();
     let (dead, alive) = (Scripted::start(), Scripted::with(&[&sample]));
     dead.otherwise(Exchange::hang);
@@ -65,7 +65,7 @@ fn after_three_failures_the_next_upstream_is_asked_at_once() {
 }
 
 #[test]
-fn who_waits_for_a_turn_at_a_dead_upstream_hears_of_it_from_the_others() {
+fn requests_queued_for_a_dead_upstream_fail_with_the_running_ones() {
     const CLIENTS: u8 = 200;
     let dead = Scripted::start();
     dead.otherwise(Exchange::hang);
@@ -88,7 +88,7 @@ fn who_waits_for_a_turn_at_a_dead_upstream_hears_of_it_from_the_others() {
 }
 
 #[test]
-fn one_that_asks_for_rest_is_left_alone() {
+fn an_upstream_that_sends_retry_after_gets_no_requests() {
     for status in [429, 503] {
         let upstream = Scripted::start();
         upstream.otherwise(move |exchange| exchange.status(status, "Retry-After: 120\n"));

@@ -51,7 +51,7 @@ fn narinfos(path: &CachePath) -> bool {
     matches!(path, CachePath::NarInfo(_))
 }
 
-pub async fn everything_is_listed_with_what_is_known_of_it(site: &impl Site) {
+pub async fn every_object_is_listed_with_its_metadata(site: &impl Site) {
     let store = site.open().await;
     let many = futures_util::stream::iter(0..MANY).map(|number| {
         let store = &store;
@@ -96,7 +96,7 @@ pub async fn everything_is_listed_with_what_is_known_of_it(site: &impl Site) {
     }
 }
 
-pub async fn what_is_wanted_is_listed_with_its_content_up_to_the_largest_narinfo(site: &impl Site) {
+pub async fn objects_are_listed_with_their_content_up_to_the_largest_narinfo(site: &impl Site) {
     let store = site.open().await;
     let limit = nix_narinfo::MAX_SIZE as usize;
     let (largest, larger) = (noise(limit), noise(limit + 1));
@@ -117,7 +117,7 @@ pub async fn what_is_wanted_is_listed_with_its_content_up_to_the_largest_narinfo
     assert_eq!(listed[NAR].content.as_deref(), Some(&b""[..]));
 }
 
-pub async fn who_stops_listening_stops_nothing_else(site: &impl Site) {
+pub async fn a_dropped_listing_does_not_disturb_the_next(site: &impl Site) {
     let store = site.open().await;
     for number in 0..20 {
         store.put(&narinfo(number), "text".into()).await.unwrap();

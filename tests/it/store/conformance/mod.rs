@@ -69,40 +69,40 @@ macro_rules! suite {
 
 suite! {
     objects {
-        what_is_absent_is_none_everywhere
-        what_was_put_is_found_by_head_and_get_alike
-        what_is_put_again_replaces_what_was_there
-        odd_names_are_kept_as_they_are
-        what_is_put_aside_is_the_one_that_was_looked_at
-        what_is_stored_while_another_is_put_aside_stays
-        what_is_put_aside_replaces_nothing_that_was_before
-        what_was_stored_is_there_for_another_process
+        an_absent_object_is_none_in_every_operation
+        head_and_get_return_the_stored_object
+        a_second_put_replaces_the_object
+        odd_names_are_stored_unchanged
+        only_the_verified_version_is_quarantined
+        an_object_stored_during_a_quarantine_is_kept
+        a_quarantined_object_replaces_no_earlier_one
+        a_stored_object_is_visible_to_another_process
     }
     uploads {
-        an_upload_of_any_size_arrives
+        an_upload_of_any_size_is_stored
         nothing_is_visible_before_it_is_committed
         an_upload_that_is_dropped_leaves_nothing
-        an_upload_that_is_dropped_leaves_what_was_there
+        an_upload_that_is_dropped_keeps_the_old_object
         two_uploads_of_one_object_leave_one_of_them_whole
-        what_was_written_can_be_read_at_once_where_it_is_in_a_file
+        a_staged_file_can_be_read_while_it_is_written
     }
     ranges {
-        every_part_of_a_small_object_can_be_had
-        every_part_of_a_large_object_can_be_had
-        a_narinfo_is_in_memory_as_a_whole
+        every_range_of_a_small_object_can_be_read
+        every_range_of_a_large_object_can_be_read
+        a_narinfo_is_read_into_memory_completely
         a_reader_sees_the_old_object_or_the_new_one
     }
     listing {
-        everything_is_listed_with_what_is_known_of_it
-        what_is_wanted_is_listed_with_its_content_up_to_the_largest_narinfo
-        who_stops_listening_stops_nothing_else
+        every_object_is_listed_with_its_metadata
+        objects_are_listed_with_their_content_up_to_the_largest_narinfo
+        a_dropped_listing_does_not_disturb_the_next
     }
     uses {
-        what_was_used_since_stays
-        what_was_stored_since_stays
-        what_nobody_used_is_removed
-        what_was_removed_can_be_stored_again
-        a_removal_and_a_use_at_the_same_time_agree
+        an_object_used_since_the_plan_is_kept
+        an_object_stored_since_the_plan_is_kept
+        an_unused_object_is_removed
+        a_removed_object_can_be_stored_again
+        a_removal_sees_a_concurrent_use
     }
     private_files {
         a_private_file_is_there_until_it_is_removed

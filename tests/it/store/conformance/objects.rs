@@ -11,7 +11,7 @@ use super::site::{KEYS, NAR, Site, content, metadata, noise, path, there};
 /// The clocks of two machines, and times that are whole seconds.
 const ABOUT: Duration = Duration::from_secs(5);
 
-pub async fn what_is_absent_is_none_everywhere(site: &impl Site) {
+pub async fn an_absent_object_is_none_in_every_operation(site: &impl Site) {
     let store = site.open().await;
     for key in KEYS {
         let path = path(key);
@@ -28,7 +28,7 @@ pub async fn what_is_absent_is_none_everywhere(site: &impl Site) {
     assert_eq!(site.keys(), [""; 0]);
 }
 
-pub async fn what_was_put_is_found_by_head_and_get_alike(site: &impl Site) {
+pub async fn head_and_get_return_the_stored_object(site: &impl Site) {
     let store = site.open().await;
     for (number, key) in KEYS.iter().enumerate() {
         let path = path(key);
@@ -48,7 +48,7 @@ pub async fn what_was_put_is_found_by_head_and_get_alike(site: &impl Site) {
     }
 }
 
-pub async fn what_is_put_again_replaces_what_was_there(site: &impl Site) {
+pub async fn a_second_put_replaces_the_object(site: &impl Site) {
     let store = site.open().await;
     let path = path(KEYS[0]);
     let mut before = Bytes::new();
@@ -64,7 +64,7 @@ pub async fn what_is_put_again_replaces_what_was_there(site: &impl Site) {
     assert_eq!(site.keys(), [KEYS[0]]);
 }
 
-pub async fn odd_names_are_kept_as_they_are(site: &impl Site) {
+pub async fn odd_names_are_stored_unchanged(site: &impl Site) {
     const DERIVATION: &str = "8ha1dhmx807czjczmwy078s4r9s254il";
     let store = site.open().await;
     let hash = "0123456789abcdef".repeat(4);
@@ -101,7 +101,7 @@ fn aside(key: &str) -> String {
     format!(".nix-stored/quarantine/{key}")
 }
 
-pub async fn what_is_put_aside_is_the_one_that_was_looked_at(site: &impl Site) {
+pub async fn only_the_verified_version_is_quarantined(site: &impl Site) {
     let store = site.open().await;
     for (key, length) in [(KEYS[0], 100), (NAR, 6 << 20)] {
         let path = path(key);
@@ -124,7 +124,7 @@ pub async fn what_is_put_aside_is_the_one_that_was_looked_at(site: &impl Site) {
     assert_eq!(store.list(|_| true).count().await, 0);
 }
 
-pub async fn what_is_stored_while_another_is_put_aside_stays(site: &impl Site) {
+pub async fn an_object_stored_during_a_quarantine_is_kept(site: &impl Site) {
     let store = site.open().await;
     for number in 0..20 {
         let path = path(KEYS[0]);
@@ -139,7 +139,7 @@ pub async fn what_is_stored_while_another_is_put_aside_stays(site: &impl Site) {
     }
 }
 
-pub async fn what_is_put_aside_replaces_nothing_that_was_before(site: &impl Site) {
+pub async fn a_quarantined_object_replaces_no_earlier_one(site: &impl Site) {
     let store = site.open().await;
     let path = path(KEYS[0]);
     for text in ["one", "two", "three"] {
@@ -152,7 +152,7 @@ pub async fn what_is_put_aside_replaces_nothing_that_was_before(site: &impl Site
     assert_eq!(names, texts);
 }
 
-pub async fn what_was_stored_is_there_for_another_process(site: &impl Site) {
+pub async fn a_stored_object_is_visible_to_another_process(site: &impl Site) {
     let (first, second) = (site.open().await, site.open().await);
     let path = path(KEYS[0]);
     assert!(second.get(&path).await.unwrap().is_none());

@@ -19,7 +19,7 @@ async fn assert_parts(store: &Store, path: &CachePath, bytes: &[u8], ranges: &[R
     }
 }
 
-pub async fn every_part_of_a_small_object_can_be_had(site: &impl Site) {
+pub async fn every_range_of_a_small_object_can_be_read(site: &impl Site) {
     let store = site.open().await;
     for key in KEYS {
         let (path, bytes) = (path(key), noise(1000));
@@ -34,7 +34,7 @@ pub async fn every_part_of_a_small_object_can_be_had(site: &impl Site) {
     assert_parts(&store, &empty, &[], &ranges).await;
 }
 
-pub async fn every_part_of_a_large_object_can_be_had(site: &impl Site) {
+pub async fn every_range_of_a_large_object_can_be_read(site: &impl Site) {
     let store = site.open().await;
     let (path, bytes) = (path(NAR), noise(11 * MIB + 7));
     let upload = upload(&store, &path, Some(bytes.len() as u64), &bytes, MIB).await;
@@ -53,7 +53,7 @@ pub async fn every_part_of_a_large_object_can_be_had(site: &impl Site) {
     assert_parts(&store, &path, &bytes, &ranges).await;
 }
 
-pub async fn a_narinfo_is_in_memory_as_a_whole(site: &impl Site) {
+pub async fn a_narinfo_is_read_into_memory_completely(site: &impl Site) {
     let store = site.open().await;
     for length in [500, 300_000, 1 << 20] {
         let (path, bytes) = (path(KEYS[0]), noise(length));

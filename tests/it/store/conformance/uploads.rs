@@ -15,7 +15,7 @@ const MIB: usize = 1 << 20;
 const SIZES: [usize; 9] =
     [0, 1, 64 * 1024 + 1, 5 * MIB - 1, 5 * MIB, 5 * MIB + 1, 8 * MIB, 10 * MIB, 16 * MIB + 4711];
 
-pub async fn an_upload_of_any_size_arrives(site: &impl Site) {
+pub async fn an_upload_of_any_size_is_stored(site: &impl Site) {
     let store = site.open().await;
     for (number, length) in SIZES.into_iter().enumerate() {
         let path = path(&format!("nar/{number:0>52}.nar"));
@@ -71,7 +71,7 @@ pub async fn an_upload_that_is_dropped_leaves_nothing(site: &impl Site) {
     assert_eq!(site.keys(), [""; 0]);
 }
 
-pub async fn an_upload_that_is_dropped_leaves_what_was_there(site: &impl Site) {
+pub async fn an_upload_that_is_dropped_keeps_the_old_object(site: &impl Site) {
     let store = site.open().await;
     let path = path(NAR);
     store.put(&path, "good".into()).await.unwrap();
@@ -101,7 +101,7 @@ pub async fn two_uploads_of_one_object_leave_one_of_them_whole(site: &impl Site)
     assert_eq!(site.unfinished(), 0);
 }
 
-pub async fn what_was_written_can_be_read_at_once_where_it_is_in_a_file(site: &impl Site) {
+pub async fn a_staged_file_can_be_read_while_it_is_written(site: &impl Site) {
     let store = site.open().await;
     let bytes = noise(13 * MIB);
     let (written, opened) = (bytes.clone(), Arc::clone(&store));

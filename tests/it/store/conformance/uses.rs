@@ -11,7 +11,7 @@ fn soon() -> SystemTime {
     SystemTime::now() + Duration::from_secs(10)
 }
 
-pub async fn what_was_used_since_stays(site: &impl Site) {
+pub async fn an_object_used_since_the_plan_is_kept(site: &impl Site) {
     let store = site.open().await;
     for key in KEYS {
         store.put(&path(key), key.into()).await.unwrap();
@@ -32,7 +32,7 @@ pub async fn what_was_used_since_stays(site: &impl Site) {
     assert!(listed.values().all(|object| object.metadata.used > since), "{listed:?}");
 }
 
-pub async fn what_was_stored_since_stays(site: &impl Site) {
+pub async fn an_object_stored_since_the_plan_is_kept(site: &impl Site) {
     let store = site.open().await;
     let path = path(KEYS[0]);
     store.put(&path, "old".into()).await.unwrap();
@@ -42,7 +42,7 @@ pub async fn what_was_stored_since_stays(site: &impl Site) {
     assert_eq!(content(&store, &path).await, b"new");
 }
 
-pub async fn what_nobody_used_is_removed(site: &impl Site) {
+pub async fn an_unused_object_is_removed(site: &impl Site) {
     let store = site.open().await;
     for key in KEYS {
         store.put(&path(key), key.into()).await.unwrap();
@@ -63,7 +63,7 @@ pub async fn what_nobody_used_is_removed(site: &impl Site) {
     assert_eq!(super::listing::objects(&*site.open().await, |_| true).await.len(), 0);
 }
 
-pub async fn what_was_removed_can_be_stored_again(site: &impl Site) {
+pub async fn a_removed_object_can_be_stored_again(site: &impl Site) {
     let store = site.open().await;
     let path = path(KEYS[0]);
     for text in ["one", "two"] {
@@ -75,7 +75,7 @@ pub async fn what_was_removed_can_be_stored_again(site: &impl Site) {
     }
 }
 
-pub async fn a_removal_and_a_use_at_the_same_time_agree(site: &impl Site) {
+pub async fn a_removal_sees_a_concurrent_use(site: &impl Site) {
     let store = site.open().await;
     const COUNT: usize = 20;
     for number in 0..COUNT {

@@ -121,7 +121,7 @@ fn a_directory_that_was_made_and_not_synced_into_its_parent_is_synced_later() {
 }
 
 #[test]
-fn where_directories_cannot_be_synced_by_themselves_the_file_system_is() {
+fn the_file_system_is_synced_where_directories_cannot_be() {
     let daemon = start();
     let root = daemon.dir().canonicalize().expect("it is there");
     let nars = root.join("nar");
@@ -134,7 +134,7 @@ fn where_directories_cannot_be_synced_by_themselves_the_file_system_is() {
 }
 
 #[test]
-fn what_a_killed_daemon_named_is_synced_at_the_next_start() {
+fn names_created_by_a_killed_daemon_are_synced_at_the_next_start() {
     use crate::support::trace::Traced;
 
     let scratch = crate::support::scratch::Scratch::new();

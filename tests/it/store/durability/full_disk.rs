@@ -123,7 +123,7 @@ fn a_full_disk_refuses_uploads_and_nothing_else() {
 }
 
 #[test]
-fn what_will_not_fit_is_refused_before_its_body() {
+fn an_upload_that_will_not_fit_is_refused_before_its_body() {
     let disk = Disk::new("size=8m");
     let daemon = Daemon::builder().dir(&disk.path().join("cache")).start();
     let (sample, free) = (noisy(1, 3 * MIB), disk.free());
@@ -152,7 +152,7 @@ fn begin(
 }
 
 #[test]
-fn an_upload_that_trickles_does_not_keep_the_disk_from_others() {
+fn a_slow_upload_does_not_reserve_the_disk() {
     let disk = Disk::new("size=8m");
     let rate = MinimumRate { bytes: 64 * 1024, over: Duration::from_millis(300) };
     let dir = disk.path().join("cache");
@@ -193,7 +193,7 @@ fn an_upload_that_trickles_does_not_keep_the_disk_from_others() {
 }
 
 #[test]
-fn space_that_shall_stay_free_is_not_taken_by_uploads_that_begin_together_or_lose_their_space() {
+fn concurrent_uploads_leave_the_configured_space_free() {
     let disk = Disk::new("size=24m");
     let rate = MinimumRate { bytes: 64 * 1024, over: Duration::from_millis(300) };
     let reserve = 4 * MIB as u64;
@@ -223,7 +223,7 @@ fn space_that_shall_stay_free_is_not_taken_by_uploads_that_begin_together_or_los
 }
 
 #[test]
-fn several_uploads_that_fill_the_disk_together_harm_nobody() {
+fn uploads_that_fill_the_disk_together_damage_nothing() {
     let disk = Disk::new("size=8m");
     let daemon = Daemon::builder().dir(&disk.path().join("cache")).start();
     let samples: Vec<Sample> = (1..=12).map(|number| noisy(number, MIB)).collect();
@@ -253,7 +253,7 @@ fn several_uploads_that_fill_the_disk_together_harm_nobody() {
 }
 
 #[test]
-fn nix_that_meets_a_full_disk_says_so_and_ends() {
+fn nix_reports_a_full_disk_and_ends() {
     let disk = Disk::new("size=8m");
     let daemon = Daemon::builder().dir(&disk.path().join("cache")).start();
     let nix = Nix::new();

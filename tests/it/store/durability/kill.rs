@@ -42,7 +42,7 @@ const MOMENTS: u64 = 400;
 const SAMPLES: usize = MOMENTS as usize + CONNECTIONS;
 
 #[test]
-fn a_daemon_that_was_killed_has_nothing_false_and_all_that_it_acknowledged() {
+fn a_killed_daemon_has_no_damaged_objects_and_all_acknowledged_ones() {
     let kills = Kills::from_env();
     let source = Source::new();
     let mut total = Round::default();

@@ -275,7 +275,7 @@ mod proof {
     }
 
     #[test]
-    fn a_trace_that_keeps_it_passes() {
+    fn a_trace_that_keeps_the_order_passes() {
         assert!(broken(&GOOD).is_empty(), "{:#?}", broken(&GOOD));
         for line in [SYNC_OF_FILE, SYNC_OF_PARENT, SYNC_OF_FOLDER] {
             let lines = with(line, "3 syncfs(4</c>) = 0");
@@ -289,14 +289,14 @@ mod proof {
     }
 
     #[test]
-    fn a_missing_sync_is_seen() {
+    fn a_missing_sync_is_detected() {
         is_seen(&without(SYNC_OF_FILE), "staging/1-0/0 was not synced");
         is_seen(&without(SYNC_OF_PARENT), "/c/log was made, and /c not synced");
         is_seen(&without(SYNC_OF_FOLDER), "/c/log was not synced");
     }
 
     #[test]
-    fn a_sync_that_failed_or_was_none_is_seen() {
+    fn a_failed_or_ineffective_sync_is_detected() {
         let failed = "3 fsync(9</c/.nix-stored/staging/1-0/0>) = -1 EIO (Input/output error)";
         let weak = "3 sync_file_range(9</c/.nix-stored/staging/1-0/0>, 0, 0, 7) = 0";
         let elsewhere = "3 syncfs(4</other>) = 0";
@@ -307,7 +307,7 @@ mod proof {
     }
 
     #[test]
-    fn a_sync_before_the_last_write_is_seen() {
+    fn a_sync_before_the_last_write_is_detected() {
         is_seen(&moved(SYNC_OF_FILE, LAST_WRITE), "staging/1-0/0 was not synced");
         let overlapping = ending_at(LAST_WRITE, SYNC_OF_FILE);
         let overlapping: Vec<&str> = overlapping.iter().map(String::as_str).collect();
@@ -315,7 +315,7 @@ mod proof {
     }
 
     #[test]
-    fn a_sync_of_the_file_after_its_rename_is_seen() {
+    fn a_sync_of_the_file_after_its_rename_is_detected() {
         is_seen(&moved(SYNC_OF_FILE, RENAME), "staging/1-0/0 was not synced");
         let overlapping = ending_at(SYNC_OF_FILE, RENAME);
         let overlapping: Vec<&str> = overlapping.iter().map(String::as_str).collect();
@@ -323,7 +323,7 @@ mod proof {
     }
 
     #[test]
-    fn a_directory_synced_too_early_or_too_late_is_seen() {
+    fn a_directory_synced_too_early_or_too_late_is_detected() {
         is_seen(&moved(SYNC_OF_FOLDER, RENAME), "/c/log was not synced");
         is_seen(&moved(SYNC_OF_FOLDER, ANSWER), "/c/log was not synced");
         let overlapping = ending_at(SYNC_OF_FOLDER, ANSWER);
@@ -334,7 +334,7 @@ mod proof {
     }
 
     #[test]
-    fn an_answer_before_the_rename_is_seen() {
+    fn a_response_before_the_rename_is_detected() {
         is_seen(&moved(ANSWER, RENAME), "without being published");
         is_seen(&without(RENAME), "without being published");
         is_seen(
@@ -347,7 +347,7 @@ mod proof {
     }
 
     #[test]
-    fn a_write_to_a_published_file_is_seen() {
+    fn a_write_to_a_published_file_is_detected() {
         is_seen(
             &with(ANSWER + 1, r#"3 pwrite64(9</c/log/x>, "x", 1, 0) = 1"#),
             "everybody sees it",
@@ -357,7 +357,7 @@ mod proof {
     }
 
     #[test]
-    fn a_second_upload_counts_on_its_own_rename_or_on_none() {
+    fn a_second_upload_depends_on_its_own_rename_or_on_none() {
         let again = GOOD[0].replace("1 recvfrom", "4 recvfrom").replace("[5]", "[6]");
         let acknowledged = GOOD[ANSWER].replace("[5]", "[6]");
         let mut lines = GOOD.to_vec();

@@ -69,7 +69,7 @@ fn upload(address: &str, number: u8, together: &Barrier) -> Vec<String> {
 }
 
 #[test]
-fn what_is_acknowledged_was_synced_with_its_name_before_the_answer() {
+fn acknowledged_uploads_and_their_names_were_synced_before_the_response() {
     let scratch = Scratch::new();
     // The daemon has to make this one, and its parent has to hear of it.
     let root = scratch.join("cache");

@@ -7,7 +7,7 @@ use crate::support::objects::{ONE_OF_EACH, sample};
 use crate::support::wire::Wire;
 
 #[test]
-fn a_directory_that_turns_read_only_is_still_served_and_takes_uploads_again_later() {
+fn a_directory_that_turns_read_only_is_served_and_accepts_uploads_again_later() {
     let mut disk = Disk::new("size=8m");
     let daemon = Daemon::builder().dir(&disk.path().join("cache")).start();
     let (before, during) = (sample(1, &[1; 100_000]), sample(2, &[2; 100_000]));

@@ -71,7 +71,7 @@ fn serves(daemon: &Daemon, samples: &[Sample]) {
 }
 
 #[test]
-fn a_cache_takes_and_serves_everything_without_calls_that_not_everyone_has() {
+fn uploads_and_downloads_work_without_optional_system_calls() {
     let lengths = [0, 10, 40_000, 200_000, 9_000_000, 300];
     let samples: Vec<Sample> = (1u8..)
         .zip(lengths)
