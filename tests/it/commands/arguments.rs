@@ -1,4 +1,4 @@
-//! Arguments, help, and what the page about the commands says of them.
+//! Arguments, help, and the documentation of the commands.
 
 use super::given::Given;
 

@@ -1,4 +1,4 @@
-//! `nix-stored check-config`: the configuration as it is understood.
+//! `nix-stored check-config`: the configuration as it was parsed.
 
 use nix_stored::config::SETTINGS;
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-//! `nix-stored delete`: all that was named goes, or nothing.
+//! `nix-stored delete`: all given paths are removed, or none.
 
 use std::os::unix::fs::symlink;
 use std::sync::Arc;

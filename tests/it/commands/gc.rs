@@ -1,4 +1,4 @@
-//! `nix-stored gc`: the same collection as the daemon's, when one wants it.
+//! `nix-stored gc`: the collection of the daemon, on demand.
 
 use std::fs;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! A cache's directory with chosen contents, and the binary at work on it.
+//! A cache directory with chosen content, and the commands on it.
 
 use std::fs::{self, File, FileTimes};
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! `nix-stored stats`, and what holds for all commands that only look.
+//! `nix-stored stats`, and what holds for all commands that only read.
 
 use rustix::process::geteuid;
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-//! `nix-stored verify`: what is false in a cache is found, and goes where that is wanted.
+//! `nix-stored verify`: damage is found and, with `--repair`, quarantined.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, FileTimes};

@@ -1,4 +1,4 @@
-//! Who may do what: the whole table, method × path × credentials × configuration.
+//! Access control: the whole table of method, path, credentials and configuration.
 
 use axum::body::Body;
 use base64::Engine;

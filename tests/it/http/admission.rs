@@ -1,4 +1,4 @@
-//! What an upload must be, beyond its form: nothing false gets in, however it is packed.
+//! Verification of uploads: wrong content is refused, however it is compressed.
 
 use axum::body::Body;
 use http::Method;

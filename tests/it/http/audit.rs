@@ -1,4 +1,4 @@
-//! Who has uploaded and removed what, in the log.
+//! The audit log: who uploaded and removed which objects.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! What no decent client sends, over real sockets: each gets its answer, and the daemon goes on.
+//! Invalid requests over real sockets: each gets a response, and the daemon continues.
 
 use nix_stored::nix::narinfo::MAX_SIZE;
 

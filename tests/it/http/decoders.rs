@@ -1,5 +1,5 @@
-//! What compressed uploads may cost: their windows and what they unpack to are the uploader's choice,
-//! and the memory of the daemon is not.
+//! Memory of decoders: the uploader chooses the window and the unpacked size, but not the memory that the daemon
+//! needs.
 
 use std::io::Write;
 use std::time::{Duration, Instant};

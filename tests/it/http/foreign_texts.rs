@@ -1,5 +1,5 @@
-//! Texts from outside, wherever they are shown: in answers, in the log, on a terminal. Each is one
-//! line, of a sane length, with nothing in it that a terminal would obey.
+//! Text from clients, files and upstreams in responses, in the log and on a terminal: one line of limited length
+//! without control characters.
 
 use std::fs;
 

@@ -1,4 +1,4 @@
-//! `/metrics`: true, well-formed, and all that the page and the dashboard speak of.
+//! `/metrics`: correct, well-formed, and complete for the documentation, the alerts and the dashboard.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! More than the daemon can do at once: it says so, or lets clients wait, and goes on.
+//! More load than the daemon can serve: it refuses requests or lets clients wait, and recovers.
 
 use std::time::{Duration, Instant};
 

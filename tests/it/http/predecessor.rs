@@ -1,5 +1,5 @@
-//! The defects of the Go daemon of the same name, one test each, named after the defect. Those that
-//! were the absence of a whole feature have tests where the feature is.
+//! The defects of the Go daemon of the same name, one test each, named after the defect. Missing features are
+//! tested where the feature is.
 
 use axum::body::Body;
 use http::Method;

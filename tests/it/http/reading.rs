@@ -1,4 +1,4 @@
-//! GET and HEAD: headers, ranges, validators, absence.
+//! GET and HEAD: headers, ranges, entity tags, absent objects.
 
 use crate::support::cache::TestCache;
 use crate::support::objects::{ONE_OF_EACH, sample};

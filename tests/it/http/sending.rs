@@ -1,5 +1,4 @@
-//! How objects leave: files straight from the kernel, hot narinfos from memory, each right to the
-//! byte.
+//! Response bodies: files sent by the kernel and narinfos from memory, each byte correct.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! Thousands of clients that send a byte a second, and one that wants its NAR.
+//! Thousands of clients that send one byte per second, and one that downloads a NAR.
 
 use std::io::{ErrorKind, Write};
 use std::net::TcpStream;

@@ -1,4 +1,4 @@
-//! Uploads and upstreams that hardly send anything hold up nobody else.
+//! Slow uploads and slow upstreams delay no other request.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! PUT: what is taken, what is refused with which words, and what is never visible.
+//! PUT: accepted and refused uploads, error messages, and visibility.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! SIGHUP: passwords are read again from their files.
+//! SIGHUP reloads passwords from their files.
 
 use std::path::PathBuf;
 

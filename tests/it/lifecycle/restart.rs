@@ -1,5 +1,5 @@
-//! A restart that nobody notices: the listening socket stays open with who passed it, as with
-//! systemd, and what is under way is finished.
+//! A restart without failed requests: the parent process keeps the listening socket, as systemd does, and running
+//! transfers are finished.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};

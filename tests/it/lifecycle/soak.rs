@@ -1,5 +1,5 @@
-//! A week of traffic in five minutes: uploads, substitutions, collections and restarts, by real Nix
-//! and by clients that are faster, while the daemon's memory and files are watched.
+//! A week of traffic in five minutes: uploads, substitutions, collections and restarts, by Nix and by faster
+//! clients, while memory and open files of the daemon are measured.
 //!
 //! A day of grace cannot pass here, so what has not been used for a while is made to look as if that
 //! was three days ago, and goes. Nobody asks for it meanwhile: clients go from one generation of

@@ -1,4 +1,4 @@
-//! What the daemon listens on, and what it tells its service manager.
+//! Listening sockets, and notifications of systemd.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;

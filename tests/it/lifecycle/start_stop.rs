@@ -1,4 +1,4 @@
-//! Start, `100 Continue`, slow clients, stop: what only a real socket shows.
+//! Start, `100 Continue`, slow clients, and shutdown, over real sockets.
 
 use std::sync::Arc;
 use std::time::Duration;

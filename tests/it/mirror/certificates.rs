@@ -1,4 +1,4 @@
-//! Upstreams behind TLS: their certificates are checked, and an operator can add an authority.
+//! Upstreams with TLS: certificates are verified, and a private CA can be added.
 
 use super::mirror_of;
 use crate::support::certificates::Authority;

@@ -1,4 +1,4 @@
-//! The variables for upstreams, and what is said of those that cannot be.
+//! The settings of upstreams, and errors in them.
 
 use std::fs;
 

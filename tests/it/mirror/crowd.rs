@@ -1,4 +1,4 @@
-//! Many clients at once: an upstream is asked once, whoever else waits.
+//! Many clients at a time: each object is requested from the upstream once.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

@@ -1,4 +1,4 @@
-//! What is remembered of upstreams takes bounded memory.
+//! The memory for facts about upstreams is bounded.
 
 use nix_stored::nix::StorePathHash;
 

@@ -1,5 +1,5 @@
-//! A real, unmodified Nix in front of the mirror, and real caches behind it: another nix-stored,
-//! nginx over a directory that Nix wrote, and such a directory itself.
+//! An unmodified Nix in front of the mirror, and real caches behind it: another nix-stored, nginx over a directory
+//! written by Nix, and such a directory itself.
 
 use std::fs;
 use std::path::Path;

@@ -1,5 +1,5 @@
-//! Proxies on the way to an upstream. The upstream answers nobody but the proxy, whose connections
-//! come from an address of its own.
+//! Proxies between the mirror and an upstream. The upstream accepts only connections from the source address of the
+//! proxy.
 
 use super::mirror_of;
 use crate::support::audit::assert_nothing_is_false;

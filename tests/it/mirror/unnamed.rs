@@ -1,5 +1,5 @@
-//! Caches that compress a NAR when they are asked for it: their narinfos have no `FileHash`, and no
-//! `FileSize` either, and the length of the answer is often unknown.
+//! Caches that compress NARs on request: their narinfos have neither `FileHash` nor `FileSize`, and responses often
+//! have no length.
 
 use std::fs;
 

@@ -1,4 +1,4 @@
-//! Uploads to a cache that has upstreams: what they have counts as being here.
+//! Uploads to a cache with upstreams: the paths of an upstream count as present.
 
 use super::mirror_of;
 use crate::support::audit::assert_nothing_is_false;

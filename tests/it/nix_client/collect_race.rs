@@ -1,5 +1,5 @@
-//! Collections, one after the other and from two caches on the same directory, while clients upload
-//! and substitute what is about to go. No client may notice, and what stays is whole.
+//! Collections, one after the other and by two daemons on the same directory, while clients upload and substitute
+//! paths that are about to be removed. No client fails, and every closure that is kept is complete.
 //!
 //! The grace is seconds here instead of a day. A client relies on what it was told for as long as
 //! the grace lasts, so one that needs longer, because the machine has other things to do, proves

@@ -1,4 +1,4 @@
-//! Uploads at the same time, of the same things: builders race, and nobody may notice.
+//! Concurrent uploads of the same paths by several builders.
 
 use std::sync::Barrier;
 use std::thread;

@@ -1,5 +1,5 @@
-//! netrc: who may read, who may write, and what the others are told. Nix sends what netrc has for
-//! the host with the first request, and never asks.
+//! netrc: who may read and write, and what Nix prints for others. Nix sends the credentials of the host with the
+//! first request.
 
 use crate::support::daemon::Daemon;
 use crate::support::fixture::fixture;

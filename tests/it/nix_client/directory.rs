@@ -1,5 +1,5 @@
-//! The directory is a `file://` cache of Nix's own: what Nix wrote there is served as it is, and
-//! what the daemon stores can be read without the daemon.
+//! The directory is a `file://` cache of Nix: what Nix wrote is served unchanged, and Nix reads what the daemon
+//! stored.
 
 use std::fs;
 

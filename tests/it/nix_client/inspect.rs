@@ -1,5 +1,4 @@
-//! Everything that Nix can ask a cache besides copying, and what a copy asks before it sends
-//! anything.
+//! Requests of Nix other than copies, and the queries before a copy.
 
 use crate::support::daemon::{Daemon, Logged, requests};
 use crate::support::fixture::{closure_nix, fixture};

@@ -1,5 +1,4 @@
-//! Store URL parameters that change what is uploaded: each makes objects of its own, and each has
-//! to come back.
+//! Store URL parameters that change the uploaded objects.
 
 use crate::support::daemon::Daemon;
 use crate::support::fixture::fixture;

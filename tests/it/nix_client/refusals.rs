@@ -1,5 +1,4 @@
-//! What Nix shows to its user when the cache does not take an upload: the sentence that explains it,
-//! at once.
+//! The messages that Nix shows at once when the cache refuses an upload.
 
 use std::os::unix::fs::PermissionsExt;
 

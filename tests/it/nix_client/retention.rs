@@ -1,5 +1,5 @@
-//! A cache that is sized down, step by step: whatever it still lists comes back whole, by an
-//! unmodified Nix, and what went can be uploaded again.
+//! A cache whose limit shrinks step by step: every path that it still lists can be substituted, and removed paths
+//! can be uploaded again.
 
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -1,6 +1,5 @@
-//! What goes in comes out, the same: uploaded by `nix copy --to`, taken into an empty store by `nix
-//! copy --from`, and into another by `nix-store -r` with the cache as the only substituter.
-//! Signatures are required everywhere.
+//! Paths come back unchanged: uploaded by `nix copy --to`, copied into an empty store by `nix copy --from`, and
+//! into another by `nix-store -r` with the cache as the only substituter. Signatures are required everywhere.
 
 use crate::support::daemon::Daemon;
 use crate::support::fixture::{closure_nix, fixture};

@@ -1,4 +1,4 @@
-//! What `contrib/` has for other systems: scripts, Docker, the Debian package, proxies.
+//! `contrib/`: scripts, Docker, the Debian package, proxies.
 
 use std::fs;
 use std::path::{Path, PathBuf};

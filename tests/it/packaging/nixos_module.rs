@@ -1,4 +1,4 @@
-//! The NixOS modules, evaluated by the real Nix with a stand-in for nixpkgs' `lib`.
+//! The NixOS modules, evaluated by Nix with a stand-in for the `lib` of nixpkgs.
 
 use std::collections::BTreeSet;
 use std::process::Command;

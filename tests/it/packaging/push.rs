@@ -1,4 +1,4 @@
-//! The queue of a builder (`contrib/push`), with real builds, the real Nix and the real daemon.
+//! The upload queue of a builder (`contrib/push`), with real builds, Nix and the daemon.
 
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt;

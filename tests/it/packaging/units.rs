@@ -1,5 +1,4 @@
-//! The systemd units, those of `contrib/` and those that the NixOS module makes, as systemd itself
-//! reads them.
+//! The systemd units of `contrib/` and of the NixOS module, checked by systemd.
 
 use std::collections::BTreeMap;
 use std::fs;

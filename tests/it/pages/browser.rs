@@ -1,4 +1,4 @@
-//! What a visitor sees, in Chromium.
+//! The pages in Chromium.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Pages that are much work keep nobody waiting but those who look at pages.
+//! Expensive pages delay only other pages.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

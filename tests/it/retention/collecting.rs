@@ -1,4 +1,4 @@
-//! Collections on real directories, and what gets into their way.
+//! Collections on real directories, and what interferes with them.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};

@@ -1,4 +1,4 @@
-//! A cache's directory, made file by file, with the times that the files shall have.
+//! A cache directory, written file by file with chosen times.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, FileTimes};

@@ -1,5 +1,5 @@
-//! Narinfos that are served and that the strict parser refuses, or that are larger than most: what
-//! they name is kept, and every command knows of it.
+//! Narinfos that the strict parser refuses but Nix accepts, and unusually large ones: the paths they name are kept,
+//! and every command reads them.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,5 +1,5 @@
-//! A power cut in the middle of a collection must not bring a narinfo back whose NAR is gone. What
-//! is on the disk for good is what a trace of system calls says was synced.
+//! A power cut during a collection must not bring back a narinfo whose NAR is removed. A trace of system calls
+//! shows what was synced.
 
 use std::process::{Command, Stdio};
 

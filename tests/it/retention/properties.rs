@@ -1,4 +1,4 @@
-//! Any cache, any limits: closures stay whole, and exactly as much goes as must.
+//! Random caches and limits: closures stay complete, and no more is removed than necessary.
 
 use std::collections::BTreeSet;
 use std::fs::{File, FileTimes};

@@ -1,4 +1,4 @@
-//! The daemon collects by itself, and is in nobody's way.
+//! Collections by the daemon disturb no request.
 
 use std::path::Path;
 use std::time::SystemTime;

@@ -1,4 +1,4 @@
-//! How the cache knows what is in use: GET and HEAD say so in the access time of the file.
+//! Recorded uses: GET and HEAD set the access time of the file.
 
 use std::fs::{self, FileTimes};
 use std::path::Path;

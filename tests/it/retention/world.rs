@@ -1,5 +1,4 @@
-//! Caches made up at random, and what collecting garbage there must come to: counted anew in the
-//! plainest way, so that it shares no thought with what it judges.
+//! Random caches, and the expected result of a collection, computed independently in the simplest way.
 
 use std::collections::BTreeSet;
 use std::path::Path;

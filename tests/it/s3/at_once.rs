@@ -1,4 +1,4 @@
-//! Several processes act on the same objects at the same time, and what was acknowledged stays.
+//! Several processes change the same objects at the same time, and acknowledged uploads are kept.
 
 use std::collections::HashSet;
 use std::sync::Arc;

@@ -1,6 +1,5 @@
-//! Three servers that hold everything three times, two daemons over them, and a balancer before
-//! either. One server and one daemon are killed and come back, again and again, while clients upload
-//! and substitute.
+//! Three servers with three replicas, two daemons, and a balancer in front of each. One server and one daemon are
+//! killed and restarted repeatedly while clients upload and substitute.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

@@ -1,4 +1,4 @@
-//! The commands on a bucket, beside a daemon that serves it.
+//! The commands on a bucket, beside a running daemon.
 
 use std::path::Path;
 

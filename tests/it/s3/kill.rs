@@ -1,4 +1,4 @@
-//! A daemon is killed in the middle of an upload: nobody sees anything of it, and the parts go.
+//! A daemon is killed during an upload: the upload is not visible, and its parts are removed.
 
 use std::time::Duration;
 

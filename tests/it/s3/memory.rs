@@ -1,5 +1,4 @@
-//! Many large uploads at once take no more memory than a few, and many reads no more than what they
-//! leave in memory on purpose.
+//! Many large uploads at once need no more memory than a few, and many reads no more than the caches.
 
 use nix_stored::nix::Sha256Hash;
 use sha2::{Digest, Sha256};

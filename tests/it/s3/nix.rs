@@ -1,4 +1,4 @@
-//! What Nix puts in comes out, the same, with the bucket behind the daemon.
+//! Paths come back unchanged with the cache in a bucket.
 
 use std::fs;
 

@@ -1,4 +1,4 @@
-//! Servers with buckets, and daemons over them.
+//! Servers with buckets, and daemons on them.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 

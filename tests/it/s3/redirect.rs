@@ -1,4 +1,4 @@
-//! With `NIX_STORED_S3_REDIRECT=1`, NARs are fetched from the server itself.
+//! With `NIX_STORED_S3_REDIRECT=1`, clients download NARs from the server itself.
 
 use std::process::Command;
 

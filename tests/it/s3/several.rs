@@ -1,4 +1,4 @@
-//! Several daemons over one bucket know nothing of each other, and agree soon.
+//! Several independent daemons on one bucket see each other's changes within seconds.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! Uploads into a bucket that hardly arrive keep no memory from others, and come whole all the same.
+//! Slow uploads into a bucket hold no memory of others, and are stored completely.
 
 use std::time::{Duration, Instant};
 

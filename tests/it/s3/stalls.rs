@@ -1,5 +1,5 @@
-//! The server, or a client, stands still in the middle of a read. What is read comes whole or fails, and
-//! nothing of it counts as damaged.
+//! The server or a client stalls during a read: the object arrives completely or the read fails, and nothing counts
+//! as damaged.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! What a start finds out, and says in one sentence.
+//! Checks at start, each reported in one sentence.
 
 use super::place::{at, get, over, put, upload};
 use crate::support::certificates::Authority;

@@ -1,5 +1,4 @@
-//! What stands between the daemon and its server answers by itself: a proxy, a portal, a load balancer.
-//! Nothing of it is taken for the server's own word.
+//! Responses of a proxy, portal or load balancer between the daemon and its server are not taken for the server's.
 
 use std::time::Duration;
 

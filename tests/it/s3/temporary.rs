@@ -1,4 +1,4 @@
-//! Where cannot write temporary files, or fill their disk: what needs one goes without it.
+//! Temporary files cannot be written, or fill their disk: the daemon works without them.
 
 use crate::s3::place::{Place, assert_nothing_is_false, get, over};
 use crate::support::daemon::Daemon;

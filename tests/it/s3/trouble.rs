@@ -1,4 +1,4 @@
-//! The server is in trouble. Clients hear that, in time, and never that something is absent.
+//! The server fails. Clients get an error in time, and never a 404.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! Root serves another user's directory: as that user, who gets nobody's rights by it but his own.
+//! Root serves the directory of another user: as that user, and with no rights beyond theirs.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};

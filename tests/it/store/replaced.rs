@@ -1,5 +1,5 @@
-//! The directory of a running daemon is wiped, restored, mounted over, or is somewhere else: it
-//! serves and stores what is at its path, and where nobody knows what that should be, it says so.
+//! The directory of a running daemon is wiped, restored, covered by a mount, or moved: the daemon serves and stores
+//! what is at its path, or reports an error where that is ambiguous.
 
 use std::fs;
 use std::os::unix::fs::symlink;

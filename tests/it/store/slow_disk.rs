@@ -1,4 +1,4 @@
-//! A disk that is slow holds up who reads from it, and nobody else.
+//! A slow disk delays only requests that read from it.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;

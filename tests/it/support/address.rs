@@ -1,4 +1,4 @@
-//! Addresses on this machine that nobody else uses.
+//! Unused addresses of this machine.
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
 use std::sync::atomic::{AtomicU16, Ordering};

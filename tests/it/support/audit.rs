@@ -1,4 +1,4 @@
-//! What a cache's directory holds, checked without the daemon.
+//! The content of a cache directory, checked without the daemon.
 
 use std::fs;
 use std::path::Path;

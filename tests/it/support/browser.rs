@@ -1,4 +1,4 @@
-//! Chromium without a window, told what to do over a pipe (the Chrome DevTools Protocol).
+//! Headless Chromium, controlled over a pipe (the Chrome DevTools Protocol).
 
 use std::collections::VecDeque;
 use std::fs;

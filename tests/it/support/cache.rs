@@ -1,4 +1,4 @@
-//! A cache without a socket: the whole stack as a service, called in the test's own process.
+//! A cache without a socket: the router as a service in this process.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! An authority of one's own, and certificates by it, made by openssl.
+//! A private CA and its certificates, made by openssl.
 
 use std::cell::Cell;
 use std::fs;

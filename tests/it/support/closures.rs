@@ -1,4 +1,4 @@
-//! Closures that share parts, as many as a test wants, and whether a cache has them whole.
+//! Closures that share paths, and whether a cache has them completely.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;

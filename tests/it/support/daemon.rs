@@ -1,4 +1,4 @@
-//! The real binary, started on a free port, with its log at hand.
+//! The real binary, started on a free port, and its log.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;

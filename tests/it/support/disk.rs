@@ -1,4 +1,4 @@
-//! A disk of one's own, small enough to fill.
+//! A small private file system.
 //!
 //! It is mounted where only one shell sees it, and reached through that shell's `/proc/<pid>/root`.
 //! So there is nothing to unmount: the disk is gone when the shell is, and the shell ends when its

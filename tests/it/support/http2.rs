@@ -1,4 +1,4 @@
-//! A client of HTTP/2 that says itself how much of its answers it takes.
+//! An HTTP/2 client that controls how much of each response it reads.
 
 use std::sync::Arc;
 

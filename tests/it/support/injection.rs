@@ -1,4 +1,4 @@
-//! System calls of a running process that fail, or are only written down, for a while.
+//! System calls of a running process that fail or are recorded for a while.
 
 use std::fs;
 use std::io::{BufRead, BufReader};

@@ -1,4 +1,4 @@
-//! What a daemon has counted.
+//! The metrics of a daemon.
 
 use std::collections::BTreeMap;
 use std::io::Write;

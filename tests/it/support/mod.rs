@@ -1,5 +1,4 @@
-//! What the tests share: the daemon as a child process, a private Nix, and the directories both
-//! live in.
+//! Shared by the tests: the daemon as a process, a private Nix, servers, clients, and directories.
 #![allow(dead_code, reason = "a toolbox: not every tool is in use at every time")]
 
 pub mod address;

@@ -1,4 +1,4 @@
-//! Other programs that listen on this machine: a web server, two proxies.
+//! Other servers on this machine: a web server and two proxies.
 
 use std::fs;
 use std::net::{SocketAddr, TcpStream};

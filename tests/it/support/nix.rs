@@ -1,5 +1,4 @@
-//! A private Nix: single user, no daemon, no system `/nix`, no network, as many stores as a test
-//! wants.
+//! A private Nix: single user, no daemon, no system `/nix`, no network, any number of stores.
 
 use std::ffi::OsStr;
 use std::fmt::Write;

@@ -1,4 +1,4 @@
-//! Numbers that nobody expects, and that come again for the same seed.
+//! Pseudo-random numbers and bytes, reproducible by their seed.
 
 use std::time::SystemTime;
 

@@ -1,4 +1,4 @@
-//! Small objects that are what they claim to be.
+//! Small valid objects.
 
 use nix_stored::nix::{Sha256Hash, StorePathHash};
 

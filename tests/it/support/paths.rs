@@ -1,4 +1,4 @@
-//! Store paths made up on the spot, and signatures on them.
+//! Generated store paths, and signatures on them.
 
 use std::fs;
 use std::io::{BufWriter, Write};

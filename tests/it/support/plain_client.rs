@@ -1,5 +1,4 @@
-//! What `nix copy` asks of a cache, request by request, without the tenth of a second that Nix takes
-//! to start.
+//! The requests of `nix copy`, without the tenth of a second that Nix needs to start.
 
 use nix_stored::nix::StorePathHash;
 

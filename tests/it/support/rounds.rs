@@ -1,4 +1,4 @@
-//! Rounds of what comes out differently every time, in numbers that can be set from outside.
+//! Rounds of randomized tests, with numbers from the environment.
 
 use super::noise::Noise;
 

@@ -1,4 +1,4 @@
-//! An S3 server over real HTTP, in the test's own process: a folder, as `s3s-fs` serves it.
+//! An S3 server over real HTTP in this process: `s3s-fs` on a folder.
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};

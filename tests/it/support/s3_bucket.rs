@@ -1,4 +1,4 @@
-//! A bucket as seen without the daemon: requests signed by hand (AWS Signature Version 4).
+//! A bucket without the daemon: requests signed by hand (AWS Signature Version 4).
 
 use std::fmt::Write;
 use std::net::SocketAddr;

@@ -1,4 +1,4 @@
-//! What stands between the daemon and its S3 server, and can make trouble there.
+//! A proxy between the daemon and its S3 server that injects faults.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};

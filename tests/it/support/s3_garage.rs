@@ -1,4 +1,4 @@
-//! Garage, a distributed S3 server: one node, or three that hold everything three times.
+//! Garage, a distributed S3 server: one node, or three with three replicas.
 //!
 //! `tests/run --garage` installs it. The tests that need it are ignored otherwise.
 

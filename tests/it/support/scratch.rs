@@ -1,4 +1,4 @@
-//! Directories that are gone afterwards, however the tests end.
+//! Directories that are removed however the tests end.
 
 use std::fs::{self, Permissions};
 use std::io;

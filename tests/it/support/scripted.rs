@@ -1,5 +1,4 @@
-//! An upstream that does as a test tells it, in the test's own process: one script for each path,
-//! one thread for each connection.
+//! A scripted upstream in this process: one script for each path, one thread for each connection.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -1,5 +1,4 @@
-//! The daemon in the test's own process, on a real socket, where what is said of hours can be true
-//! of seconds.
+//! The daemon in this process on a real socket, where hours can be set to seconds.
 
 use std::path::Path;
 use std::sync::Arc;

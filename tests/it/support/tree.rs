@@ -1,5 +1,4 @@
-//! File trees compared as a NAR would see them: kinds, names, contents, the executable bit, and
-//! nothing else.
+//! File trees compared as NARs: kinds, names, contents, and the executable bit.
 
 use std::ffi::OsString;
 use std::fs::{self, File};

@@ -1,4 +1,4 @@
-//! Uploads that hardly arrive: a byte now and then, so that nobody can say that they stand still.
+//! Slow uploads: a byte now and then, which is not a stall.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,4 +1,4 @@
-//! HTTP by hand, for what no client library would send.
+//! HTTP by hand, for requests that no client library sends.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};

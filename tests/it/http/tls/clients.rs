@@ -1,4 +1,4 @@
-//! Client certificates: another way to be the write user.
+//! Client certificates as credentials of the write user.
 
 use super::{Got, curl, signed_by};
 use crate::support::certificates::{Authority, Issued};

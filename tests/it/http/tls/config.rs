@@ -1,4 +1,4 @@
-//! What is wrong with certificates and keys is told at start, in sentences.
+//! Errors in certificates and keys are reported at start.
 
 use super::{curl, showing, signed_by};
 use crate::support::certificates::{Authority, Issued};

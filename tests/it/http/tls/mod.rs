@@ -1,4 +1,4 @@
-//! HTTPS and HTTP/2: a private authority, a real Nix, and clients that do not behave.
+//! HTTPS and HTTP/2 with a private CA, Nix, and misbehaving clients.
 
 /// Client certificates.
 mod clients;

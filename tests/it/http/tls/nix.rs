@@ -1,4 +1,4 @@
-//! A real, unmodified Nix over HTTPS.
+//! An unmodified Nix over HTTPS.
 
 use super::signed_by;
 use crate::support::certificates::Authority;

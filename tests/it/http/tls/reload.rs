@@ -1,4 +1,4 @@
-//! SIGHUP: another certificate for the connections to come, and nothing for those that are there.
+//! SIGHUP: new connections get the new certificate, existing ones are not affected.
 
 use std::fs;
 

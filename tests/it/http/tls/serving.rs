@@ -1,4 +1,4 @@
-//! The right bytes, and the right refusals, over both versions of HTTP.
+//! Content and refusals over HTTP/1.1 and HTTP/2.
 
 use super::{Got, curl, curl_command, got, signed_by};
 use crate::support::certificates::Authority;

@@ -1,5 +1,5 @@
-//! Clients that take their time: each has half a minute for its handshake and for its first
-//! request, and three minutes between requests, like those that do not encrypt.
+//! Slow clients over TLS: half a minute for the handshake and for the first request, three minutes between
+//! requests, as without TLS.
 //!
 //! The daemon is in this test's runtime, whose clock jumps ahead when nothing else is to do.
 

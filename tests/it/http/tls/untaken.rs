@@ -1,4 +1,4 @@
-//! Clients of HTTP/2 that take nothing of their answers, or next to nothing, many answers at a time.
+//! HTTP/2 clients that read nothing or almost nothing of many responses at a time.
 
 use std::time::Duration;
 

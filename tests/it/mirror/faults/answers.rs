@@ -1,4 +1,4 @@
-//! What an upstream answers, or does not, and what is made of it.
+//! Responses of upstreams, and what the client gets.
 
 use super::{Told, assert_kept, assert_unharmed, get, large, narinfo};
 use crate::mirror::mirror_of;

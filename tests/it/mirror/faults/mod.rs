@@ -1,5 +1,4 @@
-//! Every kind of trouble that an upstream can make: what the client is told, that nothing false is
-//! kept, and that the daemon goes on.
+//! Failures of upstreams: what the client gets, that nothing wrong is stored, and that the daemon continues.
 
 /// What an upstream answers.
 mod answers;

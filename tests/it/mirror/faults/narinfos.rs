@@ -1,4 +1,4 @@
-//! Narinfos that cannot be, and some odd ones that can.
+//! Invalid narinfos, and unusual valid ones.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,4 +1,4 @@
-//! NARs that break off, stand still, or are not what was said of them.
+//! NARs whose transfer breaks or stalls, or that differ from their narinfo.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 

@@ -1,4 +1,4 @@
-//! Upstreams that are left alone, and who need not wait for them.
+//! Upstreams with an open circuit, and requests that need not wait for them.
 
 use std::sync::Barrier;
 

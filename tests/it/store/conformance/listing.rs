@@ -1,4 +1,4 @@
-//! Going through everything.
+//! Listing all objects.
 
 use std::collections::BTreeMap;
 use std::error::Error;

@@ -1,4 +1,4 @@
-//! The contract of [`nix_stored::store::Store`], case by case, over every store there is.
+//! The contract of [`nix_stored::store::Store`], case by case, for every store.
 
 /// Where the stores are, as seen without them.
 mod site;

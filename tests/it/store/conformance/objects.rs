@@ -1,4 +1,4 @@
-//! What is absent, put, replaced and taken aside.
+//! Absent, stored, replaced and quarantined objects.
 
 use std::time::{Duration, SystemTime};
 

@@ -1,4 +1,4 @@
-//! Parts of what comes out.
+//! Reads of ranges.
 
 use std::ops::Range;
 

@@ -1,4 +1,4 @@
-//! Where a store is, and what can be seen and done there without it.
+//! The place of a store, read and written without the store.
 
 use std::fs;
 use std::path::PathBuf;

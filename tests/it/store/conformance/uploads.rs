@@ -1,4 +1,4 @@
-//! What goes in by parts.
+//! Uploads in parts.
 
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Use and removal.
+//! Uses and removals.
 
 use std::time::{Duration, SystemTime};
 

@@ -1,5 +1,4 @@
-//! A collection is killed, and what it leaves is whole: at once, and after the next one, which
-//! finishes what was begun.
+//! A killed collection leaves every closure complete, at once and after the next collection, which finishes it.
 //!
 //! The moment is random: when a certain object has gone. A failing round prints its seed, and
 //! `NIX_STORED_TEST_KILL_SEED=<seed> NIX_STORED_TEST_KILL_ROUNDS=1` starts with it. The long run is

@@ -1,5 +1,5 @@
-//! A sync of a directory that fails: what was refused because of it is not served as if it were
-//! stored, and nothing that needs the directory is acknowledged until a sync succeeds.
+//! A failed sync of a directory: refused objects are not served as stored, and nothing that needs the directory is
+//! acknowledged until a sync succeeds.
 
 use std::path::Path;
 

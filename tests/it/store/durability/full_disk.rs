@@ -1,5 +1,4 @@
-//! A disk that fills up: uploads are refused with the reason, everything else goes on, and so do
-//! uploads when there is space again.
+//! A full disk: uploads are refused with the reason until there is space again, and everything else works.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

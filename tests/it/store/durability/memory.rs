@@ -1,4 +1,4 @@
-//! Large uploads go through the daemon, and do not stay in it.
+//! Large uploads are not kept in memory.
 
 use std::sync::Barrier;
 

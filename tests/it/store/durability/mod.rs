@@ -1,5 +1,4 @@
-//! Nothing false, nothing partial, nothing lost: the promises when everything around the daemon
-//! goes wrong.
+//! No wrong, partial or lost objects when the disk, the power or the process fails.
 
 /// Killed in the middle of a collection.
 mod collect_kill;

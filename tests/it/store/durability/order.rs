@@ -1,5 +1,4 @@
-//! What a trace must show for a power cut to lose nothing: the promise, and a proof that each way
-//! of breaking it is seen.
+//! The order of system calls that a power cut requires, and a proof that each violation is detected.
 
 use std::collections::HashMap;
 

@@ -1,5 +1,4 @@
-//! A power cut takes what was never synced. Nobody can pull the plug in a test, but the order of
-//! the daemon's system calls shows what would be gone.
+//! A power cut loses what was not synced. The order of the daemon's system calls shows what would be lost.
 
 use std::sync::Barrier;
 

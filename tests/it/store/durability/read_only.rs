@@ -1,4 +1,4 @@
-//! A directory that turns read-only under the daemon, as a disk with errors does.
+//! A directory that becomes read-only while the daemon runs, as after disk errors.
 
 use crate::support::audit::{assert_nothing_is_false, assert_nothing_is_staged};
 use crate::support::daemon::Daemon;

@@ -1,5 +1,5 @@
-//! System calls that the store only makes because they are faster or safer than older ones: an old
-//! kernel, a sandbox, an emulator or a file system may not have them.
+//! Optional system calls: an old kernel, a sandbox, an emulator or a file system may not have those that the store
+//! uses for speed or safety.
 
 use std::fs::{File, FileTimes};
 use std::path::Path;
