@@ -8,7 +8,7 @@ use tokio::sync::{Semaphore, watch};
 use tracing::warn;
 
 use super::details::{DetailsError, PathDetails};
-use super::file_collector::{Files, NoFiles};
+use super::file_collector::{FileList, ListFilesError};
 use super::files::FileLister;
 use super::index::Index;
 use super::workers::{TooManyPages, Workers};
@@ -21,36 +21,36 @@ use crate::store::background;
 /// The time for which a request waits for an index that is being built.
 const INDEX_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The pause before the index is built again, as a multiple of the time that building it took: so
-/// it costs at most a few per cent of one processor, and a small cache is always up to date.
-const REST: u32 = 30;
+/// The pause before the index is built again, as a multiple of the time that building it took. So
+/// the index costs at most 3 % of one processor, and that of a small cache is always up to date.
+const REBUILD_PAUSE_FACTOR: u32 = 30;
 
-/// But not more often than this.
-const SHORTEST_REST: Duration = Duration::from_secs(1);
+/// The minimum pause before the index is built again.
+const MIN_REBUILD_PAUSE: Duration = Duration::from_secs(1);
 
-/// The pause after a failure.
-const REST_AFTER_FAILURE: Duration = Duration::from_secs(30);
+/// The pause after building the index has failed.
+const FAILED_REBUILD_PAUSE: Duration = Duration::from_secs(30);
 
-/// How many NARs are read for their files at a time.
+/// The maximum number of NARs that are read at a time to list their files.
 const NAR_READERS: usize = 2;
 
 #[derive(Clone)]
-struct State {
+struct IndexState {
     index: Option<Arc<Index>>,
-    /// Whether it is being made.
-    making: bool,
-    /// Whether it could not be made the last time.
+    /// Whether an index is being built.
+    is_building: bool,
+    /// Whether building the last index failed.
     failed: bool,
-    /// When it may be made again.
+    /// The time from which the index may be built again.
     due: Instant,
 }
 
 /// The index, or the progress of building it.
 #[derive(Clone)]
 pub struct Overview {
-    /// The last one that was made, if there is one.
+    /// The last index that was built, if any.
     pub index: Option<Arc<Index>>,
-    /// How many objects were found so far for a first one or a newer one, if one is being made.
+    /// The number of objects found so far, if an index is being built.
     pub found: Option<u64>,
     /// Whether building the last index failed. The log has the reason.
     pub failed: bool,
@@ -58,21 +58,21 @@ pub struct Overview {
 
 /// The properties and limits of a cache.
 #[derive(Debug, Clone, Copy)]
-pub struct About<'a> {
+pub struct CacheProperties<'a> {
     /// The contents of `nix-cache-info`.
     pub info: &'a CacheInfo,
-    /// What an upload must be.
+    /// The requirements for uploads.
     pub admission: &'a Admission,
-    /// The limits of its collections, if any.
+    /// The limits of collections, if any.
     pub limits: Option<&'a Retention>,
 }
 
 /// The narinfo requests since the start of the daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Served {
-    /// Those that it had.
+pub struct NarInfoRequests {
+    /// The number of requests for narinfos in the cache.
     pub hits: u64,
-    /// Those that it had not.
+    /// The number of requests for absent narinfos.
     pub misses: u64,
 }
 
@@ -81,7 +81,7 @@ pub struct Browser {
     cache: Arc<Cache>,
     /// The limits of collections, if any.
     limits: Option<Retention>,
-    state: watch::Sender<State>,
+    state: watch::Sender<IndexState>,
     /// The number of objects that were found so far.
     found: AtomicU64,
     nar_readers: Arc<Semaphore>,
@@ -89,9 +89,10 @@ pub struct Browser {
 }
 
 impl Browser {
-    /// Creates the data behind the pages of a cache. `limits` are shown on the pages.
+    /// Creates the data behind the pages of a cache. The pages show `limits`.
     pub fn new(cache: Arc<Cache>, limits: Option<Retention>) -> Self {
-        let state = State { index: None, making: false, failed: false, due: Instant::now() };
+        let state =
+            IndexState { index: None, is_building: false, failed: false, due: Instant::now() };
         Self {
             cache,
             limits,
@@ -103,15 +104,15 @@ impl Browser {
     }
 
     /// The properties and limits of the cache.
-    pub fn about(&self) -> About<'_> {
+    pub fn about(&self) -> CacheProperties<'_> {
         let (info, admission) = (self.cache.info(), self.cache.admission());
-        About { info, admission, limits: self.limits.as_ref() }
+        CacheProperties { info, admission, limits: self.limits.as_ref() }
     }
 
     /// The narinfo requests since the start of the daemon.
-    pub fn served(&self) -> Served {
+    pub fn narinfo_requests(&self) -> NarInfoRequests {
         let traffic = &self.cache.metrics().traffic;
-        Served {
+        NarInfoRequests {
             hits: traffic.hits(ObjectKind::NarInfo),
             misses: traffic.misses(ObjectKind::NarInfo),
         }
@@ -137,7 +138,7 @@ impl Browser {
     }
 
     /// Lists the files of a path. This takes a few seconds at most.
-    pub async fn files_of(&self, info: &NarInfo) -> Result<Files, NoFiles> {
+    pub async fn files_of(&self, info: &NarInfo) -> Result<FileList, ListFilesError> {
         let Self { cache, workers, nar_readers, .. } = self;
         FileLister { cache, workers, nar_readers }.files_of(info).await
     }
@@ -146,39 +147,40 @@ impl Browser {
     pub async fn overview(self: &Arc<Self>) -> Overview {
         let mut state = self.state.subscribe();
         let starts = self.state.send_if_modified(|state| {
-            let starts = !state.making && Instant::now() >= state.due;
-            state.making |= starts;
+            let starts = !state.is_building && Instant::now() >= state.due;
+            state.is_building |= starts;
             starts
         });
         if starts {
-            tokio::spawn(Arc::clone(self).make_index());
+            tokio::spawn(Arc::clone(self).build_index());
         }
         // After the timeout, the last state is used.
-        let _ = tokio::time::timeout(INDEX_TIMEOUT, state.wait_for(|state| !state.making)).await;
-        let State { index, making, failed, .. } = state.borrow().clone();
-        let found = making.then(|| self.found.load(Ordering::Relaxed));
+        let _ =
+            tokio::time::timeout(INDEX_TIMEOUT, state.wait_for(|state| !state.is_building)).await;
+        let IndexState { index, is_building, failed, .. } = state.borrow().clone();
+        let found = is_building.then(|| self.found.load(Ordering::Relaxed));
         Overview { index, found, failed }
     }
 
-    async fn make_index(self: Arc<Self>) {
+    async fn build_index(self: Arc<Self>) {
         let started = Instant::now();
-        let made = self.index().await;
-        if let Err(error) = &made {
+        let built = self.read_index().await;
+        if let Err(error) = &built {
             let error = error as &dyn std::error::Error;
             warn!(error, "cannot build the index of the web pages");
         }
         self.state.send_modify(|state| {
-            let rest = (started.elapsed() * REST).max(SHORTEST_REST);
-            state.making = false;
-            state.failed = made.is_err();
-            state.due = Instant::now() + if state.failed { REST_AFTER_FAILURE } else { rest };
-            if let Ok(index) = made {
+            let pause = (started.elapsed() * REBUILD_PAUSE_FACTOR).max(MIN_REBUILD_PAUSE);
+            state.is_building = false;
+            state.failed = built.is_err();
+            state.due = Instant::now() + if state.failed { FAILED_REBUILD_PAUSE } else { pause };
+            if let Ok(index) = built {
                 state.index = Some(Arc::new(index));
             }
         });
     }
 
-    async fn index(&self) -> Result<Index, InventoryError> {
+    async fn read_index(&self) -> Result<Index, InventoryError> {
         self.found.store(0, Ordering::Relaxed);
         let progress = |found| self.found.store(found, Ordering::Relaxed);
         let inventory = self.cache.inventory(progress).await?;
@@ -196,30 +198,33 @@ mod tests {
     /// The state when no index is being built.
     async fn settled(browser: &Arc<Browser>) -> Overview {
         loop {
-            let told = browser.overview().await;
-            if told.found.is_none() {
-                return told;
+            let overview = browser.overview().await;
+            if overview.found.is_none() {
+                return overview;
             }
         }
     }
 
     #[tokio::test]
-    async fn an_index_that_cannot_be_made_is_told_and_tried_again_later() {
+    async fn a_failed_index_build_is_reported_and_repeated_after_a_pause() {
         let dir = tempfile::tempdir().unwrap();
         let config = Config::from_vars([]).unwrap();
         let store = FsStore::open(dir.path(), 0).unwrap();
         let cache = Cache::new(Arc::new(store.into()), config.cache_info, config.admission);
         let browser = Arc::new(Browser::new(Arc::new(cache), None));
-        // A narinfo for another store dir: nothing could be said of this cache.
+        // A narinfo for another store directory, which makes the inventory fail.
         let name = dir.path().join("8ha1dhmx807czjczmwy078s4r9s254il.narinfo");
         let text = format!("StorePath: /gnu/store/x\nURL: nar/{:0>52}.nar.xz\n", 1);
         std::fs::write(&name, text).unwrap();
-        let told = settled(&browser).await;
-        assert!(told.failed && told.index.is_none());
+        let overview = settled(&browser).await;
+        assert!(overview.failed && overview.index.is_none());
         std::fs::remove_file(name).unwrap();
-        assert!(settled(&browser).await.failed, "it is not tried at once");
+        assert!(
+            settled(&browser).await.failed,
+            "the index is not built again before the pause is over"
+        );
         browser.state.send_modify(|state| state.due = Instant::now());
-        let told = settled(&browser).await;
-        assert!(!told.failed && told.index.is_some());
+        let overview = settled(&browser).await;
+        assert!(!overview.failed && overview.index.is_some());
     }
 }

@@ -18,15 +18,15 @@ use crate::unpack::object_reader;
 pub struct PathDetails {
     /// The parsed narinfo.
     pub info: NarInfo,
-    /// For each of its first signatures, whether it is valid, and by a key that this cache was given.
+    /// For each of the first signatures, whether it is a valid one by a trusted key of this cache.
     pub trusted: Vec<bool>,
-    /// When its narinfo was written.
+    /// The time when the narinfo was written.
     pub uploaded: SystemTime,
-    /// When its narinfo or its NAR was used last.
+    /// The last use of the narinfo or the NAR.
     pub used: SystemTime,
-    /// The length of the file that its NAR is in; none if that is gone.
+    /// The size of the NAR file in bytes, or `None` if the NAR is missing.
     pub file_size: Option<u64>,
-    /// The log of its build, if that is here.
+    /// The build log, if it is in the cache.
     pub log: Option<CachePath>,
 }
 
@@ -72,8 +72,8 @@ impl PathDetails {
     }
 }
 
-/// Reads a narinfo, and verifies its signatures. This runs on a worker, because a narinfo can have
-/// 16 MiB and each signature takes 0.1 ms.
+/// Reads a narinfo, and verifies its signatures. Must run on a worker, because a narinfo can have
+/// 16 MiB, and verifying a signature takes 0.1 ms.
 fn read_narinfo(
     cache: &Cache,
     hash: StorePathHash,

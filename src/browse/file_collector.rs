@@ -10,47 +10,49 @@ use crate::nix::nar::{NarError, NarEvent};
 use crate::store::StoreError;
 use crate::unpack::Allowance;
 
-/// How many files are shown of a path, and how many bytes their names may have.
+/// The maximum number of listed files. A page with more of them is slow to render.
 pub(super) const MAX_FILES: usize = 2000;
-pub(super) const MAX_TEXT: usize = 256 * 1024;
 
-/// The files of a path, or the first ones.
+/// The maximum number of bytes in the names and symlink targets of listed files.
+pub(super) const MAX_NAME_BYTES: usize = 256 * 1024;
+
+/// The files of a path, or the first of them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Files {
-    /// In the order in which they stand in the NAR.
-    pub list: Vec<File>,
-    /// Whether there are more, or may be.
-    pub more: bool,
+pub struct FileList {
+    /// The files, in the order of the NAR.
+    pub list: Vec<ListedFile>,
+    /// Whether the list may be incomplete.
+    pub is_truncated: bool,
 }
 
 /// A file of a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct File {
-    /// Its name, with the directories that it is in; empty where the path itself is no directory.
+pub struct ListedFile {
+    /// The name relative to the store path. It is empty if the store path itself is a file.
     pub name: String,
-    /// What it is.
+    /// The type of the file.
     pub kind: FileKind,
 }
 
-/// What a file is.
+/// The type of a file, with its properties.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FileKind {
     /// A regular file.
     Regular {
-        /// Its length in bytes.
+        /// The size in bytes.
         size: u64,
-        /// Whether it can be run.
+        /// Whether the file is executable.
         executable: bool,
     },
-    /// A symlink to this.
+    /// A symlink to this target.
     Symlink(String),
-    /// A directory without anything in it.
-    Empty,
+    /// An empty directory. Other directories are only listed with their files.
+    EmptyDirectory,
 }
 
 /// The reason why the files of a path are unknown.
 #[derive(Debug, Error)]
-pub enum NoFiles {
+pub enum ListFilesError {
     /// The NAR is missing.
     #[error("the NAR is not in this cache")]
     Absent,
@@ -77,7 +79,7 @@ pub enum NoFiles {
     Store(#[from] StoreError),
 }
 
-impl From<TooManyPages> for NoFiles {
+impl From<TooManyPages> for ListFilesError {
     fn from(_: TooManyPages) -> Self {
         Self::Busy
     }
@@ -86,37 +88,39 @@ impl From<TooManyPages> for NoFiles {
 /// Collects files up to the limit.
 #[derive(Default)]
 pub(super) struct FileCollector {
-    files: Files,
-    /// The names of the directories that are open, and where each of them began among the files.
+    files: FileList,
+    /// The open directories: for each its name, and the number of files before it.
     open: Vec<(Vec<u8>, usize)>,
-    /// The name of what comes next.
+    /// The name of the next file or directory.
     name: Vec<u8>,
-    text: usize,
+    /// The number of bytes in all names and symlink targets so far.
+    name_bytes: usize,
 }
 
 impl FileCollector {
     /// Marks the list as incomplete.
     pub(super) fn stop(&mut self) {
-        self.files.more = true;
+        self.files.is_truncated = true;
     }
 
     /// Returns the files so far.
-    pub(super) fn finish(self) -> Files {
+    pub(super) fn finish(self) -> FileList {
         self.files
     }
 
-    /// Whether the list is incomplete: nothing more is added.
-    pub(super) fn is_enough(&self) -> bool {
-        self.files.more
+    /// Whether a limit was reached, so that the rest need not be read.
+    pub(super) fn is_full(&self) -> bool {
+        self.files.is_truncated
     }
 
-    /// The files of a listing in the order of a NAR, which is also the order in which Nix writes listings.
-    pub(super) fn finish_listing(mut self) -> Files {
+    /// Returns the files of a listing, sorted in the order of a NAR.
+    pub(super) fn finish_listing(mut self) -> FileList {
         self.files.list.sort_by(|one, other| one.name.split('/').cmp(other.name.split('/')));
         self.files
     }
 
-    pub(super) fn take(&mut self, seen: NarEvent) {
+    /// Adds the next item of a NAR or listing.
+    pub(super) fn add(&mut self, seen: NarEvent) {
         match seen {
             NarEvent::Name(name) => self.name = name,
             NarEvent::Directory => {
@@ -127,31 +131,31 @@ impl FileCollector {
                     && started == self.files.list.len()
                 {
                     self.name = name;
-                    self.file(FileKind::Empty);
+                    self.add_file(FileKind::EmptyDirectory);
                 }
             }
             NarEvent::File { size, executable } => {
-                self.file(FileKind::Regular { size, executable });
+                self.add_file(FileKind::Regular { size, executable });
             }
             NarEvent::Symlink(target) => {
-                self.file(FileKind::Symlink(String::from_utf8_lossy(&target).into_owned()));
+                self.add_file(FileKind::Symlink(String::from_utf8_lossy(&target).into_owned()));
             }
         }
     }
 
-    fn file(&mut self, kind: FileKind) {
-        // The first directory is the path itself.
-        let folders = self.open.iter().skip(1).map(|(name, _)| name.as_slice());
-        let parts: Vec<&[u8]> = folders.chain([self.name.as_slice()]).collect();
+    fn add_file(&mut self, kind: FileKind) {
+        // The first directory is the store path itself.
+        let directories = self.open.iter().skip(1).map(|(name, _)| name.as_slice());
+        let parts: Vec<&[u8]> = directories.chain([self.name.as_slice()]).collect();
         let name = String::from_utf8_lossy(&parts.join(&b'/')).into_owned();
-        self.text += name.len();
+        self.name_bytes += name.len();
         if let FileKind::Symlink(target) = &kind {
-            self.text += target.len();
+            self.name_bytes += target.len();
         }
-        if self.files.list.len() < MAX_FILES && self.text <= MAX_TEXT {
-            self.files.list.push(File { name, kind });
+        if self.files.list.len() < MAX_FILES && self.name_bytes <= MAX_NAME_BYTES {
+            self.files.list.push(ListedFile { name, kind });
         } else {
-            self.files.more = true;
+            self.files.is_truncated = true;
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
-use super::file_collector::{FileCollector, Files, NoFiles};
+use super::file_collector::{FileCollector, FileList, ListFilesError};
 use super::listing;
 use super::workers::Workers;
 use crate::cache::{Cache, UnpackError};
@@ -17,16 +17,17 @@ use crate::nix::{CachePath, Compression, NarInfo};
 use crate::store::background;
 use crate::unpack::{Allowance, decoder, more_memory, object_reader};
 
-/// The maximum time for which a NAR is read.
-const READ_TIME: Duration = Duration::from_secs(2);
+/// The maximum time for which a NAR is read to list its files. Then the list is incomplete.
+const NAR_READ_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The time for which a request waits for reading, which runs at the lowest priority.
 const FILES_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The largest listing that is read. If a listing is larger, the files are read from the NAR.
+/// The maximum size of a listing in bytes. If a listing is larger, the files are read from the NAR.
 const LISTING_LIMIT: u64 = 16 << 20;
 
-const BUFFER: usize = 64 * 1024;
+/// The size of the buffer for the unpacked NAR in bytes.
+const READ_BUFFER: usize = 64 * 1024;
 
 /// Lists the files of paths.
 pub(super) struct FileLister<'a> {
@@ -38,7 +39,7 @@ pub(super) struct FileLister<'a> {
 
 impl FileLister<'_> {
     /// Lists the files of a path. This takes a few seconds at most.
-    pub(super) async fn files_of(&self, info: &NarInfo) -> Result<Files, NoFiles> {
+    pub(super) async fn files_of(&self, info: &NarInfo) -> Result<FileList, ListFilesError> {
         let listing = CachePath::Listing(info.store_path.hash());
         if let Some(object) = self.cache.store().get(&listing).await?
             && object.metadata.size <= LISTING_LIMIT
@@ -51,57 +52,57 @@ impl FileLister<'_> {
             return self.workers.run(read).await?;
         }
         let read = tokio::time::timeout(FILES_TIMEOUT, self.files_in_nar(info));
-        read.await.unwrap_or(Err(NoFiles::Busy))
+        read.await.unwrap_or(Err(ListFilesError::Busy))
     }
 
-    async fn files_in_nar(&self, info: &NarInfo) -> Result<Files, NoFiles> {
-        let name = info.nar_name().ok_or(NoFiles::Absent)?;
+    async fn files_in_nar(&self, info: &NarInfo) -> Result<FileList, ListFilesError> {
+        let name = info.nar_name().ok_or(ListFilesError::Absent)?;
         let nar = CachePath::Nar(name);
         let mut allowance = Allowance::USUAL;
         loop {
             // The semaphore is never closed.
-            let turn = Arc::clone(self.nar_readers).acquire_owned().await.ok();
-            let permit = self.cache.decoders().for_pages(allowance).await;
-            let permit = permit.ok_or(NoFiles::Memory)?;
-            let object = self.cache.store().get(&nar).await?.ok_or(NoFiles::Absent)?;
+            let reader_permit = Arc::clone(self.nar_readers).acquire_owned().await.ok();
+            let decoder_permit = self.cache.decoders().for_pages(allowance).await;
+            let decoder_permit = decoder_permit.ok_or(ListFilesError::Memory)?;
+            let object = self.cache.store().get(&nar).await?.ok_or(ListFilesError::Absent)?;
             let runtime = Handle::current();
             let read = background::run("files", move || {
-                let (_turn, _permit) = (turn, permit);
+                let _permits = (reader_permit, decoder_permit);
                 // The reader of an object in a bucket needs the runtime.
                 let _runtime = runtime.enter();
                 let input = object_reader(object.content, object.metadata.size);
-                of_nar(name, input, Instant::now() + READ_TIME, allowance)
+                read_nar(name, input, Instant::now() + NAR_READ_TIMEOUT, allowance)
             });
             match read.await? {
-                Err(NoFiles::Exceeded(more)) => allowance = more,
+                Err(ListFilesError::Exceeded(more)) => allowance = more,
                 read => return read,
             }
         }
     }
 }
 
-/// The files in a NAR, as far as they are found until the deadline.
-fn of_nar(
+/// Lists the files in a NAR. The list is incomplete if the deadline or a limit is reached.
+fn read_nar(
     name: NarName,
     mut input: impl BufRead,
     deadline: Instant,
     allowance: Allowance,
-) -> Result<Files, NoFiles> {
+) -> Result<FileList, ListFilesError> {
     let beginning = input.fill_buf()?;
     let unknown = || io::Error::other(UnpackError::Unknown);
     let compression = Compression::detect(name.extension, beginning).ok_or_else(unknown)?;
     let failed = |error| match more_memory(&error, allowance) {
-        Some(more) => NoFiles::Exceeded(more),
-        None => NoFiles::Read(error),
+        Some(more) => ListFilesError::Exceeded(more),
+        None => ListFilesError::Read(error),
     };
     let decoder = decoder(compression, input, allowance);
     let mut decoder = decoder.map_err(|error| match error {
         Some(error) => failed(error),
-        None => NoFiles::NoDecoder(compression),
+        None => ListFilesError::NoDecoder(compression),
     })?;
     let mut checker = NarChecker::with_events();
     let mut collector = FileCollector::default();
-    let mut buffer = vec![0; BUFFER];
+    let mut buffer = vec![0; READ_BUFFER];
     loop {
         let count = match decoder.read(&mut buffer) {
             Ok(0) => break,
@@ -110,11 +111,11 @@ fn of_nar(
             Err(error) => return Err(failed(error)),
         };
         checker.push(&buffer[..count])?;
-        checker.take_events().into_iter().for_each(|seen| collector.take(seen));
+        checker.take_events().into_iter().for_each(|seen| collector.add(seen));
         if Instant::now() >= deadline {
             collector.stop();
         }
-        if collector.is_enough() {
+        if collector.is_full() {
             return Ok(collector.finish());
         }
     }
@@ -124,7 +125,7 @@ fn of_nar(
 
 #[cfg(test)]
 mod tests {
-    use super::super::file_collector::{File, FileKind, MAX_FILES, MAX_TEXT};
+    use super::super::file_collector::{FileKind, ListedFile, MAX_FILES, MAX_NAME_BYTES};
     use super::*;
     use crate::nix::cache_path::NarExtension;
 
@@ -138,13 +139,13 @@ mod tests {
         bytes
     }
 
-    fn read(bytes: &[u8], deadline: Instant) -> Result<Files, NoFiles> {
+    fn read(bytes: &[u8], deadline: Instant) -> Result<FileList, ListFilesError> {
         let file_hash = crate::nix::Sha256Hash::of(bytes);
         let name = NarName { file_hash, extension: NarExtension::Bare };
-        of_nar(name, bytes, deadline, Allowance::USUAL)
+        read_nar(name, bytes, deadline, Allowance::USUAL)
     }
 
-    fn of_listing(text: &[u8]) -> Result<Files, io::Error> {
+    fn read_listing(text: &[u8]) -> Result<FileList, io::Error> {
         let mut collector = FileCollector::default();
         listing::read(text, &mut collector)?;
         Ok(collector.finish_listing())
@@ -154,22 +155,22 @@ mod tests {
         Instant::now() + Duration::from_secs(60)
     }
 
-    fn tree() -> Files {
-        let regular = |name: &str, size, executable| File {
+    fn tree() -> FileList {
+        let regular = |name: &str, size, executable| ListedFile {
             name: name.to_owned(),
             kind: FileKind::Regular { size, executable },
         };
         let list = vec![
             regular("bin/hello", 5, true),
-            File { name: "empty".to_owned(), kind: FileKind::Empty },
-            File { name: "lib".to_owned(), kind: FileKind::Symlink("bin".to_owned()) },
+            ListedFile { name: "empty".to_owned(), kind: FileKind::EmptyDirectory },
+            ListedFile { name: "lib".to_owned(), kind: FileKind::Symlink("bin".to_owned()) },
             regular("share/doc/x", 0, false),
         ];
-        Files { list, more: false }
+        FileList { list, is_truncated: false }
     }
 
     #[test]
-    fn a_nar_and_a_listing_tell_the_same() {
+    fn a_nar_and_its_listing_have_the_same_files() {
         let bytes = nar("nix-archive-1 ( type directory \
             entry ( name bin node ( type directory entry ( name hello node ( type regular executable - contents world ) ) ) ) \
             entry ( name empty node ( type directory ) ) \
@@ -181,18 +182,18 @@ mod tests {
             "empty":{"type":"directory","entries":{}},
             "bin":{"type":"directory","entries":{"hello":{"type":"regular","size":5,"executable":true,"narOffset":400}}},
             "lib":{"type":"symlink","target":"bin"}}}}"#;
-        assert_eq!(of_listing(listing.as_bytes()).unwrap(), tree());
+        assert_eq!(read_listing(listing.as_bytes()).unwrap(), tree());
     }
 
     #[test]
-    fn a_path_can_be_one_file() {
+    fn a_store_path_can_be_a_single_file() {
         let files = read(&nar("nix-archive-1 ( type regular contents hello )"), later()).unwrap();
         let kind = FileKind::Regular { size: 5, executable: false };
-        assert_eq!(files.list, [File { name: String::new(), kind }]);
+        assert_eq!(files.list, [ListedFile { name: String::new(), kind }]);
     }
 
     #[test]
-    fn there_is_an_end_to_files_names_and_time() {
+    fn the_number_of_files_their_names_and_the_time_are_limited() {
         let many = |count: usize, name: &dyn Fn(usize) -> String| {
             let entry = |n| format!("entry ( name {} node ( type regular contents x ) )", name(n));
             let entries: Vec<String> = (0..count).map(entry).collect();
@@ -200,25 +201,25 @@ mod tests {
         };
         let short = |n: usize| format!("{n:06}");
         let files = read(&many(MAX_FILES, &short), later()).unwrap();
-        assert!(!files.more && files.list.len() == MAX_FILES);
+        assert!(!files.is_truncated && files.list.len() == MAX_FILES);
         let files = read(&many(MAX_FILES + 1, &short), later()).unwrap();
-        assert!(files.more && files.list.len() == MAX_FILES);
+        assert!(files.is_truncated && files.list.len() == MAX_FILES);
         let files = read(&many(MAX_FILES, &|n| format!("{n:0255}")), later()).unwrap();
-        assert!(files.more && files.list.len() == MAX_TEXT / 255);
-        // More than is read at a time.
+        assert!(files.is_truncated && files.list.len() == MAX_NAME_BYTES / 255);
+        // The NAR is larger than the buffer, so the deadline is checked before its end.
         let files = read(&many(MAX_FILES, &short), Instant::now()).unwrap();
-        assert!(files.more && files.list.len() < MAX_FILES);
+        assert!(files.is_truncated && files.list.len() < MAX_FILES);
     }
 
     #[test]
-    fn what_is_none_is_told() {
-        assert!(matches!(read(b"nonsense", later()), Err(NoFiles::Read(_))));
+    fn an_invalid_nar_or_listing_is_an_error() {
+        assert!(matches!(read(b"nonsense", later()), Err(ListFilesError::Read(_))));
         let mut cut = nar("nix-archive-1 ( type regular contents hello )");
         cut.pop();
-        assert!(matches!(read(&cut, later()), Err(NoFiles::Nar(_))));
-        assert!(of_listing(b"{}").is_err());
+        assert!(matches!(read(&cut, later()), Err(ListFilesError::Nar(_))));
+        assert!(read_listing(b"{}").is_err());
         let deep =
             r#"{"root":"#.to_owned() + &r#"{"type":"directory","entries":{"a":"#.repeat(5000);
-        assert!(of_listing(deep.as_bytes()).is_err());
+        assert!(read_listing(deep.as_bytes()).is_err());
     }
 }

@@ -7,37 +7,37 @@ use std::time::{Duration, SystemTime};
 use crate::inventory::{Inventory, Stats};
 use crate::nix::StorePathHash;
 
-/// How many days are looked back on.
-pub const DAYS: usize = 90;
+/// The number of days in the history of uploads and uses.
+pub const HISTORY_DAYS: usize = 90;
 
-const SECONDS_A_DAY: u64 = 86_400;
+const SECONDS_PER_DAY: u64 = 86_400;
 
 /// An index of the paths of a cache.
 #[derive(Debug)]
 pub struct Index {
-    /// By name, and of one name the newest first.
-    entries: Vec<Entry>,
-    /// The names in this order, each with a line feed after it.
+    /// The paths, sorted by name; those with the same name from the newest to the oldest.
+    entries: Vec<IndexEntry>,
+    /// The names in the order of the entries, each followed by a line feed.
     names: String,
-    /// The same in lower case, to be searched.
+    /// The names in lower case, for searches.
     lower: String,
-    /// The places of the entries by their hash parts.
+    /// The positions of the entries, sorted by hash part.
     by_hash: Vec<u32>,
-    /// The places of the entries, the newest first.
+    /// The positions of the entries, from the newest to the oldest upload.
     by_upload: Vec<u32>,
-    /// The places of what refers to each entry, one entry after the other.
+    /// The positions of the referrers of all entries, in the order of the entries.
     referrers: Vec<u32>,
-    /// Where the referrers of each entry end.
+    /// For each entry, the end of its referrers in `referrers`.
     referrers_end: Vec<u32>,
     stats: Stats,
-    days: Days,
-    made: SystemTime,
+    days: DailyCounts,
+    built_at: SystemTime,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Entry {
+struct IndexEntry {
     hash: StorePathHash,
-    /// Where its name begins.
+    /// The start of the name in `names`.
     name: u32,
     size: u64,
     uploaded: Seconds,
@@ -45,40 +45,40 @@ struct Entry {
     mirrored: bool,
 }
 
-/// Seconds since 1970, until 2106.
+/// Seconds since 1970, in 4 bytes. They overflow in 2106.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Seconds(u32);
 
-/// A store path in a list.
+/// A store path of the index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Row<'a> {
-    /// Its hash part.
+    /// The hash part of the store path.
     pub hash: StorePathHash,
-    /// Its name.
+    /// The name of the store path.
     pub name: &'a str,
-    /// Bytes in it and in everything that belongs to it.
+    /// Bytes in the narinfo, the NAR and all other objects of the path.
     pub size: u64,
-    /// When its narinfo was written.
+    /// The time when the narinfo was written.
     pub uploaded: SystemTime,
-    /// When it was used last.
+    /// The last use of the path.
     pub used: SystemTime,
-    /// Whether it was mirrored from an upstream, and not uploaded since.
+    /// Whether the path was mirrored from an upstream, and not uploaded since.
     pub mirrored: bool,
 }
 
-/// How many paths there are by day, for the last [`DAYS`] days in UTC; the last of them is today.
+/// The numbers of paths by day, for the last [`HISTORY_DAYS`] days in UTC. The last day is today.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Days {
-    /// When the first day began.
+pub struct DailyCounts {
+    /// The start of the first day.
     pub first: SystemTime,
-    /// Paths that were uploaded on each day.
-    pub uploaded: [u32; DAYS],
-    /// Paths that were used on each day for the last time.
-    pub used: [u32; DAYS],
+    /// The number of paths that were uploaded on each day.
+    pub uploaded: [u32; HISTORY_DAYS],
+    /// The number of paths whose last use was on each day.
+    pub used: [u32; HISTORY_DAYS],
 }
 
 impl Index {
-    /// The index of what there was just now.
+    /// Builds the index of an inventory that was read at `now`.
     pub fn new(inventory: &Inventory, now: SystemTime) -> Self {
         let paths = &inventory.paths;
         let mut order: Vec<u32> = (0..to_u32(paths.len())).collect();
@@ -89,18 +89,18 @@ impl Index {
 
         let length: usize = paths.iter().map(|path| path.store_path.name().len() + 1).sum();
         let mut names = String::with_capacity(length);
-        let mut place_of = vec![0; paths.len()];
+        let mut position_of = vec![0; paths.len()];
         let mut entries = Vec::with_capacity(paths.len());
-        let mut days = Days::until(now);
-        for (place, &at) in order.iter().enumerate() {
+        let mut days = DailyCounts::until(now);
+        for (position, &at) in order.iter().enumerate() {
             let path = &paths[at as usize];
-            let used = inventory.used(at as usize);
+            let used = inventory.last_use(at as usize);
             days.count(path.uploaded, used);
-            place_of[at as usize] = to_u32(place);
-            entries.push(Entry {
+            position_of[at as usize] = to_u32(position);
+            entries.push(IndexEntry {
                 hash: path.store_path.hash(),
                 name: to_u32(names.len()),
-                size: inventory.whole_size(at as usize),
+                size: inventory.size_with_shared(at as usize),
                 uploaded: path.uploaded.into(),
                 used: used.into(),
                 mirrored: path.mirrored,
@@ -109,19 +109,19 @@ impl Index {
             names.push('\n');
         }
 
-        let places = || (0..to_u32(entries.len())).collect::<Vec<u32>>();
-        let (mut by_hash, mut by_upload) = (places(), places());
-        by_hash.sort_unstable_by_key(|&place| entries[place as usize].hash);
-        // Of those that came at the same time, by name.
-        by_upload.sort_by_key(|&place| Reverse(entries[place as usize].uploaded));
+        let positions = || (0..to_u32(entries.len())).collect::<Vec<u32>>();
+        let (mut by_hash, mut by_upload) = (positions(), positions());
+        by_hash.sort_unstable_by_key(|&position| entries[position as usize].hash);
+        // The sort is stable, so paths with the same upload time are sorted by name.
+        by_upload.sort_by_key(|&position| Reverse(entries[position as usize].uploaded));
 
-        // Counted first, then each put before the end of its place.
+        // A counting sort by reference: the referrers of each path are counted, then placed.
         let references = || {
             let each = paths.iter().enumerate();
             each.flat_map(|(at, path)| path.references.iter().map(move |&to| (at, to as usize)))
         };
         let mut referrers_end = vec![0; paths.len()];
-        references().for_each(|(_, to)| referrers_end[place_of[to] as usize] += 1);
+        references().for_each(|(_, to)| referrers_end[position_of[to] as usize] += 1);
         let mut sum = 0;
         for end in &mut referrers_end {
             sum += *end;
@@ -130,9 +130,9 @@ impl Index {
         let mut next = referrers_end.clone();
         let mut referrers = vec![0; sum as usize];
         for (at, to) in references() {
-            let next = &mut next[place_of[to] as usize];
+            let next = &mut next[position_of[to] as usize];
             *next -= 1;
-            referrers[*next as usize] = place_of[at];
+            referrers[*next as usize] = position_of[at];
         }
 
         let lower = names.to_ascii_lowercase();
@@ -146,37 +146,38 @@ impl Index {
             referrers_end,
             stats: Stats::of(inventory),
             days,
-            made: now,
+            built_at: now,
         };
-        for place in 0..index.entries.len() {
-            let range = index.referrers_range(place);
+        for position in 0..index.entries.len() {
+            let range = index.referrers_range(position);
             index.referrers[range].sort_unstable();
         }
         index
     }
 
-    /// When it was made.
-    pub fn made(&self) -> SystemTime {
-        self.made
+    /// Returns the time of the inventory.
+    pub fn built_at(&self) -> SystemTime {
+        self.built_at
     }
 
-    /// What there is, in numbers.
+    /// Returns the statistics of the cache.
     pub fn stats(&self) -> &Stats {
         &self.stats
     }
 
-    /// Uploads and uses by day.
-    pub fn days(&self) -> &Days {
+    /// Returns the numbers of uploads and last uses by day.
+    pub fn days(&self) -> &DailyCounts {
         &self.days
     }
 
-    /// The places of all paths, the newest first.
+    /// Returns the positions of all paths, from the newest to the oldest.
     pub fn newest(&self) -> &[u32] {
         &self.by_upload
     }
 
-    /// The places of the paths whose name has every word of `query` in it, whatever the case: first
-    /// those that begin with the first word, and then by name. Without a word, all, the newest first.
+    /// Returns the positions of the paths whose names contain every word of `query`, in any case.
+    /// Names that begin with the first word come first; otherwise they are sorted by name. Without
+    /// a word, all paths are returned, from the newest to the oldest.
     pub fn search(&self, query: &str) -> Vec<u32> {
         let query = query.to_ascii_lowercase();
         let words: Vec<&str> = query.split_whitespace().collect();
@@ -188,35 +189,37 @@ impl Index {
         let mut found = Vec::new();
         let mut end = 0;
         for (at, _) in self.lower.match_indices(longest) {
-            // Several times in one name counts once.
+            // Further matches in the same name are skipped.
             if at < end {
                 continue;
             }
-            let place = self.entries.partition_point(|entry| entry.name as usize <= at) - 1;
-            let name = self.name_range(place);
+            let position = self.entries.partition_point(|entry| entry.name as usize <= at) - 1;
+            let name = self.name_range(position);
             end = name.end;
             if words.iter().all(|word| self.lower[name.clone()].contains(word)) {
-                found.push(to_u32(place));
+                found.push(to_u32(position));
             }
         }
-        // Stable: otherwise they stay in order.
-        found.sort_by_key(|&place| !self.lower[self.name_range(place as usize)].starts_with(first));
+        // The sort is stable, so the other order is kept.
+        found.sort_by_key(|&position| {
+            !self.lower[self.name_range(position as usize)].starts_with(first)
+        });
         found
     }
 
-    /// The place of the path with this hash part.
+    /// Returns the position of the path with this hash part.
     pub fn find(&self, hash: StorePathHash) -> Option<u32> {
-        let hash_at = |&place: &u32| self.entries[place as usize].hash;
+        let hash_at = |&position: &u32| self.entries[position as usize].hash;
         let at = self.by_hash.binary_search_by_key(&hash, hash_at).ok()?;
         Some(self.by_hash[at])
     }
 
-    /// The path at a place.
-    pub fn row(&self, place: u32) -> Row<'_> {
-        let entry = self.entries[place as usize];
+    /// Returns the path at a position.
+    pub fn row(&self, position: u32) -> Row<'_> {
+        let entry = self.entries[position as usize];
         Row {
             hash: entry.hash,
-            name: &self.names[self.name_range(place as usize)],
+            name: &self.names[self.name_range(position as usize)],
             size: entry.size,
             uploaded: entry.uploaded.into(),
             used: entry.used.into(),
@@ -224,32 +227,32 @@ impl Index {
         }
     }
 
-    /// The places of what refers to the path at a place, itself left out, by name.
-    pub fn referrers(&self, place: u32) -> &[u32] {
-        &self.referrers[self.referrers_range(place as usize)]
+    /// Returns the positions of the referrers of a path, without itself, sorted by name.
+    pub fn referrers(&self, position: u32) -> &[u32] {
+        &self.referrers[self.referrers_range(position as usize)]
     }
 
-    fn referrers_range(&self, place: usize) -> Range<usize> {
-        let begin = place.checked_sub(1).map_or(0, |before| self.referrers_end[before]);
-        begin as usize..self.referrers_end[place] as usize
+    fn referrers_range(&self, position: usize) -> Range<usize> {
+        let begin = position.checked_sub(1).map_or(0, |before| self.referrers_end[before]);
+        begin as usize..self.referrers_end[position] as usize
     }
 
-    /// Where the name of an entry is among the names, its line feed left out.
-    fn name_range(&self, place: usize) -> Range<usize> {
+    /// Returns the range of the name of an entry in `names`, without its line feed.
+    fn name_range(&self, position: usize) -> Range<usize> {
         let next =
-            self.entries.get(place + 1).map_or(self.names.len(), |entry| entry.name as usize);
-        self.entries[place].name as usize..next - 1
+            self.entries.get(position + 1).map_or(self.names.len(), |entry| entry.name as usize);
+        self.entries[position].name as usize..next - 1
     }
 }
 
-impl Days {
+impl DailyCounts {
     fn until(now: SystemTime) -> Self {
         let today = Seconds::from(now).day();
-        let first = today.saturating_sub(DAYS as u64 - 1) * SECONDS_A_DAY;
+        let first = today.saturating_sub(HISTORY_DAYS as u64 - 1) * SECONDS_PER_DAY;
         Self {
             first: SystemTime::UNIX_EPOCH + Duration::from_secs(first),
-            uploaded: [0; DAYS],
-            used: [0; DAYS],
+            uploaded: [0; HISTORY_DAYS],
+            used: [0; HISTORY_DAYS],
         }
     }
 
@@ -266,7 +269,7 @@ impl Days {
 
 impl Seconds {
     fn day(self) -> u64 {
-        u64::from(self.0) / SECONDS_A_DAY
+        u64::from(self.0) / SECONDS_PER_DAY
     }
 }
 
@@ -284,29 +287,29 @@ impl From<Seconds> for SystemTime {
 }
 
 fn to_u32(number: usize) -> u32 {
-    u32::try_from(number).expect("fewer objects, and fewer bytes in names, than u32 has numbers")
+    u32::try_from(number).expect("fewer than 2^32 paths and bytes in names")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inventory::{HeldObject, HeldPath};
+    use crate::inventory::{StoredObject, StoredPath};
     use crate::nix::StorePath;
 
-    fn held(number: u32, name: &str, references: &[u32], uploaded: u64) -> HeldPath {
+    fn held(number: u32, name: &str, references: &[u32], uploaded: u64) -> StoredPath {
         let mut bytes = [0; 20];
-        // Hash parts in another order than the numbers.
+        // Multiplied, so that hash parts are in another order than the numbers.
         bytes[..4].copy_from_slice(&number.wrapping_mul(0x9e37_79b9).to_le_bytes());
         bytes[4..8].copy_from_slice(&number.to_le_bytes());
         let store_path: StorePath =
             format!("{}-{name}", StorePathHash::new(bytes)).parse().unwrap();
         let uploaded = SystemTime::UNIX_EPOCH + Duration::from_secs(uploaded);
-        HeldPath {
+        StoredPath {
             store_path,
             nar: None,
             log: None,
             references: references.into(),
-            sides: Vec::new(),
+            side_files: Vec::new(),
             size: u64::from(number),
             nar_size: 1,
             mirrored: number % 2 == 1,
@@ -315,17 +318,17 @@ mod tests {
         }
     }
 
-    fn index(paths: Vec<HeldPath>, now: u64) -> Index {
+    fn index(paths: Vec<StoredPath>, now: u64) -> Index {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(now);
         Index::new(&Inventory::new(paths, Vec::new(), Vec::new()), now)
     }
 
-    fn names(index: &Index, places: &[u32]) -> Vec<String> {
-        places.iter().map(|&place| index.row(place).name.to_owned()).collect()
+    fn names(index: &Index, positions: &[u32]) -> Vec<String> {
+        positions.iter().map(|&position| index.row(position).name.to_owned()).collect()
     }
 
     #[test]
-    fn names_are_found_by_all_words_and_those_that_begin_with_the_first_come_first() {
+    fn a_search_finds_names_with_all_words_and_ranks_prefix_matches_first() {
         let list = ["zlib-1.3", "python3.12-Zlib", "zlib-1.2", "hello", "hello-hello-doc"];
         let paths = list.iter().zip(0..).map(|(name, number)| held(number, name, &[], 9)).collect();
         let index = index(paths, 9);
@@ -335,13 +338,13 @@ mod tests {
         assert_eq!(found("3.12 zlib"), ["python3.12-Zlib"]);
         assert_eq!(found("hello"), ["hello", "hello-hello-doc"]);
         assert_eq!(found("1.3 nothing"), [""; 0]);
-        // A word does not reach over the end of a name.
+        // A match does not extend over the end of a name.
         assert_eq!(found("hellohello"), [""; 0]);
         assert_eq!(found(" ").len(), 5);
     }
 
     #[test]
-    fn of_one_name_and_of_all_the_newest_come_first() {
+    fn the_newest_paths_come_first_among_all_and_among_those_of_one_name() {
         let paths = vec![
             held(0, "a", &[], 10),
             held(1, "b", &[], 30),
@@ -356,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn each_path_knows_who_refers_to_it() {
+    fn the_index_has_the_referrers_of_each_path() {
         let paths = vec![
             held(0, "glibc", &[], 1),
             held(1, "app", &[0, 2], 1),
@@ -366,8 +369,8 @@ mod tests {
         let hashes: Vec<StorePathHash> = paths.iter().map(|path| path.store_path.hash()).collect();
         let index = index(paths, 1);
         let referrers = |number: usize| {
-            let place = index.find(hashes[number]).unwrap();
-            names(&index, index.referrers(place))
+            let position = index.find(hashes[number]).unwrap();
+            names(&index, index.referrers(position))
         };
         assert_eq!(referrers(0), ["app", "bash", "zsh"]);
         assert_eq!(referrers(1), [""; 0]);
@@ -377,24 +380,24 @@ mod tests {
     }
 
     #[test]
-    fn days_are_counted_up_to_today() {
-        let day = SECONDS_A_DAY;
+    fn uploads_and_uses_are_counted_by_day_up_to_today() {
+        let day = SECONDS_PER_DAY;
         let today = 20_000 * day;
-        let times = [today, today + 5, today - 1, today - (DAYS as u64 - 1) * day];
-        let outside = [today - (DAYS as u64 - 1) * day - 1, today + day];
+        let times = [today, today + 5, today - 1, today - (HISTORY_DAYS as u64 - 1) * day];
+        let outside = [today - (HISTORY_DAYS as u64 - 1) * day - 1, today + day];
         let paths = times.iter().chain(&outside).zip(0..).map(|(&at, n)| held(n, "x", &[], at));
         let days = index(paths.collect(), today + 60).days().clone();
-        assert_eq!(days.uploaded[DAYS - 2..], [1, 2]);
+        assert_eq!(days.uploaded[HISTORY_DAYS - 2..], [1, 2]);
         assert_eq!(days.uploaded[0], 1);
         assert_eq!(days.uploaded.iter().sum::<u32>(), 4);
         assert_eq!(days.used, days.uploaded);
     }
 
     #[test]
-    fn sizes_and_uses_are_those_of_the_nar_too() {
+    fn sizes_and_last_uses_include_the_nar() {
         let nar = format!("nar/{:0>52}.nar.xz", 1).parse().unwrap();
         let used = SystemTime::UNIX_EPOCH + Duration::from_secs(50);
-        let nar = HeldObject { path: nar, sides: Vec::new(), size: 1000, used };
+        let nar = StoredObject { path: nar, side_files: Vec::new(), size: 1000, used };
         let mut path = held(4, "x", &[], 10);
         path.nar = Some(0);
         let inventory = Inventory::new(vec![path], vec![nar], Vec::new());
@@ -403,9 +406,9 @@ mod tests {
         assert_eq!((row.size, row.used), (1004, used));
     }
 
-    /// A quarter of 200,000 paths, with names and references as long and as many as those of real ones.
+    /// Measures a quarter of 200,000 paths, with realistic names and numbers of references.
     #[test]
-    fn a_large_cache_takes_less_than_60_mb() {
+    fn the_index_of_200_000_paths_takes_less_than_60_mb() {
         let count = 50_000_u32;
         let paths = (0..count).map(|number| {
             let references: Vec<u32> =
@@ -413,7 +416,7 @@ mod tests {
             held(number, &format!("python3.12-some-package-{number}-1.2.3"), &references, 1)
         });
         let index = index(paths.collect(), 1);
-        let bytes = index.entries.capacity() * size_of::<Entry>()
+        let bytes = index.entries.capacity() * size_of::<IndexEntry>()
             + index.names.capacity()
             + index.lower.capacity()
             + (index.by_hash.capacity() + index.by_upload.capacity()) * size_of::<u32>()

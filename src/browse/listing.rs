@@ -9,12 +9,12 @@ use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Vis
 use super::file_collector::FileCollector;
 use crate::nix::nar::NarEvent;
 
-/// Reads a listing until `file_collector` has enough.
+/// Reads a listing until `collector` is full.
 pub(super) fn read(input: impl BufRead, collector: &mut FileCollector) -> io::Result<()> {
     let mut json = serde_json::Deserializer::from_reader(input);
     match Listing(collector).deserialize(&mut json) {
         Ok(()) => Ok(()),
-        Err(_) if collector.is_enough() => Ok(()),
+        Err(_) if collector.is_full() => Ok(()),
         Err(error) if error.is_io() => Err(error.into()),
         Err(error) => Err(io::Error::new(
             io::ErrorKind::InvalidData,
@@ -76,7 +76,7 @@ impl<'de> Visitor<'de> for Node<'_> {
         f.write_str("a file")
     }
 
-    /// Nix sorts the keys, so `entries` come before the `type` that says that there are some.
+    /// Nix sorts the keys, so the `entries` of a directory come before its `type`.
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         let (mut kind, mut size, mut executable, mut target) = (String::new(), 0, false, None);
         let mut is_directory = false;
@@ -89,9 +89,9 @@ impl<'de> Visitor<'de> for Node<'_> {
                 "entries" if is_directory => return Err(A::Error::duplicate_field("entries")),
                 "entries" => {
                     is_directory = true;
-                    self.0.take(NarEvent::Directory);
+                    self.0.add(NarEvent::Directory);
                     map.next_value_seed(Entries(self.0))?;
-                    self.0.take(NarEvent::DirectoryEnd);
+                    self.0.add(NarEvent::DirectoryEnd);
                 }
                 _ => {
                     map.next_value::<IgnoredAny>()?;
@@ -101,12 +101,12 @@ impl<'de> Visitor<'de> for Node<'_> {
         match (kind.as_str(), is_directory, target) {
             ("directory", true, _) => {}
             ("directory", false, _) => return Err(A::Error::missing_field("entries")),
-            ("regular", false, _) => self.0.take(NarEvent::File { size, executable }),
-            ("symlink", false, Some(target)) => self.0.take(NarEvent::Symlink(target.into_bytes())),
+            ("regular", false, _) => self.0.add(NarEvent::File { size, executable }),
+            ("symlink", false, Some(target)) => self.0.add(NarEvent::Symlink(target.into_bytes())),
             ("symlink", false, None) => return Err(A::Error::missing_field("target")),
             _ => return Err(A::Error::custom("a file of no known type")),
         }
-        if self.0.is_enough() { Err(A::Error::custom("that is enough")) } else { Ok(()) }
+        if self.0.is_full() { Err(A::Error::custom("that is enough")) } else { Ok(()) }
     }
 }
 
@@ -119,7 +119,7 @@ impl<'de> Visitor<'de> for Entries<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some(name) = map.next_key::<String>()? {
-            self.0.take(NarEvent::Name(name.into_bytes()));
+            self.0.add(NarEvent::Name(name.into_bytes()));
             map.next_value_seed(Node(self.0))?;
         }
         Ok(())

@@ -5,9 +5,9 @@
 //! requests get the last complete index while the next one is built. Nothing here counts as use,
 //! and nothing is requested from upstreams.
 //!
-//! `browser` is what the pages use. `index` has the names, referrers and upload times of all paths,
-//! `details` reads one path, and `files` and `listing` list its files, as many as `file_collector` allows.
-//! `workers` limits the work of all pages together.
+//! `browser` is the interface for the pages. `index` has the names, referrers and upload times of
+//! all paths, `details` reads one path, and `files` and `listing` list its files, up to the limits
+//! of `file_collector`. `workers` limits the work of all pages together.
 
 mod browser;
 mod details;
@@ -15,11 +15,10 @@ mod file_collector;
 mod files;
 mod index;
 mod listing;
-
 mod workers;
 
-pub use browser::{About, Browser, Overview, Served};
+pub use browser::{Browser, CacheProperties, NarInfoRequests, Overview};
 pub use details::{DetailsError, PathDetails};
-pub use file_collector::{File, FileKind, Files, NoFiles};
-pub use index::{DAYS, Days, Index, Row};
+pub use file_collector::{FileKind, FileList, ListFilesError, ListedFile};
+pub use index::{DailyCounts, HISTORY_DAYS, Index, Row};
 pub use workers::TooManyPages;

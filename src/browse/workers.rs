@@ -14,7 +14,7 @@ use crate::store::background;
 /// The maximum number of threads for web pages.
 const WORKERS: usize = 2;
 
-/// How long a request for a page waits for a free worker.
+/// The time for which a request for a page waits for a free worker.
 const WORKER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Too many pages were requested.
@@ -22,7 +22,7 @@ const WORKER_TIMEOUT: Duration = Duration::from_secs(5);
 #[error("too many requests for pages; try again in a moment")]
 pub struct TooManyPages;
 
-/// The workers for web pages. A clone is the same workers.
+/// The workers for web pages. Clones share the same workers.
 #[derive(Debug, Clone)]
 pub(super) struct Workers(Arc<Semaphore>);
 
@@ -44,7 +44,7 @@ impl Workers {
         let runtime = Handle::current();
         let work = move || {
             let _permit = permit;
-            // Some work waits for the store.
+            // Some work blocks on futures of the store.
             let _runtime = runtime.enter();
             catch_unwind(AssertUnwindSafe(work))
         };

@@ -16,8 +16,8 @@ use super::signals::stop_on_signals;
 use crate::config::Config;
 use crate::nix::{StoreDir, StorePathHash};
 use crate::retention::{
-    Analysis, CollectError, Collector, Name, Outcome, Pin, Pins, Plan, Referrers, Refusal,
-    plan_removal,
+    Analysis, CollectError, Collector, Pin, Pins, Plan, PlanOutcome, Referrers, Refusal,
+    RemovalName, plan_removal,
 };
 
 /// Maximum number of referrers printed for each refused path.
@@ -111,13 +111,13 @@ impl DeleteOutput {
     fn new(
         plan: &Plan,
         analysis: &Analysis<'_>,
-        outcome: Option<Outcome>,
+        outcome: Option<PlanOutcome>,
         store_dir: &StoreDir,
     ) -> Self {
-        let going = plan.going(analysis);
-        let names = going.iter().filter_map(|one| match one.name {
-            Name::Path(path) => Some(store_dir.join(path)),
-            Name::Object(_) => None,
+        let planned = plan.planned_removals(analysis);
+        let names = planned.iter().filter_map(|one| match one.name {
+            RemovalName::Path(path) => Some(store_dir.join(path)),
+            RemovalName::Object(_) => None,
         });
         Self {
             dry_run: outcome.is_none(),

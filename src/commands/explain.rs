@@ -8,7 +8,7 @@ use serde::{Serialize, Serializer};
 use super::output::{serialize_time, size, time};
 use crate::config::show_duration;
 use crate::nix::{StoreDir, StorePathHash};
-use crate::retention::{Analysis, Kept, Limits, Pin, Reason, Verdict};
+use crate::retention::{Analysis, KeepReason, Limits, Pin, Reason, Verdict};
 
 /// Verdict of a collection about one path, with its reason.
 #[derive(Debug, Serialize)]
@@ -62,13 +62,15 @@ impl ExplainOutput {
         };
         let last_user = analysis.last_user(place);
         let (verdict, reason, through, pin) = match verdict {
-            Verdict::Goes(Reason::Age) => ("goes", ExplainReason::Age, last_user, None),
-            Verdict::Goes(_) => ("goes", ExplainReason::Size, last_user, None),
-            Verdict::Stays(Kept::Pinned { pin, by }) => {
+            Verdict::Removed(Reason::Age) => ("goes", ExplainReason::Age, last_user, None),
+            Verdict::Removed(_) => ("goes", ExplainReason::Size, last_user, None),
+            Verdict::Kept(KeepReason::Pinned { pin, by }) => {
                 ("stays", ExplainReason::Pinned, by, Some(pin))
             }
-            Verdict::Stays(Kept::Recent { by, .. }) => ("stays", ExplainReason::Recent, by, None),
-            Verdict::Stays(Kept::WithinLimits { by, .. }) => {
+            Verdict::Kept(KeepReason::Recent { by, .. }) => {
+                ("stays", ExplainReason::Recent, by, None)
+            }
+            Verdict::Kept(KeepReason::WithinLimits { by, .. }) => {
                 ("stays", ExplainReason::WithinLimits, by, None)
             }
         };

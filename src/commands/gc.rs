@@ -18,7 +18,8 @@ use crate::config::{Config, parse_duration, parse_size};
 use crate::inventory::{Progress, Unparsed};
 use crate::nix::{StoreDir, StorePathHash};
 use crate::retention::{
-    Analysis, CollectError, Collector, Going, Limits, Name, Pins, Plan, Reason, Report, Sum,
+    Analysis, CollectError, Collector, GcReport, Limits, Pins, Plan, PlannedRemoval, Reason,
+    RemovalName, RemovalSum,
 };
 
 #[derive(Debug, Clone, clap::Args)]
@@ -127,7 +128,7 @@ async fn collect(
     let mut bar = CommandProgressBar::new();
     let show = |progress| match progress {
         Progress::Found(objects) => bar.found(objects),
-        Progress::Done { done, of } => bar.done("removing", done, of),
+        Progress::Done { done, total } => bar.done("removing", done, total),
     };
     let collected = collector.collect(&limits, SystemTime::now(), &stop, show).await;
     drop(bar);
@@ -137,8 +138,8 @@ async fn collect(
     };
     output.print(&CollectionOutput { limits: limits.into(), report })?;
     Ok(match report {
-        Report { stopped: true, .. } => ExitCode::FAILURE,
-        Report { over_limit: 1.., .. } => ExitCode::from(EXIT_NO),
+        GcReport { stopped: true, .. } => ExitCode::FAILURE,
+        GcReport { over_limit: 1.., .. } => ExitCode::from(EXIT_NO),
         _ => ExitCode::SUCCESS,
     })
 }
@@ -161,7 +162,7 @@ struct CollectionOutput {
     #[serde(flatten)]
     limits: LimitsOutput,
     #[serde(flatten)]
-    report: Report,
+    report: GcReport,
 }
 
 impl fmt::Display for CollectionOutput {
@@ -223,7 +224,7 @@ struct CollectionPreview {
     size_after: u64,
     over_limit: u64,
     unparsed_narinfos: Unparsed,
-    by_reason: Vec<Sum>,
+    by_reason: Vec<RemovalSum>,
     removals: Vec<PreviewLine>,
 }
 
@@ -241,7 +242,7 @@ struct PreviewLine {
 
 impl CollectionPreview {
     fn new(plan: &Plan, analysis: &Analysis<'_>, limits: &Limits, store_dir: &StoreDir) -> Self {
-        let going = plan.going(analysis);
+        let planned = plan.planned_removals(analysis);
         Self {
             dry_run: true,
             limits: (*limits).into(),
@@ -249,19 +250,25 @@ impl CollectionPreview {
             size_after: plan.size_after,
             over_limit: plan.over_limit(),
             unparsed_narinfos: analysis.inventory().unparsed,
-            by_reason: Sum::by_reason(&going),
-            removals: going.iter().map(|one| PreviewLine::new(one, store_dir)).collect(),
+            by_reason: RemovalSum::by_reason(&planned),
+            removals: planned.iter().map(|one| PreviewLine::new(one, store_dir)).collect(),
         }
     }
 }
 
 impl PreviewLine {
-    fn new(going: &Going<'_>, store_dir: &StoreDir) -> Self {
-        let (store_path, object) = match going.name {
-            Name::Path(path) => (Some(store_dir.join(path)), None),
-            Name::Object(path) => (None, Some(path.key())),
+    fn new(planned: &PlannedRemoval<'_>, store_dir: &StoreDir) -> Self {
+        let (store_path, object) = match planned.name {
+            RemovalName::Path(path) => (Some(store_dir.join(path)), None),
+            RemovalName::Object(path) => (None, Some(path.key())),
         };
-        Self { store_path, object, size: going.size, reason: going.reason, last_used: going.used }
+        Self {
+            store_path,
+            object,
+            size: planned.size,
+            reason: planned.reason,
+            last_used: planned.used,
+        }
     }
 }
 
@@ -287,12 +294,12 @@ impl fmt::Display for CollectionPreview {
     }
 }
 
-/// Human-readable form of a [`Sum`].
-pub(super) struct SumLine<'a>(pub &'a Sum);
+/// Human-readable form of a [`RemovalSum`].
+pub(super) struct SumLine<'a>(pub &'a RemovalSum);
 
 impl fmt::Display for SumLine<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Sum { reason, paths, objects, bytes } = *self.0;
+        let RemovalSum { reason, paths, objects, bytes } = *self.0;
         write!(
             f,
             "{}: {} and {}, {}",

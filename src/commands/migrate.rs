@@ -18,7 +18,7 @@ use crate::cache::Cache;
 use crate::config::{Config, Location};
 use crate::inventory::Progress;
 use crate::logging;
-use crate::migrate::{Report, migrate};
+use crate::migrate::{MigrateReport, migrate};
 use crate::verify::Damage;
 
 #[derive(Debug, Clone, clap::Args)]
@@ -106,16 +106,18 @@ async fn copy(
     let mut bar = CommandProgressBar::new();
     let show = |progress| match progress {
         Progress::Found(objects) => bar.found(objects),
-        Progress::Done { done, of } => bar.read("copying", done, of),
+        Progress::Done { done, total } => bar.read("copying", done, total),
     };
     let report = migrate(from, to, jobs.get().into(), &stop, show).await?;
     drop(bar);
     let printed = MigrationOutput(report);
     output.print(&printed)?;
     Ok(match printed.0 {
-        Report { stopped: true, .. } => ExitCode::FAILURE,
-        Report { damage, .. } if damage.iter().any(Damage::is_known) => ExitCode::from(EXIT_NO),
-        Report { damage, .. } if !damage.is_empty() => ExitCode::FAILURE,
+        MigrateReport { stopped: true, .. } => ExitCode::FAILURE,
+        MigrateReport { damage, .. } if damage.iter().any(Damage::is_known) => {
+            ExitCode::from(EXIT_NO)
+        }
+        MigrateReport { damage, .. } if !damage.is_empty() => ExitCode::FAILURE,
         _ => ExitCode::SUCCESS,
     })
 }
@@ -123,12 +125,21 @@ async fn copy(
 /// Result of a migration.
 #[derive(Debug, Serialize)]
 #[serde(transparent)]
-struct MigrationOutput(Report);
+struct MigrationOutput(MigrateReport);
 
 impl fmt::Display for MigrationOutput {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Report { paths, present, objects, bytes, pins, orphans, differing, damage, stopped } =
-            &self.0;
+        let MigrateReport {
+            paths,
+            present,
+            objects,
+            bytes,
+            pins,
+            orphans,
+            differing,
+            damage,
+            stopped,
+        } = &self.0;
         damage.iter().try_for_each(|damage| writeln!(f, "{}", OneLine(damage)))?;
         for path in differing {
             writeln!(f, "{path}: FROM and TO have different contents; kept the object in TO")?;

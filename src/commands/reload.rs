@@ -52,7 +52,7 @@ impl Reload {
             warn_if_not_valid_now(tls);
         }
         #[cfg(feature = "upstream")]
-        self.mirror.log_in(&self.config.upstreams);
+        self.mirror.set_logins(&self.config.upstreams);
         // Logged only after the new values are in use.
         match reread {
             Ok(()) => info!("received SIGHUP: reloaded passwords, certificates and keys"),

@@ -13,7 +13,7 @@ use crate::cache::GRACE;
 use crate::config::Config;
 use crate::inventory::{Inventory, Stats};
 use crate::nix::StoreDir;
-use crate::retention::{Analysis, Limits, Pins, Plan, Sum};
+use crate::retention::{Analysis, Limits, Pins, Plan, RemovalSum};
 
 /// Number of largest paths to list.
 const LARGEST_PATHS: usize = 10;
@@ -99,12 +99,12 @@ struct CollectionEstimate {
     paths: usize,
     bytes: u64,
     over_limit: u64,
-    by_reason: Vec<Sum>,
+    by_reason: Vec<RemovalSum>,
 }
 
 impl CollectionEstimate {
     fn new(plan: &Plan, analysis: &Analysis<'_>, limits: &Limits) -> Self {
-        let by_reason = Sum::by_reason(&plan.going(analysis));
+        let by_reason = RemovalSum::by_reason(&plan.planned_removals(analysis));
         Self {
             max_size: limits.max_size,
             max_age_seconds: limits.max_age.map(|age| age.as_secs()),
@@ -123,7 +123,7 @@ fn largest(inventory: &Inventory, store_dir: &StoreDir) -> Vec<LargePath> {
         LargePath {
             store_path: store_dir.join(&path.store_path),
             name: path.store_path.name().to_owned(),
-            size: inventory.whole_size(place),
+            size: inventory.size_with_shared(place),
             nar_size: path.nar_size,
         }
     };

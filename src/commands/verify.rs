@@ -12,7 +12,7 @@ use super::output::{OneLine, Output, count, size};
 use super::progress_bar::CommandProgressBar;
 use crate::config::{Config, Verify};
 use crate::inventory::Progress;
-use crate::verify::{Damage, Note, NoteKind, Options, Report, Verifier};
+use crate::verify::{Damage, Note, NoteKind, Verifier, VerifyOptions, VerifyReport};
 
 #[derive(Debug, Clone, clap::Args)]
 #[command(
@@ -36,25 +36,25 @@ pub(super) struct VerifyArgs {
 
 pub(super) fn run(args: VerifyArgs, config: Config) -> anyhow::Result<ExitCode> {
     let depth = if args.deep { Verify::Nar } else { Verify::File };
-    let options = Options { depth, repair: args.repair };
+    let options = VerifyOptions { depth, repair: args.repair };
     on_cache("verify", config, async move |OpenCache { cache, actor }| {
         let mut bar = CommandProgressBar::new();
         let show = |progress| match progress {
             Progress::Found(objects) => bar.found(objects),
-            Progress::Done { done, of } => bar.read("reading", done, of),
+            Progress::Done { done, total } => bar.read("reading", done, total),
         };
         let report = Verifier::new(cache, actor, options).verify(show).await?;
         drop(bar);
         let output = VerifyOutput { report, repair: args.repair };
         args.output.print(&output)?;
         match output.report {
-            Report { not_quarantined: Some(error), .. } => {
+            VerifyReport { not_quarantined: Some(error), .. } => {
                 Err(error).context("not all damaged objects could be quarantined")
             }
-            Report { damage, .. } if damage.iter().any(Damage::is_known) => {
+            VerifyReport { damage, .. } if damage.iter().any(Damage::is_known) => {
                 Ok(ExitCode::from(EXIT_NO))
             }
-            Report { damage, .. } if !damage.is_empty() => Ok(ExitCode::FAILURE),
+            VerifyReport { damage, .. } if !damage.is_empty() => Ok(ExitCode::FAILURE),
             _ => Ok(ExitCode::SUCCESS),
         }
     })
@@ -64,14 +64,14 @@ pub(super) fn run(args: VerifyArgs, config: Config) -> anyhow::Result<ExitCode> 
 #[derive(Debug, Serialize)]
 struct VerifyOutput {
     #[serde(flatten)]
-    report: Report,
+    report: VerifyReport,
     #[serde(skip)]
     repair: bool,
 }
 
 impl fmt::Display for VerifyOutput {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Report { checked, damage, notes, .. } = &self.report;
+        let VerifyReport { checked, damage, notes, .. } = &self.report;
         damage.iter().try_for_each(|damage| writeln!(f, "{}", OneLine(damage)))?;
         let (absent, others): (Vec<_>, Vec<_>) =
             notes.iter().partition(|note| note.kind == NoteKind::Reference);

@@ -1,28 +1,28 @@
 //! The size of a closure.
 
 use super::contents::Inventory;
-use super::graph::reach;
+use super::graph::visit_reachable;
 use crate::nix::StorePath;
 
-/// The closure of some paths, as far as it is in the cache.
+/// The part of the closure of some paths that is in the cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Closure {
     /// For each of the given paths, whether it is in the cache.
     pub present: Vec<bool>,
     /// The number of paths in the closure.
     pub paths: usize,
-    /// Bytes in these paths and in all objects that belong to them.
+    /// Bytes in the closure, including NARs, logs and side files.
     pub bytes: u64,
 }
 
 impl Inventory {
-    /// Returns the closure of these paths.
+    /// Computes the closure of `paths`.
     pub fn closure_of(&self, paths: &[StorePath]) -> Closure {
         let roots: Vec<Option<usize>> = paths.iter().map(|path| self.find(path.hash())).collect();
         let mut paths = vec![false; self.paths.len()];
         for root in roots.iter().flatten() {
             let root = u32::try_from(*root).expect("fewer paths than u32 has numbers");
-            reach(self, root, |at| !std::mem::replace(&mut paths[at], true));
+            visit_reachable(self, root, |at| !std::mem::replace(&mut paths[at], true));
         }
         let mut shared = vec![false; self.shared.len()];
         let mut closure =

@@ -13,67 +13,69 @@ use crate::store::StoreError;
 /// The contents of a cache.
 #[derive(Debug, Default)]
 pub struct Inventory {
-    /// The store paths, which have narinfos.
-    pub paths: Vec<HeldPath>,
-    /// NARs, and logs of paths that are here: what can belong to several paths.
-    pub shared: Vec<HeldObject>,
-    /// Objects that belong to no path here.
-    pub unowned: Vec<HeldObject>,
-    /// The places of NARs that a narinfo names besides its own: with two `URL` lines, versions of Nix
-    /// may differ about the one that they fetch.
+    /// The store paths that have narinfos.
+    pub paths: Vec<StoredPath>,
+    /// The objects that can belong to several paths: all NARs, and the logs of paths in the cache.
+    pub shared: Vec<StoredObject>,
+    /// Objects that belong to no path in the cache, other than NARs.
+    pub unowned: Vec<StoredObject>,
+    /// The indices in `shared` of further NARs that broken narinfos name. If a narinfo has two
+    /// `URL` lines, versions of Nix differ in which NAR they fetch, so both NARs are kept.
     pub referenced_by_broken: Vec<u32>,
-    /// Narinfos that do not parse.
+    /// The numbers of narinfos that do not parse.
     pub unparsed: Unparsed,
-    /// Narinfos that could not be read, and so may need anything.
+    /// Narinfos that could not be read. Each may reference any object.
     pub unreadable: Vec<(CachePath, StoreError)>,
-    pub(super) places: HashMap<StorePathHash, u32>,
+    /// The indices in `paths`.
+    pub(super) index_by_hash: HashMap<StorePathHash, u32>,
 }
 
-/// Numbers of narinfos that do not parse.
+/// The numbers of narinfos that do not parse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Unparsed {
-    /// Those that name a NAR or references all the same. They are paths like any other, because some
+    /// Narinfos from which a NAR or references can be read. They count as paths, because some
     /// version of Nix may accept them.
     pub lenient: usize,
-    /// Those that name nothing.
+    /// Narinfos that name neither a NAR nor references.
     pub garbage: usize,
 }
 
 /// A store path.
 #[derive(Debug, Clone)]
-pub struct HeldPath {
-    /// Its name; one whose narinfo does not give a right one is called `unparsed-narinfo`.
+pub struct StoredPath {
+    /// The store path. If the narinfo has no valid one, it has the narinfo's hash part and the name
+    /// `unparsed-narinfo`.
     pub store_path: StorePath,
-    /// The place of its NAR among the shared objects.
+    /// The index of its NAR in [`Inventory::shared`].
     pub nar: Option<u32>,
-    /// The place of its log among the shared objects.
+    /// The index of its log in [`Inventory::shared`].
     pub log: Option<u32>,
-    /// The indices of its references, without itself and absent paths.
+    /// The indices of its references in [`Inventory::paths`], without itself and absent paths.
     pub references: Box<[u32]>,
-    /// Objects that go with its narinfo.
-    pub sides: Vec<CachePath>,
-    /// Bytes in the narinfo and the objects that go with it.
+    /// The side files that are removed with the narinfo.
+    pub side_files: Vec<CachePath>,
+    /// Bytes in the narinfo and its side files.
     pub size: u64,
-    /// The length of the NAR when it is unpacked, in bytes.
+    /// The size of the uncompressed NAR in bytes.
     pub nar_size: u64,
-    /// Whether it was mirrored from an upstream, and not uploaded since.
+    /// Whether the path was mirrored from an upstream, and not uploaded since.
     pub mirrored: bool,
-    /// When its narinfo was written.
+    /// The time when the narinfo was written.
     pub uploaded: SystemTime,
-    /// The last use of its narinfo or of an object that belongs to it.
+    /// The last use of the narinfo or of its side files.
     pub used: SystemTime,
 }
 
 /// An object that is not a narinfo.
 #[derive(Debug, Clone)]
-pub struct HeldObject {
-    /// Its name.
+pub struct StoredObject {
+    /// The name of the object.
     pub path: CachePath,
-    /// Objects that go with it.
-    pub sides: Vec<CachePath>,
-    /// The bytes of the object and of the objects that belong to it.
+    /// The side files that are removed with the object.
+    pub side_files: Vec<CachePath>,
+    /// Bytes in the object and its side files.
     pub size: u64,
-    /// The last use of the object or of an object that belongs to it.
+    /// The last use of the object or of its side files.
     pub used: SystemTime,
 }
 
@@ -115,13 +117,18 @@ fn and_others(count: usize) -> String {
 }
 
 impl Inventory {
-    /// The inventory of a cache that holds this.
-    pub fn new(paths: Vec<HeldPath>, shared: Vec<HeldObject>, unowned: Vec<HeldObject>) -> Self {
-        let places = places(paths.iter().map(|path| &path.store_path));
-        Self { paths, shared, unowned, places, ..Self::default() }
+    /// Creates an inventory of these paths and objects.
+    pub fn new(
+        paths: Vec<StoredPath>,
+        shared: Vec<StoredObject>,
+        unowned: Vec<StoredObject>,
+    ) -> Self {
+        let index_by_hash = index_by_hash(paths.iter().map(|path| &path.store_path));
+        Self { paths, shared, unowned, index_by_hash, ..Self::default() }
     }
 
-    /// The inventory, if it is known of every narinfo what it needs. Nothing may be removed otherwise.
+    /// Returns the inventory, or an error if a narinfo could not be read. Nothing may be removed
+    /// then, because the narinfo may reference any object.
     pub fn complete(mut self) -> Result<Self, InventoryError> {
         if self.unreadable.is_empty() {
             return Ok(self);
@@ -131,7 +138,7 @@ impl Inventory {
         Err(InventoryError::Unreadable { path, others, source: Box::new(source) })
     }
 
-    /// Logs the errors of narinfos, once for all of them.
+    /// Logs the number of narinfos that do not parse, and of those that cannot be read.
     pub(super) fn log_unparsed(&self) {
         let Unparsed { lenient, garbage } = self.unparsed;
         if lenient + garbage > 0 {
@@ -149,53 +156,55 @@ impl Inventory {
         }
     }
 
-    /// The place of the path with this hash part.
+    /// Returns the index of the path with this hash part.
     pub fn find(&self, hash: StorePathHash) -> Option<usize> {
-        self.places.get(&hash).map(|&place| place as usize)
+        self.index_by_hash.get(&hash).map(|&index| index as usize)
     }
 
-    /// When a path was used last: its narinfo, its NAR, or anything else that would go with them.
-    pub fn used(&self, path: usize) -> SystemTime {
+    /// Returns the last use of a path: of its narinfo, NAR, log or side files.
+    pub fn last_use(&self, path: usize) -> SystemTime {
         let shared = self.shared_by(path).map(|object| self.shared[object].used);
         shared.fold(self.paths[path].used, SystemTime::max)
     }
 
-    /// Bytes in all objects.
+    /// Returns the number of bytes in all objects.
     pub fn size(&self) -> u64 {
         let paths = self.paths.iter().map(|path| path.size);
         let others = self.shared.iter().chain(&self.unowned).map(|object| object.size);
         paths.chain(others).sum()
     }
 
-    /// The shared objects that belong to a path.
+    /// Returns the indices of the shared objects that belong to a path.
     pub fn shared_by(&self, path: usize) -> impl Iterator<Item = usize> + use<> {
-        let HeldPath { nar, log, .. } = self.paths[path];
-        nar.into_iter().chain(log).map(|place| place as usize)
+        let StoredPath { nar, log, .. } = self.paths[path];
+        nar.into_iter().chain(log).map(|index| index as usize)
     }
 
-    /// Bytes in a path and in everything that belongs to it, also what belongs to others too.
-    pub fn whole_size(&self, path: usize) -> u64 {
+    /// Returns the number of bytes in a path and its objects, including objects that also belong to
+    /// other paths.
+    pub fn size_with_shared(&self, path: usize) -> u64 {
         let shared = self.shared_by(path).map(|object| self.shared[object].size);
         self.paths[path].size + shared.sum::<u64>()
     }
 
-    /// The places of the `count` largest paths, the largest first.
+    /// Returns the indices of the `count` largest paths, the largest first.
     pub fn largest(&self, count: usize) -> Vec<usize> {
-        let mut places: Vec<usize> = (0..self.paths.len()).collect();
-        let order = |&path: &usize| (Reverse(self.whole_size(path)), &self.paths[path].store_path);
-        places.sort_by(|a, b| order(a).cmp(&order(b)));
-        places.truncate(count);
-        places
+        let mut indices: Vec<usize> = (0..self.paths.len()).collect();
+        let order =
+            |&path: &usize| (Reverse(self.size_with_shared(path)), &self.paths[path].store_path);
+        indices.sort_by(|a, b| order(a).cmp(&order(b)));
+        indices.truncate(count);
+        indices
     }
 }
 
-/// Where each path is.
-pub(super) fn places<'a>(
+/// Maps the hash part of each path to its index.
+pub(super) fn index_by_hash<'a>(
     paths: impl Iterator<Item = &'a StorePath>,
 ) -> HashMap<StorePathHash, u32> {
-    paths.enumerate().map(|(at, path)| (path.hash(), to_place(at))).collect()
+    paths.enumerate().map(|(index, path)| (path.hash(), to_index(index))).collect()
 }
 
-pub(super) fn to_place(index: usize) -> u32 {
+pub(super) fn to_index(index: usize) -> u32 {
     u32::try_from(index).expect("fewer objects than u32 has numbers")
 }

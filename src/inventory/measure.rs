@@ -15,7 +15,7 @@ pub struct StoreSize {
 }
 
 impl StoreSize {
-    /// Measures a store without reading its objects.
+    /// Lists a store and adds up the sizes, without reading objects.
     pub async fn measure(store: &Store) -> Result<Self, StoreError> {
         let mut objects = store.list(|_| false);
         let mut size = Self::default();

@@ -5,12 +5,12 @@
 pub enum Progress {
     /// The number of objects that have been listed; the total is not known.
     Found(u64),
-    /// The work that is done after listing. A collection counts removals, a verification bytes that were
-    /// read, and a migration bytes that were copied.
+    /// The work after listing. A collection counts removals, a verification bytes read, and a
+    /// migration bytes copied.
     Done {
         /// The work that is done.
         done: u64,
-        /// The total.
-        of: u64,
+        /// The total work.
+        total: u64,
     },
 }

@@ -10,45 +10,48 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tracing::warn;
 
-use super::contents::{HeldObject, HeldPath, Inventory, InventoryError, places, to_place};
+use super::contents::{
+    Inventory, InventoryError, StoredObject, StoredPath, index_by_hash, to_index,
+};
 use crate::nix::{CachePath, LenientNarInfo, NarInfo, StoreDir, StorePath, StorePathHash};
 use crate::store::{Listed, ListedObject, Store, StoreError, background};
 
-/// The name of a path whose narinfo does not give a right one.
-const UNPARSED: &str = "unparsed-narinfo";
+/// The name of a path whose narinfo has no valid store path.
+const UNPARSED_NAME: &str = "unparsed-narinfo";
 
 /// A parsed narinfo, before its references are resolved.
-struct Read {
-    held: HeldPath,
+struct ParsedNarInfo {
+    held: StoredPath,
     nar: Option<CachePath>,
     deriver: Option<StorePath>,
     references: Box<[StorePathHash]>,
 }
 
-/// Side files that name the path or NAR that they belong to.
-struct Linked {
-    object: HeldObject,
-    to: Option<CachePath>,
+/// A side file, with the path or NAR that it belongs to.
+struct LinkedSideFile {
+    object: StoredObject,
+    owner: Option<CachePath>,
 }
 
-/// Reads the listed objects one by one.
+/// Builds an inventory from listed objects.
 #[derive(Default)]
-struct Reading {
-    paths: Vec<Read>,
+struct InventoryBuilder {
+    paths: Vec<ParsedNarInfo>,
     nars: HashMap<CachePath, u32>,
-    logs: HashMap<StorePath, HeldObject>,
-    linked: Vec<Linked>,
-    /// NARs that narinfos name besides their own.
-    claims: Vec<CachePath>,
-    /// The number of narinfos that parse, and of those that are for another store dir.
+    logs: HashMap<StorePath, StoredObject>,
+    side_files: Vec<LinkedSideFile>,
+    /// NARs that broken narinfos name besides the last one.
+    extra_nars: Vec<CachePath>,
+    /// The number of narinfos that parse.
     parsed: usize,
+    /// The number of narinfos for another store directory.
     other_store_dir: usize,
     inventory: Inventory,
 }
 
 impl Inventory {
-    /// Reads the contents of `store`, whose paths are in `store_dir`. `on_progress` gets the number of
-    /// objects so far.
+    /// Reads the contents of `store`, whose paths are in `store_dir`. `on_progress` receives the
+    /// number of objects so far.
     pub async fn read(
         store: &Store,
         store_dir: &StoreDir,
@@ -57,7 +60,7 @@ impl Inventory {
         let (count, mut counted) = watch::channel(0);
         let objects = store.list(names_others);
         let (store_dir, runtime) = (store_dir.clone(), Handle::current());
-        // Parsing takes seconds if there are many paths: too long for a thread that serves requests.
+        // Parsing many narinfos takes seconds, too long for a thread that serves requests.
         let read = move || runtime.block_on(read(objects, &store_dir, &count));
         let read = background::run("inventory", read);
         tokio::pin!(read);
@@ -75,7 +78,7 @@ impl Inventory {
     }
 }
 
-/// Whether an object names the objects that it belongs to.
+/// Whether the content of an object names other objects, so that it must be read.
 fn names_others(path: &CachePath) -> bool {
     matches!(
         path,
@@ -95,15 +98,15 @@ async fn read(
     store_dir: &StoreDir,
     counted: &watch::Sender<u64>,
 ) -> Result<Inventory, InventoryError> {
-    let mut reading = Reading::default();
+    let mut builder = InventoryBuilder::default();
     let mut count = 0;
     while let Some(object) = objects.next().await {
         match object? {
-            Listed::Object(object) => reading.take(object, store_dir),
+            Listed::Object(object) => builder.add(object, store_dir),
             Listed::Unreadable(path @ CachePath::NarInfo(_), error) => {
-                reading.inventory.unreadable.push((path, error));
+                builder.inventory.unreadable.push((path, error));
             }
-            // Only objects in the inventory are removed.
+            // An object that is missing from the inventory is never removed.
             Listed::Unreadable(path, error) => {
                 let error = &error as &dyn std::error::Error;
                 warn!(%path, error, "cannot read an object; it is kept");
@@ -119,67 +122,67 @@ async fn read(
             break;
         }
     }
-    // The receiver may have been dropped.
+    // Fails if the receiver was dropped, because the caller no longer waits.
     let _ = counted.send(count);
-    if reading.parsed == 0 && reading.other_store_dir > 0 {
+    if builder.parsed == 0 && builder.other_store_dir > 0 {
         return Err(InventoryError::OtherStoreDir(store_dir.clone()));
     }
-    Ok(reading.finish())
+    Ok(builder.finish())
 }
 
-impl Reading {
-    fn take(&mut self, listed: ListedObject, store_dir: &StoreDir) {
+impl InventoryBuilder {
+    fn add(&mut self, listed: ListedObject, store_dir: &StoreDir) {
         let ListedObject { path, metadata, content } = listed;
         let object =
-            HeldObject { path, sides: Vec::new(), size: metadata.size, used: metadata.used };
+            StoredObject { path, side_files: Vec::new(), size: metadata.size, used: metadata.used };
         match &object.path {
             CachePath::NarInfo(hash) => {
                 let (hash, text) = (*hash, content.unwrap_or_default());
                 match NarInfo::parse(&text, store_dir) {
                     Ok(info) if info.store_path.hash() == hash => {
                         self.parsed += 1;
-                        self.narinfo(info, &object, metadata.modified);
+                        self.add_narinfo(info, &object, metadata.modified);
                     }
                     _ => {
                         let is_other = is_of_other_store_dir(&text, store_dir);
                         self.other_store_dir += usize::from(is_other);
-                        self.unparsed_narinfo(hash, &text, object, metadata.modified);
+                        self.add_unparsed_narinfo(hash, &text, object, metadata.modified);
                     }
                 }
             }
             CachePath::Nar(_) => {
-                self.nars.insert(object.path.clone(), to_place(self.inventory.shared.len()));
+                self.nars.insert(object.path.clone(), to_index(self.inventory.shared.len()));
                 self.inventory.shared.push(object);
             }
             CachePath::Log(derivation) => {
                 self.logs.insert(derivation.clone(), object);
             }
             CachePath::Listing(hash) => {
-                let to = Some(CachePath::NarInfo(*hash));
-                self.linked.push(Linked { object, to });
+                let owner = Some(CachePath::NarInfo(*hash));
+                self.side_files.push(LinkedSideFile { object, owner });
             }
             _ => {
-                let to = content.and_then(|text| link(&text));
-                self.linked.push(Linked { object, to });
+                let owner = content.and_then(|text| owner_of(&text));
+                self.side_files.push(LinkedSideFile { object, owner });
             }
         }
     }
 
-    fn narinfo(&mut self, info: NarInfo, object: &HeldObject, uploaded: SystemTime) {
+    fn add_narinfo(&mut self, info: NarInfo, object: &StoredObject, uploaded: SystemTime) {
         let references = info.references.iter().map(StorePath::hash);
         let references = references.filter(|hash| *hash != info.store_path.hash()).collect();
         let nar = info.named_nar().map(CachePath::Nar);
         let mirrored = info.upstream().is_some();
-        self.paths.push(Read {
+        self.paths.push(ParsedNarInfo {
             nar,
             deriver: info.deriver,
             references,
-            held: HeldPath {
+            held: StoredPath {
                 store_path: info.store_path,
                 nar: None,
                 log: None,
                 references: Box::default(),
-                sides: Vec::new(),
+                side_files: Vec::new(),
                 size: object.size,
                 nar_size: info.nar_size,
                 mirrored,
@@ -189,13 +192,13 @@ impl Reading {
         });
     }
 
-    /// A narinfo that does not parse is a path as far as it names anything: it is served, and some
-    /// version of Nix may accept it.
-    fn unparsed_narinfo(
+    /// Adds a narinfo that does not parse. If it names a NAR or references it counts as a path,
+    /// because it is served, and some version of Nix may accept it.
+    fn add_unparsed_narinfo(
         &mut self,
         hash: StorePathHash,
         text: &[u8],
-        object: HeldObject,
+        object: StoredObject,
         uploaded: SystemTime,
     ) {
         let named = LenientNarInfo::read(text);
@@ -207,21 +210,23 @@ impl Reading {
         self.inventory.unparsed.lenient += 1;
         let mut nars = named.nars;
         let nar = nars.pop().map(CachePath::Nar);
-        self.claims.extend(nars.into_iter().map(CachePath::Nar));
+        self.extra_nars.extend(nars.into_iter().map(CachePath::Nar));
         let name = named.store_path.filter(|path| path.hash() == hash);
         let name = name.unwrap_or_else(|| {
-            format!("{hash}-{UNPARSED}").parse().expect("a hash part and a name are a store path")
+            format!("{hash}-{UNPARSED_NAME}")
+                .parse()
+                .expect("a hash part and a name are a store path")
         });
-        self.paths.push(Read {
+        self.paths.push(ParsedNarInfo {
             nar,
             deriver: named.deriver,
             references: named.references.into_iter().filter(|other| *other != hash).collect(),
-            held: HeldPath {
+            held: StoredPath {
                 store_path: name,
                 nar: None,
                 log: None,
                 references: Box::default(),
-                sides: Vec::new(),
+                side_files: Vec::new(),
                 size: object.size,
                 nar_size: 0,
                 mirrored: false,
@@ -233,15 +238,18 @@ impl Reading {
 
     fn finish(mut self) -> Inventory {
         let inventory = &mut self.inventory;
-        inventory.places = places(self.paths.iter().map(|path| &path.held.store_path));
+        inventory.index_by_hash =
+            index_by_hash(self.paths.iter().map(|path| &path.held.store_path));
         let mut logs: HashMap<StorePath, u32> = HashMap::new();
-        for Read { mut held, nar, deriver, references } in self.paths {
+        for ParsedNarInfo { mut held, nar, deriver, references } in self.paths {
             held.nar = nar.and_then(|nar| self.nars.get(&nar).copied());
-            held.references =
-                references.iter().filter_map(|hash| inventory.places.get(hash).copied()).collect();
+            held.references = references
+                .iter()
+                .filter_map(|hash| inventory.index_by_hash.get(hash).copied())
+                .collect();
             if let Some(deriver) = deriver {
                 if let Some(log) = self.logs.remove(&deriver) {
-                    logs.insert(deriver.clone(), to_place(inventory.shared.len()));
+                    logs.insert(deriver.clone(), to_index(inventory.shared.len()));
                     inventory.shared.push(log);
                 }
                 held.log = logs.get(&deriver).copied();
@@ -249,26 +257,26 @@ impl Reading {
             inventory.paths.push(held);
         }
         inventory.referenced_by_broken =
-            self.claims.iter().filter_map(|nar| self.nars.get(nar).copied()).collect();
+            self.extra_nars.iter().filter_map(|nar| self.nars.get(nar).copied()).collect();
         inventory.unowned.extend(self.logs.into_values());
-        for Linked { object, to } in self.linked {
-            let place = match &to {
-                Some(CachePath::NarInfo(hash)) => inventory.places.get(hash),
+        for LinkedSideFile { object, owner } in self.side_files {
+            let index = match &owner {
+                Some(CachePath::NarInfo(hash)) => inventory.index_by_hash.get(hash),
                 Some(nar) => self.nars.get(nar),
                 None => None,
             };
-            match (place, to) {
-                (Some(&at), Some(CachePath::NarInfo(_))) => {
-                    let path = &mut inventory.paths[at as usize];
+            match (index, owner) {
+                (Some(&index), Some(CachePath::NarInfo(_))) => {
+                    let path = &mut inventory.paths[index as usize];
                     path.size += object.size;
                     path.used = path.used.max(object.used);
-                    path.sides.push(object.path);
+                    path.side_files.push(object.path);
                 }
-                (Some(&at), _) => {
-                    let nar = &mut inventory.shared[at as usize];
+                (Some(&index), _) => {
+                    let nar = &mut inventory.shared[index as usize];
                     nar.size += object.size;
                     nar.used = nar.used.max(object.used);
-                    nar.sides.push(object.path);
+                    nar.side_files.push(object.path);
                 }
                 (None, _) => inventory.unowned.push(object),
             }
@@ -277,31 +285,31 @@ impl Reading {
     }
 }
 
-/// Whether a narinfo is of a path in another store dir.
+/// Whether a narinfo is for a path in another store directory.
 fn is_of_other_store_dir(text: &[u8], store_dir: &StoreDir) -> bool {
     let mut lines = text.split(|byte| *byte == b'\n');
     let path = lines.find_map(|line| line.strip_prefix(b"StorePath: "));
     path.is_some_and(|path| !path.starts_with(store_dir.as_str().as_bytes()))
 }
 
-/// The objects that a realisation, a build trace or a link to debug symbols belongs to.
-fn link(text: &[u8]) -> Option<CachePath> {
+/// Returns the object that a realisation, a build trace or a link to debug symbols belongs to.
+fn owner_of(text: &[u8]) -> Option<CachePath> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
-    struct Link {
+    struct SideFileLink {
         /// The base name of a store path (realisations, build traces).
         out_path: Option<String>,
         /// A NAR, relative to `debuginfo/`.
         archive: Option<String>,
     }
-    let link: Link = serde_json::from_slice(text).ok()?;
+    let link: SideFileLink = serde_json::from_slice(text).ok()?;
     match link {
-        Link { out_path: Some(path), .. } => {
+        SideFileLink { out_path: Some(path), .. } => {
             let path = path.rsplit('/').next()?.parse::<StorePath>().ok()?;
             Some(CachePath::NarInfo(path.hash()))
         }
-        Link { archive: Some(nar), .. } => nar.strip_prefix("../")?.parse().ok(),
-        Link { .. } => None,
+        SideFileLink { archive: Some(nar), .. } => nar.strip_prefix("../")?.parse().ok(),
+        SideFileLink { .. } => None,
     }
 }
 
@@ -310,11 +318,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_link_names_a_path_or_a_nar() {
+    fn the_owner_of_a_side_file_is_a_path_or_a_nar() {
         let path = "8ha1dhmx807czjczmwy078s4r9s254il-hello";
         let nar = format!("nar/{:0>52}.nar.xz", 1);
         let narinfo = Some("8ha1dhmx807czjczmwy078s4r9s254il.narinfo".parse().unwrap());
-        for (text, to) in [
+        for (text, owner) in [
             (format!("{{\"id\": \"x\", \"outPath\": \"{path}\"}}"), narinfo.clone()),
             (format!("{{\"outPath\": \"/nix/store/{path}\", \"signatures\": []}}"), narinfo),
             (format!("{{\"archive\": \"../{nar}\", \"member\": \"x\"}}"), nar.parse().ok()),
@@ -324,7 +332,7 @@ mod tests {
             ("{}".to_owned(), None),
             ("[1".to_owned(), None),
         ] {
-            assert_eq!(link(text.as_bytes()), to, "{text}");
+            assert_eq!(owner_of(text.as_bytes()), owner, "{text}");
         }
     }
 }

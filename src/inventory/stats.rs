@@ -8,42 +8,43 @@ use crate::nix::CachePath;
 /// The statistics of a cache.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Stats {
-    /// Store paths: narinfos.
+    /// The number of store paths, which is that of narinfos.
     pub paths: usize,
-    /// The paths that were mirrored from an upstream, and not uploaded since.
+    /// The number of paths that were mirrored from an upstream, and not uploaded since.
     pub mirrored: usize,
-    /// Bytes in the NARs of paths that were uploaded here.
+    /// Bytes in the NARs of uploaded paths.
     pub own_bytes: u64,
-    /// Bytes in the NARs of paths that were only mirrored.
+    /// Bytes in the NARs of paths that are only mirrored.
     pub mirrored_bytes: u64,
-    /// NARs.
+    /// The number of NARs.
     pub nars: usize,
-    /// Objects of every other kind.
+    /// The number of objects of all other kinds.
     pub others: usize,
     /// Bytes in all objects.
     pub bytes: u64,
-    /// Bytes in the NARs of paths, as they are stored.
+    /// Bytes in the NAR files of paths, compressed as stored.
     pub packed: u64,
-    /// Bytes in those NARs when they are unpacked.
+    /// Bytes in the NARs of paths after decompression.
     pub unpacked: u64,
-    /// NARs that no narinfo names: uploads that were given up, or are going on.
+    /// The number of NARs that no narinfo names. Their uploads were abandoned, or are still
+    /// running.
     pub orphans: usize,
-    /// Bytes in those.
+    /// Bytes in the NARs that no narinfo names.
     pub orphan_bytes: u64,
-    /// Paths whose NAR is not here.
+    /// The number of paths whose NAR is missing.
     pub without_nar: usize,
-    /// Narinfos that do not parse.
+    /// The number of narinfos that do not parse.
     pub unparsed: usize,
-    /// Narinfos that could not be read; while there are any, nothing is collected.
+    /// The number of narinfos that could not be read. If it is not 0, collections remove nothing.
     pub unreadable: usize,
-    /// When the path was used that has not been used for the longest, and the last use of all.
+    /// The last use of the least recently used path, and of the most recently used one.
     pub used: Option<(SystemTime, SystemTime)>,
-    /// When the first and the last of the paths were uploaded.
+    /// The upload times of the oldest and the newest path.
     pub uploaded: Option<(SystemTime, SystemTime)>,
 }
 
 impl Stats {
-    /// Counts what there is.
+    /// Computes the statistics of an inventory.
     pub fn of(inventory: &Inventory) -> Self {
         let mut stats = Self { paths: inventory.paths.len(), ..Self::default() };
         let mut unpacked = vec![None; inventory.shared.len()];
@@ -57,12 +58,12 @@ impl Stats {
                 None => stats.without_nar += 1,
             }
             stats.mirrored += usize::from(path.mirrored);
-            stats.others += path.sides.len();
-            widen(&mut stats.used, inventory.used(index));
+            stats.others += path.side_files.len();
+            widen(&mut stats.used, inventory.last_use(index));
             widen(&mut stats.uploaded, path.uploaded);
         }
         for ((object, unpacked), own) in inventory.shared.iter().zip(unpacked).zip(own) {
-            stats.others += object.sides.len();
+            stats.others += object.side_files.len();
             match (&object.path, unpacked) {
                 (CachePath::Nar(_), Some(unpacked)) => {
                     stats.nars += 1;

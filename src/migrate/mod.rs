@@ -8,4 +8,4 @@ mod migration;
 mod report;
 
 pub use migration::migrate;
-pub use report::{MigrateError, Report};
+pub use report::{MigrateError, MigrateReport};

@@ -11,31 +11,32 @@ use crate::verify::Damage;
 
 /// The result of a migration.
 #[derive(Debug, Default, Serialize)]
-pub struct Report {
-    /// Store paths that were copied.
+pub struct MigrateReport {
+    /// The number of copied store paths.
     pub paths: usize,
-    /// Store paths that were here already.
+    /// The number of store paths that were already in the target.
     pub present: usize,
-    /// NARs, and objects of every other kind but narinfos, that were copied.
+    /// The number of copied objects other than narinfos.
     pub objects: usize,
-    /// Bytes in everything that was copied.
+    /// Bytes in all copied objects.
     pub bytes: u64,
-    /// Pins of the other cache, which are pins here now.
+    /// The number of copied pins.
     pub pins: usize,
-    /// NARs that no narinfo names: uploads that were given up, or are going on. They are not copied.
+    /// The number of NARs that no narinfo names. They are not copied: their uploads were abandoned,
+    /// or are still running.
     pub orphans: usize,
-    /// Store paths that both have, with other contents. Those that were here stay.
+    /// The store paths that have different contents in the two caches. The target keeps its own.
     pub differing: Vec<String>,
-    /// The damaged objects of the other cache, which were not copied.
+    /// The damaged objects of the source, which were not copied.
     pub damage: Vec<Damage>,
-    /// The migration was stopped before the end.
+    /// Whether the migration was stopped before its end.
     pub stopped: bool,
 }
 
-/// The failure of a migration.
+/// A failed migration.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrateError {
-    /// The other cache cannot be read.
+    /// The source cannot be listed.
     #[error(transparent)]
     Inventory(#[from] InventoryError),
     /// A pin cannot be read or set.
@@ -44,12 +45,12 @@ pub enum MigrateError {
     /// One of the two stores failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// An intact object was refused.
+    /// The target refused an intact object.
     #[error("{object} was refused")]
-    NotTaken {
+    Refused {
         /// The object.
         object: CachePath,
-        /// Why.
+        /// The reason.
         source: PutError,
     },
 }

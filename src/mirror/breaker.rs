@@ -4,64 +4,71 @@
 use std::time::{Duration, Instant};
 
 /// The number of consecutive failures that open the circuit.
-const PATIENCE: u32 = 3;
+const FAILURES_TO_OPEN: u32 = 3;
 
-/// For how long at first; twice as long after each failed try, up to the second time.
-const PAUSE: Duration = Duration::from_secs(5);
-const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// The time for which the circuit is open at first. It doubles after each failed test request.
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
+
+/// The maximum time for which the circuit is open.
+const MAX_PAUSE: Duration = Duration::from_secs(300);
 
 /// The circuit breaker of an upstream.
 #[derive(Debug, Default)]
-pub(super) struct Breaker {
+pub(super) struct CircuitBreaker {
     failures: u32,
-    until: Option<Instant>,
+    open_until: Option<Instant>,
 }
 
 /// A change of the circuit that is logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Change {
-    /// The circuit is open for this time.
-    Paused(Duration),
-    /// It works again.
-    Recovered,
+pub(super) enum CircuitChange {
+    /// The circuit was opened for this time.
+    Opened(Duration),
+    /// The upstream works again.
+    Closed,
 }
 
-impl Breaker {
+impl CircuitBreaker {
     /// Returns how long the circuit stays open, or `None` if it is closed.
-    pub(super) fn left(&self, now: Instant) -> Option<Duration> {
-        self.until?.checked_duration_since(now).filter(|left| !left.is_zero())
+    pub(super) fn open_for(&self, now: Instant) -> Option<Duration> {
+        self.open_until?.checked_duration_since(now).filter(|open_for| !open_for.is_zero())
     }
 
-    /// The same for a caller that sends a request immediately. After a pause one request is let
-    /// through as a test; the others are refused for another pause, or until it succeeds.
-    pub(super) fn pause(&mut self, now: Instant) -> Option<Duration> {
-        let left = self.left(now);
-        if left.is_none() && self.until.is_some() {
-            self.until = Some(now + PAUSE);
+    /// Returns the time for which a request must wait, or `None` if the caller sends it
+    /// immediately. After a pause one request is permitted as a test; the circuit stays open for
+    /// the others, for another pause or until the test succeeds.
+    pub(super) fn time_until_permitted(&mut self, now: Instant) -> Option<Duration> {
+        let open_for = self.open_for(now);
+        if open_for.is_none() && self.open_until.is_some() {
+            self.open_until = Some(now + FIRST_PAUSE);
         }
-        left
+        open_for
     }
 
-    /// It has answered.
-    pub(super) fn worked(&mut self) -> Option<Change> {
+    /// Records a successful response.
+    pub(super) fn record_success(&mut self) -> Option<CircuitChange> {
         self.failures = 0;
-        self.until.take().map(|_| Change::Recovered)
+        self.open_until.take().map(|_| CircuitChange::Closed)
     }
 
-    /// Records a failure; `asked` is the pause that the upstream requested, if any.
-    pub(super) fn failed(&mut self, now: Instant, asked: Option<Duration>) -> Option<Change> {
+    /// Records a failure. `retry_after` is the pause that the upstream requested, if any.
+    pub(super) fn record_failure(
+        &mut self,
+        now: Instant,
+        retry_after: Option<Duration>,
+    ) -> Option<CircuitChange> {
         self.failures = self.failures.saturating_add(1);
-        let pause = match asked {
-            Some(asked) => asked.clamp(Duration::from_secs(1), LONGEST_PAUSE),
-            None if self.failures < PATIENCE => return None,
+        let pause = match retry_after {
+            Some(pause) => pause.clamp(Duration::from_secs(1), MAX_PAUSE),
+            None if self.failures < FAILURES_TO_OPEN => return None,
             None => {
-                let doubled = 1 << (self.failures - PATIENCE).min(10);
-                (PAUSE * doubled).min(LONGEST_PAUSE)
+                let doubled = 1 << (self.failures - FAILURES_TO_OPEN).min(10);
+                (FIRST_PAUSE * doubled).min(MAX_PAUSE)
             }
         };
-        let told = self.until.is_some();
-        self.until = Some(now + pause);
-        (!told).then_some(Change::Paused(pause))
+        let was_open = self.open_until.is_some();
+        self.open_until = Some(now + pause);
+        (!was_open).then_some(CircuitChange::Opened(pause))
     }
 }
 
@@ -70,44 +77,51 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_left_alone_after_three_failures_and_tried_again_by_one() {
-        let mut breaker = Breaker::default();
+    fn the_circuit_opens_after_three_failures_and_is_tested_by_one_request() {
+        let mut breaker = CircuitBreaker::default();
         let now = Instant::now();
-        assert_eq!(breaker.failed(now, None), None);
-        assert_eq!(breaker.failed(now, None), None);
-        assert_eq!(breaker.pause(now), None);
-        assert_eq!(breaker.failed(now, None), Some(Change::Paused(PAUSE)));
-        assert_eq!(breaker.pause(now), Some(PAUSE));
-        let later = now + PAUSE;
-        assert_eq!(breaker.left(later), None, "to ask is not to try");
-        assert_eq!(breaker.pause(later), None, "one may try");
-        assert!(breaker.pause(later).is_some(), "and the others wait");
-        assert_eq!(breaker.failed(later, None), None, "that is no news");
-        assert_eq!(breaker.pause(later), Some(2 * PAUSE));
-        assert_eq!(breaker.worked(), Some(Change::Recovered));
-        assert_eq!(breaker.pause(later), None);
-        assert_eq!(breaker.worked(), None);
+        assert_eq!(breaker.record_failure(now, None), None);
+        assert_eq!(breaker.record_failure(now, None), None);
+        assert_eq!(breaker.time_until_permitted(now), None);
+        assert_eq!(breaker.record_failure(now, None), Some(CircuitChange::Opened(FIRST_PAUSE)));
+        assert_eq!(breaker.time_until_permitted(now), Some(FIRST_PAUSE));
+        let later = now + FIRST_PAUSE;
+        assert_eq!(breaker.open_for(later), None, "the test request was not sent yet");
+        assert_eq!(breaker.time_until_permitted(later), None, "one request tests the upstream");
+        assert!(breaker.time_until_permitted(later).is_some(), "the other requests wait");
+        assert_eq!(
+            breaker.record_failure(later, None),
+            None,
+            "an open circuit is not logged again"
+        );
+        assert_eq!(breaker.time_until_permitted(later), Some(2 * FIRST_PAUSE));
+        assert_eq!(breaker.record_success(), Some(CircuitChange::Closed));
+        assert_eq!(breaker.time_until_permitted(later), None);
+        assert_eq!(breaker.record_success(), None);
     }
 
     #[test]
-    fn it_can_ask_to_be_left_alone() {
-        let mut breaker = Breaker::default();
+    fn an_upstream_can_request_a_pause() {
+        let mut breaker = CircuitBreaker::default();
         let now = Instant::now();
-        let asked = Duration::from_secs(7);
-        assert_eq!(breaker.failed(now, Some(asked)), Some(Change::Paused(asked)));
-        assert_eq!(breaker.pause(now), Some(asked));
+        let retry_after = Duration::from_secs(7);
+        assert_eq!(
+            breaker.record_failure(now, Some(retry_after)),
+            Some(CircuitChange::Opened(retry_after))
+        );
+        assert_eq!(breaker.time_until_permitted(now), Some(retry_after));
         let year = Duration::from_secs(366 * 86_400);
-        breaker.failed(now, Some(year));
-        assert_eq!(breaker.pause(now), Some(LONGEST_PAUSE));
+        breaker.record_failure(now, Some(year));
+        assert_eq!(breaker.time_until_permitted(now), Some(MAX_PAUSE));
     }
 
     #[test]
-    fn pauses_have_an_end() {
-        let mut breaker = Breaker::default();
+    fn pauses_are_limited() {
+        let mut breaker = CircuitBreaker::default();
         let now = Instant::now();
         for _ in 0..100 {
-            breaker.failed(now, None);
+            breaker.record_failure(now, None);
         }
-        assert_eq!(breaker.pause(now), Some(LONGEST_PAUSE));
+        assert_eq!(breaker.time_until_permitted(now), Some(MAX_PAUSE));
     }
 }

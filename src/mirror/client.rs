@@ -16,59 +16,60 @@ use reqwest::{Certificate, Method, Proxy, StatusCode, Url};
 use tokio::sync::{OnceCell, Semaphore, SemaphorePermit};
 use tracing::{info, warn};
 
-use super::breaker::{Breaker, Change};
+use super::breaker::{CircuitBreaker, CircuitChange};
 use super::error::UpstreamFailure;
 use super::expiring::ExpiringCache;
-use super::redirects::Redirects;
+use super::redirects::RedirectPolicy;
 use crate::config::{Login, Upstream, authorities};
 use crate::metrics::{Metrics, UpstreamCounters};
 use crate::nix::cache_path::NarName;
 use crate::nix::{CachePath, PublicKey};
 use crate::store::Content;
 
-/// The time to connect, at most.
-const CONNECT: Duration = Duration::from_secs(5);
+/// The time limit for establishing a connection. The timeout of the upstream may be shorter.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How many connections may turn out to be closed before one that is not.
-const STALE: usize = 2;
+/// The number of retries on connections that the upstream has closed.
+const MAX_STALE_CONNECTIONS: usize = 2;
 
 /// The maximum number of concurrent requests to one upstream.
-const QUESTIONS: usize = 64;
+const MAX_REQUESTS: usize = 64;
 
-/// How many false NARs of one upstream are remembered.
-const BAD_NARS: usize = 1024;
+/// The number of bad NARs that are remembered for each upstream.
+const MAX_BAD_NARS: usize = 1024;
 
-/// Answers up to this length are collected by any number of questions at a time.
-const SMALL_ANSWER: usize = 1024 * 1024;
+/// The size in bytes up to which the number of responses in memory is not limited.
+const SMALL_RESPONSE: usize = 1024 * 1024;
 
-/// One upstream.
-pub(super) struct Client {
-    /// Its URL, for logs.
+/// The client of one upstream.
+pub(super) struct UpstreamClient {
+    /// The URL of the upstream without credentials, for logs.
     pub name: String,
     pub trusted_public_keys: Vec<PublicKey>,
-    /// Whether what comes from there is kept.
+    /// Whether objects of this upstream are stored.
     pub store: bool,
-    place: Place,
+    endpoint: Endpoint,
     timeout: Duration,
-    breaker: Mutex<Breaker>,
-    questions: Semaphore,
-    /// Limits the answers above [`SMALL_ANSWER`] that are collected at a time.
-    large: Arc<Semaphore>,
+    breaker: Mutex<CircuitBreaker>,
+    request_permits: Semaphore,
+    /// Limits the responses above [`SMALL_RESPONSE`] that are in memory at a time. All upstreams
+    /// share the limit.
+    large_responses: Arc<Semaphore>,
     /// NARs that failed verification, with the time until which they are not requested again.
     bad_nars: ExpiringCache<NarName, ()>,
-    /// Whether a 403 means absence, as S3 answers to clients that may not list a bucket.
-    forbids_the_absent: OnceCell<bool>,
+    /// Whether status 403 means absence, as in S3 if the client may not list the bucket.
+    forbidden_means_absent: OnceCell<bool>,
     counters: UpstreamCounters,
 }
 
-enum Place {
-    Http { client: reqwest::Client, base: Url, login: ArcSwapOption<Login>, hint: Hint },
+enum Endpoint {
+    Http { client: reqwest::Client, base: Url, login: ArcSwapOption<Login>, hint: LoginHint },
     Directory(PathBuf),
 }
 
 /// The response of an upstream with an object.
-pub(super) struct Answer {
-    /// The length of the whole object, if it is known.
+pub(super) struct UpstreamResponse {
+    /// The size of the complete object in bytes, if it is known.
     pub length: Option<u64>,
     /// The `Content-Encoding`.
     pub encoding: Option<String>,
@@ -78,9 +79,9 @@ pub(super) struct Answer {
 
 /// The advice for a 401, depending on the configuration.
 #[derive(Default)]
-struct Hint(AtomicBool);
+struct LoginHint(AtomicBool);
 
-impl Hint {
+impl LoginHint {
     fn set(&self, upstream: &Upstream) {
         self.0.store(upstream.lacks_password, Ordering::Relaxed);
     }
@@ -96,17 +97,17 @@ impl Hint {
     }
 }
 
-impl Client {
+impl UpstreamClient {
     pub(super) fn new(
         upstream: &Upstream,
         metrics: &Metrics,
-        large: Arc<Semaphore>,
+        large_responses: Arc<Semaphore>,
     ) -> Result<Self, Box<dyn Error + Send + Sync>> {
-        let place = match upstream.directory() {
-            Some(directory) => Place::Directory(directory),
-            None => Place::Http {
+        let endpoint = match upstream.directory() {
+            Some(directory) => Endpoint::Directory(directory),
+            None => Endpoint::Http {
                 hint: {
-                    let hint = Hint::default();
+                    let hint = LoginHint::default();
                     hint.set(upstream);
                     hint
                 },
@@ -119,184 +120,195 @@ impl Client {
             name: upstream.to_string(),
             trusted_public_keys: upstream.trusted_public_keys.clone(),
             store: upstream.store,
-            place,
+            endpoint,
             timeout: upstream.timeout,
             breaker: Mutex::default(),
-            questions: Semaphore::new(QUESTIONS),
-            large,
-            bad_nars: ExpiringCache::new(BAD_NARS),
-            forbids_the_absent: OnceCell::new(),
+            request_permits: Semaphore::new(MAX_REQUESTS),
+            large_responses,
+            bad_nars: ExpiringCache::new(MAX_BAD_NARS),
+            forbidden_means_absent: OnceCell::new(),
             counters: metrics.upstream(&upstream.to_string()),
         })
     }
 
-    /// Logs in like this from now on.
-    pub(super) fn log_in(&self, upstream: &Upstream) {
-        if let Place::Http { login, hint, .. } = &self.place {
+    /// Uses the credentials in `upstream` from now on.
+    pub(super) fn set_login(&self, upstream: &Upstream) {
+        if let Endpoint::Http { login, hint, .. } = &self.endpoint {
             login.store(upstream.login.clone().map(Arc::new));
             hint.set(upstream);
         }
     }
 
     fn unauthorized(&self) -> UpstreamFailure {
-        match &self.place {
-            Place::Http { login, hint, .. } => {
+        match &self.endpoint {
+            Endpoint::Http { login, hint, .. } => {
                 UpstreamFailure::Unauthorized(hint.text(login.load().is_some()))
             }
-            Place::Directory(_) => UpstreamFailure::Status(401),
+            Endpoint::Directory(_) => UpstreamFailure::Status(401),
         }
     }
 
-    fn breaker(&self) -> std::sync::MutexGuard<'_, Breaker> {
-        // Its state is whole after every step.
+    fn breaker(&self) -> std::sync::MutexGuard<'_, CircuitBreaker> {
+        // The state is consistent after every step, so a panic does not matter.
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An object under its usual name.
+    /// Requests an object under its usual name.
     pub(super) async fn get_object(
         &self,
         path: &CachePath,
-    ) -> Result<Option<Answer>, UpstreamFailure> {
-        self.get(&self.usual(path), 0).await
+    ) -> Result<Option<UpstreamResponse>, UpstreamFailure> {
+        self.get(&self.location_of(path), 0).await
     }
 
-    fn usual(&self, path: &CachePath) -> String {
-        match self.place {
-            // A question mark is the only character of a name that means something in a URL.
-            Place::Http { .. } => path.key().replace('?', "%3F"),
-            Place::Directory(_) => path.key(),
+    /// Returns the path of an object, relative to the endpoint.
+    fn location_of(&self, path: &CachePath) -> String {
+        match self.endpoint {
+            // Of the characters in object names, only the question mark is special in a URL.
+            Endpoint::Http { .. } => path.key().replace('?', "%3F"),
+            Endpoint::Directory(_) => path.key(),
         }
     }
 
-    /// The object at `path` from byte `from` on; none if it is absent.
+    /// Requests the object at `path` from byte `from` on. Returns `None` if the object is absent.
     pub(super) async fn get(
         &self,
         path: &str,
         from: u64,
-    ) -> Result<Option<Answer>, UpstreamFailure> {
-        let _turn = self.turn().await?;
-        let mut asked = None;
-        let answer = self.ask_and_count(path, from, &mut asked).await;
-        self.learn(&answer, asked);
-        answer
+    ) -> Result<Option<UpstreamResponse>, UpstreamFailure> {
+        let _permit = self.request_permit().await?;
+        let mut retry_after = None;
+        let response = self.get_counted(path, from, &mut retry_after).await;
+        self.record(&response, retry_after);
+        response
     }
 
-    /// Returns a small object and its encoding. The request counts as successful when the whole
-    /// body has arrived: an upstream that sends heads without bodies has failed.
-    pub(super) async fn get_whole(
+    /// Returns the bytes of an object of at most `limit` bytes, and its encoding. The request
+    /// counts as successful when the complete body has arrived: an upstream that sends only headers
+    /// has failed.
+    pub(super) async fn get_bytes(
         &self,
         path: &CachePath,
         limit: usize,
     ) -> Result<Option<(Bytes, Option<String>)>, UpstreamFailure> {
-        let _turn = self.turn().await?;
-        let mut asked = None;
-        let whole = match self.ask_and_count(&self.usual(path), 0, &mut asked).await {
-            Ok(Some(answer)) => {
-                let whole = tokio::time::timeout(self.timeout, self.collect(answer, limit)).await;
-                whole.unwrap_or(Err(UpstreamFailure::TimedOut(self.timeout))).map(Some)
+        let _permit = self.request_permit().await?;
+        let mut retry_after = None;
+        let result = match self.get_counted(&self.location_of(path), 0, &mut retry_after).await {
+            Ok(Some(response)) => {
+                let bytes =
+                    tokio::time::timeout(self.timeout, self.collect_body(response, limit)).await;
+                bytes.unwrap_or(Err(UpstreamFailure::TimedOut(self.timeout))).map(Some)
             }
             Ok(None) => Ok(None),
             Err(failure) => Err(failure),
         };
-        self.learn(&whole, asked);
-        whole
+        self.record(&result, retry_after);
+        result
     }
 
-    /// The whole of an answer, if it is not larger than `limit`. To be called with a time limit, because
-    /// a place among the large ones may be held meanwhile.
-    async fn collect(
+    /// Collects the body of a response of at most `limit` bytes. Must be called with a timeout,
+    /// because it may hold a permit for a large response.
+    async fn collect_body(
         &self,
-        mut answer: Answer,
+        mut response: UpstreamResponse,
         limit: usize,
     ) -> Result<(Bytes, Option<String>), UpstreamFailure> {
         let too_large =
             || UpstreamFailure::InvalidResponse(format!("larger than the limit of {limit} bytes"));
-        if answer.length.is_some_and(|length| length > limit as u64) {
+        if response.length.is_some_and(|length| length > limit as u64) {
             return Err(too_large());
         }
-        let mut whole = BytesMut::new();
-        let mut place = None;
-        while let Some(chunk) = answer.body.next().await {
+        let mut bytes = BytesMut::new();
+        let mut large_permit = None;
+        while let Some(chunk) = response.body.next().await {
             let chunk = chunk.map_err(|error| UpstreamFailure::Connection(error.to_string()))?;
-            if whole.len() + chunk.len() > limit {
+            if bytes.len() + chunk.len() > limit {
                 return Err(too_large());
             }
-            if place.is_none() && whole.len() + chunk.len() > SMALL_ANSWER {
+            if large_permit.is_none() && bytes.len() + chunk.len() > SMALL_RESPONSE {
                 // The semaphore is never closed.
-                place = self.large.acquire().await.ok();
+                large_permit = self.large_responses.acquire().await.ok();
             }
-            whole.extend_from_slice(&chunk);
+            bytes.extend_from_slice(&chunk);
         }
-        Ok((whole.freeze(), answer.encoding))
+        Ok((bytes.freeze(), response.encoding))
     }
 
     /// Returns the metadata of the object at `path`, or `None` if the object is absent.
-    pub(super) async fn head(&self, path: &str) -> Result<Option<Answer>, UpstreamFailure> {
-        if let Place::Directory(_) = &self.place {
+    pub(super) async fn head(
+        &self,
+        path: &str,
+    ) -> Result<Option<UpstreamResponse>, UpstreamFailure> {
+        if let Endpoint::Directory(_) = &self.endpoint {
             return self.get(path, 0).await;
         }
-        let _turn = self.turn().await?;
-        let mut asked = None;
-        let answer = match self.send(Method::HEAD, path, 0).await {
-            Ok(response) => self.head_answer(path, response, &mut asked).await,
+        let _permit = self.request_permit().await?;
+        let mut retry_after = None;
+        let response = match self.send(Method::HEAD, path, 0).await {
+            Ok(response) => self.head_response(path, response, &mut retry_after).await,
             Err(failure) => Err(failure),
         };
-        self.learn(&answer, asked);
-        answer
+        self.record(&response, retry_after);
+        response
     }
 
-    async fn head_answer(
+    async fn head_response(
         &self,
         path: &str,
         response: reqwest::Response,
-        asked: &mut Option<Duration>,
-    ) -> Result<Option<Answer>, UpstreamFailure> {
+        retry_after: &mut Option<Duration>,
+    ) -> Result<Option<UpstreamResponse>, UpstreamFailure> {
         let length = response.headers().get(header::CONTENT_LENGTH);
         let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
         match response.status() {
             StatusCode::OK if length.is_some() => {
                 let encoding = encoding(response.headers());
                 let body = futures_util::stream::empty().boxed();
-                Ok(Some(Answer { length, encoding, body }))
+                Ok(Some(UpstreamResponse { length, encoding, body }))
             }
-            // It knows no HEAD, or no length: then the head of a GET has to do.
+            // The upstream does not support HEAD, or omits the length. A GET has the length.
             StatusCode::OK | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => {
-                self.ask_and_count(path, 0, asked).await
+                self.get_counted(path, 0, retry_after).await
             }
-            _ => self.no_answer(response, asked).await,
+            _ => self.interpret_status(response, retry_after).await,
         }
     }
 
     /// Returns how long the circuit stays open, or `None` if it is closed.
-    pub(super) fn left_alone(&self) -> Option<Duration> {
-        self.breaker().left(Instant::now())
+    pub(super) fn circuit_open(&self) -> Option<Duration> {
+        self.breaker().open_for(Instant::now())
     }
 
     /// Returns a permit for a request, unless the circuit is open.
-    async fn turn(&self) -> Result<Option<SemaphorePermit<'_>>, UpstreamFailure> {
-        if let Some(left) = self.left_alone() {
+    async fn request_permit(&self) -> Result<Option<SemaphorePermit<'_>>, UpstreamFailure> {
+        if let Some(pause) = self.circuit_open() {
             self.counters.circuit_open();
-            return Err(UpstreamFailure::CircuitOpen(left));
+            return Err(UpstreamFailure::CircuitOpen(pause));
         }
         // The semaphore is never closed.
-        let turn = self.questions.acquire().await.ok();
-        // Those before this one may have found out that there is no answer to be had.
-        let pause = self.breaker().pause(Instant::now());
-        pause.map_or(Ok(turn), |pause| {
+        let permit = self.request_permits.acquire().await.ok();
+        // Other requests may have failed while this one waited for its permit.
+        let pause = self.breaker().time_until_permitted(Instant::now());
+        pause.map_or(Ok(permit), |pause| {
             self.counters.circuit_open();
             Err(UpstreamFailure::CircuitOpen(pause))
         })
     }
 
-    fn learn<T>(&self, answer: &Result<Option<T>, UpstreamFailure>, asked: Option<Duration>) {
-        match answer {
+    /// Records the result of a request in the metrics and the circuit breaker.
+    fn record<T>(
+        &self,
+        response: &Result<Option<T>, UpstreamFailure>,
+        retry_after: Option<Duration>,
+    ) {
+        match response {
             Ok(found) => {
                 self.counters.answered(found.is_some());
-                self.tell(self.breaker().worked(), "");
+                self.log_change(self.breaker().record_success(), "");
             }
             Err(failure) => {
                 self.counters.failed();
-                self.failed(failure, asked);
+                self.record_failure(failure, retry_after);
             }
         }
     }
@@ -307,7 +319,7 @@ impl Client {
     }
 
     /// Fails if the NAR of this name is marked as bad.
-    pub(super) fn check_trust(&self, name: NarName) -> Result<(), UpstreamFailure> {
+    pub(super) fn check_not_bad(&self, name: NarName) -> Result<(), UpstreamFailure> {
         match self.bad_nars.get(&name) {
             Some(()) => Err(UpstreamFailure::InvalidResponse(format!(
                 "the NAR {name} failed verification before"
@@ -317,22 +329,22 @@ impl Client {
     }
 
     /// Records a failure that occurred after the start of the response.
-    pub(super) fn failed(&self, failure: &UpstreamFailure, asked: Option<Duration>) {
-        let change = self.breaker().failed(Instant::now(), asked);
-        self.tell(change, &failure.to_string());
+    pub(super) fn record_failure(&self, failure: &UpstreamFailure, retry_after: Option<Duration>) {
+        let change = self.breaker().record_failure(Instant::now(), retry_after);
+        self.log_change(change, &failure.to_string());
     }
 
-    fn tell(&self, change: Option<Change>, why: &str) {
+    fn log_change(&self, change: Option<CircuitChange>, error: &str) {
         match change {
-            Some(Change::Paused(pause)) => {
+            Some(CircuitChange::Opened(pause)) => {
                 self.counters.set_up(false);
                 warn!(
                     upstream = %self.name,
-                    error = why,
+                    error,
                     "upstream failed; circuit open for {pause:?}"
                 );
             }
-            Some(Change::Recovered) => {
+            Some(CircuitChange::Closed) => {
                 self.counters.set_up(true);
                 info!(upstream = %self.name, "upstream recovered; circuit closed");
             }
@@ -340,51 +352,51 @@ impl Client {
         }
     }
 
-    /// Sends a request, and counts the received bytes.
-    async fn ask_and_count(
+    /// Sends a GET request, and counts the received bytes.
+    async fn get_counted(
         &self,
         path: &str,
         from: u64,
-        asked: &mut Option<Duration>,
-    ) -> Result<Option<Answer>, UpstreamFailure> {
-        let answer = self.ask(path, from, asked).await?;
-        Ok(answer.map(|answer| {
+        retry_after: &mut Option<Duration>,
+    ) -> Result<Option<UpstreamResponse>, UpstreamFailure> {
+        let response = self.get_uncounted(path, from, retry_after).await?;
+        Ok(response.map(|response| {
             let received = self.counters.received();
             let count = move |chunk: &Bytes| received.inc_by(chunk.len() as u64);
-            Answer { body: answer.body.inspect_ok(count).boxed(), ..answer }
+            UpstreamResponse { body: response.body.inspect_ok(count).boxed(), ..response }
         }))
     }
 
-    async fn ask(
+    async fn get_uncounted(
         &self,
         path: &str,
         from: u64,
-        asked: &mut Option<Duration>,
-    ) -> Result<Option<Answer>, UpstreamFailure> {
-        if let Place::Directory(directory) = &self.place {
+        retry_after: &mut Option<Duration>,
+    ) -> Result<Option<UpstreamResponse>, UpstreamFailure> {
+        if let Endpoint::Directory(directory) = &self.endpoint {
             return read(directory.join(path), from).await;
         }
         let response = self.send(Method::GET, path, from).await?;
         match response.status() {
-            StatusCode::OK => whole(response, from).map(Some),
-            StatusCode::PARTIAL_CONTENT if from > 0 => part(response, from).map(Some),
-            _ => self.no_answer(response, asked).await,
+            StatusCode::OK => full_response(response, from).map(Some),
+            StatusCode::PARTIAL_CONTENT if from > 0 => partial_response(response, from).map(Some),
+            _ => self.interpret_status(response, retry_after).await,
         }
     }
 
-    /// What a status means that is not success.
-    async fn no_answer(
+    /// Interprets a status that is not a success. Returns `None` if the object is absent.
+    async fn interpret_status(
         &self,
         response: reqwest::Response,
-        asked: &mut Option<Duration>,
-    ) -> Result<Option<Answer>, UpstreamFailure> {
+        retry_after: &mut Option<Duration>,
+    ) -> Result<Option<UpstreamResponse>, UpstreamFailure> {
         match response.status() {
-            // As Nix takes them (`FileTransferError::NotFound` in `src/libstore/filetransfer.cc`).
+            // As in Nix (`FileTransferError::NotFound` in `src/libstore/filetransfer.cc`).
             StatusCode::NOT_FOUND | StatusCode::GONE => Ok(None),
-            StatusCode::FORBIDDEN if self.forbids_the_absent().await => Ok(None),
+            StatusCode::FORBIDDEN if self.forbidden_means_absent().await => Ok(None),
             StatusCode::UNAUTHORIZED => Err(self.unauthorized()),
             status => {
-                *asked = retry_after(response.headers());
+                *retry_after = parse_retry_after(response.headers());
                 Err(UpstreamFailure::Status(status.as_u16()))
             }
         }
@@ -396,7 +408,7 @@ impl Client {
         path: &str,
         from: u64,
     ) -> Result<reqwest::Response, UpstreamFailure> {
-        let Place::Http { client, base, login, .. } = &self.place else {
+        let Endpoint::Http { client, base, login, .. } = &self.endpoint else {
             return Err(UpstreamFailure::InvalidResponse("a directory has no HTTP".to_owned()));
         };
         let url =
@@ -410,7 +422,7 @@ impl Client {
         }
         let request =
             request.build().map_err(|error| UpstreamFailure::Connection(root_cause(error)))?;
-        match tokio::time::timeout(self.timeout, persistently(client, request)).await {
+        match tokio::time::timeout(self.timeout, execute_with_retries(client, request)).await {
             Err(_) => Err(UpstreamFailure::TimedOut(self.timeout)),
             Ok(Err(error)) if error.is_timeout() => Err(UpstreamFailure::TimedOut(self.timeout)),
             Ok(Err(error)) if error.is_redirect() => {
@@ -421,35 +433,36 @@ impl Client {
         }
     }
 
-    /// A client that may read only `nix-cache-info` gets 403 for everything else, and so does a
-    /// client that requests an absent object of a bucket. Nix treats both as absent; here the first
-    /// is a failure.
-    async fn forbids_the_absent(&self) -> bool {
-        let ask = async || match self.send(Method::GET, "nix-cache-info", 0).await {
+    /// Whether status 403 means that an object is absent. A bucket answers 403 for absent objects
+    /// if the client may not list it. But 403 is also the answer to wrong credentials, which is a
+    /// failure. So it means absence only if `nix-cache-info` can be read. (Nix treats both as
+    /// absent.)
+    async fn forbidden_means_absent(&self) -> bool {
+        let probe = async || match self.send(Method::GET, "nix-cache-info", 0).await {
             Ok(response) => Ok(response.status().is_success()),
             Err(failure) => Err(failure),
         };
-        self.forbids_the_absent.get_or_try_init(ask).await.is_ok_and(|forbids| *forbids)
+        self.forbidden_means_absent.get_or_try_init(probe).await.is_ok_and(|is_absent| *is_absent)
     }
 }
 
 fn http_client(upstream: &Upstream) -> Result<reqwest::Client, Box<dyn Error + Send + Sync>> {
-    // Another part of the program may have set it already, to the same.
+    // Fails if the same provider has been installed before.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let redirects = Redirects::of(&upstream.url);
+    let redirects = RedirectPolicy::of(&upstream.url);
     let mut builder = reqwest::Client::builder()
         .user_agent(concat!("nix-stored/", env!("CARGO_PKG_VERSION")))
-        .connect_timeout(CONNECT.min(upstream.timeout))
+        .connect_timeout(CONNECT_TIMEOUT.min(upstream.timeout))
         .read_timeout(upstream.timeout)
         .redirect(redirects.policy())
         .dns_resolver(Arc::new(redirects))
-        // It would carry the query of a signed URL to another server.
+        // A `Referer` header would send the query of a presigned URL to another server.
         .referer(false)
         .no_proxy();
     if let Some(proxy) = &upstream.proxy {
         builder = builder.proxy(Proxy::all(proxy.clone())?);
     }
-    // `SSL_CERT_FILE` is honoured by the platform's verifier itself.
+    // The platform verifier of rustls reads `SSL_CERT_FILE` itself.
     for authority in authorities()? {
         builder = builder.tls_certs_merge([Certificate::from_der(&authority)?]);
     }
@@ -458,17 +471,17 @@ fn http_client(upstream: &Upstream) -> Result<reqwest::Client, Box<dyn Error + S
 
 /// Sends a request, and repeats it if the reused connection was closed: the upstream may close an
 /// idle connection just when the next request is sent.
-async fn persistently(
+async fn execute_with_retries(
     client: &reqwest::Client,
     request: reqwest::Request,
 ) -> Result<reqwest::Response, reqwest::Error> {
-    for _ in 0..STALE {
-        let Some(again) = request.try_clone() else {
+    for _ in 0..MAX_STALE_CONNECTIONS {
+        let Some(attempt) = request.try_clone() else {
             break;
         };
-        match client.execute(again).await {
+        match client.execute(attempt).await {
             Err(error) if error.is_request() && !error.is_connect() && !error.is_timeout() => {}
-            answer => return answer,
+            response => return response,
         }
     }
     client.execute(request).await
@@ -483,7 +496,7 @@ fn root_cause(error: reqwest::Error) -> String {
     cause.to_string()
 }
 
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+fn parse_retry_after(headers: &HeaderMap) -> Option<Duration> {
     let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
     match value.trim().parse() {
         Ok(seconds) => Some(Duration::from_secs(seconds)),
@@ -504,29 +517,35 @@ fn body(response: reqwest::Response) -> BoxStream<'static, io::Result<Bytes>> {
     bytes.map_err(|error| io::Error::other(root_cause(error.without_url()))).boxed()
 }
 
-fn whole(response: reqwest::Response, from: u64) -> Result<Answer, UpstreamFailure> {
+fn full_response(
+    response: reqwest::Response,
+    from: u64,
+) -> Result<UpstreamResponse, UpstreamFailure> {
     let length = response.content_length();
     let encoding = encoding(response.headers());
-    // It does not know ranges; then what we have already is thrown away.
-    Ok(Answer { length, encoding, body: skip(body(response), from) })
+    // A server without support for ranges sends the complete object. The first bytes are skipped.
+    Ok(UpstreamResponse { length, encoding, body: skip(body(response), from) })
 }
 
-fn part(response: reqwest::Response, from: u64) -> Result<Answer, UpstreamFailure> {
+fn partial_response(
+    response: reqwest::Response,
+    from: u64,
+) -> Result<UpstreamResponse, UpstreamFailure> {
     let range = response.headers().get(header::CONTENT_RANGE);
     let range = range.and_then(|range| range.to_str().ok()).unwrap_or_default();
     let parsed = range.strip_prefix("bytes ").and_then(|range| range.split_once('/'));
-    let starts = parsed.and_then(|(range, _)| range.split_once('-')?.0.parse::<u64>().ok());
-    if starts != Some(from) {
+    let start = parsed.and_then(|(range, _)| range.split_once('-')?.0.parse::<u64>().ok());
+    if start != Some(from) {
         return Err(UpstreamFailure::InvalidResponse(format!(
             "Content-Range “{range}” for a range from {from}"
         )));
     }
     let length = parsed.and_then(|(_, length)| length.parse().ok());
     let encoding = encoding(response.headers());
-    Ok(Answer { length, encoding, body: body(response) })
+    Ok(UpstreamResponse { length, encoding, body: body(response) })
 }
 
-/// Leaves out the first `count` bytes.
+/// Skips the first `count` bytes of a body.
 fn skip(
     body: BoxStream<'static, io::Result<Bytes>>,
     count: u64,
@@ -534,18 +553,18 @@ fn skip(
     if count == 0 {
         return body;
     }
-    let mut left = count;
+    let mut remaining = count;
     body.map_ok(move |mut chunk| {
-        let skipped = left.min(chunk.len() as u64);
-        left -= skipped;
-        // It is not more than the chunk has.
+        let skipped = remaining.min(chunk.len() as u64);
+        remaining -= skipped;
+        // `skipped` is at most the length of the chunk.
         chunk.split_off(skipped as usize)
     })
     .boxed()
 }
 
-/// Reads a file of a directory.
-async fn read(path: PathBuf, from: u64) -> Result<Option<Answer>, UpstreamFailure> {
+/// Reads the file at `path` from byte `from` on. Returns `None` if the file is absent.
+async fn read(path: PathBuf, from: u64) -> Result<Option<UpstreamResponse>, UpstreamFailure> {
     let opened = tokio::task::spawn_blocking(move || {
         let file = std::fs::File::open(path)?;
         let metadata = file.metadata()?;
@@ -558,5 +577,5 @@ async fn read(path: PathBuf, from: u64) -> Result<Option<Answer>, UpstreamFailur
         Err(error) => return Err(UpstreamFailure::Connection(error.to_string())),
     };
     let body = Content::File(file).into_stream(from.min(length)..length);
-    Ok(Some(Answer { length: Some(length), encoding: None, body }))
+    Ok(Some(UpstreamResponse { length: Some(length), encoding: None, body }))
 }

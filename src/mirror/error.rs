@@ -30,7 +30,7 @@ pub enum UpstreamFailure {
     InvalidResponse(String),
 }
 
-/// The failure of an upstream that may have an object that no other upstream has.
+/// The failure of a request that no upstream could satisfy.
 #[derive(Debug, Clone, Error)]
 #[error("{upstream}: {failure}")]
 pub struct UpstreamError {
@@ -64,7 +64,7 @@ pub(super) fn invalid_response(upstream: &str, what: &str) -> GetError {
     UpstreamError { upstream: upstream.to_owned(), failure }.into()
 }
 
-/// Converts the failure to store an object of an upstream.
+/// Converts the error of receiving or storing an object of an upstream.
 pub(super) fn get_error(error: PutError, upstream: &str) -> GetError {
     match error {
         PutError::Store(error) => error.into(),

@@ -7,12 +7,12 @@ use quick_cache::{UnitWeighter, Weighter};
 
 /// A concurrent cache with a limited number or weight of entries. Each entry has a time to live.
 pub(super) struct ExpiringCache<K, V, W = UnitWeighter> {
-    entries: quick_cache::sync::Cache<K, Entry<V>, W>,
+    entries: quick_cache::sync::Cache<K, ExpiringEntry<V>, W>,
 }
 
 /// A value and the time until which it is valid.
 #[derive(Clone)]
-pub(super) struct Entry<V> {
+pub(super) struct ExpiringEntry<V> {
     pub value: V,
     expires: Instant,
 }
@@ -24,14 +24,16 @@ impl<K: Eq + Hash + Clone, V: Clone> ExpiringCache<K, V> {
     }
 }
 
-impl<K: Eq + Hash + Clone, V: Clone, W: Weighter<K, Entry<V>> + Clone> ExpiringCache<K, V, W> {
+impl<K: Eq + Hash + Clone, V: Clone, W: Weighter<K, ExpiringEntry<V>> + Clone>
+    ExpiringCache<K, V, W>
+{
     /// Creates a cache of at most `max_weight`, for about `capacity` entries.
     pub(super) fn with_weighter(capacity: usize, max_weight: u64, weighter: W) -> Self {
         let entries = quick_cache::sync::Cache::with_weighter(capacity, max_weight, weighter);
         Self { entries }
     }
 
-    /// The value of `key`, unless it has expired.
+    /// Returns the value of `key`, unless it has expired.
     pub(super) fn get(&self, key: &K) -> Option<V> {
         let entry = self.entries.get(key)?;
         (entry.expires > Instant::now()).then_some(entry.value)
@@ -39,7 +41,7 @@ impl<K: Eq + Hash + Clone, V: Clone, W: Weighter<K, Entry<V>> + Clone> ExpiringC
 
     /// Inserts a value that is valid for `ttl`.
     pub(super) fn insert(&self, key: K, value: V, ttl: Duration) {
-        self.entries.insert(key, Entry { value, expires: Instant::now() + ttl });
+        self.entries.insert(key, ExpiringEntry { value, expires: Instant::now() + ttl });
     }
 
     /// Removes the value of `key`.
@@ -47,8 +49,8 @@ impl<K: Eq + Hash + Clone, V: Clone, W: Weighter<K, Entry<V>> + Clone> ExpiringC
         self.entries.remove(key);
     }
 
-    /// The value of `key`. If there is none or it has expired, `compute` returns a value and its time to
-    /// live; concurrent callers with the same key wait for the first one.
+    /// Returns the value of `key`. If there is none or it has expired, `compute` returns a value
+    /// and its time to live. Concurrent callers with the same key wait for the first one.
     pub(super) async fn get_or_compute(
         &self,
         key: &K,
@@ -62,7 +64,8 @@ impl<K: Eq + Hash + Clone, V: Clone, W: Weighter<K, Entry<V>> + Clone> ExpiringC
                 }
                 Err(guard) => {
                     let (value, ttl) = compute().await;
-                    let entry = Entry { value: value.clone(), expires: Instant::now() + ttl };
+                    let entry =
+                        ExpiringEntry { value: value.clone(), expires: Instant::now() + ttl };
                     // Fails if the entry was evicted during the computation.
                     let _ = guard.insert(entry);
                     return value;
@@ -79,12 +82,12 @@ mod tests {
     const LONG: Duration = Duration::from_secs(3600);
 
     #[tokio::test]
-    async fn an_entry_is_there_until_it_expires_or_is_removed() {
+    async fn an_entry_is_returned_until_it_expires_or_is_removed() {
         let cache = ExpiringCache::new(10);
         cache.insert(1, "one", LONG);
         cache.insert(2, "two", Duration::ZERO);
         assert_eq!((cache.get(&1), cache.get(&2), cache.get(&3)), (Some("one"), None, None));
-        assert_eq!(cache.get_or_compute(&1, async || panic!("it is known")).await, "one");
+        assert_eq!(cache.get_or_compute(&1, async || panic!("the entry is valid")).await, "one");
         assert_eq!(cache.get_or_compute(&2, async || ("again", LONG)).await, "again");
         assert_eq!(cache.get(&2), Some("again"));
         cache.remove(&2);

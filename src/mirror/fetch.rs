@@ -13,13 +13,13 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tracing::{info, warn};
 
-use super::client::Client;
+use super::client::UpstreamClient;
 use super::error::{GetError, UpstreamError, get_error};
 use super::notifying_upload::{NotifyingUpload, TemporaryUpload, warn_without_copy};
 use super::partial_nar::{self, PartialNar};
-use super::provisional::Provisional;
-use super::remote::Remote;
-use super::resuming_body::{Started, resuming};
+use super::provisional::ProvisionalName;
+use super::remote::RemotePath;
+use super::resuming_body::{StartedTransfer, resuming};
 use super::upstreams::Upstreams;
 use crate::cache::{Cache, NarContents, NarFacts, Received, check_against_nar};
 use crate::config::Verify;
@@ -54,43 +54,43 @@ impl NarFetcher {
         }
         let _lock = upstreams.request_locks.lock(name).await;
         let running = upstreams.fetches().get(&name).cloned();
-        if let Some(growing) = running {
-            return Ok(Some(Requested::in_transfer(growing)));
+        if let Some(partial) = running {
+            return Ok(Some(Requested::in_transfer(partial)));
         }
-        // It may have arrived while others were waited for.
-        let stored = self.stored_nar(name).await?;
-        if let Some(object) = cache.store().get(&CachePath::Nar(stored)).await? {
+        // The NAR may have been stored while this request waited for the lock.
+        let stored_name = self.stored_name(name).await?;
+        if let Some(object) = cache.store().get(&CachePath::Nar(stored_name)).await? {
             return Ok(Some(Requested::Stored(object)));
         }
         let remote = upstreams.nars.get(&name);
         let Some(started) = upstreams.request_nar(name, remote.as_deref()).await? else {
-            // Its narinfo is not to be had either, then.
+            // The upstream has removed the NAR, and probably the narinfo.
             upstreams.forget(name);
             return Ok(None);
         };
-        let turn = upstreams.fetch_limit.take().await;
+        let permit = upstreams.fetch_limit.take().await;
         let client = Arc::clone(&started.source.client);
         let staged = self.stage(name, started.size, &client).await;
-        let (upload, growing) = staged.map_err(|error| get_error(error, &client.name))?;
-        upstreams.fetches().insert(name, Arc::clone(&growing));
+        let (upload, partial) = staged.map_err(|error| get_error(error, &client.name))?;
+        upstreams.fetches().insert(name, Arc::clone(&partial));
         info!(upstream = %client.name, path = %CachePath::Nar(name), "fetching a NAR");
         // The reader exists before the fetch starts: a fetch without readers may stop.
-        let requested = Requested::in_transfer(Arc::clone(&growing));
-        tokio::spawn(self.clone().fetch(name, started, remote, upload, growing, turn));
+        let requested = Requested::in_transfer(Arc::clone(&partial));
+        tokio::spawn(self.clone().fetch(name, started, remote, upload, partial, permit));
         Ok(Some(requested))
     }
 
     /// Creates the upload for a NAR, and the state that its readers share.
     ///
-    /// A NAR that is not kept or has no final name yet is staged in a temporary file.
+    /// A NAR that is not to be stored or has no final name yet is staged in a temporary file.
     async fn stage(
         &self,
         name: NarName,
         size: Option<u64>,
-        client: &Client,
+        client: &UpstreamClient,
     ) -> Result<(Box<dyn Upload>, Arc<PartialNar>), PutError> {
         let (store, upstream) = (Arc::clone(self.cache.store()), client.name.clone());
-        let is_final = client.store && Provisional::of(name).is_none();
+        let is_final = client.store && ProvisionalName::of(name).is_none();
         ingest::in_the_pool(move || {
             let path = CachePath::Nar(name);
             let temporary = || TemporaryUpload::create(&store, &path, size);
@@ -106,24 +106,27 @@ impl NarFetcher {
                     }
                 },
             };
-            let growing = PartialNar::new(name, size, file, Arc::clone(&store), upstream);
-            let growing = Arc::new(growing);
-            let upload = NotifyingUpload::new(inner, copy, Arc::clone(&growing));
-            Ok((Box::new(upload) as Box<dyn Upload>, growing))
+            let partial = PartialNar::new(name, size, file, Arc::clone(&store), upstream);
+            let partial = Arc::new(partial);
+            let upload = NotifyingUpload::new(inner, copy, Arc::clone(&partial));
+            Ok((Box::new(upload) as Box<dyn Upload>, partial))
         })
         .await
     }
 
-    /// The name under which the NAR `name` is stored.
-    async fn stored_nar(&self, name: NarName) -> Result<NarName, GetError> {
-        match Provisional::of(name) {
-            Some(provisional) => Ok(self.own_nar_of(provisional).await?.unwrap_or(name)),
+    /// Returns the name under which the NAR `name` is stored.
+    async fn stored_name(&self, name: NarName) -> Result<NarName, GetError> {
+        match ProvisionalName::of(name) {
+            Some(provisional) => Ok(self.stored_nar_of(provisional).await?.unwrap_or(name)),
             None => Ok(name),
         }
     }
 
-    /// The stored NAR that a provisional name refers to, by the narinfo of its store path.
-    async fn own_nar_of(&self, provisional: Provisional) -> Result<Option<NarName>, GetError> {
+    /// Returns the stored NAR that a provisional name refers to, by the narinfo of its store path.
+    async fn stored_nar_of(
+        &self,
+        provisional: ProvisionalName,
+    ) -> Result<Option<NarName>, GetError> {
         let (hash, path) = (provisional.path, CachePath::NarInfo(provisional.path));
         let Some(object) = self.cache.find_narinfo(&path, &hash).await? else {
             return Ok(None);
@@ -135,14 +138,14 @@ impl NarFetcher {
         Ok(info.and_then(|info| provisional.nar_of(&info)))
     }
 
-    /// The NAR that `name` refers to. If `name` is provisional, that is the NAR of its store path, here or
-    /// at an upstream.
+    /// Returns the NAR that `name` refers to. For a provisional name, that is the NAR of its store
+    /// path in this cache or at an upstream.
     pub(super) async fn canonical(&self, name: NarName) -> Result<NarName, GetError> {
-        let Some(provisional) = Provisional::of(name) else {
+        let Some(provisional) = ProvisionalName::of(name) else {
             return Ok(name);
         };
-        if let Some(own) = self.own_nar_of(provisional).await? {
-            return Ok(own);
+        if let Some(stored) = self.stored_nar_of(provisional).await? {
+            return Ok(stored);
         }
         // The lookup also fills `upstreams.nars`, from which the NAR is fetched.
         let (dir, decoders) = (&self.cache.info().store_dir, self.cache.decoders());
@@ -153,7 +156,7 @@ impl NarFetcher {
     /// Waits until a NAR of an upstream is in the store. Returns false if no upstream has it.
     pub(super) async fn fetch_to_end(&self, name: NarName) -> Result<bool, GetError> {
         match self.start_or_join(name).await? {
-            Some(Requested::InTransfer { nar, object: _object }) => drop(nar.end().await),
+            Some(Requested::InTransfer { nar, object: _object }) => drop(nar.wait_for_end().await),
             Some(Requested::Stored(_)) => {}
             None => return Ok(false),
         }
@@ -163,91 +166,95 @@ impl NarFetcher {
     /// Returns the metadata of a NAR of an upstream.
     pub(super) async fn head(&self, name: NarName) -> Result<Option<Metadata>, GetError> {
         let upstreams = &self.upstreams;
-        let running = upstreams.fetches().get(&name).and_then(|growing| growing.metadata());
+        let running = upstreams.fetches().get(&name).and_then(|partial| partial.metadata());
         if let Some(metadata) = running {
             return Ok(Some(metadata));
         }
         let remote = upstreams.nars.get(&name);
-        let Some((kept, size)) = upstreams.request_nar_size(name, remote.as_deref()).await? else {
+        let Some((is_stored, size)) = upstreams.request_nar_size(name, remote.as_deref()).await?
+        else {
             return Ok(None);
         };
         // Nix sends HEAD for a NAR that it is about to upload. A NAR that is not stored here must
         // not prevent the upload.
         match size {
-            _ if !kept => Ok(None),
+            _ if !is_stored => Ok(None),
             Some(size) => Ok(Some(partial_nar::metadata(name, size, SystemTime::now()))),
-            // To know its length takes all of it.
+            // The length is known only after a complete transfer.
             None => Ok(self.get(name).await?.map(|object| object.metadata)),
         }
     }
 
+    /// Runs a fetch until its end, and notifies the readers.
     async fn fetch(
         self,
         name: NarName,
-        started: Started,
-        remote: Option<Arc<Remote>>,
+        started: StartedTransfer,
+        remote: Option<Arc<RemotePath>>,
         upload: Box<dyn Upload>,
-        growing: Arc<PartialNar>,
-        turn: Turn,
+        partial: Arc<PartialNar>,
+        permit: Turn,
     ) {
         let upstreams = &*self.upstreams;
-        let mut ending = FetchGuard { upstreams, name, growing, right: None };
+        let mut guard = FetchGuard { upstreams, name, partial, verified_size: None };
         let client = Arc::clone(&started.source.client);
-        let done = self.take(name, started, remote.as_deref(), upload, &ending.growing, turn).await;
+        let done =
+            self.receive(name, started, remote.as_deref(), upload, &guard.partial, permit).await;
         if let Err(error) = &done {
             let (path, upstream) = (CachePath::Nar(name), &client.name);
             warn!(%upstream, %path, %error, "fetch of a NAR failed");
-            let is_ours = matches!(error, PutError::Store(_));
-            let is_line = matches!(error, PutError::Body(_));
-            if !is_ours && !is_line {
+            let is_store_error = matches!(error, PutError::Store(_));
+            let is_transfer_error = matches!(error, PutError::Body(_));
+            if !is_store_error && !is_transfer_error {
                 upstreams.mark_bad(&client, name);
             }
         }
         // The NAR is published before its readers are notified, so that they can read it from the
         // store.
-        ending.right = done.ok();
+        guard.verified_size = done.ok();
     }
 
-    /// Takes a NAR that arrives, and its narinfo, if they agree. Returns the length of its file.
-    async fn take(
+    /// Receives a NAR, compares it with its narinfo, and stores both. Returns the size of the NAR
+    /// file.
+    async fn receive(
         &self,
         name: NarName,
-        started: Started,
-        remote: Option<&Remote>,
+        started: StartedTransfer,
+        remote: Option<&RemotePath>,
         upload: Box<dyn Upload>,
-        growing: &Arc<PartialNar>,
-        turn: Turn,
+        partial: &Arc<PartialNar>,
+        permit: Turn,
     ) -> Result<u64, PutError> {
-        let (size, kept) = (started.size, started.source.client.store);
-        let feed = Feed::new(Box::pin(resuming(started, Arc::clone(growing), kept)), turn);
+        let (size, is_stored) = (started.size, started.source.client.store);
+        let feed = Feed::new(Box::pin(resuming(started, Arc::clone(partial), is_stored)), permit);
         let info = remote.map(|remote| remote.info(&self.cache.info().store_dir));
         let limit = match (size, &info) {
             (Some(size), _) => size,
             (None, Some(info)) => max_file_size(info.nar_size),
             (None, None) => u64::MAX,
         };
-        let (name, facts, size) = match (Provisional::of(name), &info) {
+        let (name, facts, size) = match (ProvisionalName::of(name), &info) {
             (Some(_), Some(info)) => {
                 let extension = name.extension;
                 let stage = Stage::new(upload, limit);
                 let received =
                     self.cache.receive_nar(extension, None, Verify::Nar, stage, size, feed);
-                self.store_under_file_hash(info, received.await?, kept).await?
+                self.store_under_file_hash(info, received.await?, is_stored).await?
             }
             (_, info) => {
                 let info = info.clone();
-                let agreed = move |facts| {
+                let check_narinfo = move |facts| {
                     if let (Some(info), Some(facts)) = (&info, facts) {
                         check_against_nar(info, name, facts)?;
                     }
-                    Ok(kept)
+                    Ok(is_stored)
                 };
                 let streamed =
-                    self.cache.stream_nar(name, upload, size, limit, agreed, feed).await?;
+                    self.cache.stream_nar(name, upload, size, limit, check_narinfo, feed).await?;
                 (name, streamed.facts, streamed.size)
             }
         };
-        if !kept {
+        if !is_stored {
             return Ok(size);
         }
         if let Some(facts) = facts {
@@ -260,24 +267,25 @@ impl NarFetcher {
         Ok(size)
     }
 
-    /// Checks a NAR that was received under a provisional name against its narinfo, and stores it under
-    /// the name by its file hash if it is to be `kept`.
+    /// Compares a NAR that was received under a provisional name with its narinfo. Stores it under
+    /// the name by its file hash, if `is_stored`.
     async fn store_under_file_hash(
         &self,
         info: &NarInfo,
         received: Received,
-        kept: bool,
+        is_stored: bool,
     ) -> Result<(NarName, Option<NarFacts>, u64), PutError> {
         let Received { name, size, contents, upload } = received;
         let path = CachePath::Nar(name);
-        let unread = || PutError::Read { key: path.key(), source: io::ErrorKind::NotFound.into() };
-        let facts = NarFacts { file_size: size, contents: contents.ok_or_else(unread)? };
+        let not_unpacked =
+            || PutError::Read { key: path.key(), source: io::ErrorKind::NotFound.into() };
+        let facts = NarFacts { file_size: size, contents: contents.ok_or_else(not_unpacked)? };
         check_against_nar(info, name, facts)?;
         if let NarContents::NoDecoder(compression) = facts.contents {
-            // Only NarHash could prove that this is the right file.
+            // Without a file hash only the NAR hash can verify the file, and that needs a decoder.
             return Err(UnpackError::NoDecoder(compression).into());
         }
-        if kept {
+        if is_stored {
             let mut stored = ingest::start_upload(self.cache.store(), &path, Some(size)).await?;
             let metrics = Arc::clone(self.cache.metrics());
             let copy = move || {
@@ -305,7 +313,7 @@ impl NarFetcher {
     /// interrupted upload: such a NAR will not be fetched, so the narinfo is stored now.
     pub(super) async fn store_narinfo_of_stored_nar(
         &self,
-        remote: &Arc<Remote>,
+        remote: &Arc<RemotePath>,
     ) -> Result<(), StoreError> {
         let nar = CachePath::Nar(remote.nar);
         if !remote.client.store || self.cache.store().head(&nar).await?.is_none() {
@@ -328,7 +336,7 @@ impl NarFetcher {
     }
 }
 
-/// A NAR that was requested.
+/// A requested NAR.
 enum Requested {
     Stored(Object),
     /// The NAR is being fetched. `object` counts as one of its readers.
@@ -344,8 +352,8 @@ impl Requested {
     }
 }
 
-/// The maximum size of a compressed NAR with `nar_size` bytes before compression. Every format stores
-/// incompressible blocks with a small header.
+/// The maximum size of a compressed NAR with `nar_size` bytes before compression. Every format
+/// stores incompressible blocks with a small header.
 fn max_file_size(nar_size: u64) -> u64 {
     nar_size.saturating_add(nar_size / 8).saturating_add(1 << 20)
 }
@@ -354,13 +362,14 @@ fn max_file_size(nar_size: u64) -> u64 {
 struct FetchGuard<'a> {
     upstreams: &'a Upstreams,
     name: NarName,
-    growing: Arc<PartialNar>,
-    right: Option<u64>,
+    partial: Arc<PartialNar>,
+    /// The size of the NAR, once the NAR is verified and stored.
+    verified_size: Option<u64>,
 }
 
 impl Drop for FetchGuard<'_> {
     fn drop(&mut self) {
-        self.growing.ended(self.right);
+        self.partial.finish(self.verified_size);
         self.upstreams.fetches().remove(&self.name);
     }
 }

@@ -9,10 +9,10 @@ use futures_util::future::BoxFuture;
 use tokio::task::spawn_blocking;
 use tracing::warn;
 
-use super::client::Client;
+use super::client::UpstreamClient;
 use super::error::{UpstreamError, UpstreamFailure};
-use super::provisional::Provisional;
-use super::remote::{LookupResult, Remote};
+use super::provisional::ProvisionalName;
+use super::remote::{LookupResult, RemotePath};
 use super::upstreams::Upstreams;
 use crate::ingest::{self, SMALL};
 use crate::nix::cache_path::NarName;
@@ -25,75 +25,75 @@ use crate::unpack::{DecodeBudget, has_no_decoder};
 const FAILURE_TTL: Duration = Duration::from_secs(1);
 
 impl Upstreams {
-    /// The path with this hash part, from the first upstream that has it.
+    /// Returns the path with this hash part from the first upstream that has it.
     pub(super) async fn lookup(
         &self,
         hash: &StorePathHash,
         store_dir: &StoreDir,
         decoders: &DecodeBudget,
     ) -> LookupResult {
-        let ask = async || {
-            let answer = self.ask_all(hash, store_dir, decoders).await;
-            let ttl = match &answer {
+        let request = async || {
+            let result = self.request_from_all(hash, store_dir, decoders).await;
+            let ttl = match &result {
                 Ok(Some(_)) => self.present_ttl,
                 Ok(None) => self.absent_ttl,
                 Err(_) => FAILURE_TTL,
             };
-            if let Ok(Some(remote)) = &answer {
+            if let Ok(Some(remote)) = &result {
                 self.nars.insert(remote.nar, Arc::clone(remote));
             }
-            (answer, ttl)
+            (result, ttl)
         };
-        self.paths.get_or_compute(hash, ask).await
+        self.paths.get_or_compute(hash, request).await
     }
 
     /// Records that a NAR of this upstream failed verification. Another upstream may have a correct
     /// one.
-    pub(super) fn mark_bad(&self, client: &Client, name: NarName) {
+    pub(super) fn mark_bad(&self, client: &UpstreamClient, name: NarName) {
         client.mark_bad(name, self.absent_ttl);
         self.forget(name);
     }
 
-    /// Forgets a NAR, so that its narinfo is requested again.
+    /// Forgets a NAR and its narinfo, so that the narinfo is requested again.
     pub(super) fn forget(&self, name: NarName) {
         if let Some((_, remote)) = self.nars.remove(&name) {
             self.paths.remove(&remote.store_path.hash());
         }
     }
 
-    async fn ask_all(
+    async fn request_from_all(
         &self,
         hash: &StorePathHash,
         store_dir: &StoreDir,
         decoders: &DecodeBudget,
-    ) -> Result<Option<Arc<Remote>>, UpstreamError> {
-        let ask = |client: Arc<Client>| {
+    ) -> Result<Option<Arc<RemotePath>>, UpstreamError> {
+        let request = |client: Arc<UpstreamClient>| {
             async move {
                 let path = CachePath::NarInfo(*hash);
-                let Some(text) = client.get_whole(&path, narinfo::MAX_SIZE as usize).await? else {
+                let Some(text) = client.get_bytes(&path, narinfo::MAX_SIZE as usize).await? else {
                     return Ok(None);
                 };
-                let read = read_narinfo(&client, text, hash, store_dir, decoders).await;
-                if let Err(failure) = &read {
+                let parsed = read_narinfo(&client, text, hash, store_dir, decoders).await;
+                if let Err(failure) = &parsed {
                     let upstream = &client.name;
                     warn!(%upstream, %path, error = %failure, "rejected a narinfo of an upstream");
                 }
-                read
+                parsed
             }
             .boxed()
         };
-        self.first(ask).await
+        self.first(request).await
     }
 
-    /// Returns the first result of `ask` from an upstream that has the object. Fails if no upstream
-    /// has it and one failed.
+    /// Returns the result of `request` from the first upstream that has the object. Fails if no
+    /// upstream has the object and at least one failed.
     pub(super) async fn first<'a, T>(
         &self,
-        ask: impl Fn(Arc<Client>) -> BoxFuture<'a, Result<Option<T>, UpstreamFailure>>,
+        request: impl Fn(Arc<UpstreamClient>) -> BoxFuture<'a, Result<Option<T>, UpstreamFailure>>,
     ) -> Result<Option<T>, UpstreamError> {
         let mut failed = None;
         for client in &self.clients {
-            match ask(Arc::clone(client)).await {
+            match request(Arc::clone(client)).await {
                 Ok(Some(found)) => return Ok(Some(found)),
                 Ok(None) => {}
                 Err(failure) => {
@@ -108,21 +108,21 @@ impl Upstreams {
 
 /// Parses and checks the narinfo of an upstream.
 async fn read_narinfo(
-    client: &Arc<Client>,
+    client: &Arc<UpstreamClient>,
     (text, encoding): (Bytes, Option<String>),
     hash: &StorePathHash,
     store_dir: &StoreDir,
     decoders: &DecodeBudget,
-) -> Result<Option<Arc<Remote>>, UpstreamFailure> {
-    let nonsense = |why: String| UpstreamFailure::InvalidResponse(why);
+) -> Result<Option<Arc<RemotePath>>, UpstreamFailure> {
+    let invalid = |reason: String| UpstreamFailure::InvalidResponse(reason);
     let text = match encoding {
         None => text,
-        // As Nix may have stored it, with `narinfo-compression`.
+        // Nix compresses narinfos if `narinfo-compression` is set.
         Some(encoding) => {
-            let unknown = |_| nonsense(format!("unsupported Content-Encoding “{encoding}”"));
+            let unknown = |_| invalid(format!("unsupported Content-Encoding “{encoding}”"));
             let encoding = encoding.parse().map_err(unknown)?;
             let decoded = ingest::decode(decoders, encoding, text).await;
-            decoded.map_err(|error| nonsense(error.to_string()))?
+            decoded.map_err(|error| invalid(error.to_string()))?
         }
     };
     let (reader, dir) = (Arc::clone(client), store_dir.clone());
@@ -131,24 +131,26 @@ async fn read_narinfo(
         let mut info = NarInfo::parse_as_nix(&text, &dir).map_err(|error| error.to_string())?;
         let keys = &reader.trusted_public_keys;
         let fingerprint = info.fingerprint();
-        let by = |sig: &&Signature| keys.iter().any(|key| key.name() == sig.key_name());
-        let mut signed = info.signatures.iter().filter(by).take(narinfo::MAX_SIGNATURES);
+        let is_by_trusted_key =
+            |sig: &&Signature| keys.iter().any(|key| key.name() == sig.key_name());
+        let mut signed =
+            info.signatures.iter().filter(is_by_trusted_key).take(narinfo::MAX_SIGNATURES);
         let is_valid = |sig| keys.iter().any(|key| key.verifies(&fingerprint, sig));
         let trusted = keys.is_empty() || signed.any(is_valid);
-        // Of too many signatures, those that readers of this cache may need are kept first.
-        info.signatures.sort_by_key(|signature| !by(&signature));
+        // If there are too many signatures, those by trusted keys are kept.
+        info.signatures.sort_by_key(|signature| !is_by_trusted_key(&signature));
         info.signatures.truncate(narinfo::MAX_SIGNATURES);
         Ok((info, trusted))
     };
     let parsed = if is_large { ingest::joined(spawn_blocking(parse)).await } else { parse() };
-    let (mut info, trusted) = parsed.map_err(nonsense)?;
-    // Where the upstream has it from is its own affair.
+    let (mut info, trusted) = parsed.map_err(invalid)?;
+    // Removes the upstream from which this upstream mirrored the path.
     info.set_upstream(None);
     if info.store_path.hash() != *hash {
-        return Err(nonsense(format!("it is the narinfo of {}", info.store_path)));
+        return Err(invalid(format!("it is the narinfo of {}", info.store_path)));
     }
     if !trusted {
-        // As for a client, a path without a trusted signature counts as absent.
+        // Nix treats a path without a trusted signature as absent, too.
         warn!(
             upstream = %client.name,
             store_path = %info.store_path,
@@ -157,37 +159,38 @@ async fn read_narinfo(
         return Ok(None);
     }
     let url = std::mem::take(&mut info.url);
-    if !is_below(&url) {
-        return Err(nonsense(format!("the URL “{url}” is outside of the cache")));
+    if !is_within_cache(&url) {
+        return Err(invalid(format!("the URL “{url}” is outside of the cache")));
     }
-    let nar = name(&mut info).ok_or_else(|| {
+    let nar = nar_name(&mut info).ok_or_else(|| {
         let compression = &info.compression;
-        nonsense(format!("no FileHash, and no decoder for the Compression “{compression}”"))
+        invalid(format!("no FileHash, and no decoder for the Compression “{compression}”"))
     })?;
-    client.check_trust(nar)?;
+    client.check_not_bad(nar)?;
     info.url = CachePath::Nar(nar).key();
     let text = Bytes::from(info.to_string());
     let (store_path, file_size) = (info.store_path, info.file_size);
     let client = Arc::clone(client);
     let object = (Metadata::of(&text), text);
-    Ok(Some(Arc::new(Remote { store_path, file_size, object, nar, client, url })))
+    Ok(Some(Arc::new(RemotePath { store_path, file_size, object, nar, client, url })))
 }
 
 /// Whether a relative URL stays within the cache.
-fn is_below(url: &str) -> bool {
-    // What comes after a question mark is not a path, whatever is in it.
+fn is_within_cache(url: &str) -> bool {
+    // A query may contain any characters.
     let path = url.split(['?', '#']).next().unwrap_or_default();
-    let steps = || path.split('/');
+    let segments = || path.split('/');
     !path.is_empty()
-        // A URL's parser takes white space out, and with it what keeps two slashes or dots apart.
+        // URL parsers remove tabs and line feeds, which could separate two slashes or dots.
         && !url.contains(|c: char| c.is_whitespace() || c.is_control())
         && !path.contains(['\\', '%', ':'])
-        && steps().all(|step| !step.is_empty() && step != "." && step != "..")
+        && segments().all(|segment| !segment.is_empty() && segment != "." && segment != "..")
 }
 
-/// The name that the NAR has here: the hash of its file, or a provisional one where that is not known.
-/// Where it is not compressed, the NAR is the file.
-fn name(info: &mut NarInfo) -> Option<NarName> {
+/// Returns the name of the NAR in this cache, or `None` if the NAR could not be verified. The name
+/// is the file hash if it is known, and otherwise provisional. The file hash of an uncompressed NAR
+/// is its NAR hash.
+fn nar_name(info: &mut NarInfo) -> Option<NarName> {
     let compression: Compression = info.compression.parse().ok()?;
     if info.file_hash.is_none() && compression == Compression::None {
         info.file_hash = Some(info.nar_hash);
@@ -196,9 +199,9 @@ fn name(info: &mut NarInfo) -> Option<NarName> {
     let extension = compression.extension();
     match info.file_hash {
         Some(file_hash) => Some(NarName { file_hash, extension }),
-        // Without a hash of the file, only its contents can be verified.
+        // Without a file hash only the NAR hash can verify the file, and that needs a decoder.
         None if has_no_decoder(compression) => None,
-        None => Some(Provisional::new(info, extension).name()),
+        None => Some(ProvisionalName::new(info, extension).name()),
     }
 }
 
@@ -207,11 +210,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_url_stays_below_its_cache() {
+    fn a_nar_url_must_stay_within_its_cache() {
         for url in
             ["nar/x.nar.xz", "nar/x.nar?hash=abc&x=/..", "nar/x.nar?token=a%2Fb%3D&at=12:00#%", "x"]
         {
-            assert!(is_below(url), "{url}");
+            assert!(is_within_cache(url), "{url}");
         }
         for url in [
             "",
@@ -232,7 +235,7 @@ mod tests {
             "nar/.\t./x",
             "\u{1}/x",
         ] {
-            assert!(!is_below(url), "{url}");
+            assert!(!is_within_cache(url), "{url}");
         }
     }
 }

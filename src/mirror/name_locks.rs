@@ -1,5 +1,5 @@
-//! A lock for each NAR that is being requested. Its holder waits for an upstream, so locks are not
-//! shared by several names: no NAR waits for another one.
+//! A lock for each NAR that is being requested. The holder of a lock waits for an upstream, so no
+//! two NARs share a lock.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,25 +10,27 @@ use crate::nix::cache_path::NarName;
 
 type Locks = Arc<Mutex<HashMap<NarName, Arc<tokio::sync::Mutex<()>>>>>;
 
+/// The locks of all NARs that are being requested.
 #[derive(Debug, Default)]
 pub(super) struct NameLocks(Locks);
 
-/// The lock of one name, until it is dropped.
+/// The lock of one name, held until the value is dropped.
 pub(super) struct NameLock {
     locks: Locks,
     name: NarName,
-    /// None when it is dropped.
+    /// `None` while the lock is awaited, and during `drop`.
     guard: Option<OwnedMutexGuard<()>>,
 }
 
 impl NameLocks {
+    /// Waits for the lock of `name`. Cancel-safe.
     pub(super) async fn lock(&self, name: NarName) -> NameLock {
         let lock = {
-            // A map is whole after every step.
+            // The map is consistent after every step, so a panic does not matter.
             let mut locks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(locks.entry(name).or_default())
         };
-        // Who does not wait to the end leaves an entry like one who had it.
+        // Created before waiting, so that a cancelled waiter removes the entry of the map, too.
         let mut held = NameLock { locks: Arc::clone(&self.0), name, guard: None };
         held.guard = Some(lock.lock_owned().await);
         held
@@ -39,7 +41,7 @@ impl Drop for NameLock {
     fn drop(&mut self) {
         drop(self.guard.take());
         let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
-        // The map has one, and everybody who has it or waits for it another.
+        // The holder and each waiter have a reference besides that of the map.
         if locks.get(&self.name).is_some_and(|lock| Arc::strong_count(lock) == 1) {
             locks.remove(&self.name);
         }
@@ -58,7 +60,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_name_is_locked_once_and_no_other_waits_for_it() {
+    async fn a_lock_has_one_holder_and_other_names_do_not_wait() {
         let locks = NameLocks::default();
         let held = locks.lock(name(0)).await;
         let others: Vec<_> =
@@ -73,7 +75,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_stops_waiting_leaves_nothing() {
+    async fn a_cancelled_waiter_leaves_no_entry() {
         let locks = NameLocks::default();
         let held = locks.lock(name(0)).await;
         assert!(locks.lock(name(0)).now_or_never().is_none());

@@ -1,4 +1,4 @@
-//! An upload that reports to readers of a fetched NAR how much of it they can read.
+//! An upload that reports its progress to the readers of a fetched NAR.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -17,7 +17,8 @@ pub(super) struct TemporaryUpload {
 }
 
 impl TemporaryUpload {
-    /// Creates the file, for the object at `path` with `size` bytes if its size is known. Blocks.
+    /// Creates the temporary file for the object at `path`, of `size` bytes if the size is known.
+    /// Blocks.
     pub(super) fn create(
         store: &Store,
         path: &CachePath,
@@ -46,21 +47,22 @@ impl Upload for TemporaryUpload {
 
 /// An upload that reports its progress to the readers of the NAR.
 ///
-/// Readers read from the staged file. A store without staged files gets a temporary copy for them. If
-/// the copy cannot be written to its end, the readers read the rest from the store after the commit.
+/// Readers read from the staged file. A store without staged files gets a temporary copy for them.
+/// If the copy cannot be written to its end, the readers read the rest from the store after the
+/// commit.
 pub(super) struct NotifyingUpload {
     inner: Box<dyn Upload>,
     copy: Option<TemporaryUpload>,
-    growing: Arc<PartialNar>,
+    partial: Arc<PartialNar>,
 }
 
 impl NotifyingUpload {
     pub(super) fn new(
         inner: Box<dyn Upload>,
         copy: Option<TemporaryUpload>,
-        growing: Arc<PartialNar>,
+        partial: Arc<PartialNar>,
     ) -> Self {
-        Self { inner, copy, growing }
+        Self { inner, copy, partial }
     }
 }
 
@@ -69,11 +71,11 @@ impl Upload for NotifyingUpload {
         self.inner.write(bytes)?;
         let copied = self.copy.as_mut().map_or(Ok(()), |copy| copy.write(bytes));
         match copied {
-            Ok(()) => self.growing.written(bytes.len() as u64),
+            Ok(()) => self.partial.written(bytes.len() as u64),
             Err(error) => {
                 warn_without_copy(&error);
                 self.copy = None;
-                self.growing.copy_ended();
+                self.partial.copy_ended();
             }
         }
         Ok(())

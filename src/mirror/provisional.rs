@@ -15,46 +15,54 @@ use crate::nix::{NarInfo, Sha256Hash, StorePathHash};
 /// The prefix of the hashed bytes, so that no file hash equals a provisional name.
 const DOMAIN: &[u8] = b"nix-stored: the name of a NAR whose file hash is not known\0";
 
-/// How many bytes of the name are the path's hash part, of the NAR's hash, and of the check.
-const PATH: usize = 20;
-const CONTENTS: usize = 4;
-const CHECK: usize = 8;
+/// The length of the hash part in a provisional name, in bytes.
+const PATH_BYTES: usize = 20;
+
+/// The length of the prefix of the NAR hash in a provisional name, in bytes.
+const NAR_HASH_BYTES: usize = 4;
+
+/// The length of the checksum in a provisional name, in bytes. With 64 bits, a random file hash is
+/// practically never a provisional name.
+const CHECK_BYTES: usize = 8;
 
 /// The contents of a provisional name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Provisional {
+pub(super) struct ProvisionalName {
     /// The hash part of the store path.
     pub path: StorePathHash,
-    contents: [u8; CONTENTS],
+    nar_hash_prefix: [u8; NAR_HASH_BYTES],
     extension: NarExtension,
 }
 
-impl Provisional {
-    /// The name for the NAR of a path, compressed in such a way.
+impl ProvisionalName {
+    /// Creates the provisional name for the NAR of `info`, compressed as `extension` says.
     pub fn new(info: &NarInfo, extension: NarExtension) -> Self {
-        let contents = *info.nar_hash.as_bytes().first_chunk().expect("a hash is longer");
-        Self { path: info.store_path.hash(), contents, extension }
+        let nar_hash_prefix = *info.nar_hash.as_bytes().first_chunk().expect("a hash is longer");
+        Self { path: info.store_path.hash(), nar_hash_prefix, extension }
     }
 
-    /// Returns the contents of the name, or `None` if it is a file hash.
+    /// Parses a name. Returns `None` if it is a file hash.
     pub fn of(name: NarName) -> Option<Self> {
-        let (path, rest) = name.file_hash.as_bytes().split_first_chunk::<PATH>()?;
-        let contents = *rest.first_chunk()?;
-        let it = Self { path: StorePathHash::new(*path), contents, extension: name.extension };
-        (it.name() == name).then_some(it)
+        let (path, rest) = name.file_hash.as_bytes().split_first_chunk::<PATH_BYTES>()?;
+        let nar_hash_prefix = *rest.first_chunk()?;
+        let provisional =
+            Self { path: StorePathHash::new(*path), nar_hash_prefix, extension: name.extension };
+        (provisional.name() == name).then_some(provisional)
     }
 
-    /// The name.
+    /// Returns the name of the NAR, in which a checksum follows the contents.
     pub fn name(&self) -> NarName {
-        let mut bytes = [0; PATH + CONTENTS + CHECK];
-        bytes[..PATH].copy_from_slice(self.path.as_bytes());
-        bytes[PATH..PATH + CONTENTS].copy_from_slice(&self.contents);
-        let check = Sha256::new().chain_update(DOMAIN).chain_update(&bytes[..PATH + CONTENTS]);
-        bytes[PATH + CONTENTS..].copy_from_slice(&check.finalize()[..CHECK]);
+        let mut bytes = [0; PATH_BYTES + NAR_HASH_BYTES + CHECK_BYTES];
+        bytes[..PATH_BYTES].copy_from_slice(self.path.as_bytes());
+        bytes[PATH_BYTES..PATH_BYTES + NAR_HASH_BYTES].copy_from_slice(&self.nar_hash_prefix);
+        let check =
+            Sha256::new().chain_update(DOMAIN).chain_update(&bytes[..PATH_BYTES + NAR_HASH_BYTES]);
+        bytes[PATH_BYTES + NAR_HASH_BYTES..].copy_from_slice(&check.finalize()[..CHECK_BYTES]);
         NarName { file_hash: Sha256Hash::new(bytes), extension: self.extension }
     }
 
-    /// The NAR that is meant, if `info` is the narinfo of the same path with the same contents.
+    /// Returns the final name of the NAR, if `info` is the narinfo of the same path with the same
+    /// contents.
     pub fn nar_of(&self, info: &NarInfo) -> Option<NarName> {
         let name = info.nar_name()?;
         (*self == Self::new(info, name.extension)).then_some(name)
@@ -76,18 +84,18 @@ mod tests {
     }
 
     #[test]
-    fn a_name_says_what_it_stands_for_and_no_hash_looks_like_one() {
-        let provisional = Provisional::new(&info(NARINFO), NarExtension::Xz);
-        assert_eq!(Provisional::of(provisional.name()), Some(provisional));
-        // It leads to the same NAR when its hash is known.
+    fn a_provisional_name_can_be_parsed_and_a_file_hash_cannot() {
+        let provisional = ProvisionalName::new(&info(NARINFO), NarExtension::Xz);
+        assert_eq!(ProvisionalName::of(provisional.name()), Some(provisional));
+        // The provisional name refers to the same NAR once its file hash is known.
         let known = info(NARINFO).nar_name().unwrap();
         assert_eq!(provisional.nar_of(&info(NARINFO)), Some(known));
-        assert_eq!(Provisional::of(known), None);
+        assert_eq!(ProvisionalName::of(known), None);
     }
 
     #[test]
-    fn another_path_other_contents_and_another_compression_are_not_meant() {
-        let provisional = Provisional::new(&info(NARINFO), NarExtension::Xz);
+    fn a_provisional_name_refers_to_one_path_one_nar_and_one_compression() {
+        let provisional = ProvisionalName::new(&info(NARINFO), NarExtension::Xz);
         for (from, to) in [
             ("/8ha1", "/9ha1"),
             (

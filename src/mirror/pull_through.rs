@@ -1,4 +1,4 @@
-//! The decorator: what the cache does not have is requested from the upstreams.
+//! The decorator: objects that the cache does not have are requested from the upstreams.
 
 use std::borrow::Cow;
 use std::io;
@@ -17,8 +17,8 @@ use crate::ingest::{BodyError, PutError};
 use crate::nix::{CachePath, Compression, StorePathHash};
 use crate::store::{Content, Metadata, Object};
 
-/// A cache with upstreams. Its operations are those of [`Cache`]: the upstreams are queried for
-/// objects that the cache does not have.
+/// A cache with upstreams. It has the operations of [`Cache`], and requests objects that the cache
+/// does not have from the upstreams.
 pub struct Mirror {
     cache: Arc<Cache>,
     upstreams: Arc<Upstreams>,
@@ -26,7 +26,7 @@ pub struct Mirror {
 }
 
 impl Mirror {
-    /// Puts upstreams behind a cache. Without upstreams, all answers are those of the cache.
+    /// Creates a cache with these upstreams. Without upstreams it behaves like the cache alone.
     pub fn new(cache: Arc<Cache>, upstreams: Upstreams) -> Self {
         let upstreams = Arc::new(upstreams);
         let nars = NarFetcher { cache: Arc::clone(&cache), upstreams: Arc::clone(&upstreams) };
@@ -34,8 +34,8 @@ impl Mirror {
     }
 
     /// Uses the credentials in `config`, which has the same upstreams, from now on.
-    pub fn log_in(&self, config: &config::Upstreams) {
-        self.upstreams.log_in(config);
+    pub fn set_logins(&self, config: &config::Upstreams) {
+        self.upstreams.set_logins(config);
     }
 
     /// The status of each upstream, in the order of trust.
@@ -88,8 +88,8 @@ impl Mirror {
         Ok(self.cache.presigned_url(&path).await?)
     }
 
-    /// Stores an uploaded object; see [`Cache::put`]. The NAR of a narinfo is fetched if an upstream
-    /// has it, and references of a narinfo may be at an upstream.
+    /// Stores an uploaded object; see [`Cache::put`]. The NAR of a narinfo is fetched if an
+    /// upstream has it, and references of a narinfo may be at an upstream.
     pub async fn put(
         &self,
         path: &CachePath,
@@ -136,8 +136,8 @@ impl Mirror {
         }
     }
 
-    /// The name under which an object is stored. It differs from `path` if `path` is the provisional
-    /// name of a NAR that has been fetched since.
+    /// The name under which an object is stored. It differs from `path` if `path` is the
+    /// provisional name of a NAR that has been fetched since.
     async fn canonical<'a>(&self, path: &'a CachePath) -> Result<Cow<'a, CachePath>, GetError> {
         match path {
             CachePath::Nar(name) => match self.nars.canonical(*name).await? {
@@ -191,8 +191,8 @@ impl Mirror {
                 Some(nar) => self.head_upstreams(&nar).await?.is_some(),
                 None => true,
             };
-        let is_there = has_nar && self.cache.touch_soon(path, object.metadata.used).await?;
-        Ok(is_there.then_some(object))
+        let is_present = has_nar && self.cache.touch_soon(path, object.metadata.used).await?;
+        Ok(is_present.then_some(object))
     }
 
     /// Whether an upstream has a path.

@@ -16,8 +16,8 @@ use reqwest::Url;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::redirect::{Action, Attempt, Policy};
 
-/// How many redirects are followed.
-const REDIRECTS: usize = 5;
+/// The maximum number of redirects of one request.
+const MAX_REDIRECTS: usize = 5;
 
 /// The network that an address belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,20 +26,20 @@ enum Network {
     Public = 0,
     Private,
     Loopback,
-    /// Link-local, multicast and everything else that no cache has.
+    /// Link-local, multicast and reserved addresses, which no cache has.
     Unreachable,
 }
 
 impl From<IpAddr> for Network {
     fn from(address: IpAddr) -> Self {
         match address.to_canonical() {
-            IpAddr::V4(address) => of_v4(address),
-            IpAddr::V6(address) => of_v6(address),
+            IpAddr::V4(address) => network_of_v4(address),
+            IpAddr::V6(address) => network_of_v6(address),
         }
     }
 }
 
-fn of_v4(address: Ipv4Addr) -> Network {
+fn network_of_v4(address: Ipv4Addr) -> Network {
     let [first, second, ..] = address.octets();
     if address.is_loopback() || address.is_unspecified() {
         Network::Loopback
@@ -53,13 +53,13 @@ fn of_v4(address: Ipv4Addr) -> Network {
     }
 }
 
-fn of_v6(address: Ipv6Addr) -> Network {
+fn network_of_v6(address: Ipv6Addr) -> Network {
     let segments = address.segments();
     if address.is_loopback() || address.is_unspecified() {
         Network::Loopback
     } else if segments[..6] == [0x64, 0xff9b, 0, 0, 0, 0] {
-        // An IPv4 address behind a translator (RFC 6052).
-        of_v4(Ipv4Addr::from_bits(u32::from(segments[6]) << 16 | u32::from(segments[7])))
+        // An IPv4 address behind a NAT64 translator (RFC 6052).
+        network_of_v4(Ipv4Addr::from_bits(u32::from(segments[6]) << 16 | u32::from(segments[7])))
     } else if address.is_unique_local() {
         Network::Private
     } else if address.is_unicast_link_local() || address.is_multicast() {
@@ -69,42 +69,42 @@ fn of_v6(address: Ipv6Addr) -> Network {
     }
 }
 
-/// The permitted redirect targets of an upstream.
+/// The permitted redirect targets of an upstream. Clones share the network of the upstream.
 #[derive(Debug, Clone)]
-pub(super) struct Redirects(Arc<Origin>);
+pub(super) struct RedirectPolicy(Arc<UpstreamNetwork>);
 
 #[derive(Debug)]
-struct Origin {
+struct UpstreamNetwork {
     url: Url,
-    /// The network of the address that the upstream had last, as [`Network`].
+    /// The network of the last resolved address of the upstream, as [`Network`].
     network: AtomicU8,
 }
 
 /// A refused redirect.
 #[derive(Debug, thiserror::Error)]
-#[error("redirect to {target} refused: {why}")]
-pub(super) struct Refused {
+#[error("redirect to {target} refused: {reason}")]
+pub(super) struct RefusedRedirect {
     target: String,
-    why: &'static str,
+    reason: &'static str,
 }
 
-impl Redirects {
-    /// What the upstream at `url` may redirect to.
+impl RedirectPolicy {
+    /// Creates the policy for the upstream at `url`.
     pub(super) fn of(url: &Url) -> Self {
-        let network = literal(url).map_or(Network::Public, Network::from);
-        Self(Arc::new(Origin { url: url.clone(), network: AtomicU8::new(network as u8) }))
+        let network = ip_literal(url).map_or(Network::Public, Network::from);
+        Self(Arc::new(UpstreamNetwork { url: url.clone(), network: AtomicU8::new(network as u8) }))
     }
 
-    /// The policy for the client of this upstream.
+    /// Converts the policy for the HTTP client of the upstream.
     pub(super) fn policy(&self) -> Policy {
         let this = self.clone();
         Policy::custom(move |attempt| this.decide(attempt))
     }
 
     fn decide(&self, attempt: Attempt<'_>) -> Action {
-        if attempt.previous().len() > REDIRECTS {
-            let target = shown(attempt.url());
-            return attempt.error(Refused { target, why: "too many redirects" });
+        if attempt.previous().len() > MAX_REDIRECTS {
+            let target = without_query(attempt.url());
+            return attempt.error(RefusedRedirect { target, reason: "too many redirects" });
         }
         match self.check(attempt.url()) {
             Ok(()) => attempt.follow(),
@@ -112,22 +112,22 @@ impl Redirects {
         }
     }
 
-    /// Checks what can be known of a target before its name is resolved.
-    fn check(&self, target: &Url) -> Result<(), Refused> {
-        let refuse = |why| Err(Refused { target: shown(target), why });
+    /// Checks the parts of a target that do not depend on resolving its name.
+    fn check(&self, target: &Url) -> Result<(), RefusedRedirect> {
+        let refuse = |reason| Err(RefusedRedirect { target: without_query(target), reason });
         match target.scheme() {
             "https" => {}
             "http" if self.0.url.scheme() == "http" => {}
             "http" => return refuse("plain http, but the upstream uses https"),
             _ => return refuse("neither https nor http"),
         }
-        match literal(target) {
-            Some(address) if !self.may_reach(address) => refuse(OUTSIDE),
+        match ip_literal(target) {
+            Some(address) if !self.is_permitted(address) => refuse(OUTSIDE_OF_NETWORK),
             _ => Ok(()),
         }
     }
 
-    fn may_reach(&self, address: IpAddr) -> bool {
+    fn is_permitted(&self, address: IpAddr) -> bool {
         match Network::from(address) {
             Network::Public => true,
             Network::Unreachable => false,
@@ -135,59 +135,63 @@ impl Redirects {
         }
     }
 
-    /// The addresses of a host that may be connected to. The upstream itself may have any.
-    fn allowed(&self, host: &str, addresses: Vec<SocketAddr>) -> io::Result<Vec<SocketAddr>> {
+    /// Returns the addresses of a host that the policy permits. The upstream itself may have any.
+    fn permitted(&self, host: &str, addresses: Vec<SocketAddr>) -> io::Result<Vec<SocketAddr>> {
         if self.0.url.host_str().is_some_and(|own| own.eq_ignore_ascii_case(host)) {
             if let Some(first) = addresses.first() {
                 self.0.network.store(Network::from(first.ip()) as u8, Ordering::Relaxed);
             }
             return Ok(addresses);
         }
-        let allowed: Vec<SocketAddr> =
-            addresses.into_iter().filter(|address| self.may_reach(address.ip())).collect();
-        if allowed.is_empty() {
-            return Err(io::Error::other(Refused { target: host.to_owned(), why: OUTSIDE }));
+        let permitted: Vec<SocketAddr> =
+            addresses.into_iter().filter(|address| self.is_permitted(address.ip())).collect();
+        if permitted.is_empty() {
+            return Err(io::Error::other(RefusedRedirect {
+                target: host.to_owned(),
+                reason: OUTSIDE_OF_NETWORK,
+            }));
         }
-        Ok(allowed)
+        Ok(permitted)
     }
 }
 
-const OUTSIDE: &str = "its address is neither public nor in the network of the upstream";
+const OUTSIDE_OF_NETWORK: &str = "its address is neither public nor in the network of the upstream";
 
-/// Names are checked when they are resolved; an HTTP or socks5h proxy resolves them itself.
-impl Resolve for Redirects {
+/// Checks the addresses of names. With an HTTP or socks5h proxy nothing is checked here, because
+/// the proxy resolves names itself.
+impl Resolve for RedirectPolicy {
     fn resolve(&self, name: Name) -> Resolving {
         let this = self.clone();
         Box::pin(async move {
             let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let allowed = this.allowed(name.as_str(), found.collect())?;
-            Ok(Box::new(allowed.into_iter()) as Addrs)
+            let permitted = this.permitted(name.as_str(), found.collect())?;
+            Ok(Box::new(permitted.into_iter()) as Addrs)
         })
     }
 }
 
-/// The address in a URL, if it has one in place of a name.
-fn literal(url: &Url) -> Option<IpAddr> {
+/// Returns the IP address in a URL, or `None` if the URL has a name.
+fn ip_literal(url: &Url) -> Option<IpAddr> {
     url.host_str()?.trim_matches(['[', ']']).parse().ok()
 }
 
-/// A URL without its query, which can have a signature in it.
-fn shown(url: &Url) -> String {
-    let mut shown = url.clone();
-    shown.set_query(None);
-    shown.set_fragment(None);
-    shown.to_string()
+/// Formats a URL without its query, which can contain a signature.
+fn without_query(url: &Url) -> String {
+    let mut url = url.clone();
+    url.set_query(None);
+    url.set_fragment(None);
+    url.to_string()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn redirects(url: &str) -> Redirects {
-        Redirects::of(&url.parse().unwrap())
+    fn redirects(url: &str) -> RedirectPolicy {
+        RedirectPolicy::of(&url.parse().unwrap())
     }
 
-    fn follows(redirects: &Redirects, target: &str) -> bool {
+    fn follows(redirects: &RedirectPolicy, target: &str) -> bool {
         redirects.check(&target.parse().unwrap()).is_ok()
     }
 
@@ -243,18 +247,18 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_judged_by_its_addresses() {
+    fn a_redirect_to_a_name_is_judged_by_its_addresses() {
         let socket = |text: &str| SocketAddr::new(text.parse().unwrap(), 0);
         let redirects = redirects("http://cache.example.org/");
-        let allowed = |host: &str, addresses: &[&str]| {
-            redirects.allowed(host, addresses.iter().map(|it| socket(it)).collect())
+        let permitted = |host: &str, addresses: &[&str]| {
+            redirects.permitted(host, addresses.iter().map(|address| socket(address)).collect())
         };
         let (inside, outside) = (socket("10.0.0.1"), socket("1.2.3.4"));
-        assert_eq!(allowed("cdn.example.org", &["10.0.0.1", "1.2.3.4"]).unwrap(), [outside]);
-        assert!(allowed("rebound.example.org", &["169.254.169.254", "127.0.0.1"]).is_err());
-        // The upstream itself is where the configuration says, and that may be inside.
-        assert_eq!(allowed("Cache.example.org", &["10.0.0.1"]).unwrap(), [inside]);
-        assert_eq!(allowed("cdn.example.org", &["10.0.0.1", "127.0.0.1"]).unwrap(), [inside]);
-        assert!(allowed("cdn.example.org", &["169.254.169.254"]).is_err());
+        assert_eq!(permitted("cdn.example.org", &["10.0.0.1", "1.2.3.4"]).unwrap(), [outside]);
+        assert!(permitted("rebound.example.org", &["169.254.169.254", "127.0.0.1"]).is_err());
+        // The configured upstream itself may have a private address.
+        assert_eq!(permitted("Cache.example.org", &["10.0.0.1"]).unwrap(), [inside]);
+        assert_eq!(permitted("cdn.example.org", &["10.0.0.1", "127.0.0.1"]).unwrap(), [inside]);
+        assert!(permitted("cdn.example.org", &["169.254.169.254"]).is_err());
     }
 }

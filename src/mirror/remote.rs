@@ -5,37 +5,38 @@ use std::sync::Arc;
 use bytes::Bytes;
 use quick_cache::Weighter;
 
-use super::client::Client;
+use super::client::UpstreamClient;
 use super::error::UpstreamError;
-use super::expiring::Entry;
+use super::expiring::ExpiringEntry;
 use crate::nix::cache_path::NarName;
 use crate::nix::{NarInfo, StoreDir, StorePath, StorePathHash};
 use crate::store::{Content, Metadata, Object};
 
-/// The result of requesting a path from the upstreams; none if no upstream has the path.
-pub(super) type LookupResult = Result<Option<Arc<Remote>>, UpstreamError>;
+/// The result of requesting a path from the upstreams. `None` means that no upstream has the path.
+pub(super) type LookupResult = Result<Option<Arc<RemotePath>>, UpstreamError>;
 
 /// A path that an upstream has.
-pub(super) struct Remote {
-    /// Its name.
+pub(super) struct RemotePath {
+    /// The store path.
     pub store_path: StorePath,
-    /// The length of the NAR's file, if the upstream states it.
+    /// The size of the NAR file in bytes, if the narinfo states it.
     pub file_size: Option<u64>,
-    /// Its narinfo as it is served, with the URL that the NAR has here. It is kept as text, which takes
-    /// a third of the memory.
+    /// The narinfo as it is served, with the URL of the NAR in this cache. It is remembered as
+    /// text, which takes a third of the memory of the parsed form.
     pub object: (Metadata, Bytes),
-    /// The NAR's name here.
+    /// The name of the NAR in this cache.
     pub nar: NarName,
     /// The upstream that has the path.
-    pub(super) client: Arc<Client>,
-    /// Where the NAR is there.
+    pub(super) client: Arc<UpstreamClient>,
+    /// The URL of the NAR at the upstream, relative to its base URL.
     pub url: String,
 }
 
-impl Remote {
-    /// Its narinfo, whose paths lie in `store_dir`.
+impl RemotePath {
+    /// Parses the narinfo, whose paths are in `store_dir`.
     pub fn info(&self, store_dir: &StoreDir) -> NarInfo {
-        NarInfo::parse(&self.object.1, store_dir).expect("it was written from a parsed one")
+        NarInfo::parse(&self.object.1, store_dir)
+            .expect("the text was written from a parsed narinfo")
     }
 
     /// The narinfo as an object of a store.
@@ -50,20 +51,20 @@ impl Remote {
 pub(super) struct RemoteWeighter;
 
 /// The memory of an entry besides the text of its narinfo, in bytes.
-const OVERHEAD: u64 = 512;
+const ENTRY_OVERHEAD: u64 = 512;
 
-impl Weighter<StorePathHash, Entry<LookupResult>> for RemoteWeighter {
-    fn weight(&self, _: &StorePathHash, entry: &Entry<LookupResult>) -> u64 {
+impl Weighter<StorePathHash, ExpiringEntry<LookupResult>> for RemoteWeighter {
+    fn weight(&self, _: &StorePathHash, entry: &ExpiringEntry<LookupResult>) -> u64 {
         let length = match &entry.value {
             Ok(Some(remote)) => remote.object.1.len() as u64,
             _ => 0,
         };
-        OVERHEAD + length
+        ENTRY_OVERHEAD + length
     }
 }
 
-impl Weighter<NarName, Arc<Remote>> for RemoteWeighter {
-    fn weight(&self, _: &NarName, remote: &Arc<Remote>) -> u64 {
-        OVERHEAD + remote.object.1.len() as u64
+impl Weighter<NarName, Arc<RemotePath>> for RemoteWeighter {
+    fn weight(&self, _: &NarName, remote: &Arc<RemotePath>) -> u64 {
+        ENTRY_OVERHEAD + remote.object.1.len() as u64
     }
 }

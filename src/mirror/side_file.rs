@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures_util::{FutureExt, TryStreamExt};
 
-use super::client::Client;
+use super::client::UpstreamClient;
 use super::error::{GetError, get_error, invalid_response};
 use super::upstreams::Upstreams;
 use crate::cache::Cache;
@@ -13,11 +13,11 @@ use crate::ingest::{BodyError, Feed, Turn, collect, decode};
 use crate::nix::{CachePath, Compression};
 use crate::store::{Content, Metadata, Object};
 
-/// The maximum size of a side file, in bytes. The largest logs have some 100 MB.
-const SIDE_FILE_LIMIT: u64 = 1024 * 1024 * 1024;
+/// The maximum size of a side file that is stored, in bytes. The largest logs have some 100 MB.
+const MAX_STORED_SIZE: u64 = 1024 * 1024 * 1024;
 
 /// The maximum size of a side file that is not stored, in bytes. It is held in memory.
-const SIDE_FILE_IN_MEMORY: u64 = 16 * 1024 * 1024;
+const MAX_SIZE_IN_MEMORY: u64 = 16 * 1024 * 1024;
 
 /// Fetches side files.
 pub(super) struct SideFileFetcher<'a> {
@@ -32,27 +32,27 @@ impl SideFileFetcher<'_> {
         if upstreams.is_empty() || upstreams.is_known_absent(path) {
             return Ok(None);
         }
-        let ask = |client: Arc<Client>| {
+        let request = |client: Arc<UpstreamClient>| {
             async move {
-                let answer = client.get_object(path).await?;
-                Ok(answer.map(|answer| (client, answer)))
+                let response = client.get_object(path).await?;
+                Ok(response.map(|response| (client, response)))
             }
             .boxed()
         };
-        let found = upstreams.first(ask);
-        let Some((client, answer)) = found.await? else {
+        let found = upstreams.first(request);
+        let Some((client, response)) = found.await? else {
             upstreams.remember_absent(path);
             return Ok(None);
         };
-        let encoding = match answer.encoding.as_deref().map(str::parse) {
+        let encoding = match response.encoding.as_deref().map(str::parse) {
             None => Compression::None,
             Some(Ok(encoding)) => encoding,
             Some(Err(_)) => return Err(invalid_response(&client.name, "unknown Content-Encoding")),
         };
-        let length = answer.length;
-        let feed = Feed::new(answer.body.map_err(cut_short), Turn::unlimited());
+        let length = response.length;
+        let feed = Feed::new(response.body.map_err(cut_short), Turn::unlimited());
         if !client.store {
-            let (store, limit) = (cache.store(), SIDE_FILE_IN_MEMORY);
+            let (store, limit) = (cache.store(), MAX_SIZE_IN_MEMORY);
             let text = async {
                 let text = collect(store, path, length, limit, feed).await?;
                 let text = text.into_bytes(path).await?;
@@ -62,7 +62,7 @@ impl SideFileFetcher<'_> {
             let metadata = Metadata::of(&text);
             return Ok(Some(Object { metadata, content: Content::Bytes(text) }));
         }
-        let limit = SIDE_FILE_LIMIT;
+        let limit = MAX_STORED_SIZE;
         cache
             .put_side_file(path, encoding, length, limit, feed)
             .await

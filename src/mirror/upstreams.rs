@@ -6,47 +6,48 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 
-use super::client::Client;
+use super::client::UpstreamClient;
 use super::error::SetUpError;
 use super::expiring::ExpiringCache;
 use super::name_locks::NameLocks;
 use super::partial_nar::PartialNar;
-use super::remote::{LookupResult, Remote, RemoteWeighter};
+use super::remote::{LookupResult, RemotePath, RemoteWeighter};
 use crate::config;
 use crate::ingest::TransferLimit;
 use crate::metrics::Metrics;
 use crate::nix::cache_path::NarName;
 use crate::nix::{CachePath, PublicKey, StorePathHash};
 
-/// How many absent side files are remembered, and about how many paths: see [`PATHS_BYTES`]. A closure
-/// of a desktop system has some 10,000 paths.
-const PATHS: usize = 64 * 1024;
+/// The number of absent side files that are remembered, and the approximate number of looked-up
+/// paths (see [`MAX_LOOKUP_BYTES`]). The closure of a desktop system has about 10,000 paths.
+const MAX_LOOKUPS: usize = 64 * 1024;
 
-/// How many bytes of narinfos are remembered, by path and by NAR.
-const PATHS_BYTES: u64 = 64 * 1024 * 1024;
+/// The maximum size of the remembered narinfos in bytes, in each of the two caches by path and by
+/// NAR.
+const MAX_LOOKUP_BYTES: u64 = 64 * 1024 * 1024;
 
-/// Narinfos of more than a megabyte that are received at a time, from all upstreams together. Each can
-/// have 16 MiB.
-const LARGE_ANSWERS: usize = 2;
+/// The maximum number of narinfos above 1 MiB that are received at a time, from all upstreams
+/// together. Each can have 16 MiB.
+const MAX_LARGE_RESPONSES: usize = 2;
 
-/// How many NARs are fetched at a time; more wait. Those that hardly arrive do not count.
-const FETCHES: usize = 64;
+/// The maximum number of NARs that are fetched at a time, without slow ones. Others wait.
+const MAX_FETCHES: usize = 64;
 
-/// How many hardly arrive before they count, too.
-const SLOW_FETCHES: usize = 512;
+/// The maximum number of slow fetches. More of them count as [`MAX_FETCHES`], too.
+const MAX_SLOW_FETCHES: usize = 512;
 
-pub(super) type Fetches = HashMap<NarName, Arc<PartialNar>>;
+pub(super) type RunningFetches = HashMap<NarName, Arc<PartialNar>>;
 
 /// The upstreams of a cache.
 pub struct Upstreams {
-    pub(super) clients: Vec<Arc<Client>>,
+    pub(super) clients: Vec<Arc<UpstreamClient>>,
     pub(super) absent_ttl: Duration,
     pub(super) present_ttl: Duration,
     pub(super) paths: ExpiringCache<StorePathHash, LookupResult, RemoteWeighter>,
-    /// The NARs that looked-up narinfos name.
-    pub(super) nars: quick_cache::sync::Cache<NarName, Arc<Remote>, RemoteWeighter>,
+    /// The looked-up paths, by the name of their NAR.
+    pub(super) nars: quick_cache::sync::Cache<NarName, Arc<RemotePath>, RemoteWeighter>,
     /// The running fetches.
-    pub(super) fetches: Mutex<Fetches>,
+    pub(super) fetches: Mutex<RunningFetches>,
     /// Side files that no upstream has.
     pub(super) absent: ExpiringCache<CachePath, ()>,
     /// Locks that are held while a NAR is requested from the upstreams.
@@ -69,9 +70,9 @@ pub struct UpstreamStatus {
 impl Upstreams {
     /// Sets up the configured upstreams. Sends no request yet.
     pub fn new(config: &config::Upstreams, metrics: &Metrics) -> Result<Self, SetUpError> {
-        let large = Arc::new(Semaphore::new(LARGE_ANSWERS));
+        let large_responses = Arc::new(Semaphore::new(MAX_LARGE_RESPONSES));
         let clients = config.list.iter().map(|upstream| {
-            let client = Client::new(upstream, metrics, Arc::clone(&large))
+            let client = UpstreamClient::new(upstream, metrics, Arc::clone(&large_responses))
                 .map_err(|source| SetUpError { upstream: upstream.to_string(), source })?;
             Ok(Arc::new(client))
         });
@@ -79,29 +80,33 @@ impl Upstreams {
         Ok(Self::of(clients, config.absent_ttl, config.present_ttl))
     }
 
-    /// No upstreams.
+    /// Creates an empty list of upstreams.
     pub fn none() -> Self {
         Self::of(Vec::new(), Duration::ZERO, Duration::ZERO)
     }
 
-    fn of(clients: Vec<Arc<Client>>, absent_ttl: Duration, present_ttl: Duration) -> Self {
+    fn of(clients: Vec<Arc<UpstreamClient>>, absent_ttl: Duration, present_ttl: Duration) -> Self {
         Self {
             clients,
             absent_ttl,
             present_ttl,
-            paths: ExpiringCache::with_weighter(PATHS, PATHS_BYTES, RemoteWeighter),
-            nars: quick_cache::sync::Cache::with_weighter(PATHS, PATHS_BYTES, RemoteWeighter),
+            paths: ExpiringCache::with_weighter(MAX_LOOKUPS, MAX_LOOKUP_BYTES, RemoteWeighter),
+            nars: quick_cache::sync::Cache::with_weighter(
+                MAX_LOOKUPS,
+                MAX_LOOKUP_BYTES,
+                RemoteWeighter,
+            ),
             fetches: Mutex::default(),
-            absent: ExpiringCache::new(PATHS),
+            absent: ExpiringCache::new(MAX_LOOKUPS),
             request_locks: NameLocks::default(),
-            fetch_limit: TransferLimit::new(FETCHES, SLOW_FETCHES),
+            fetch_limit: TransferLimit::new(MAX_FETCHES, MAX_SLOW_FETCHES),
         }
     }
 
     /// Uses the credentials in `config`, which has the same upstreams, from now on.
-    pub(super) fn log_in(&self, config: &config::Upstreams) {
+    pub(super) fn set_logins(&self, config: &config::Upstreams) {
         for (client, upstream) in self.clients.iter().zip(&config.list) {
-            client.log_in(upstream);
+            client.set_login(upstream);
         }
     }
 
@@ -125,15 +130,15 @@ impl Upstreams {
 
     /// The status of each upstream, in the order of trust.
     pub(super) fn statuses(&self) -> Vec<UpstreamStatus> {
-        let status = |client: &Arc<Client>| UpstreamStatus {
+        let status = |client: &Arc<UpstreamClient>| UpstreamStatus {
             url: client.name.clone(),
-            circuit_open: client.left_alone(),
+            circuit_open: client.circuit_open(),
             keys: client.trusted_public_keys.iter().map(ToString::to_string).collect(),
         };
         self.clients.iter().map(status).collect()
     }
 
-    /// The keys by which a mirrored narinfo may be signed.
+    /// Returns the keys of all upstreams, by which mirrored narinfos may be signed.
     pub fn trusted_public_keys(&self) -> impl Iterator<Item = &PublicKey> {
         self.clients.iter().flat_map(|client| &client.trusted_public_keys)
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-use super::execute::{Executor, Outcome};
+use super::execute::{Executor, PlanOutcome};
 use super::pins::{Pin, PinError, Pins};
 use super::plan::{Analysis, Limits, Plan};
 use crate::cache::{Actor, Cache};
@@ -15,7 +15,7 @@ use crate::store::{CollectionLock, StoreError, background};
 
 /// The time for which Nix caches positive lookups (`narinfo-cache-positive-ttl` in Nix's
 /// `src/libstore/nar-info-disk-cache.cc`).
-pub const CLIENTS_REMEMBER: Duration = Duration::from_secs(30 * 24 * 3600);
+pub const POSITIVE_LOOKUP_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// A failed collection.
 #[derive(Debug, thiserror::Error)]
@@ -37,29 +37,29 @@ pub enum CollectError {
     Store(#[from] StoreError),
 }
 
-/// The numbers of a collection.
+/// The result of a collection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Report {
-    /// Bytes in all objects before it.
+pub struct GcReport {
+    /// Bytes in all objects before the collection.
     pub size_before: u64,
-    /// Bytes in all objects after it.
+    /// Bytes in all objects after the collection.
     pub size_after: u64,
-    /// Store paths that are gone.
+    /// The number of removed store paths.
     pub paths: usize,
-    /// NARs and logs that are gone.
+    /// The number of removed NARs and logs.
     pub shared: usize,
-    /// Other objects that are gone.
+    /// The number of other removed objects.
     #[serde(rename = "loose")]
     pub unowned: usize,
-    /// Planned store paths that were kept because they, or paths that refer to them, were used
-    /// meanwhile.
+    /// The number of planned store paths that were kept because they, or paths that refer to them,
+    /// were used meanwhile.
     #[serde(rename = "given_way")]
     pub kept_in_use: usize,
-    /// By how many bytes the cache is still above its limit.
+    /// The number of bytes by which the cache still exceeds its limit.
     pub over_limit: u64,
-    /// Narinfos that do not parse.
+    /// The numbers of narinfos that do not parse.
     pub unparsed_narinfos: Unparsed,
-    /// Whether it was stopped before its end.
+    /// Whether the collection was stopped before its end.
     pub stopped: bool,
 }
 
@@ -92,14 +92,15 @@ impl Collector {
         self.cache.store().private_files().break_collection_lock().await
     }
 
-    /// Removes what exceeds the limits at `now`. `stop` ends the collection between two removals.
+    /// Removes objects until the cache is within `limits` at `now`. `stop` ends the collection
+    /// between two removals.
     pub async fn collect(
         &self,
         limits: &Limits,
         now: SystemTime,
         stop: &CancellationToken,
         mut on_progress: impl FnMut(Progress),
-    ) -> Result<Report, CollectError> {
+    ) -> Result<GcReport, CollectError> {
         let cache = &*self.cache;
         let _lock = self.lock().await?.ok_or(CollectError::Busy)?;
         let found = |objects| on_progress(Progress::Found(objects));
@@ -111,18 +112,18 @@ impl Collector {
         cache.metrics().store.set_totals(inventory.size(), inventory.paths.len() as u64);
         let pins = Pins::of(cache).list().await?;
         let (inventory, plan) = planned(inventory, pins, *limits, now).await?;
-        let of = plan.removals.len() as u64;
-        let removed = |done| on_progress(Progress::Done { done, of });
+        let total = plan.removals.len() as u64;
+        let removed = |done| on_progress(Progress::Done { done, total });
         let outcome = self.execute(&inventory, &plan, limits, now, stop, removed).await;
-        let report = outcome.map(|outcome| Report::new(&inventory, &plan, &outcome));
-        // Freeing the memory of many objects takes its time, too.
+        let report = outcome.map(|outcome| GcReport::new(&inventory, &plan, &outcome));
+        // Freeing the memory of many objects takes too long for a thread that serves requests.
         background::run("forgetting", move || drop((inventory, plan))).await?;
         Ok(report?)
     }
 
-    /// Executes `plan`, but keeps objects that were used within the grace period before `now`. `stop`
-    /// ends it between two removals; `on_progress` gets the number of finished removals. The caller
-    /// must hold the collection lock.
+    /// Executes `plan`, but keeps objects that were used within the grace period before `now`.
+    /// `stop` ends the execution between two removals; `on_progress` receives the number of
+    /// finished removals. The caller must hold the collection lock.
     pub async fn execute(
         &self,
         inventory: &Inventory,
@@ -131,7 +132,7 @@ impl Collector {
         now: SystemTime,
         stop: &CancellationToken,
         on_progress: impl FnMut(u64),
-    ) -> Result<Outcome, StoreError> {
+    ) -> Result<PlanOutcome, StoreError> {
         let Self { cache, actor } = self;
         let unused_since = now.checked_sub(limits.grace).unwrap_or(SystemTime::UNIX_EPOCH);
         let executor = Executor { cache, actor, inventory, unused_since };
@@ -153,9 +154,10 @@ async fn planned(
     .await
 }
 
-impl Report {
-    /// The result of executing `plan`, which was made from `inventory`.
-    pub fn new(inventory: &Inventory, plan: &Plan, outcome: &Outcome) -> Self {
+impl GcReport {
+    /// Creates the report on `outcome`, the result of executing `plan`. The plan was made from
+    /// `inventory`.
+    pub fn new(inventory: &Inventory, plan: &Plan, outcome: &PlanOutcome) -> Self {
         let size_after = plan.size_before - outcome.freed;
         Self {
             size_before: plan.size_before,

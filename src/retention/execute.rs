@@ -12,48 +12,49 @@ use tokio_util::sync::CancellationToken;
 
 use super::plan::{Plan, Reason, Removal};
 use crate::cache::{Actor, Cache};
-use crate::inventory::{Inventory, reach};
+use crate::inventory::{Inventory, visit_reachable};
 use crate::nix::{CachePath, StorePath};
 use crate::store::{Removed, StoreError};
 
 /// The result of executing a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Outcome {
-    /// Store paths that are gone.
+pub struct PlanOutcome {
+    /// The number of removed store paths.
     pub paths: usize,
-    /// NARs and logs that are gone.
+    /// The number of removed NARs and logs.
     pub shared: usize,
-    /// Other objects that are gone.
+    /// The number of other removed objects.
     pub unowned: usize,
-    /// The bytes of the removed objects.
+    /// Bytes in the removed objects.
     pub freed: u64,
-    /// Planned paths that were kept because they, or paths that refer to them, were used meanwhile.
+    /// The number of planned store paths that were kept because they, or paths that refer to them,
+    /// were used meanwhile.
     pub kept_in_use: usize,
-    /// Whether it was stopped before the end.
+    /// Whether the execution was stopped before its end.
     pub stopped: bool,
 }
 
-/// The number of removals that are announced together. A use of one of them waits until all have
-/// been tried.
-const ANNOUNCED: usize = 32;
+/// The number of removals that are announced to the store together, so that a bucket gets fewer
+/// requests. A use of an announced object waits until the whole batch has been tried.
+const ANNOUNCED_REMOVALS: usize = 32;
 
-/// Removals that are announced together.
+/// Returns all objects that a removal removes.
 fn objects_of(inventory: &Inventory, removal: &Removal) -> Vec<CachePath> {
-    let (first, sides) = match *removal {
+    let (first, side_files) = match *removal {
         Removal::Path(index, _) => {
             let path = &inventory.paths[index];
-            (CachePath::NarInfo(path.store_path.hash()), path.sides.as_slice())
+            (CachePath::NarInfo(path.store_path.hash()), path.side_files.as_slice())
         }
         Removal::Shared(index, _) => {
             let object = &inventory.shared[index];
-            (object.path.clone(), object.sides.as_slice())
+            (object.path.clone(), object.side_files.as_slice())
         }
         Removal::Unowned(index, _) => (inventory.unowned[index].path.clone(), [].as_slice()),
     };
-    std::iter::once(first).chain(sides.iter().cloned()).collect()
+    std::iter::once(first).chain(side_files.iter().cloned()).collect()
 }
 
-/// Executes plans that were made from an inventory.
+/// Executes plans for one inventory.
 pub(super) struct Executor<'a> {
     pub cache: &'a Cache,
     /// The actor in the audit log.
@@ -64,38 +65,38 @@ pub(super) struct Executor<'a> {
 }
 
 impl Executor<'_> {
-    /// Executes `plan`. `stop` ends it between two removals; `on_progress` gets the number of finished
-    /// removals.
+    /// Executes `plan`. `stop` ends the execution between two removals; `on_progress` receives the
+    /// number of finished removals.
     pub(super) async fn execute(
         &self,
         plan: &Plan,
         stop: &CancellationToken,
         mut on_progress: impl FnMut(u64),
-    ) -> Result<Outcome, StoreError> {
+    ) -> Result<PlanOutcome, StoreError> {
         let Self { cache, inventory, .. } = *self;
-        let mut outcome = Outcome::default();
-        // Paths that turned out to be needed.
+        let mut outcome = PlanOutcome::default();
+        // Paths that were used meanwhile, and their closures.
         let mut needed = vec![false; inventory.paths.len()];
-        // Shared objects that belong to one of them; known when all paths have been tried.
+        // Shared objects of needed paths. Computed once all paths have been tried.
         let mut still_shared = None;
-        let (mut narinfos_are_gone, mut unannounced) = (false, 0);
+        let (mut narinfos_are_removed, mut unannounced) = (false, 0);
         for (done, removal) in plan.removals.iter().enumerate() {
             if stop.is_cancelled() {
                 outcome.stopped = true;
                 break;
             }
             let is_shared = matches!(removal, Removal::Shared(..));
-            if is_shared && !std::mem::replace(&mut narinfos_are_gone, true) {
-                // A power cut must not bring a narinfo back whose NAR is gone.
+            if is_shared && !std::mem::replace(&mut narinfos_are_removed, true) {
+                // Otherwise a narinfo could reappear after a power cut, but its NAR would not.
                 cache.store().sync_removals().await?;
                 unannounced = done;
             }
             if done == unannounced {
-                let next = plan.removals.iter().skip(done).take(ANNOUNCED);
+                let next = plan.removals.iter().skip(done).take(ANNOUNCED_REMOVALS);
                 let next: Vec<_> =
                     next.flat_map(|removal| objects_of(inventory, removal)).collect();
                 cache.store().will_remove(&next).await?;
-                unannounced = done + ANNOUNCED;
+                unannounced = done + ANNOUNCED_REMOVALS;
             }
             match *removal {
                 Removal::Path(index, _) if needed[index] => outcome.kept_in_use += 1,
@@ -104,10 +105,12 @@ impl Executor<'_> {
                     let narinfo = CachePath::NarInfo(path.store_path.hash());
                     if self.remove(&narinfo).await? == Removed::InUse {
                         outcome.kept_in_use += 1;
-                        let from = u32::try_from(index).expect("it was counted in u32");
-                        reach(inventory, from, |at| !std::mem::replace(&mut needed[at], true));
+                        let from = u32::try_from(index).expect("the inventory has u32 indices");
+                        visit_reachable(inventory, from, |at| {
+                            !std::mem::replace(&mut needed[at], true)
+                        });
                     } else {
-                        self.remove_all(&path.sides).await?;
+                        self.remove_all(&path.side_files).await?;
                         outcome.paths += 1;
                         outcome.freed += path.size;
                         self.log(&narinfo, Some(&path.store_path), path.size, reason);
@@ -122,7 +125,7 @@ impl Executor<'_> {
                     if !still_shared.contains(&index)
                         && self.remove(&object.path).await? != Removed::InUse
                     {
-                        self.remove_all(&object.sides).await?;
+                        self.remove_all(&object.side_files).await?;
                         outcome.shared += 1;
                         outcome.freed += object.size;
                         self.log(&object.path, None, object.size, reason);
@@ -149,7 +152,7 @@ impl Executor<'_> {
 
     async fn remove_all(&self, paths: &[CachePath]) -> Result<(), StoreError> {
         for path in paths {
-            // An object that was uploaded again has no path for a while.
+            // A side file that was uploaded again meanwhile is in use, and is kept.
             self.remove(path).await?;
         }
         Ok(())

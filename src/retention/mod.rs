@@ -2,9 +2,9 @@
 //!
 //! `plan` is a pure function of the inventory, the pins, the limits and the time: it decides which
 //! objects are removed, and in which order. `execute` executes the plan, and keeps objects that are
-//! used meanwhile. `collector` does one collection, and `schedule` one after the other in the
-//! daemon. `removal` removes the paths that an operator names, `pins` are paths that an operator
-//! wants to keep, and `preview` prints a plan.
+//! used meanwhile. `collector` runs one collection, and `schedule` runs collections at regular
+//! intervals in the daemon. `removal` removes the paths that an operator names, `pins` stores the
+//! paths that an operator wants to keep, and `preview` summarizes a plan.
 
 mod collector;
 mod execute;
@@ -14,9 +14,9 @@ mod preview;
 mod removal;
 mod schedule;
 
-pub use collector::{CLIENTS_REMEMBER, CollectError, Collector, Report};
-pub use execute::Outcome;
+pub use collector::{CollectError, Collector, GcReport, POSITIVE_LOOKUP_TTL};
+pub use execute::PlanOutcome;
 pub use pins::{Pin, PinError, Pins};
-pub use plan::{Analysis, Kept, Limits, Plan, Reason, Removal, Verdict};
-pub use preview::{Going, Name, Sum};
+pub use plan::{Analysis, KeepReason, Limits, Plan, Reason, Removal, Verdict};
+pub use preview::{PlannedRemoval, RemovalName, RemovalSum};
 pub use removal::{Referrers, Refusal, plan_removal};

@@ -12,15 +12,15 @@ use crate::cache::Cache;
 use crate::nix::{CachePath, StorePath, StorePathHash};
 use crate::store::StoreError;
 
-/// The folder of the pins.
-const FOLDER: &str = "pins";
+/// The folder of the pins among the private files of the store.
+const PINS_FOLDER: &str = "pins";
 
 /// A named set of pinned store paths.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Pin {
-    /// Its name.
+    /// The name of the pin.
     pub name: String,
-    /// What it pins; a path that is not here yet will be kept when it comes.
+    /// The pinned paths. They need not be in the cache yet.
     #[serde(serialize_with = "as_text")]
     pub paths: Vec<StorePath>,
 }
@@ -37,7 +37,8 @@ pub enum PinError {
     /// There is no store path to pin.
     #[error("no store path to pin; name at least one")]
     Nothing,
-    /// A pin with an invalid line. Nothing is collected then, because the line could mean any path.
+    /// A line of a pin is not a store path. Collections remove nothing then, because the line could
+    /// mean any path.
     #[error("the pin {name} has a line that is not a store path: “{line}”; fix or unpin it")]
     Line {
         /// The pin.
@@ -56,7 +57,7 @@ pub struct Pins<'a> {
 }
 
 impl<'a> Pins<'a> {
-    /// The pins of this cache.
+    /// Creates access to the pins of `cache`.
     pub fn of(cache: &'a Cache) -> Self {
         Self { cache }
     }
@@ -65,7 +66,7 @@ impl<'a> Pins<'a> {
     pub async fn list(&self) -> Result<Vec<Pin>, PinError> {
         let files = self.cache.store().private_files();
         let mut pins = Vec::new();
-        for name in files.list(FOLDER).await? {
+        for name in files.list(PINS_FOLDER).await? {
             if check_name(&name).is_err() {
                 warn!(
                     name,
@@ -73,7 +74,7 @@ impl<'a> Pins<'a> {
                 );
                 continue;
             }
-            if let Some(text) = files.read(&format!("{FOLDER}/{name}")).await? {
+            if let Some(text) = files.read(&format!("{PINS_FOLDER}/{name}")).await? {
                 let paths = self.parse(&name, &text)?;
                 pins.push(Pin { name, paths });
             }
@@ -86,8 +87,8 @@ impl<'a> Pins<'a> {
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
         let lines = lines.filter(|line| !line.starts_with('#'));
         let parsed = lines.map(|line| {
-            let whole = self.cache.info().store_dir.parse_path(line);
-            whole
+            let full_path = self.cache.info().store_dir.parse_path(line);
+            full_path
                 .or_else(|_| line.parse())
                 .map_err(|_| PinError::Line { name: name.to_owned(), line: line.to_owned() })
         });
@@ -102,21 +103,21 @@ impl<'a> Pins<'a> {
         }
         let mut text = String::new();
         for path in paths {
-            // Writing to a string does not fail.
+            // Writing to a string is infallible.
             let _ = writeln!(text, "{}", self.cache.info().store_dir.join(path));
         }
         let replaced = self
             .cache
             .store()
             .private_files()
-            .write(&format!("{FOLDER}/{name}"), Bytes::from(text))
+            .write(&format!("{PINS_FOLDER}/{name}"), Bytes::from(text))
             .await?;
         self.touch_closures(paths).await?;
         Ok(replaced)
     }
 
-    /// Records the use of all paths in these closures: a running collection does not know of a new pin,
-    /// but it keeps paths that are used meanwhile.
+    /// Records a use of all paths in the closures of `roots`. A running collection has read the
+    /// pins already, but it keeps paths that are used meanwhile.
     async fn touch_closures(&self, roots: &[StorePath]) -> Result<(), PinError> {
         let mut seen = HashSet::new();
         let mut stack: Vec<StorePathHash> = roots.iter().map(StorePath::hash).collect();
@@ -140,7 +141,7 @@ impl<'a> Pins<'a> {
     /// Removes a pin. Returns false if there was none.
     pub async fn remove(&self, name: &str) -> Result<bool, PinError> {
         check_name(name)?;
-        Ok(self.cache.store().private_files().remove(&format!("{FOLDER}/{name}")).await?)
+        Ok(self.cache.store().private_files().remove(&format!("{PINS_FOLDER}/{name}")).await?)
     }
 }
 
@@ -162,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pin_has_the_name_of_a_file() {
+    fn pin_names_are_visible_file_names_of_safe_characters() {
         for name in ["a", "release-25.11", "+_", &"x".repeat(200)] {
             assert!(check_name(name).is_ok(), "{name}");
         }

@@ -1,9 +1,9 @@
-//! Decides what is removed, and why: a pure function of the inventory, the pins, the limits and the
-//! time.
+//! Decides which objects are removed, and why: a pure function of the inventory, the pins, the
+//! limits and the time.
 //!
 //! The *effective* last use of a path is the latest use of the path itself and of all its direct
 //! and indirect referrers. So no path is older than its referrers, and removing the oldest paths
-//! leaves closures whole: the removed paths always include all referrers of each of them.
+//! leaves closures complete: the removed paths always include all referrers of each of them.
 
 use std::cmp::Reverse;
 use std::time::{Duration, SystemTime};
@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 
 use super::pins::Pin;
-use crate::inventory::{Inventory, groups, reach};
+use crate::inventory::{Inventory, reference_groups, visit_reachable};
 use crate::nix::StorePathHash;
 
 /// The limits of a cache.
@@ -26,26 +26,26 @@ pub struct Limits {
     pub grace: Duration,
 }
 
-/// Where a collection for space stops, in percent of the limit: or the next upload would start the
-/// next one.
-const DOWN_TO_PERCENT: u64 = 90;
+/// The size at which a collection for space stops, in percent of the limit. At 100 % the cache
+/// would exceed its limit again after the next upload.
+const TARGET_PERCENT: u64 = 90;
 
 /// The reason for a removal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reason {
-    /// It has not been used for longer than the maximum age.
+    /// The object has not been used for longer than the maximum age.
     Age,
-    /// The cache is too large, and it has been unused the longest.
+    /// The cache is too large, and the object is among the least recently used ones.
     Size,
-    /// No path needs it: a NAR without a narinfo, most often an upload that was given up.
+    /// No narinfo names the NAR. Most often its upload was abandoned.
     Orphan,
-    /// An operator requested it.
+    /// An operator requested the removal.
     Request,
 }
 
 impl Reason {
-    /// The reason in one word.
+    /// Returns the reason as one word, for logs and reports.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Age => "age",
@@ -56,14 +56,14 @@ impl Reason {
     }
 }
 
-/// A removal, by its index in the inventory.
+/// A removal. The number is the index of the path or object in the inventory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Removal {
     /// A narinfo with its side files.
     Path(usize, Reason),
     /// A NAR or a log, with its side files.
     Shared(usize, Reason),
-    /// An object that belongs to no path here.
+    /// An object that belongs to no path in the cache.
     Unowned(usize, Reason),
 }
 
@@ -72,16 +72,16 @@ pub enum Removal {
 pub struct Plan {
     /// The removals.
     pub removals: Vec<Removal>,
-    /// Bytes in all objects.
+    /// Bytes in all objects before the removals.
     pub size_before: u64,
-    /// The bytes of the kept objects.
+    /// Bytes in all objects after the removals.
     pub size_after: u64,
-    /// The limit.
+    /// The size limit in bytes, if any.
     pub max_size: Option<u64>,
 }
 
 impl Plan {
-    /// By how many bytes the cache would still be above its limit.
+    /// Returns the number of bytes by which the cache would still exceed its limit.
     pub fn over_limit(&self) -> u64 {
         self.max_size.map_or(0, |limit| self.size_after.saturating_sub(limit))
     }
@@ -89,26 +89,26 @@ impl Plan {
 
 /// The reason for keeping a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kept {
-    /// A pin holds this path, which is or needs the other.
+pub enum KeepReason {
+    /// The path or one of its referrers is pinned.
     Pinned {
-        /// The pin's place.
+        /// The index of the pin.
         pin: usize,
-        /// The pinned path's place.
+        /// The index of the pinned path: the path itself, or a referrer.
         by: usize,
     },
-    /// It was used within the time of grace: this path, which is or needs the other.
+    /// The path or one of its referrers was used within the grace period.
     Recent {
-        /// The place of the path that was used.
+        /// The index of the used path: the path itself, or a referrer.
         by: usize,
-        /// When.
+        /// The time of the use.
         used: SystemTime,
     },
-    /// No limit is exceeded. The last use was that of this path.
+    /// No limit requires the removal of the path.
     WithinLimits {
-        /// The place of the path that was used.
+        /// The index of the most recently used path: the path itself, or a referrer.
         by: usize,
-        /// When.
+        /// The time of the use.
         used: SystemTime,
     },
 }
@@ -117,46 +117,48 @@ pub enum Kept {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// The path is removed.
-    Goes(Reason),
+    Removed(Reason),
     /// The path is kept.
-    Stays(Kept),
+    Kept(KeepReason),
 }
 
-/// The results that depend only on the graph of references.
+/// The last use of each path, and the pin that keeps it, with all referrers taken into account.
+/// Plans with different limits share one analysis.
 #[derive(Debug)]
 pub struct Analysis<'a> {
     inventory: &'a Inventory,
-    /// For each path, the path through which it was used last: itself, or one that needs it.
+    /// For each path, the index of the most recently used path among itself and its referrers.
     used_by: Vec<u32>,
-    /// For each path, the pin that holds it and the path that the pin names.
+    /// For each path, the indices of the pin that keeps it and of the pinned path.
     pinned: Vec<Option<(u32, u32)>>,
 }
 
 /// A set of paths that can only be removed together, and its last use.
 struct Candidate {
     used: SystemTime,
-    /// What refers to something comes before it.
+    /// Orders candidates with the same last use: referrers come before their references.
     rank: Reverse<usize>,
-    what: Unit,
+    unit: RemovalUnit,
 }
 
-enum Unit {
-    /// Paths that refer to each other; nearly always one.
+enum RemovalUnit {
+    /// A group of paths that refer to each other, nearly always a single path.
     Paths(Vec<u32>),
     Unowned(usize),
 }
 
 impl<'a> Analysis<'a> {
-    /// Follows the references from the most recently used paths and from the pins.
+    /// Analyses an inventory, by following the references from the most recently used paths and
+    /// from the pins.
     pub fn new(inventory: &'a Inventory, pins: &[Pin]) -> Self {
         let count = inventory.paths.len();
-        let place = |index: usize| u32::try_from(index).expect("fewer paths than u32 has numbers");
-        let mut latest_first: Vec<u32> = (0..place(count)).collect();
-        latest_first.sort_by_key(|&path| Reverse(inventory.used(path as usize)));
+        let to_u32 = |index: usize| u32::try_from(index).expect("fewer paths than u32 has numbers");
+        let mut latest_first: Vec<u32> = (0..to_u32(count)).collect();
+        latest_first.sort_by_key(|&path| Reverse(inventory.last_use(path as usize)));
         let mut used_by = vec![u32::MAX; count];
         for &path in &latest_first {
-            // The first to reach a path is the one that was used last.
-            reach(inventory, path, |at| {
+            // The first path that reaches another one is its most recently used referrer.
+            visit_reachable(inventory, path, |at| {
                 let first = used_by[at] == u32::MAX;
                 if first {
                     used_by[at] = path;
@@ -167,10 +169,10 @@ impl<'a> Analysis<'a> {
         let mut pinned = vec![None; count];
         for (number, pin) in pins.iter().enumerate() {
             for root in pin.paths.iter().filter_map(|path| inventory.find(path.hash())) {
-                reach(inventory, place(root), |at| {
+                visit_reachable(inventory, to_u32(root), |at| {
                     let first = pinned[at].is_none();
                     if first {
-                        pinned[at] = Some((place(number), place(root)));
+                        pinned[at] = Some((to_u32(number), to_u32(root)));
                     }
                     first
                 });
@@ -179,22 +181,23 @@ impl<'a> Analysis<'a> {
         Self { inventory, used_by, pinned }
     }
 
-    /// When a path, or something that needs it, was used last.
+    /// Returns the effective last use of a path.
     pub fn effective_use(&self, path: usize) -> SystemTime {
-        self.inventory.used(self.last_user(path))
+        self.inventory.last_use(self.last_user(path))
     }
 
-    /// The path through which a path was used last: itself, or one that needs it.
+    /// Returns the most recently used path among a path and its direct and indirect referrers.
     pub fn last_user(&self, path: usize) -> usize {
         self.used_by[path] as usize
     }
 
-    /// The pin that keeps a path, and the path that it names, which is or needs the other.
+    /// Returns the indices of the pin that keeps a path and of the pinned path: the path itself, or
+    /// a referrer.
     pub fn pinned_by(&self, path: usize) -> Option<(usize, usize)> {
         self.pinned[path].map(|(pin, by)| (pin as usize, by as usize))
     }
 
-    /// What the graph was made from.
+    /// The inventory that was analysed.
     pub fn inventory(&self) -> &'a Inventory {
         self.inventory
     }
@@ -203,7 +206,7 @@ impl<'a> Analysis<'a> {
         self.pinned[path].is_some() || is_after(self.effective_use(path), safe_from)
     }
 
-    /// What the limits ask to go at `now`.
+    /// Plans a collection with these limits at `now`.
     pub fn plan(&self, limits: &Limits, now: SystemTime) -> Plan {
         let safe_from = now.checked_sub(limits.grace);
         let too_old = limits.max_age.and_then(|age| now.checked_sub(age));
@@ -225,8 +228,9 @@ impl<'a> Analysis<'a> {
         }
 
         let by_age = |used: SystemTime| too_old.is_some_and(|limit| used < limit);
-        let goal = |limit: u64| limit / 100 * DOWN_TO_PERCENT + limit % 100 * DOWN_TO_PERCENT / 100;
-        // Known when everything that is too old has gone.
+        let reduced =
+            |limit: u64| limit / 100 * TARGET_PERCENT + limit % 100 * TARGET_PERCENT / 100;
+        // Computed after the removals by age, which may be enough.
         let mut target = None;
         for candidate in self.candidates(safe_from) {
             let reason = if by_age(candidate.used) {
@@ -235,18 +239,19 @@ impl<'a> Analysis<'a> {
                 let Some(limit) = limits.max_size else {
                     break;
                 };
-                let target = *target.get_or_insert(if size > limit { goal(limit) } else { size });
+                let target =
+                    *target.get_or_insert(if size > limit { reduced(limit) } else { size });
                 if size <= target {
                     break;
                 }
                 Reason::Size
             };
-            match candidate.what {
-                Unit::Unowned(index) => {
+            match candidate.unit {
+                RemovalUnit::Unowned(index) => {
                     size -= inventory.unowned[index].size;
                     removals.push(Removal::Unowned(index, reason));
                 }
-                Unit::Paths(paths) => {
+                RemovalUnit::Paths(paths) => {
                     for path in paths {
                         let path = path as usize;
                         size -= inventory.paths[path].size;
@@ -266,16 +271,17 @@ impl<'a> Analysis<'a> {
         Plan { removals, size_before, size_after: size, max_size: limits.max_size }
     }
 
-    /// What may go at all, the longest unused first, and what refers to something before it.
+    /// Returns the paths and objects that may be removed, least recently used first, referrers
+    /// before their references.
     fn candidates(&self, safe_from: Option<SystemTime>) -> Vec<Candidate> {
-        let groups = groups(self.inventory);
+        let groups = reference_groups(self.inventory);
         let paths = groups.into_iter().enumerate().filter_map(|(rank, group)| {
             let first = *group.first()? as usize;
-            // They need each other, so they are all protected or none is.
+            // Paths that refer to each other have the same effective use and pins.
             (!self.is_protected(first, safe_from)).then(|| Candidate {
                 used: self.effective_use(first),
                 rank: Reverse(rank),
-                what: Unit::Paths(group),
+                unit: RemovalUnit::Paths(group),
             })
         });
         let unowned = self.inventory.unowned.iter().enumerate();
@@ -283,15 +289,15 @@ impl<'a> Analysis<'a> {
         let unowned = unowned.map(|(index, object)| Candidate {
             used: object.used,
             rank: Reverse(0),
-            what: Unit::Unowned(index),
+            unit: RemovalUnit::Unowned(index),
         });
         let mut candidates: Vec<Candidate> = paths.chain(unowned).collect();
         candidates.sort_by_key(|candidate| (candidate.used, candidate.rank));
         candidates
     }
 
-    /// What `plan`, made with these limits at `now`, makes of a path, and why; none if it is not
-    /// here.
+    /// Returns the decision of `plan` about a path, with the reason, or `None` if the path is
+    /// absent. The plan must have been made with these limits at `now`.
     pub fn explain(
         &self,
         path: StorePathHash,
@@ -300,24 +306,26 @@ impl<'a> Analysis<'a> {
         now: SystemTime,
     ) -> Option<Verdict> {
         let path = self.inventory.find(path)?;
-        let goes = plan.removals.iter().find_map(|removal| match removal {
+        let removed = plan.removals.iter().find_map(|removal| match removal {
             Removal::Path(index, reason) if *index == path => Some(*reason),
             _ => None,
         });
-        if let Some(reason) = goes {
-            return Some(Verdict::Goes(reason));
+        if let Some(reason) = removed {
+            return Some(Verdict::Removed(reason));
         }
         let (by, used) = (self.used_by[path] as usize, self.effective_use(path));
         let kept = match self.pinned[path] {
-            Some((pin, by)) => Kept::Pinned { pin: pin as usize, by: by as usize },
-            None if is_after(used, now.checked_sub(limits.grace)) => Kept::Recent { by, used },
-            None => Kept::WithinLimits { by, used },
+            Some((pin, by)) => KeepReason::Pinned { pin: pin as usize, by: by as usize },
+            None if is_after(used, now.checked_sub(limits.grace)) => {
+                KeepReason::Recent { by, used }
+            }
+            None => KeepReason::WithinLimits { by, used },
         };
-        Some(Verdict::Stays(kept))
+        Some(Verdict::Kept(kept))
     }
 }
 
-/// Whether a use came after a time; before all time, everything did.
+/// Whether a use came after `time`. `None` is a time before the epoch.
 fn is_after(used: SystemTime, time: Option<SystemTime>) -> bool {
     time.is_none_or(|time| used > time)
 }
@@ -325,7 +333,7 @@ fn is_after(used: SystemTime, time: Option<SystemTime>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inventory::HeldPath;
+    use crate::inventory::StoredPath;
 
     const DAY: Duration = Duration::from_secs(86_400);
 
@@ -333,15 +341,15 @@ mod tests {
         SystemTime::UNIX_EPOCH + 1000 * DAY
     }
 
-    /// A path of so many bytes that was last used so many days ago.
-    fn path(number: u8, size: u64, days: u32, references: &[u32]) -> HeldPath {
+    /// A path of `size` bytes that was last used `days` days ago.
+    fn path(number: u8, size: u64, days: u32, references: &[u32]) -> StoredPath {
         let name = format!("{}-x", StorePathHash::new([number; 20]));
-        HeldPath {
+        StoredPath {
             store_path: name.parse().unwrap(),
             nar: None,
             log: None,
             references: references.into(),
-            sides: Vec::new(),
+            side_files: Vec::new(),
             size,
             nar_size: 1,
             mirrored: false,
@@ -350,66 +358,66 @@ mod tests {
         }
     }
 
-    /// The places of the paths that go.
-    fn gone(paths: Vec<HeldPath>, max_size: Option<u64>, max_age: Option<u32>) -> Vec<usize> {
+    /// The indices of the paths that are removed.
+    fn removed(paths: Vec<StoredPath>, max_size: Option<u64>, max_age: Option<u32>) -> Vec<usize> {
         let limits = Limits { max_size, max_age: max_age.map(|days| DAY * days), grace: DAY };
         let inventory = Inventory::new(paths, Vec::new(), Vec::new());
         let plan = Analysis::new(&inventory, &[]).plan(&limits, now());
         let paths = plan.removals.iter().map(|removal| match removal {
             Removal::Path(path, _) => *path,
-            _ => panic!("there is nothing else"),
+            _ => panic!("the inventory has only paths"),
         });
         paths.collect()
     }
 
     #[test]
-    fn at_the_limit_nothing_goes_and_above_it_as_much_as_makes_room() {
+    fn paths_are_removed_only_above_the_size_limit_and_down_to_90_percent() {
         let paths = || (0..10).map(|n| path(n, 100, 20 - u32::from(n), &[])).collect::<Vec<_>>();
-        assert!(gone(paths(), Some(1000), None).is_empty());
-        assert_eq!(gone(paths(), Some(999), None), [0, 1]);
-        assert_eq!(gone(paths(), Some(500), None), [0, 1, 2, 3, 4, 5]);
-        assert_eq!(gone(paths(), Some(0), None), (0..10).collect::<Vec<_>>());
+        assert!(removed(paths(), Some(1000), None).is_empty());
+        assert_eq!(removed(paths(), Some(999), None), [0, 1]);
+        assert_eq!(removed(paths(), Some(500), None), [0, 1, 2, 3, 4, 5]);
+        assert_eq!(removed(paths(), Some(0), None), (0..10).collect::<Vec<_>>());
         // Paths that are too old are removed first, which may be enough.
-        assert_eq!(gone(paths(), Some(999), Some(19)), [0]);
-        assert!(gone(paths(), None, None).is_empty());
-        assert!(gone(Vec::new(), Some(0), Some(1)).is_empty());
+        assert_eq!(removed(paths(), Some(999), Some(19)), [0]);
+        assert!(removed(paths(), None, None).is_empty());
+        assert!(removed(Vec::new(), Some(0), Some(1)).is_empty());
     }
 
     #[test]
-    fn the_largest_limit_is_no_trouble() {
+    fn the_largest_possible_limit_does_not_overflow() {
         let paths = vec![path(1, u64::MAX / 2, 9, &[]), path(2, u64::MAX / 2, 8, &[])];
-        assert!(gone(paths.clone(), Some(u64::MAX), None).is_empty());
-        assert_eq!(gone(paths, Some(u64::MAX - 2), None), [0]);
+        assert!(removed(paths.clone(), Some(u64::MAX), None).is_empty());
+        assert_eq!(removed(paths, Some(u64::MAX - 2), None), [0]);
     }
 
     #[test]
-    fn what_is_needed_is_as_young_as_what_needs_it_and_goes_after_it() {
+    fn a_reference_is_as_young_as_its_referrers_and_is_removed_after_them() {
         let paths = || vec![path(1, 1, 30, &[]), path(2, 1, 10, &[0]), path(3, 1, 20, &[])];
-        assert_eq!(gone(paths(), None, Some(15)), [2]);
-        assert_eq!(gone(paths(), None, Some(9)), [2, 1, 0]);
-        assert_eq!(gone(paths(), Some(2), None), [2, 1]);
+        assert_eq!(removed(paths(), None, Some(15)), [2]);
+        assert_eq!(removed(paths(), None, Some(9)), [2, 1, 0]);
+        assert_eq!(removed(paths(), Some(2), None), [2, 1]);
     }
 
     #[test]
-    fn paths_that_need_each_other_go_together_or_not_at_all() {
+    fn paths_that_refer_to_each_other_are_removed_together_or_not_at_all() {
         let paths = vec![path(1, 1, 30, &[1]), path(2, 1, 20, &[0]), path(3, 1, 25, &[])];
-        assert_eq!(gone(paths.clone(), None, Some(22)), [2]);
-        let mut both = gone(paths.clone(), Some(2), None);
+        assert_eq!(removed(paths.clone(), None, Some(22)), [2]);
+        let mut both = removed(paths.clone(), Some(2), None);
         assert_eq!(both.remove(0), 2);
         both.sort_unstable();
         assert_eq!(both, [0, 1]);
-        let mut all = gone(paths, None, Some(2));
+        let mut all = removed(paths, None, Some(2));
         all.sort_unstable();
         assert_eq!(all, [0, 1, 2]);
     }
 
     #[test]
-    fn a_clock_that_is_wrong_takes_nothing_away() {
+    fn a_wrong_clock_removes_nothing() {
         let paths = vec![path(1, 1, 30, &[])];
         let inventory = Inventory::new(paths, Vec::new(), Vec::new());
         let analysis = Analysis::new(&inventory, &[]);
         let limits = Limits { max_size: Some(0), max_age: Some(DAY), grace: DAY };
-        // Before everything that was used.
+        // A clock that is earlier than all uses.
         let early = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
         assert_eq!(analysis.plan(&limits, early).removals, []);
         let forever = Limits { max_size: None, max_age: Some(Duration::MAX), grace: DAY };

@@ -5,20 +5,21 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::collector::{CLIENTS_REMEMBER, CollectError, Collector, Report};
+use super::collector::{CollectError, Collector, GcReport, POSITIVE_LOOKUP_TTL};
 use super::plan::Limits;
 use crate::config::Retention;
 use crate::inventory::StoreSize;
 use crate::metrics::CollectionResult;
 
-/// The first collection comes so soon after the start, or a daemon that is restarted more often
-/// than it collects would never do it.
-const FIRST_AFTER: Duration = Duration::from_secs(60);
+/// The time between the start of the daemon and the first collection. It is shorter than the usual
+/// interval, so that a daemon that is restarted often collects garbage, too.
+const FIRST_COLLECTION_DELAY: Duration = Duration::from_secs(60);
 
 impl Collector {
-    /// Measures the cache at regular intervals until `stop`, and collects garbage if a limit is set.
+    /// Measures the cache at regular intervals until `stop`, and collects garbage if a limit is
+    /// set.
     pub async fn run(self, retention: Retention, stop: CancellationToken) {
-        // Taking the lock restores what a killed collection has left half-done.
+        // Taking the lock cleans up after a killed collection.
         if let Err(error) = self.lock().await {
             let error = &error as &dyn std::error::Error;
             warn!(error, "cannot clean up after an interrupted collection");
@@ -30,14 +31,14 @@ impl Collector {
             grace: self.cache.grace(),
         };
         let has_limits = limits.max_size.is_some() || limits.max_age.is_some();
-        if limits.max_age.is_some_and(|age| age < CLIENTS_REMEMBER) {
+        if limits.max_age.is_some_and(|age| age < POSITIVE_LOOKUP_TTL) {
             warn!(
                 "NIX_STORED_MAX_AGE is shorter than 30 days: Nix caches positive lookups for 30 \
                  days, and will neither re-upload nor rebuild a path removed before that"
             );
         }
         let metrics = self.cache.metrics();
-        let first = if has_limits { FIRST_AFTER } else { Duration::MAX };
+        let first = if has_limits { FIRST_COLLECTION_DELAY } else { Duration::MAX };
         let mut next = first.min(retention.gc_interval);
         loop {
             tokio::select! {
@@ -83,7 +84,7 @@ impl Collector {
     }
 }
 
-fn outcome_label(collected: &Result<Report, CollectError>) -> CollectionResult {
+fn outcome_label(collected: &Result<GcReport, CollectError>) -> CollectionResult {
     match collected {
         Ok(report) if report.stopped => CollectionResult::Stopped,
         Ok(_) => CollectionResult::Done,
@@ -93,8 +94,8 @@ fn outcome_label(collected: &Result<Report, CollectError>) -> CollectionResult {
     }
 }
 
-fn log(report: &Report) {
-    let Report { paths, shared, unowned, size_before, size_after, kept_in_use, .. } = *report;
+fn log(report: &GcReport) {
+    let GcReport { paths, shared, unowned, size_before, size_after, kept_in_use, .. } = *report;
     if paths + shared + unowned > 0 {
         info!(
             size_before,

@@ -21,10 +21,10 @@ use crate::nix::{
 use crate::store::{Content, Object, StoreError, background, foreign_key};
 use crate::unpack::{Allowance, InspectReader, object_reader};
 
-/// The objects that are examined together.
+/// An object, or a NAR with its narinfos, that is examined as a unit.
 #[derive(Debug, Clone)]
 pub(super) enum Subject {
-    /// A NAR and the narinfos that name it, so that it is read once.
+    /// A NAR and the narinfos that name it, so that the NAR is read only once.
     Nar(NarName, Vec<StorePathHash>),
     /// A narinfo that names no NAR, or cannot be read.
     NarInfo(StorePathHash),
@@ -35,48 +35,48 @@ pub(super) enum Subject {
 /// The findings about a subject.
 #[derive(Default)]
 pub(super) struct Findings {
-    /// The suspects, in the order in which they are to be quarantined.
+    /// The suspects, in the order of quarantining.
     pub suspects: Vec<Suspect>,
     pub notes: Vec<Note>,
 }
 
-/// A suspected damage.
+/// A suspected damage, which has to be confirmed by another examination.
 pub(super) struct Suspect {
     pub damage: Damage,
-    /// The entity tag of the examined object, or `None` if it could not be read, and so must be
-    /// kept.
+    /// The entity tag of the examined object, or `None` if the object could not be read. Such an
+    /// object is never quarantined.
     pub etag: Option<Bytes>,
 }
 
 /// The result of examining a NAR.
-enum Nar {
+enum NarVerdict {
     Absent,
     Unreadable,
     Damaged {
         expected: String,
         actual: String,
     },
-    /// The hash differs from the name. That is damage, unless a narinfo states this hash: other
-    /// programs name NARs differently.
+    /// The file hash differs from the name. That is damage, unless a narinfo states this hash:
+    /// other programs name NARs differently.
     Misnamed {
         file_hash: Sha256Hash,
         facts: NarFacts,
     },
-    Right(NarFacts),
+    Intact(NarFacts),
 }
 
 /// Examines objects of a cache.
 pub(super) struct Examiner<'a> {
     pub cache: &'a Cache,
-    /// Whether NARs are unpacked.
+    /// The depth of the examination: whether NARs are unpacked.
     pub depth: Verify,
     /// The number of bytes that have been read.
     pub bytes: &'a AtomicU64,
 }
 
 impl Examiner<'_> {
-    /// Examines `subject`. Must be called on a background thread, because it hashes and blocks on the
-    /// disk.
+    /// Examines `subject`. Must be called on a background thread, because it hashes and blocks on
+    /// the disk.
     pub(super) async fn examine(&self, subject: &Subject) -> Result<Findings, StoreError> {
         let mut findings = Findings::default();
         match subject {
@@ -85,34 +85,36 @@ impl Examiner<'_> {
             }
             Subject::Side(path) => self.examine_side_file(path, &mut findings).await?,
             Subject::Nar(name, narinfos) => {
-                let mut of_nar = Findings::default();
-                let nar = self.examine_nar(*name, &mut of_nar).await?;
-                let mut right_by_narinfo = false;
+                let mut nar_findings = Findings::default();
+                let nar = self.examine_nar(*name, &mut nar_findings).await?;
+                let mut is_intact_by_narinfo = false;
                 for hash in narinfos {
                     let nar = Some((*name, &nar));
-                    right_by_narinfo |= self.examine_narinfo(*hash, nar, &mut findings).await?;
+                    is_intact_by_narinfo |= self.examine_narinfo(*hash, nar, &mut findings).await?;
                 }
-                if let (true, Nar::Misnamed { file_hash, .. }) = (right_by_narinfo, &nar) {
-                    of_nar.suspects.clear();
+                if let (true, NarVerdict::Misnamed { file_hash, .. }) = (is_intact_by_narinfo, &nar)
+                {
+                    nar_findings.suspects.clear();
                     let text = format!(
                         "its file hash {file_hash} is the one in its narinfo, but its name is not \
                          the one that Nix gives it; nix-stored migrate copies it under that name"
                     );
-                    of_nar.note(NoteKind::Layout, &CachePath::Nar(*name), text);
+                    nar_findings.note(NoteKind::Layout, &CachePath::Nar(*name), text);
                 }
-                let of_path = findings.suspects.first();
-                let of_path = of_path.and_then(|suspect| suspect.damage.store_path.clone());
-                for mut suspect in of_nar.suspects {
-                    suspect.damage.store_path.clone_from(&of_path);
+                let first = findings.suspects.first();
+                let store_path = first.and_then(|suspect| suspect.damage.store_path.clone());
+                for mut suspect in nar_findings.suspects {
+                    suspect.damage.store_path.clone_from(&store_path);
                     findings.suspects.push(suspect);
                 }
-                findings.notes.extend(of_nar.notes);
+                findings.notes.extend(nar_findings.notes);
             }
         }
         Ok(findings)
     }
 
-    /// Opens an object. Returns `None` if it is absent, or if it cannot be read, which is reported.
+    /// Opens an object. Returns `None` if it is absent or cannot be read. An unreadable object is
+    /// added to the findings.
     async fn open(
         &self,
         path: &CachePath,
@@ -120,7 +122,7 @@ impl Examiner<'_> {
     ) -> Result<Option<Object>, StoreError> {
         match self.cache.store().get(path).await {
             Ok(object) => Ok(object),
-            // Not the object's fault.
+            // The store is overloaded. That says nothing about the object.
             Err(error @ StoreError::Busy { .. }) => Err(error),
             Err(error) => {
                 findings.unreadable(path, &error);
@@ -129,14 +131,18 @@ impl Examiner<'_> {
         }
     }
 
-    async fn examine_nar(&self, name: NarName, findings: &mut Findings) -> Result<Nar, StoreError> {
+    async fn examine_nar(
+        &self,
+        name: NarName,
+        findings: &mut Findings,
+    ) -> Result<NarVerdict, StoreError> {
         let path = CachePath::Nar(name);
         let mut allowance = Allowance::USUAL;
         let (metadata, inspected) = loop {
             let _permit = self.cache.decoders().at_rest(allowance).await;
             let Some(Object { metadata, content }) = self.open(&path, findings).await? else {
                 let absent = findings.suspects.is_empty();
-                return Ok(if absent { Nar::Absent } else { Nar::Unreadable });
+                return Ok(if absent { NarVerdict::Absent } else { NarVerdict::Unreadable });
             };
             let input = counted(content, metadata.size, self.bytes);
             match inspect(self.depth, name, input, metadata.size, allowance) {
@@ -145,8 +151,8 @@ impl Examiner<'_> {
                 }
                 Ok(inspected) => break (metadata, inspected),
                 Err(error) => {
-                    findings.unreadable(&path, &Reading(error));
-                    return Ok(Nar::Unreadable);
+                    findings.unreadable(&path, &ReadObjectError(error));
+                    return Ok(NarVerdict::Unreadable);
                 }
             }
         };
@@ -162,7 +168,7 @@ impl Examiner<'_> {
                 };
                 let damage = damage(kind, &path, &expected, &actual);
                 findings.suspects.push(Suspect { damage, etag: Some(metadata.etag) });
-                return Ok(Nar::Damaged { expected, actual });
+                return Ok(NarVerdict::Damaged { expected, actual });
             }
         };
         if let NarContents::NoDecoder(compression) = contents {
@@ -172,20 +178,20 @@ impl Examiner<'_> {
         }
         let facts = NarFacts { file_size, contents };
         if file_hash == name.file_hash {
-            return Ok(Nar::Right(facts));
+            return Ok(NarVerdict::Intact(facts));
         }
         let (expected, actual) = (name.file_hash.to_string(), file_hash.to_string());
         let damage = damage(DamageKind::Nar, &path, &expected, &actual);
         findings.suspects.push(Suspect { damage, etag: Some(metadata.etag) });
-        Ok(Nar::Misnamed { file_hash, facts })
+        Ok(NarVerdict::Misnamed { file_hash, facts })
     }
 
-    /// Examines a narinfo, with the NAR that it named when it was found. Returns whether that NAR is
-    /// what the narinfo states, under another name than Nix's.
+    /// Examines a narinfo. `nar` is the NAR that the narinfo named when the cache was listed.
+    /// Returns whether this NAR matches the narinfo, but has another name than Nix gives it.
     async fn examine_narinfo(
         &self,
         hash: StorePathHash,
-        nar: Option<(NarName, &Nar)>,
+        nar: Option<(NarName, &NarVerdict)>,
         findings: &mut Findings,
     ) -> Result<bool, StoreError> {
         let path = CachePath::NarInfo(hash);
@@ -194,30 +200,32 @@ impl Examiner<'_> {
         };
         let (size, etag) = (object.metadata.size, object.metadata.etag);
         if size > narinfo::MAX_SIZE {
-            let why = format!("it has {size} bytes; the limit is {}", narinfo::MAX_SIZE);
-            findings.unreadable(&path, &Reading(io::Error::other(why)));
+            let reason = format!("it has {size} bytes; the limit is {}", narinfo::MAX_SIZE);
+            findings.unreadable(&path, &ReadObjectError(io::Error::other(reason)));
             return Ok(false);
         }
         let mut text = Vec::new();
         if let Err(error) = object_reader(object.content, size).read_to_end(&mut text) {
-            findings.unreadable(&path, &Reading(error));
+            findings.unreadable(&path, &ReadObjectError(error));
             return Ok(false);
         }
         let mut store_path = None;
         let judged = match self.judge(hash, &text, nar, &mut store_path) {
-            Ok(Judged::NarElsewhere(info)) => self.judge_nar_elsewhere(&info, findings).await?,
+            Ok(NarInfoVerdict::NarElsewhere(info)) => {
+                self.judge_by_nar_elsewhere(&info, findings).await?
+            }
             judged => judged,
         };
         let damage = match judged {
-            Ok(Judged::NarElsewhere(_)) => return Ok(false),
-            Ok(Judged::Right) => return Ok(false),
-            Ok(Judged::RightByAnotherName) => return Ok(true),
-            Ok(Judged::Noted(kind, text)) => {
+            Ok(NarInfoVerdict::NarElsewhere(_)) => return Ok(false),
+            Ok(NarInfoVerdict::Intact) => return Ok(false),
+            Ok(NarInfoVerdict::IntactMisnamed) => return Ok(true),
+            Ok(NarInfoVerdict::Noted(kind, text)) => {
                 findings.note(kind, &path, text);
                 return Ok(false);
             }
-            Err(Fault::OfNarInfo(error)) => Damage::of_narinfo(path, store_path, *error),
-            Err(Fault::OfNar { expected, actual }) => {
+            Err(NarInfoFault::OfNarInfo(error)) => Damage::of_narinfo(path, store_path, *error),
+            Err(NarInfoFault::OfNar { expected, actual }) => {
                 Damage { store_path, ..damage(DamageKind::NarDamaged, &path, &expected, &actual) }
             }
         };
@@ -225,14 +233,14 @@ impl Examiner<'_> {
         Ok(false)
     }
 
-    /// Whether a narinfo is true. Where it could be parsed, `store_path` becomes its own.
+    /// Compares a narinfo with its NAR. Sets `store_path` if the narinfo can be parsed.
     fn judge(
         &self,
         hash: StorePathHash,
         text: &[u8],
-        nar: Option<(NarName, &Nar)>,
+        nar: Option<(NarName, &NarVerdict)>,
         store_path: &mut Option<String>,
-    ) -> Result<Judged, Fault> {
+    ) -> Result<NarInfoVerdict, NarInfoFault> {
         let info = match NarInfo::parse(text, &self.cache.info().store_dir) {
             Ok(info) => info,
             Err(error) => return judge_leniently(hash, text, nar, error),
@@ -244,34 +252,34 @@ impl Examiner<'_> {
         }
         self.cache.signatures().check_stored(&info)?;
         let Some(name) = info.fetched_nar() else {
-            return Ok(Judged::NarElsewhere(Box::new(info)));
+            return Ok(NarInfoVerdict::NarElsewhere(Box::new(info)));
         };
         match nar {
             Some((examined, nar)) if examined == name => match nar {
-                Nar::Absent => return Err(PutError::NarMissing(info.url).into()),
-                // The NAR itself is reported.
-                Nar::Unreadable => {}
-                Nar::Damaged { expected, actual } => {
-                    return Err(Fault::OfNar {
+                NarVerdict::Absent => return Err(PutError::NarMissing(info.url).into()),
+                // Examining the NAR has reported it.
+                NarVerdict::Unreadable => {}
+                NarVerdict::Damaged { expected, actual } => {
+                    return Err(NarInfoFault::OfNar {
                         expected: expected.clone(),
                         actual: actual.clone(),
                     });
                 }
-                Nar::Misnamed { file_hash, facts } => {
+                NarVerdict::Misnamed { file_hash, facts } => {
                     let actual_name = NarName { file_hash: *file_hash, ..name };
                     let stated = info.file_hash.unwrap_or(*file_hash);
                     if stated != *file_hash {
-                        return Err(Fault::OfNar {
+                        return Err(NarInfoFault::OfNar {
                             expected: name.file_hash.to_string(),
                             actual: file_hash.to_string(),
                         });
                     }
                     check_against_nar(&info, actual_name, *facts)?;
-                    return Ok(Judged::RightByAnotherName);
+                    return Ok(NarInfoVerdict::IntactMisnamed);
                 }
-                Nar::Right(facts) => check_against_nar(&info, name, *facts)?,
+                NarVerdict::Intact(facts) => check_against_nar(&info, name, *facts)?,
             },
-            // It has been replaced since it was found, by one that was checked then.
+            // The narinfo was replaced since the cache was listed. Its upload was verified.
             _ => {}
         }
         if self.cache.signatures().is_mirrored_without_keys(&info)
@@ -279,22 +287,22 @@ impl Examiner<'_> {
         {
             let text = "mirrored from an upstream without trusted-public-keys, so its signatures \
                         were not verified";
-            return Ok(Judged::Noted(NoteKind::Unsigned, text.to_owned()));
+            return Ok(NarInfoVerdict::Noted(NoteKind::Unsigned, text.to_owned()));
         }
-        Ok(Judged::Right)
+        Ok(NarInfoVerdict::Intact)
     }
 
-    /// Judges a narinfo by a NAR that has a name which is not served here.
-    async fn judge_nar_elsewhere(
+    /// Compares a narinfo with its NAR, whose name is not served.
+    async fn judge_by_nar_elsewhere(
         &self,
         info: &NarInfo,
         findings: &mut Findings,
-    ) -> Result<Result<Judged, Fault>, StoreError> {
-        let elsewhere = || Err(PutError::NarElsewhere(info.url.clone()).into());
+    ) -> Result<Result<NarInfoVerdict, NarInfoFault>, StoreError> {
+        let nar_elsewhere = || Err(PutError::NarElsewhere(info.url.clone()).into());
         let (Some(key), Ok(compression)) =
             (foreign_key(&info.url), info.compression.parse::<Compression>())
         else {
-            return Ok(elsewhere());
+            return Ok(nar_elsewhere());
         };
         let extension = compression.extension();
         let stated = NarName { file_hash: info.file_hash.unwrap_or(info.nar_hash), extension };
@@ -303,7 +311,7 @@ impl Examiner<'_> {
             let _permit = self.cache.decoders().at_rest(allowance).await;
             let Some(Object { metadata, content }) = self.cache.store().get_foreign(&key).await?
             else {
-                return Ok(elsewhere());
+                return Ok(nar_elsewhere());
             };
             let input = counted(content, metadata.size, self.bytes);
             match inspect(self.depth, stated, input, metadata.size, allowance) {
@@ -313,21 +321,21 @@ impl Examiner<'_> {
                 Ok(inspected) => break (metadata.size, inspected),
                 Err(error) => {
                     let path = CachePath::NarInfo(info.store_path.hash());
-                    findings.unreadable(&path, &Reading(error));
-                    return Ok(Ok(Judged::Right));
+                    findings.unreadable(&path, &ReadObjectError(error));
+                    return Ok(Ok(NarInfoVerdict::Intact));
                 }
             }
         };
         let file_hash = inspected.file_hash;
         if let Some(expected) = info.file_hash.filter(|stated| *stated != file_hash) {
             let (expected, actual) = (expected.to_string(), file_hash.to_string());
-            return Ok(Err(Fault::OfNar { expected, actual }));
+            return Ok(Err(NarInfoFault::OfNar { expected, actual }));
         }
         let contents = match NarContents::of(inspected.unpacked) {
             Ok(contents) => contents,
             Err(error) => {
                 let (expected, actual) = ("a NAR".to_owned(), with_causes(&error));
-                return Ok(Err(Fault::OfNar { expected, actual }));
+                return Ok(Err(NarInfoFault::OfNar { expected, actual }));
             }
         };
         let facts = NarFacts { file_size, contents };
@@ -338,7 +346,7 @@ impl Examiner<'_> {
             "its NAR is at {key}, a name that is not served, so requests for the path get 404; \
              nix-stored migrate copies the NAR under the name that Nix gives it"
         );
-        Ok(Ok(Judged::Noted(NoteKind::Layout, text)))
+        Ok(Ok(NarInfoVerdict::Noted(NoteKind::Layout, text)))
     }
 
     async fn examine_side_file(
@@ -350,7 +358,7 @@ impl Examiner<'_> {
             return Ok(());
         };
         if let CachePath::Log(_) = path {
-            // Any text is a log.
+            // A log can contain any bytes.
             return Ok(());
         }
         if let CachePath::DebugInfo(_) = path
@@ -367,7 +375,9 @@ impl Examiner<'_> {
         ));
         match json {
             Ok(IgnoredAny) => {}
-            Err(error) if error.is_io() => findings.unreadable(path, &Reading(error.into())),
+            Err(error) if error.is_io() => {
+                findings.unreadable(path, &ReadObjectError(error.into()));
+            }
             Err(error) => {
                 let damage = damage(DamageKind::Json, path, "JSON", &error.to_string());
                 findings.suspects.push(Suspect { damage, etag: Some(etag) });
@@ -388,14 +398,14 @@ fn damage(kind: DamageKind, object: &CachePath, expected: &str, actual: &str) ->
     }
 }
 
-/// Judges a narinfo that does not parse. Where its fault is one that some version of Nix does not see,
-/// and it names its own path and a NAR that is here, it is not damage.
+/// Judges a narinfo that does not parse. It is damage, unless some version of Nix may accept it,
+/// and it names its own path and a NAR in the cache.
 fn judge_leniently(
     hash: StorePathHash,
     text: &[u8],
-    nar: Option<(NarName, &Nar)>,
+    nar: Option<(NarName, &NarVerdict)>,
     error: ParseNarInfoError,
-) -> Result<Judged, Fault> {
+) -> Result<NarInfoVerdict, NarInfoFault> {
     let named = LenientNarInfo::read(text);
     use ParseNarInfoError as E;
     let may_be_accepted = match &error {
@@ -403,14 +413,16 @@ fn judge_leniently(
         E::Unfinished | E::Missing(_) | E::Empty(_) | E::Size { .. } | E::StorePath { .. } => false,
     };
     let names_itself = named.store_path.is_some_and(|path| path.hash() == hash);
-    let nar_is_here = match nar {
-        Some((_, Nar::Right(_) | Nar::Misnamed { .. } | Nar::Unreadable)) => true,
-        Some((_, Nar::Absent | Nar::Damaged { .. })) | None => false,
+    let has_nar = match nar {
+        Some((_, NarVerdict::Intact(_) | NarVerdict::Misnamed { .. } | NarVerdict::Unreadable)) => {
+            true
+        }
+        Some((_, NarVerdict::Absent | NarVerdict::Damaged { .. })) | None => false,
     };
-    if !may_be_accepted || !names_itself || !nar_is_here {
+    if !may_be_accepted || !names_itself || !has_nar {
         return Err(PutError::from(error).into());
     }
-    Ok(Judged::Noted(
+    Ok(NarInfoVerdict::Noted(
         NoteKind::Unparsed,
         format!(
             "{error}; some versions of Nix may accept it, so it is served and kept, but was not \
@@ -419,24 +431,24 @@ fn judge_leniently(
     ))
 }
 
-/// The result for an intact narinfo.
-enum Judged {
-    Right,
-    /// Its NAR is what it states, and has another name than Nix gives it.
-    RightByAnotherName,
-    /// Its NAR has a name that is not served here.
+/// The result for a narinfo that is not damaged.
+enum NarInfoVerdict {
+    Intact,
+    /// The NAR matches the narinfo, but has another name than Nix gives it.
+    IntactMisnamed,
+    /// The NAR has a name that is not served. It has still to be compared.
     NarElsewhere(Box<NarInfo>),
-    /// It is used, and there is something to know about it.
+    /// The narinfo is served, but the user should know the text.
     Noted(NoteKind, String),
 }
 
-/// The fault of a narinfo: its own or that of its NAR.
-enum Fault {
+/// A fault of a narinfo or of its NAR.
+enum NarInfoFault {
     OfNarInfo(Box<PutError>),
     OfNar { expected: String, actual: String },
 }
 
-impl From<PutError> for Fault {
+impl From<PutError> for NarInfoFault {
     fn from(error: PutError) -> Self {
         Self::OfNarInfo(Box::new(error))
     }
@@ -453,10 +465,10 @@ impl Findings {
     }
 }
 
-/// An object that can be opened, but not read.
+/// A failure to read an object after opening it.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read the object")]
-struct Reading(#[source] io::Error);
+struct ReadObjectError(#[source] io::Error);
 
 /// Creates a reader that adds the number of read bytes to `bytes`.
 fn counted(content: Content, size: u64, bytes: &AtomicU64) -> impl BufRead + use<'_> {

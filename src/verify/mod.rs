@@ -10,5 +10,5 @@ mod report;
 mod survey;
 mod verifier;
 
-pub use report::{Checked, Damage, DamageKind, Note, NoteKind, Report};
-pub use verifier::{Options, Verifier, VerifyError};
+pub use report::{CheckedCounts, Damage, DamageKind, Note, NoteKind, VerifyReport};
+pub use verifier::{Verifier, VerifyError, VerifyOptions};

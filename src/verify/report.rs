@@ -10,9 +10,9 @@ use crate::store::StoreError;
 
 /// The result of a verification.
 #[derive(Debug, Default, Serialize)]
-pub struct Report {
+pub struct VerifyReport {
     /// The numbers of verified objects.
-    pub checked: Checked,
+    pub checked: CheckedCounts,
     /// The damaged objects.
     pub damage: Vec<Damage>,
     /// The findings that are not damage.
@@ -24,14 +24,14 @@ pub struct Report {
 
 /// The numbers of verified objects.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Checked {
-    /// Narinfos, each of one store path.
+pub struct CheckedCounts {
+    /// The number of store paths, which is that of narinfos.
     pub paths: usize,
-    /// NARs.
+    /// The number of NARs.
     pub nars: usize,
-    /// Listings, logs, realisations, build traces and links to debug symbols.
+    /// The number of listings, logs, realisations, build traces and links to debug symbols.
     pub side_files: usize,
-    /// Bytes in NARs and side files that were read.
+    /// Bytes read from NARs and side files.
     pub bytes: u64,
 }
 
@@ -43,9 +43,9 @@ pub struct Damage {
     /// The object.
     #[serde(serialize_with = "as_text")]
     pub object: CachePath,
-    /// The store path that it belongs to, or the first of several, where that is known.
+    /// The store path that the object belongs to, or the first of several, if it is known.
     pub store_path: Option<String>,
-    /// What would be right.
+    /// The expected value.
     pub expected: String,
     /// The actual value.
     pub actual: String,
@@ -53,7 +53,7 @@ pub struct Damage {
     pub repaired: bool,
 }
 
-/// The kind of a damage.
+/// The kind of damage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DamageKind {
@@ -63,34 +63,34 @@ pub enum DamageKind {
     Name,
     /// A narinfo without a signature by a trusted key.
     Signature,
-    /// A narinfo whose NAR is not in this cache by Nix's naming.
+    /// A narinfo whose URL is not a name that Nix gives to NARs of this cache.
     Url,
-    /// A narinfo whose NAR is not here.
+    /// A narinfo whose NAR is missing.
     NarMissing,
-    /// A narinfo whose NAR is here and is damaged.
+    /// A narinfo whose NAR is damaged.
     NarDamaged,
-    /// A narinfo that states something that is not true of its NAR.
+    /// A narinfo with a field that does not match its NAR.
     Field,
-    /// A NAR that does not match its name.
+    /// A NAR file whose hash does not match its name.
     Nar,
-    /// A NAR that does not unpack to one.
+    /// A NAR file that does not unpack to a NAR.
     Unpack,
     /// A side file that is not JSON.
     Json,
-    /// A directory, or something else that is no file.
+    /// A directory or a special file.
     NoFile,
-    /// An object that cannot be read, and may be intact.
+    /// An object that cannot be read. It may be intact.
     Unreadable,
 }
 
 /// A note: a finding that is not damage.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Note {
-    /// What it is about.
+    /// The kind of the note.
     pub kind: NoteKind,
     /// The object or file.
     pub object: String,
-    /// What there is to know.
+    /// The text of the note.
     pub text: String,
 }
 
@@ -98,29 +98,29 @@ pub struct Note {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum NoteKind {
-    /// A store path that is not here is referred to: a cache may hold less than a closure.
+    /// An absent store path that other paths refer to. A cache need not hold complete closures.
     Reference,
     /// A file that is not an object of the cache.
     Foreign,
-    /// A NAR without a decoder for it: its contents were not compared.
+    /// A NAR without a decoder. Only its file hash was verified.
     NoDecoder,
-    /// A narinfo or NAR that is right, and is not named as Nix names it.
+    /// An intact narinfo or NAR, where the NAR has another name than Nix gives it.
     Layout,
-    /// A narinfo that does not parse, and that some version of Nix may accept.
+    /// A narinfo that does not parse, but that some version of Nix may accept.
     Unparsed,
-    /// A mirrored narinfo whose signatures could not be checked, for want of the upstream's keys.
+    /// A mirrored narinfo with unverified signatures, because the upstream has no trusted keys.
     Unsigned,
-    /// A link to debug symbols whose NAR is not here; it is not served.
+    /// A link to debug symbols whose NAR is missing. It is not served.
     DebugInfo,
 }
 
 impl Damage {
-    /// Whether it is known to be damage, and is not only something that could not be read.
+    /// Whether the object is known to be damaged. An unreadable object may be intact.
     pub fn is_known(&self) -> bool {
         self.kind != DamageKind::Unreadable
     }
 
-    /// Converts the refusal of a narinfo into damage.
+    /// Converts the error of checking a narinfo into damage.
     pub(crate) fn of_narinfo(
         object: CachePath,
         store_path: Option<String>,
@@ -144,7 +144,7 @@ impl Damage {
         Self { kind, object, store_path, expected, actual, repaired: false }
     }
 
-    /// Something that has the name of an object and is no file.
+    /// Creates the damage of a directory or special file with the name of an object.
     pub(super) fn no_file(object: CachePath) -> Self {
         Self {
             kind: DamageKind::NoFile,
@@ -156,9 +156,10 @@ impl Damage {
         }
     }
 
-    /// An object that cannot be read.
+    /// Creates the damage of an object that cannot be read.
     pub(crate) fn unreadable(object: CachePath, error: &dyn std::error::Error) -> Self {
-        // The outermost error names the operation and the object, which the report names anyway.
+        // The outermost error only names the operation and the object, which the report has
+        // already.
         let cause = error.source().map_or_else(|| error.to_string(), ToString::to_string);
         Self {
             kind: DamageKind::Unreadable,

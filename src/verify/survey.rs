@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 
 use super::examine::Subject;
-use super::report::{Checked, Damage, Note, NoteKind};
+use super::report::{CheckedCounts, Damage, Note, NoteKind};
 use crate::cache::Cache;
 use crate::nix::cache_path::NarName;
 use crate::nix::narinfo::ParseNarInfoError;
@@ -14,49 +14,49 @@ use crate::nix::store_path::ParseStorePathError;
 use crate::nix::{CachePath, LenientNarInfo, NarInfo, StoreDir, StorePath, StorePathHash};
 use crate::store::{Listed, ListedObject, StoreError};
 
-/// The objects that have to be examined.
+/// The objects of a cache that have to be examined.
 #[derive(Default)]
 pub(super) struct Survey {
-    pub checked: Checked,
+    pub checked: CheckedCounts,
     /// NARs that are stored or named by a narinfo, with their narinfos.
     nars: BTreeMap<NarName, Vec<StorePathHash>>,
-    /// Everything else.
+    /// All other objects.
     others: Vec<Subject>,
-    /// How many bytes there are to be read.
+    /// The number of bytes that the examination will read.
     pub bytes: u64,
     narinfos: HashSet<StorePathHash>,
-    /// Store paths that are referred to: how often, and by which path first.
+    /// The referenced store paths, each with the number of its referrers and the first of them.
     references: HashMap<StorePath, (usize, StorePathHash)>,
-    /// Narinfos that are listed and cannot be read.
+    /// Narinfos that were listed, but cannot be read.
     unreadable: Vec<Damage>,
     notes: Vec<Note>,
     /// Names of objects that are not files.
-    obstacles: Vec<(CachePath, Bytes)>,
-    /// How many narinfos could be parsed.
+    non_files: Vec<(CachePath, Bytes)>,
+    /// The number of narinfos that parse.
     parsed: usize,
-    /// A path in another store dir.
-    elsewhere: Option<ParseStorePathError>,
+    /// The first error about a path in another store directory.
+    other_store_dir: Option<ParseStorePathError>,
 }
 
 impl Survey {
-    /// Lists all objects of a cache. `on_progress` gets the number of objects so far.
+    /// Lists all objects of a cache. `on_progress` receives the number of objects so far.
     pub(super) async fn of(
         cache: &Cache,
         mut on_progress: impl FnMut(u64),
     ) -> Result<Self, StoreError> {
         let mut survey = Self::default();
-        let mut everything = cache.store().list(|path| matches!(path, CachePath::NarInfo(_)));
+        let mut objects = cache.store().list(|path| matches!(path, CachePath::NarInfo(_)));
         let mut count = 0;
-        while let Some(listed) = everything.next().await {
+        while let Some(listed) = objects.next().await {
             match listed? {
                 Listed::Object(object) => {
                     survey.count(&object.path);
-                    survey.found(object, &cache.info().store_dir);
+                    survey.add_object(object, &cache.info().store_dir);
                 }
                 Listed::Unreadable(path, error) => {
                     survey.count(&path);
                     match path {
-                        // Its NAR is not known, so there is nothing to examine.
+                        // The name of its NAR is unknown, so there is nothing to examine.
                         CachePath::NarInfo(_) => {
                             survey.unreadable.push(Damage::unreadable(path, &error));
                         }
@@ -65,7 +65,7 @@ impl Survey {
                 }
                 Listed::NoFile(path, etag) => {
                     survey.count(&path);
-                    survey.obstacles.push((path, etag));
+                    survey.non_files.push((path, etag));
                 }
                 Listed::Foreign(name) => survey.notes.push(Note {
                     kind: NoteKind::Foreign,
@@ -79,7 +79,7 @@ impl Survey {
         Ok(survey)
     }
 
-    fn found(&mut self, object: ListedObject, store_dir: &StoreDir) {
+    fn add_object(&mut self, object: ListedObject, store_dir: &StoreDir) {
         let ListedObject { path, metadata, content } = object;
         let CachePath::NarInfo(hash) = path else {
             if !matches!(path, CachePath::Log(_)) {
@@ -96,9 +96,9 @@ impl Survey {
                 if let ParseNarInfoError::StorePath { field: "StorePath", source } = error
                     && matches!(source, ParseStorePathError::StoreDir { .. })
                 {
-                    self.elsewhere.get_or_insert(source);
+                    self.other_store_dir.get_or_insert(source);
                 }
-                self.unparsed(hash, &content);
+                self.add_unparsed_narinfo(hash, &content);
                 return;
             }
         };
@@ -116,15 +116,15 @@ impl Survey {
         std::mem::take(&mut self.unreadable)
     }
 
-    /// Why this seems to be a cache for another store dir, if it does: then it is not the narinfos
-    /// that are wrong.
+    /// Returns an error if all narinfos seem to be for another store directory: then the
+    /// configuration is wrong, and not the narinfos.
     pub(super) fn take_other_store_dir(&mut self) -> Option<ParseStorePathError> {
-        self.elsewhere.take().filter(|_| self.parsed == 0)
+        self.other_store_dir.take().filter(|_| self.parsed == 0)
     }
 
-    /// Names of objects that are not files, with their entity tags.
-    pub(super) fn take_obstacles(&mut self) -> Vec<(CachePath, Bytes)> {
-        std::mem::take(&mut self.obstacles)
+    /// Returns the names of objects that are not files, with their entity tags.
+    pub(super) fn take_non_files(&mut self) -> Vec<(CachePath, Bytes)> {
+        std::mem::take(&mut self.non_files)
     }
 
     fn count(&mut self, path: &CachePath) {
@@ -135,8 +135,8 @@ impl Survey {
         }
     }
 
-    /// A narinfo that does not parse. It is examined with the NAR that it names, if any.
-    fn unparsed(&mut self, hash: StorePathHash, text: &[u8]) {
+    /// Adds a narinfo that does not parse. It is examined with the NAR that it names, if any.
+    fn add_unparsed_narinfo(&mut self, hash: StorePathHash, text: &[u8]) {
         let named = LenientNarInfo::read(text);
         match named.nars.last() {
             Some(name) => self.nars.entry(*name).or_default().push(hash),
@@ -157,8 +157,8 @@ impl Survey {
         }
     }
 
-    /// The narinfos that name a NAR.
-    pub(super) fn that_name(&mut self, name: &NarName) -> Vec<StorePathHash> {
+    /// Removes and returns the narinfos that name a NAR.
+    pub(super) fn take_narinfos_naming(&mut self, name: &NarName) -> Vec<StorePathHash> {
         self.nars.remove(name).unwrap_or_default()
     }
 

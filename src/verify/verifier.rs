@@ -1,3 +1,5 @@
+//! A verification of a whole cache, on threads of the lowest priority.
+
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
@@ -8,7 +10,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use super::examine::{Examiner, Findings, Subject};
-use super::report::{Damage, Note, Report};
+use super::report::{Damage, Note, VerifyReport};
 use super::survey::Survey;
 use crate::cache::{Actor, Cache};
 use crate::config::Verify;
@@ -19,19 +21,19 @@ use crate::nix::store_path::ParseStorePathError;
 use crate::retention::Collector;
 use crate::store::{StoreError, background};
 
-/// The number of threads that read and hash. More would delay other work.
-const EXAMINERS: usize = 2;
+/// The number of threads that read and hash. More threads would delay uploads and downloads.
+const EXAMINER_THREADS: usize = 2;
 
 /// The interval of progress reports.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The maximum number of examinations of a subject that keeps changing.
-const ATTEMPTS: usize = 5;
+const MAX_EXAMINATIONS: usize = 5;
 
 /// The options of a verification.
 #[derive(Debug, Clone, Copy)]
-pub struct Options {
-    /// Whether NARs are unpacked.
+pub struct VerifyOptions {
+    /// The depth of the verification: whether NARs are unpacked.
     pub depth: Verify,
     /// Whether damaged objects are quarantined.
     pub repair: bool,
@@ -65,12 +67,12 @@ pub struct Verifier {
     cache: Arc<Cache>,
     /// The actor in the audit log.
     actor: Actor,
-    options: Options,
+    options: VerifyOptions,
 }
 
 impl Verifier {
     /// Creates a verifier of a cache. The audit log names `actor`.
-    pub fn new(cache: Arc<Cache>, actor: Actor, options: Options) -> Self {
+    pub fn new(cache: Arc<Cache>, actor: Actor, options: VerifyOptions) -> Self {
         Self { cache, actor, options }
     }
 
@@ -78,7 +80,7 @@ impl Verifier {
     pub async fn verify(
         &self,
         mut on_progress: impl FnMut(Progress),
-    ) -> Result<Report, VerifyError> {
+    ) -> Result<VerifyReport, VerifyError> {
         let collector = Collector::new(Arc::clone(&self.cache), self.actor.clone());
         let _lock = match self.options.repair {
             true => Some(collector.lock().await?.ok_or(VerifyError::Busy)?),
@@ -89,29 +91,29 @@ impl Verifier {
         if let Some(error) = survey.take_other_store_dir() {
             return Err(VerifyError::StoreDir(error));
         }
-        let mut report = Report { checked: survey.checked, ..Report::default() };
+        let mut report = VerifyReport { checked: survey.checked, ..VerifyReport::default() };
         report.damage.extend(survey.take_unreadable());
-        for (path, etag) in survey.take_obstacles() {
-            self.report_obstacle(path, &etag, &mut report).await;
+        for (path, etag) in survey.take_non_files() {
+            self.report_non_file(path, &etag, &mut report).await;
         }
-        let of = survey.bytes;
+        let total = survey.bytes;
         let (subjects, notes) = survey.finish(&self.cache.info().store_dir);
         report.notes = notes;
         let read = Arc::new(AtomicU64::new(0));
-        let examined = |done| on_progress(Progress::Done { done, of });
+        let examined = |done| on_progress(Progress::Done { done, total });
         let suspects = self.examine_all(subjects, &read, examined, &mut report.notes).await?;
         report.checked.bytes = read.load(Ordering::Relaxed);
         if suspects.is_empty() {
             return Ok(report);
         }
         let verifier = self.clone();
-        let settled =
+        let examined_again =
             in_background(move || async move { verifier.examine_again(suspects, report).await });
-        Ok(settled.await??)
+        Ok(examined_again.await??)
     }
 
     /// Reports names of objects that are not files, and quarantines them if requested.
-    async fn report_obstacle(&self, path: CachePath, etag: &Bytes, report: &mut Report) {
+    async fn report_non_file(&self, path: CachePath, etag: &Bytes, report: &mut VerifyReport) {
         let mut damage = Damage::no_file(path);
         if self.options.repair && report.not_quarantined.is_none() {
             match self.cache.quarantine(&damage.object, etag).await {
@@ -133,9 +135,9 @@ impl Verifier {
         mut on_progress: impl FnMut(u64),
         notes: &mut Vec<Note>,
     ) -> Result<Vec<Subject>, VerifyError> {
-        let (sender, mut found) = mpsc::channel(EXAMINERS);
+        let (sender, mut found) = mpsc::channel(EXAMINER_THREADS);
         let (subjects, next) = (Arc::new(subjects), Arc::new(AtomicUsize::new(0)));
-        for _ in 0..EXAMINERS {
+        for _ in 0..EXAMINER_THREADS {
             let (cache, runtime) = (Arc::clone(&self.cache), tokio::runtime::Handle::current());
             let depth = self.options.depth;
             let (subjects, next) = (Arc::clone(&subjects), Arc::clone(&next));
@@ -195,58 +197,67 @@ impl Verifier {
     async fn examine_again(
         &self,
         suspects: Vec<Subject>,
-        mut report: Report,
-    ) -> Result<Report, StoreError> {
+        mut report: VerifyReport,
+    ) -> Result<VerifyReport, StoreError> {
         for subject in suspects {
-            self.settle(&subject, &mut report).await?;
+            self.examine_until_stable(&subject, &mut report).await?;
         }
-        let gone = report.damage.iter().filter_map(|damage| match damage.object {
+        let quarantined = report.damage.iter().filter_map(|damage| match damage.object {
             CachePath::Nar(name) if damage.repaired => Some(name),
             _ => None,
         });
-        let gone: BTreeSet<NarName> = gone.collect();
-        if gone.is_empty() {
+        let quarantined: BTreeSet<NarName> = quarantined.collect();
+        if quarantined.is_empty() {
             return Ok(report);
         }
-        // A narinfo that was uploaded since the beginning may name one of them.
+        // A narinfo that was uploaded during the verification may name a quarantined NAR.
         let mut survey = Survey::of(&self.cache, |_| {}).await?;
-        for name in gone {
-            let narinfos = survey.that_name(&name);
+        for name in quarantined {
+            let narinfos = survey.take_narinfos_naming(&name);
             if !narinfos.is_empty() {
-                self.settle(&Subject::Nar(name, narinfos), &mut report).await?;
+                self.examine_until_stable(&Subject::Nar(name, narinfos), &mut report).await?;
             }
         }
         Ok(report)
     }
 
-    /// Examines `subject` until it does not change meanwhile, and reports the result.
-    async fn settle(&self, subject: &Subject, report: &mut Report) -> Result<(), StoreError> {
+    /// Examines `subject` until it does not change during the examination, and reports the result.
+    async fn examine_until_stable(
+        &self,
+        subject: &Subject,
+        report: &mut VerifyReport,
+    ) -> Result<(), StoreError> {
         let bytes = AtomicU64::new(0);
         let depth = self.options.depth;
         let examiner = Examiner { cache: &self.cache, depth, bytes: &bytes };
-        for _ in 0..ATTEMPTS {
+        for _ in 0..MAX_EXAMINATIONS {
             let findings = examiner.examine(subject).await?;
-            if self.take_note(findings, self.options.repair, report).await {
+            if self.report_findings(findings, self.options.repair, report).await {
                 return Ok(());
             }
         }
         let findings = examiner.examine(subject).await?;
-        self.take_note(findings, false, report).await;
+        self.report_findings(findings, false, report).await;
         Ok(())
     }
 
     /// Reports the findings, and quarantines the objects if requested. Returns false without
     /// reporting the rest if an object has changed since its examination.
-    async fn take_note(&self, findings: Findings, repair: bool, report: &mut Report) -> bool {
-        let mut stays = Vec::new();
-        // Narinfos come before their NAR: a visible narinfo must have it.
+    async fn report_findings(
+        &self,
+        findings: Findings,
+        repair: bool,
+        report: &mut VerifyReport,
+    ) -> bool {
+        let mut kept = Vec::new();
+        // Narinfos are quarantined before their NAR, so that no visible narinfo lacks its NAR.
         for mut suspect in findings.suspects {
             let moved = match &suspect.etag {
                 Some(etag) if repair && report.not_quarantined.is_none() => {
                     self.cache.quarantine(&suspect.damage.object, etag).await
                 }
                 _ => {
-                    stays.push(suspect.damage);
+                    kept.push(suspect.damage);
                     continue;
                 }
             };
@@ -260,11 +271,11 @@ impl Verifier {
                 Ok(false) => return false,
                 Err(error) => {
                     report.not_quarantined = Some(error);
-                    stays.push(suspect.damage);
+                    kept.push(suspect.damage);
                 }
             }
         }
-        report.damage.extend(stays);
+        report.damage.extend(kept);
         report.notes.extend(findings.notes);
         true
     }
@@ -279,7 +290,7 @@ where
     let (done, result) = oneshot::channel();
     let runtime = tokio::runtime::Handle::current();
     background::spawn("verify", move || {
-        // The receiver may have been dropped.
+        // Fails if the receiver was dropped, because the caller no longer waits.
         let _ = done.send(runtime.block_on(work()));
     })
     .map_err(VerifyError::Thread)?;
@@ -295,33 +306,33 @@ mod tests {
     use crate::nix::{CacheInfo, Sha256Hash, StorePathHash};
     use crate::store::FsStore;
 
-    const REPAIR: Options = Options { depth: Verify::File, repair: true };
+    const REPAIR: VerifyOptions = VerifyOptions { depth: Verify::File, repair: true };
 
-    /// A cache with this file as a NAR and a narinfo of it.
-    struct Site {
+    /// A cache with one NAR and its narinfo.
+    struct VerifiedCache {
         dir: tempfile::TempDir,
         verifier: Verifier,
         nar: String,
     }
 
-    impl Site {
+    impl VerifiedCache {
         fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
             let store = Arc::new(FsStore::open(dir.path(), 0).unwrap().into());
             let cache = Arc::new(Cache::new(store, CacheInfo::default(), Admission::default()));
             let nar = format!("nar/{}.nar", Sha256Hash::of(b"right").to_nix32());
             let verifier = Verifier::new(cache, Actor::silent(), REPAIR);
-            let site = Self { dir, verifier, nar };
-            site.write(&site.nar, "right");
-            site.narinfo(1);
-            site
+            let cache = Self { dir, verifier, nar };
+            cache.write(&cache.nar, "right");
+            cache.narinfo(1);
+            cache
         }
 
         fn path(&self) -> &Path {
             self.dir.path()
         }
 
-        /// Replaces a file as an upload does.
+        /// Replaces a file atomically, as an upload does.
         fn write(&self, key: &str, text: &str) {
             let staged = self.path().join(".nix-stored/staged");
             std::fs::write(&staged, text).unwrap();
@@ -357,8 +368,8 @@ mod tests {
             Examiner { cache, depth: Verify::File, bytes }.examine(subject).await
         }
 
-        async fn examine_again(&self, suspects: Vec<Subject>) -> Report {
-            self.verifier.examine_again(suspects, Report::default()).await.unwrap()
+        async fn examine_again(&self, suspects: Vec<Subject>) -> VerifyReport {
+            self.verifier.examine_again(suspects, VerifyReport::default()).await.unwrap()
         }
 
         fn has(&self, key: &str) -> bool {
@@ -367,76 +378,76 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_mended_since_the_first_look_is_no_damage() {
-        let site = Site::new();
-        assert!(site.suspects().await.is_empty());
-        for harm in ["false", ""] {
-            site.write(&site.nar, harm);
-            let suspects = site.suspects().await;
+    async fn objects_repaired_since_the_first_examination_are_not_damage() {
+        let cache = VerifiedCache::new();
+        assert!(cache.suspects().await.is_empty());
+        for damaged in ["false", ""] {
+            cache.write(&cache.nar, damaged);
+            let suspects = cache.suspects().await;
             assert_eq!(suspects.len(), 1);
-            site.write(&site.nar, "right");
-            assert_eq!(site.examine_again(suspects).await.damage, []);
+            cache.write(&cache.nar, "right");
+            assert_eq!(cache.examine_again(suspects).await.damage, []);
         }
-        std::fs::remove_file(site.path().join(&site.nar)).unwrap();
-        let suspects = site.suspects().await;
+        std::fs::remove_file(cache.path().join(&cache.nar)).unwrap();
+        let suspects = cache.suspects().await;
         assert_eq!(suspects.len(), 1);
-        site.write(&site.nar, "right");
-        assert_eq!(site.examine_again(suspects).await.damage, []);
-        // It was collected.
-        let narinfo = site.narinfo(1);
-        std::fs::remove_file(site.path().join(&site.nar)).unwrap();
-        let suspects = site.suspects().await;
-        std::fs::remove_file(site.path().join(narinfo)).unwrap();
-        assert_eq!(site.examine_again(suspects).await.damage, []);
+        cache.write(&cache.nar, "right");
+        assert_eq!(cache.examine_again(suspects).await.damage, []);
+        // The path was collected.
+        let narinfo = cache.narinfo(1);
+        std::fs::remove_file(cache.path().join(&cache.nar)).unwrap();
+        let suspects = cache.suspects().await;
+        std::fs::remove_file(cache.path().join(narinfo)).unwrap();
+        assert_eq!(cache.examine_again(suspects).await.damage, []);
     }
 
     #[tokio::test]
-    async fn what_came_since_the_first_look_does_not_stay_without_its_nar() {
-        let site = Site::new();
-        site.write(&site.nar, "false");
-        let suspects = site.suspects().await;
-        let late = site.narinfo(2);
-        let report = site.examine_again(suspects).await;
+    async fn narinfos_uploaded_since_the_first_examination_are_quarantined_with_their_nar() {
+        let cache = VerifiedCache::new();
+        cache.write(&cache.nar, "false");
+        let suspects = cache.suspects().await;
+        let late = cache.narinfo(2);
+        let report = cache.examine_again(suspects).await;
         assert_eq!(report.damage.len(), 3, "{report:?}");
         assert!(report.damage.iter().all(|damage| damage.repaired));
-        assert!(!site.has(&late) && !site.has(&site.nar));
+        assert!(!cache.has(&late) && !cache.has(&cache.nar));
     }
 
     #[tokio::test]
-    async fn what_is_replaced_between_the_look_and_the_move_stays() {
-        let site = Site::new();
-        site.write(&site.nar, "false");
-        let subject = site.suspects().await.remove(0);
-        let looked = site.examine(&subject).await.unwrap();
-        let narinfo = site.narinfo(1);
-        site.write(&site.nar, "right");
-        let mut report = Report::default();
-        assert!(!site.verifier.take_note(looked, true, &mut report).await);
+    async fn objects_replaced_between_examination_and_quarantine_are_kept() {
+        let cache = VerifiedCache::new();
+        cache.write(&cache.nar, "false");
+        let subject = cache.suspects().await.remove(0);
+        let findings = cache.examine(&subject).await.unwrap();
+        let narinfo = cache.narinfo(1);
+        cache.write(&cache.nar, "right");
+        let mut report = VerifyReport::default();
+        assert!(!cache.verifier.report_findings(findings, true, &mut report).await);
         assert_eq!(report.damage, []);
-        assert!(site.has(&narinfo) && site.has(&site.nar));
+        assert!(cache.has(&narinfo) && cache.has(&cache.nar));
     }
 
     #[tokio::test]
-    async fn after_something_could_not_be_put_aside_nothing_more_is() {
-        let site = Site::new();
+    async fn after_a_failed_quarantine_nothing_more_is_quarantined() {
+        let cache = VerifiedCache::new();
         let torn = format!("debuginfo/{}.debug", "b".repeat(40));
-        std::fs::create_dir(site.path().join("debuginfo")).unwrap();
-        site.write(&torn, "{");
-        site.write(&site.nar, "false");
+        std::fs::create_dir(cache.path().join("debuginfo")).unwrap();
+        cache.write(&torn, "{");
+        cache.write(&cache.nar, "false");
         let mut findings = Findings::default();
-        for subject in site.suspects().await.into_iter().rev() {
-            let found = site.examine(&subject).await;
+        for subject in cache.suspects().await.into_iter().rev() {
+            let found = cache.examine(&subject).await;
             findings.suspects.extend(found.unwrap().suspects);
         }
-        // Where the first one would go there is no folder, and none can be made.
-        let aside = site.path().join(".nix-stored/quarantine");
-        std::fs::create_dir(&aside).unwrap();
-        std::fs::write(aside.join("debuginfo"), "").unwrap();
-        let mut report = Report::default();
-        assert!(site.verifier.take_note(findings, true, &mut report).await);
+        // A file in place of the quarantine's directory makes the first move fail.
+        let quarantine = cache.path().join(".nix-stored/quarantine");
+        std::fs::create_dir(&quarantine).unwrap();
+        std::fs::write(quarantine.join("debuginfo"), "").unwrap();
+        let mut report = VerifyReport::default();
+        assert!(cache.verifier.report_findings(findings, true, &mut report).await);
         assert!(report.not_quarantined.is_some());
         assert_eq!(report.damage.len(), 3);
         assert!(report.damage.iter().all(|damage| !damage.repaired));
-        assert!(site.has(&torn) && site.has(&site.nar));
+        assert!(cache.has(&torn) && cache.has(&cache.nar));
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use maud::{Markup, html};
 
 use super::words::{count, day};
-use crate::browse::{DAYS, Days};
+use crate::browse::{DailyCounts, HISTORY_DAYS};
 
 const HEIGHT: f64 = 100.0;
 
@@ -14,7 +14,7 @@ const HEIGHT: f64 = 100.0;
 const LEAST: f64 = 1.5;
 
 /// Number of paths uploaded and last used, by day.
-pub(super) fn use_by_day(days: &Days) -> Markup {
+pub(super) fn use_by_day(days: &DailyCounts) -> Markup {
     let most = days.uploaded.iter().chain(&days.used).copied().max().unwrap_or_default().max(1);
     let height = |number: u32| match number {
         0 => 0.0,
@@ -31,7 +31,7 @@ pub(super) fn use_by_day(days: &Days) -> Markup {
     };
     let sum = |numbers: &[u32]| numbers.iter().map(|number| *number as usize).sum();
     let told = format!(
-        "Last {DAYS} days: {} uploaded, {} last used, at most {} per day.",
+        "Last {HISTORY_DAYS} days: {} uploaded, {} last used, at most {} per day.",
         count(sum(&days.uploaded), "path"),
         count(sum(&days.used), "path"),
         count(most as usize, "path"),
@@ -44,8 +44,8 @@ pub(super) fn use_by_day(days: &Days) -> Markup {
                 span.key { (key("used")) "Paths last used" }
                 span { "at most " (count(most as usize, "path")) " per day" }
             }
-            svg.chart viewBox={ "0 0 " (DAYS) " " (HEIGHT) } preserveAspectRatio="none" role="img" aria-label=(told) {
-                @for at in 0..DAYS {
+            svg.chart viewBox={ "0 0 " (HISTORY_DAYS) " " (HEIGHT) } preserveAspectRatio="none" role="img" aria-label=(told) {
+                @for at in 0..HISTORY_DAYS {
                     g {
                         title {
                             (date(at)) ": " (days.uploaded[at]) " uploaded, " (days.used[at]) " last used"
@@ -57,7 +57,7 @@ pub(super) fn use_by_day(days: &Days) -> Markup {
                 }
             }
             div.axis aria-hidden="true" {
-                span { (date(0)) } span { (date(DAYS / 2)) } span { "today" }
+                span { (date(0)) } span { (date(HISTORY_DAYS / 2)) } span { "today" }
             }
         }
     }

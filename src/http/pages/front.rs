@@ -9,7 +9,7 @@ use super::layout::{Layout, as_of, not_yet, paste, rows};
 use super::page::BROWSE;
 use super::visit::Visit;
 use super::words::{Foreign, about as lasting, count, nix_string, per_cent, size};
-use crate::browse::{About, Index, Overview, Served};
+use crate::browse::{CacheProperties, Index, NarInfoRequests, Overview};
 use crate::config::{Credentials, Requirement};
 use crate::http::backend::UpstreamRow;
 
@@ -54,7 +54,7 @@ pub(super) fn page(visit: &Visit, overview: &Overview) -> Markup {
     Layout { title: &visit.address.host, query: "", reload, as_of }.page(&main)
 }
 
-fn figures(visit: &Visit, index: &Index, about: About<'_>) -> Markup {
+fn figures(visit: &Visit, index: &Index, about: CacheProperties<'_>) -> Markup {
     let stats = index.stats();
     let limit = about.limits.and_then(|limits| limits.max_size);
     html! {
@@ -79,7 +79,7 @@ fn figures(visit: &Visit, index: &Index, about: About<'_>) -> Markup {
                     dd { (size(free)) }
                 }
             }
-            @let Served { hits, misses } = visit.browser.served();
+            @let NarInfoRequests { hits, misses } = visit.browser.narinfo_requests();
             @if hits + misses > 0 {
                 div {
                     dt { "narinfo hit rate" }
@@ -92,7 +92,7 @@ fn figures(visit: &Visit, index: &Index, about: About<'_>) -> Markup {
 }
 
 /// Configuration to copy, for Nix, NixOS, flakes, netrc and uploads.
-fn setup(visit: &Visit, about: About<'_>) -> Markup {
+fn setup(visit: &Visit, about: CacheProperties<'_>) -> Markup {
     let url = &visit.address.url;
     // Mirrored paths are signed with the keys of their upstream.
     let own = about.admission.trusted_public_keys.iter().map(ToString::to_string);
@@ -210,7 +210,7 @@ fn list_of(upstreams: &[UpstreamRow]) -> Markup {
     }
 }
 
-fn rules(visit: &Visit, about: About<'_>) -> Markup {
+fn rules(visit: &Visit, about: CacheProperties<'_>) -> Markup {
     let admission = about.admission;
     let keys = &admission.trusted_public_keys;
     html! {

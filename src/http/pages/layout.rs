@@ -105,7 +105,7 @@ pub(super) fn not_yet(overview: &Overview) -> Markup {
 pub(super) fn as_of(overview: &Overview, now: SystemTime) -> Option<Markup> {
     let index = overview.index.as_ref()?;
     Some(html! {
-        "Index built " (ago(index.made(), now))
+        "Index built " (ago(index.built_at(), now))
         @if overview.failed { "; the last update failed, the log of the daemon has the reason" }
     })
 }

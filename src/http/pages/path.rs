@@ -6,7 +6,7 @@ use super::layout::{Layout, as_of, link, paste};
 use super::page::url_of_path;
 use super::visit::Visit;
 use super::words::{Foreign, ago, count, size};
-use crate::browse::{File, FileKind, Files, Index, NoFiles, Overview, PathDetails};
+use crate::browse::{FileKind, FileList, Index, ListFilesError, ListedFile, Overview, PathDetails};
 use crate::nix::{StorePath, StorePathHash};
 
 /// Maximum number of references, and of referrers, to show.
@@ -15,7 +15,7 @@ const MOST_LINKS: usize = 300;
 pub(super) fn page(
     visit: &Visit,
     details: &PathDetails,
-    files: Result<Files, NoFiles>,
+    files: Result<FileList, ListFilesError>,
     overview: &Overview,
 ) -> Markup {
     let info = &details.info;
@@ -39,7 +39,7 @@ pub(super) fn page(
         }
         h2 #files {
             "Files"
-            @if let Ok(files) = &files { " " span.soft { @if files.more { "the first " } (count(files.list.len(), "file")) } }
+            @if let Ok(files) = &files { " " span.soft { @if files.is_truncated { "the first " } (count(files.list.len(), "file")) } }
         }
         (list_of(files, details))
     };
@@ -111,7 +111,7 @@ fn facts(visit: &Visit, details: &PathDetails) -> Markup {
 
 /// Commands to copy. The command to run the path is shown only if its files are known and one of them is
 /// a program.
-fn commands(visit: &Visit, whole: &str, files: &Result<Files, NoFiles>) -> Markup {
+fn commands(visit: &Visit, whole: &str, files: &Result<FileList, ListFilesError>) -> Markup {
     let url = &visit.address.url;
     let program = files.as_ref().ok().and_then(|files| program(&files.list));
     html! {
@@ -124,7 +124,7 @@ fn commands(visit: &Visit, whole: &str, files: &Result<Files, NoFiles>) -> Marku
 }
 
 /// The first program in `bin/` whose name needs no quotes in a shell.
-fn program(files: &[File]) -> Option<&str> {
+fn program(files: &[ListedFile]) -> Option<&str> {
     let plain = |name: &&str| {
         name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._+".contains(&byte))
             && !name.is_empty()
@@ -177,13 +177,13 @@ fn and_more(number: usize) -> Markup {
     }
 }
 
-fn list_of(files: Result<Files, NoFiles>, details: &PathDetails) -> Markup {
+fn list_of(files: Result<FileList, ListFilesError>, details: &PathDetails) -> Markup {
     let files = match files {
         Ok(files) => files,
         Err(why) => return html! { p.soft { "Not available: " (Foreign(&why.to_string())) "." } },
     };
     html! {
-        @if files.list.is_empty() && !files.more { p.soft { "The path is an empty directory." } }
+        @if files.list.is_empty() && !files.is_truncated { p.soft { "The path is an empty directory." } }
         div.scroll {
             table.files {
                 @if !files.list.is_empty() {
@@ -194,11 +194,11 @@ fn list_of(files: Result<Files, NoFiles>, details: &PathDetails) -> Markup {
                 }
             }
         }
-        @if files.more { p.soft { "There are more files." } }
+        @if files.is_truncated { p.soft { "There are more files." } }
     }
 }
 
-fn row(file: &File, details: &PathDetails) -> Markup {
+fn row(file: &ListedFile, details: &PathDetails) -> Markup {
     let (folder, name) =
         file.name.rsplit_once('/').map_or(("", &*file.name), |(folder, name)| (folder, name));
     html! {
@@ -210,7 +210,7 @@ fn row(file: &File, details: &PathDetails) -> Markup {
                 }
                 @match &file.kind {
                     FileKind::Symlink(target) => { span.soft { " → " } bdi { (target_of(target, details)) } }
-                    FileKind::Empty => { span.soft { "/" } }
+                    FileKind::EmptyDirectory => { span.soft { "/" } }
                     FileKind::Regular { executable: true, .. } => { " " span.badge { "executable" } }
                     FileKind::Regular { .. } => {}
                 }
@@ -243,7 +243,7 @@ mod tests {
 
     #[test]
     fn only_a_program_name_that_needs_no_quotes_is_shown() {
-        let file = |name: &str, executable| File {
+        let file = |name: &str, executable| ListedFile {
             name: name.to_owned(),
             kind: FileKind::Regular { size: 1, executable },
         };

@@ -250,7 +250,7 @@ async fn a_collection_stops_between_two_removals() {
     let limits =
         Limits { max_size: None, max_age: Some(Duration::from_secs(86_400)), grace: GRACE };
     let stop_after_two = |step| {
-        if step == (Progress::Done { done: 2, of: 9 }) {
+        if step == (Progress::Done { done: 2, total: 9 }) {
             stop.cancel();
         }
     };

@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use nix_stored::cache::{Actor, Cache};
-use nix_stored::retention::{Analysis, CollectError, Collector, Limits, Report};
+use nix_stored::retention::{Analysis, CollectError, Collector, GcReport, Limits};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::audit::assert_nothing_is_false;
@@ -193,11 +193,11 @@ impl Race {
             let stop = CancellationToken::new();
             let applied = other.execute(&inventory, &plan, &limits, now, &stop, |_| {});
             let outcome = self.served.wait_for(applied).expect("all can be removed");
-            self.count(&Report::new(&inventory, &plan, &outcome));
+            self.count(&GcReport::new(&inventory, &plan, &outcome));
         }
     }
 
-    fn count(&self, report: &Report) {
+    fn count(&self, report: &GcReport) {
         self.counts.collections.fetch_add(1, Ordering::SeqCst);
         self.counts.gone.fetch_add(report.paths, Ordering::SeqCst);
         self.counts.kept_in_use.fetch_add(report.kept_in_use, Ordering::SeqCst);

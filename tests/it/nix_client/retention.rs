@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use nix_stored::cache::{Actor, GRACE};
-use nix_stored::retention::{Collector, Limits, Pins, Report};
+use nix_stored::retention::{Collector, GcReport, Limits, Pins};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::audit::{assert_nothing_is_false, assert_nothing_is_staged, objects};
@@ -77,7 +77,7 @@ fn size(dir: &Path) -> u64 {
     keys.map(|key| dir.join(key).metadata().expect("it is there").len()).sum()
 }
 
-fn collect(dir: &Path, max_size: u64) -> Report {
+fn collect(dir: &Path, max_size: u64) -> GcReport {
     let limits = Limits { max_size: Some(max_size), max_age: None, grace: GRACE };
     let runtime = tokio::runtime::Runtime::new().expect("a runtime starts");
     let collected = async {

@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use nix_stored::cache::GRACE;
 use nix_stored::inventory::Inventory;
 use nix_stored::retention::{
-    Analysis, CollectError, Limits, Outcome, PinError, Pins, Plan, Report,
+    Analysis, CollectError, GcReport, Limits, PinError, Pins, Plan, PlanOutcome,
 };
 use rustix::process::Pid;
 use tokio_util::sync::CancellationToken;
@@ -20,8 +20,11 @@ use crate::support::objects::sample;
 use crate::support::scratch::{Leash, Scratch};
 
 /// What is older than a month goes.
-const MONTH: Limits =
-    Limits { max_size: None, max_age: Some(nix_stored::retention::CLIENTS_REMEMBER), grace: GRACE };
+const MONTH: Limits = Limits {
+    max_size: None,
+    max_age: Some(nix_stored::retention::POSITIVE_LOOKUP_TTL),
+    grace: GRACE,
+};
 
 /// A cache, its directory and the time.
 struct Site {
@@ -44,12 +47,12 @@ impl Site {
         self.now - DAY * days
     }
 
-    async fn try_collect(&self, limits: &Limits) -> Result<Report, CollectError> {
+    async fn try_collect(&self, limits: &Limits) -> Result<GcReport, CollectError> {
         let stop = CancellationToken::new();
         self.cache.collector().collect(limits, self.now, &stop, |_| {}).await
     }
 
-    async fn collect(&self, limits: &Limits) -> Report {
+    async fn collect(&self, limits: &Limits) -> GcReport {
         self.try_collect(limits).await.expect("nothing is in the way")
     }
 
@@ -61,7 +64,7 @@ impl Site {
         (inventory, plan)
     }
 
-    async fn apply(&self, (inventory, plan): &(Inventory, Plan), limits: &Limits) -> Outcome {
+    async fn apply(&self, (inventory, plan): &(Inventory, Plan), limits: &Limits) -> PlanOutcome {
         let stop = CancellationToken::new();
         let collector = self.cache.collector();
         let done = collector.execute(inventory, plan, limits, self.now, &stop, |_| {}).await;
@@ -357,7 +360,7 @@ async fn a_stopped_collection_leaves_every_closure_complete() {
         let outcome = outcome.expect("the disk works");
         let done = outcome.paths + outcome.shared;
         dir::assert_whole(site.dir(), &before);
-        assert_eq!(Report::new(&inventory, &plan, &outcome).size_after, site.size());
+        assert_eq!(GcReport::new(&inventory, &plan, &outcome).size_after, site.size());
         if !outcome.stopped {
             assert_eq!((done, moment), (2 * paths, 2 * paths as u64));
             break;

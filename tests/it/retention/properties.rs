@@ -11,7 +11,7 @@ use nix_stored::config::Admission;
 use nix_stored::inventory::Inventory;
 use nix_stored::nix::CacheInfo;
 use nix_stored::retention::{
-    Analysis, Collector, Kept, Limits, Pin, Pins, Plan, Reason, Removal, Verdict,
+    Analysis, Collector, KeepReason, Limits, Pin, Pins, Plan, Reason, Removal, Verdict,
 };
 use nix_stored::store::FsStore;
 use proptest::prelude::*;
@@ -236,11 +236,11 @@ impl<'a> Model<'a> {
             let verdict = analysis.explain(hash, plan, limits, now).expect("it is here");
             let planned = gone.iter().find(|(gone, _)| *gone == path).map(|(_, reason)| *reason);
             let kept = match (verdict, planned) {
-                (Verdict::Goes(reason), planned) => {
+                (Verdict::Removed(reason), planned) => {
                     prop_assert_eq!(Some(reason), planned);
                     continue;
                 }
-                (Verdict::Stays(kept), planned) => {
+                (Verdict::Kept(kept), planned) => {
                     prop_assert_eq!(planned, None);
                     kept
                 }
@@ -249,12 +249,12 @@ impl<'a> Model<'a> {
                 self.needs[number(inventory, by)][path] && used == now - hours(*age)
             };
             let right = match kept {
-                Kept::Pinned { pin, by } => {
+                KeepReason::Pinned { pin, by } => {
                     let by = number(inventory, by);
                     self.world.pins[pin].contains(&by) && self.needs[by][path] && self.pinned[path]
                 }
-                Kept::Recent { by, used } => *age < GRACE && by_use(by, used),
-                Kept::WithinLimits { by, used } => !self.held[path] && by_use(by, used),
+                KeepReason::Recent { by, used } => *age < GRACE && by_use(by, used),
+                KeepReason::WithinLimits { by, used } => !self.held[path] && by_use(by, used),
             };
             prop_assert!(right, "path {path} stays, it says, because {kept:?}");
         }
@@ -293,13 +293,13 @@ fn planned(inventory: &Inventory, plan: &Plan) -> BTreeSet<String> {
         let (own, sides) = match *removal {
             Removal::Path(at, _) => {
                 let path = &inventory.paths[at];
-                (dir::narinfo(number(inventory, at)), &path.sides)
+                (dir::narinfo(number(inventory, at)), &path.side_files)
             }
             Removal::Shared(at, _) => {
-                (inventory.shared[at].path.key(), &inventory.shared[at].sides)
+                (inventory.shared[at].path.key(), &inventory.shared[at].side_files)
             }
             Removal::Unowned(at, _) => {
-                (inventory.unowned[at].path.key(), &inventory.unowned[at].sides)
+                (inventory.unowned[at].path.key(), &inventory.unowned[at].side_files)
             }
         };
         gone.insert(own);

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use nix_stored::inventory::{HeldObject, HeldPath, Inventory};
+use nix_stored::inventory::{Inventory, StoredObject, StoredPath};
 use nix_stored::nix::CachePath;
 use nix_stored::retention::{Limits, Pin};
 use proptest::prelude::*;
@@ -230,14 +230,14 @@ impl World {
         let gather = |owner: Owner| {
             let mut own = things.iter().filter(move |thing| thing.owner == owner);
             let first = own.next()?;
-            let mut object = HeldObject {
+            let mut object = StoredObject {
                 path: first.key.clone(),
-                sides: Vec::new(),
+                side_files: Vec::new(),
                 size: first.bytes.len() as u64,
                 used: used(first.age),
             };
             for side in own {
-                object.sides.push(side.key.clone());
+                object.side_files.push(side.key.clone());
                 object.size += side.bytes.len() as u64;
                 object.used = object.used.max(used(side.age));
             }
@@ -257,12 +257,12 @@ impl World {
             let own = gather(Owner::Path(number)).expect("it has a narinfo");
             let others = path.references.iter().filter(|other| **other != number);
             let others = others.filter(|other| **other < self.paths.len());
-            HeldPath {
+            StoredPath {
                 store_path: dir::store_path(number),
                 nar: place(Owner::Nar(path.nar)),
                 log: path.log.and_then(|log| place(Owner::Log(log))),
                 references: others.map(|other| *other as u32).collect(),
-                sides: own.sides,
+                side_files: own.side_files,
                 size: own.size,
                 nar_size: 1,
                 mirrored: false,
@@ -271,9 +271,9 @@ impl World {
             }
         });
         let loose = things.iter().filter(|thing| thing.owner == Owner::Nobody);
-        let loose = loose.map(|thing| HeldObject {
+        let loose = loose.map(|thing| StoredObject {
             path: thing.key.clone(),
-            sides: Vec::new(),
+            side_files: Vec::new(),
             size: thing.bytes.len() as u64,
             used: used(thing.age),
         });
