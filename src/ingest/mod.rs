@@ -6,7 +6,7 @@
 //! read and the client waits. No thread is held between two batches, except by NARs that are
 //! unpacked during the transfer.
 //!
-//! Maximum cost of an upload: the buffer of its connection, and [`BATCH`] bytes
+//! Maximum cost of an upload: the buffer of its connection, and `BATCH` bytes
 //! on either side; while it is unpacked, also `BATCHES_IN_FLIGHT` batches in between, and a
 //! decoder.
 //!
