@@ -21,10 +21,10 @@ const REOPENED: usize = 16;
 
 /// What all connections share.
 #[derive(Debug, Clone)]
-pub struct AnswerBudget(Arc<Shared>);
+pub struct AnswerBudget(Arc<BudgetState>);
 
 #[derive(Debug)]
-struct Shared {
+struct BudgetState {
     files: Arc<Semaphore>,
     chunks: Arc<Semaphore>,
     reopened: Semaphore,
@@ -49,7 +49,7 @@ impl AnswerBudget {
     pub fn new(files: usize) -> Self {
         let semaphore =
             |permits: usize| Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS)));
-        Self(Arc::new(Shared {
+        Self(Arc::new(BudgetState {
             files: semaphore(files),
             chunks: semaphore(SHARED_CHUNKS),
             reopened: Semaphore::new(REOPENED),

@@ -20,7 +20,7 @@ const UNPROTECTED: &str =
     "uses cannot be recorded, so served objects are not protected from collection";
 
 #[derive(Serialize)]
-struct Report<'a> {
+struct HealthReport<'a> {
     status: &'a str,
     version: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -62,7 +62,7 @@ pub(super) async fn answer(state: &AppState) -> Answer {
     };
     let reason = reason.or_else(too_many_files);
     let reason = reason.map(|reason| printable(&reason, LINE).into_owned());
-    let report = Report {
+    let report = HealthReport {
         status: if reason.is_none() { "ok" } else { "unavailable" },
         version: env!("CARGO_PKG_VERSION"),
         reason: reason.as_deref(),

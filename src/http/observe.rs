@@ -75,11 +75,11 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let begun = Instant::now();
+        let started = Instant::now();
         let call = Call::from(request);
         let request = &call.request;
         let record = Record {
-            begun,
+            started,
             kind: call.kind,
             method: request.method.clone(),
             uri: request.uri.clone(),
@@ -144,7 +144,8 @@ where
             return Poll::Ready(Ok(response));
         }
         let (sent, finished) = (AtomicU64::new(0), AtomicBool::new(false));
-        let outcome = Outcome { record, level, status, error, accepted, user, sent, finished };
+        let outcome =
+            RequestOutcome { record, level, status, error, accepted, user, sent, finished };
         let outcome = Arc::new(outcome);
         Poll::Ready(Ok(response.map(|inner| Body::new(ObserveBody { inner, outcome }))))
     }
@@ -159,7 +160,7 @@ fn set_content_length(response: &mut Response<Body>) {
 
 /// What a request asked for.
 struct Record {
-    begun: Instant,
+    started: Instant,
     kind: Option<ObjectKind>,
     method: Method,
     uri: Uri,
@@ -171,7 +172,7 @@ struct Record {
 
 impl Record {
     fn count(&self, status: StatusCode, error: Option<&HttpError>) {
-        let (method, took) = (metrics::method(&self.method), self.begun.elapsed());
+        let (method, took) = (metrics::method(&self.method), self.started.elapsed());
         self.metrics.traffic.answered(self.kind, method, status.as_u16(), took);
         if let (Some(error), true) = (error, self.method == Method::PUT) {
             self.metrics.refused.with_label_values(&[metrics::reason(error)]).inc();
@@ -181,7 +182,7 @@ impl Record {
 
 /// How it ended. Counted and logged when all of the answer has been sent or given up: that is when
 /// the last of its bytes are dropped, and with them this.
-struct Outcome {
+struct RequestOutcome {
     record: Record,
     level: Level,
     status: StatusCode,
@@ -192,7 +193,7 @@ struct Outcome {
     finished: AtomicBool,
 }
 
-impl Drop for Outcome {
+impl Drop for RequestOutcome {
     fn drop(&mut self) {
         self.record.count(self.status, self.error.as_ref());
         if enabled(self.level) {
@@ -227,7 +228,7 @@ fn enabled(level: Level) -> bool {
     level <= tracing::level_filters::LevelFilter::current()
 }
 
-impl Outcome {
+impl RequestOutcome {
     fn log(&self) {
         let record = &self.record;
         let uploads = record.method == Method::PUT;
@@ -255,7 +256,7 @@ impl Outcome {
                     status = self.status.as_u16(),
                     sent_bytes = self.sent.load(ORDER),
                     received_bytes = record.uploaded.filter(|_| uploads),
-                    duration_ms = record.begun.elapsed().as_micros() as f64 / 1000.0,
+                    duration_ms = record.started.elapsed().as_micros() as f64 / 1000.0,
                     user,
                     client = record.peer.map(|peer| peer.to_string()),
                     forwarded_for = record.forwarded_for,
@@ -290,7 +291,7 @@ pin_project! {
     struct ObserveBody {
         #[pin]
         inner: Body,
-        outcome: Arc<Outcome>,
+        outcome: Arc<RequestOutcome>,
     }
 
     impl PinnedDrop for ObserveBody {
@@ -336,11 +337,11 @@ impl HttpBody for ObserveBody {
 struct Held {
     bytes: Bytes,
     /// Ends with the last of them.
-    _outcome: Arc<Outcome>,
+    _outcome: Arc<RequestOutcome>,
 }
 
 impl Held {
-    fn hold(bytes: Bytes, outcome: &Arc<Outcome>) -> Bytes {
+    fn hold(bytes: Bytes, outcome: &Arc<RequestOutcome>) -> Bytes {
         outcome.sent.fetch_add(bytes.len() as u64, ORDER);
         Bytes::from_owner(Self { bytes, _outcome: Arc::clone(outcome) })
     }

@@ -23,7 +23,7 @@ use super::folder::split;
 use super::open_root::OpenRoot;
 use super::reservation::Reservations;
 use super::root::Root;
-use super::staging::Staged;
+use super::staging::StagedFile;
 use crate::store::Stored;
 use crate::store::error::UnusableDirectory;
 
@@ -43,15 +43,15 @@ const SYNC_ALL_SLOW: Duration = Duration::from_millis(250);
 const SYNC_ALL_PAUSE: Duration = Duration::from_secs(30);
 
 /// A new object before its publication.
-pub(super) enum Object {
+pub(super) enum NewObject {
     /// Not written yet.
     InMemory(Bytes),
     /// Written to the staging folder of this directory, and not synced if there is a file.
-    Staged(Arc<OpenRoot>, Option<File>, Staged),
+    Staged(Arc<OpenRoot>, Option<File>, StagedFile),
 }
 
 struct Job {
-    object: Object,
+    object: NewObject,
     key: String,
     done: oneshot::Sender<io::Result<Stored>>,
 }
@@ -77,7 +77,7 @@ impl Committer {
     /// Publishes `object` as `key`. The answer comes when it is durable and visible.
     pub(super) fn commit(
         &self,
-        object: Object,
+        object: NewObject,
         key: String,
     ) -> oneshot::Receiver<io::Result<Stored>> {
         let (done, answer) = oneshot::channel();
@@ -97,7 +97,7 @@ struct Worker {
 struct Ready {
     /// None where it is synced already.
     file: Option<File>,
-    staged: Staged,
+    staged: StagedFile,
     key: String,
     done: oneshot::Sender<io::Result<Stored>>,
 }
@@ -150,7 +150,7 @@ impl Worker {
 
     fn commit(&mut self, root: &OpenRoot, ready: Vec<Ready>) {
         let synced = self.sync(root, ready);
-        let mut folders = Folders::new(root);
+        let mut folders = BatchFolders::new(root);
         let renamed: Vec<(Ready, Stored)> =
             synced.into_iter().filter_map(|job| rename(job, &mut folders)).collect();
         let failed = folders.sync();
@@ -179,14 +179,14 @@ impl Worker {
         let Job { object, key, done } = job;
         let staged = match (root, object) {
             (Err(unusable), _) => Err(io::Error::other(unusable.clone())),
-            (Ok(root), Object::InMemory(bytes)) => self.write(root, &bytes),
-            (Ok(root), Object::Staged(staged_in, ..))
+            (Ok(root), NewObject::InMemory(bytes)) => self.write(root, &bytes),
+            (Ok(root), NewObject::Staged(staged_in, ..))
                 if staged_in.generation != root.generation =>
             {
                 let why = "it was replaced during the upload; try again";
                 Err(io::Error::other(UnusableDirectory(why.to_owned())))
             }
-            (Ok(_), Object::Staged(_, file, staged)) => Ok((file, staged)),
+            (Ok(_), NewObject::Staged(_, file, staged)) => Ok((file, staged)),
         };
         match staged {
             Ok((file, staged)) => Some(Ready { file, staged, key, done }),
@@ -197,7 +197,7 @@ impl Worker {
         }
     }
 
-    fn write(&self, root: &OpenRoot, bytes: &[u8]) -> io::Result<(Option<File>, Staged)> {
+    fn write(&self, root: &OpenRoot, bytes: &[u8]) -> io::Result<(Option<File>, StagedFile)> {
         let write = || {
             let (mut file, staged) = root.stage()?;
             file.write_all(bytes)?;
@@ -214,9 +214,9 @@ impl Worker {
         let unsynced = jobs.iter().filter(|job| job.file.is_some()).count();
         let patient = self.sync_each_until.is_none_or(|until| until < Instant::now());
         if unsynced >= SYNC_ALL_FROM && patient && root.syncs_as_a_whole {
-            let begun = Instant::now();
+            let started = Instant::now();
             let synced = rustix::fs::syncfs(root);
-            if begun.elapsed() > SYNC_ALL_SLOW {
+            if started.elapsed() > SYNC_ALL_SLOW {
                 self.sync_each_until = Some(Instant::now() + SYNC_ALL_PAUSE);
             }
             if synced.is_ok() {
@@ -233,7 +233,7 @@ fn sync_one(job: Ready) -> Option<Ready> {
     Some(or_answer(job, synced)?.0)
 }
 
-fn rename(mut job: Ready, folders: &mut Folders<'_>) -> Option<(Ready, Stored)> {
+fn rename(mut job: Ready, folders: &mut BatchFolders<'_>) -> Option<(Ready, Stored)> {
     let (folder, base) = split(&job.key);
     let renamed =
         folders.open(&job.key, folder).and_then(|folder| Ok(job.staged.publish(folder, base)?));
@@ -267,14 +267,14 @@ fn needs(key: &str, folder: &str) -> bool {
 }
 
 /// The directories that a batch publishes into, each opened once.
-struct Folders<'a> {
+struct BatchFolders<'a> {
     root: &'a OpenRoot,
     /// Those that could not be synced before.
     unsynced: Vec<(String, io::Error)>,
     open: BTreeMap<String, OwnedFd>,
 }
 
-impl<'a> Folders<'a> {
+impl<'a> BatchFolders<'a> {
     /// What failed before is tried again before there is more that needs it.
     fn new(root: &'a OpenRoot) -> Self {
         Self { root, unsynced: root.sync_what_failed(), open: BTreeMap::new() }

@@ -13,7 +13,7 @@ use tracing::warn;
 
 use super::folder::{self, OWN_FOLDER};
 use super::open_root::OpenRoot;
-use super::read::{Inspected, inspect};
+use super::read::{Inspection, inspect};
 use super::root::{Role, Root};
 use crate::nix::CachePath;
 use crate::store::{Listed, ListedObject, StoreError, background};
@@ -136,22 +136,22 @@ impl Walker<'_> {
         }
         let wanted = (self.wanted)(&path);
         match inspect(self.root, key, wanted) {
-            Ok(Inspected::Object { metadata, content: None, .. })
+            Ok(Inspection::Object { metadata, content: None, .. })
                 if matches!(path, CachePath::NarInfo(_)) && wanted =>
             {
                 let error = StoreError::narinfo_too_large(key, metadata.size);
                 self.push(Listed::Unreadable(path, error))
             }
-            Ok(Inspected::Object { metadata, content, owner }) => {
+            Ok(Inspection::Object { metadata, content, owner }) => {
                 if wanted {
                     self.others.note(owner, key);
                 }
                 self.bytes += content.as_ref().map_or(0, Bytes::len);
                 self.push(Listed::Object(ListedObject { path, metadata, content }))
             }
-            Ok(Inspected::NoFile(metadata)) => self.push(Listed::NoFile(path, metadata.etag)),
+            Ok(Inspection::NoFile(metadata)) => self.push(Listed::NoFile(path, metadata.etag)),
             // It has gone in the meantime.
-            Ok(Inspected::Absent) => Ok(()),
+            Ok(Inspection::Absent) => Ok(()),
             Err(error) => self.push(Listed::Unreadable(path, error)),
         }
     }

@@ -47,10 +47,10 @@ use futures_util::stream::BoxStream;
 
 use crate::nix::CachePath;
 use crate::store::{Availability, Listed, Metadata, Object, Removed, StoreError, Stored};
-use commit::{Committer, Object as NewObject};
+use commit::{Committer, NewObject};
 pub use folder::OWN_FOLDER;
 pub use private_files::FsPrivateFiles;
-use read::Reader;
+use read::ObjectReader;
 use remove::Trash;
 pub use reservation::MinimumRate;
 use reservation::Reservations;
@@ -58,16 +58,16 @@ pub use root::OpenDirectoryError;
 use root::{Role, Root};
 use space::Space;
 use upload::FsUpload;
-use uses::Uses;
+use uses::FsUses;
 
 /// A store in a directory. [`Store`](super::Store) describes the operations.
 #[derive(Debug)]
 pub struct FsStore {
     root: Arc<Root>,
-    reader: Reader,
+    reader: ObjectReader,
     committer: Arc<Committer>,
     reservations: Arc<Reservations>,
-    uses: Uses,
+    uses: FsUses,
     trash: Arc<Trash>,
     space: Space,
     private_files: FsPrivateFiles,
@@ -99,10 +99,10 @@ impl FsStore {
         let (root, reservations) = (Arc::new(root), Arc::new(Reservations::new(rate)));
         let trash = Arc::<Trash>::default();
         Self {
-            reader: Reader::new(Arc::clone(&root)),
+            reader: ObjectReader::new(Arc::clone(&root)),
             committer: Arc::new(Committer::start(Arc::clone(&root), Arc::clone(&reservations))),
             reservations,
-            uses: Uses::start(Arc::clone(&root)),
+            uses: FsUses::start(Arc::clone(&root)),
             private_files: FsPrivateFiles::new(Arc::clone(&root), Arc::clone(&trash)),
             trash,
             space: Space::new(Arc::clone(&root), reserve),

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use super::folder::{self, is_own, split};
 use super::negative_cache::NegativeCache;
-use super::staging::{Staged, Staging};
+use super::staging::{StagedFile, Staging};
 use super::unsynced::Unsynced;
 use super::whole_sync;
 use crate::store::lines::has_lines;
@@ -112,9 +112,9 @@ impl OpenRoot {
 
     /// Syncs the directory `key`, which `fd` is, and remembers where that failed.
     pub(super) fn sync(&self, key: &str, fd: impl AsFd) -> io::Result<()> {
-        let begun = self.unsynced.begin();
+        let started = self.unsynced.begin();
         let synced = folder::sync(fd);
-        self.unsynced.end(key, begun, synced.is_ok());
+        self.unsynced.end(key, started, synced.is_ok());
         synced
     }
 
@@ -148,7 +148,7 @@ impl OpenRoot {
     }
 
     /// A new file in this process's staging folder.
-    pub(super) fn stage(&self) -> io::Result<(File, Staged)> {
+    pub(super) fn stage(&self) -> io::Result<(File, StagedFile)> {
         self.staging.create(|| self.staging_folder())
     }
 

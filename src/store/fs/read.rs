@@ -28,12 +28,12 @@ const SMALL: u64 = 32 * 1024;
 
 /// Reads objects below a directory.
 #[derive(Debug, Clone)]
-pub(super) struct Reader {
+pub(super) struct ObjectReader {
     root: Arc<Root>,
 }
 
 /// The kind of a listed name.
-pub(super) enum Inspected {
+pub(super) enum Inspection {
     /// An object, with its content if that was wanted.
     Object {
         metadata: Metadata,
@@ -63,7 +63,7 @@ enum Wait {
     AsLongAsItTakes,
 }
 
-impl Reader {
+impl ObjectReader {
     pub(super) fn new(root: Arc<Root>) -> Self {
         Self { root }
     }
@@ -196,23 +196,23 @@ async fn in_the_pool<T: Send + 'static>(
 
 /// What the object at `key` is, and, if it is `wanted` and no larger than a narinfo, its content.
 /// Waits for the disk, and leaves no trace of having read.
-pub(super) fn inspect(root: &OpenRoot, key: &str, wanted: bool) -> Result<Inspected, StoreError> {
+pub(super) fn inspect(root: &OpenRoot, key: &str, wanted: bool) -> Result<Inspection, StoreError> {
     let wait = Wait::AsLongAsItTakes;
     let inspect = || {
         let (file, stat) = if wanted {
             match open_any(root.fd(), key, wait)? {
                 Some((file, stat)) => (Some(file), stat),
-                None => return Ok(Inspected::Absent),
+                None => return Ok(Inspection::Absent),
             }
         } else {
             match rustix::fs::statat(root.fd(), key, AtFlags::empty()) {
                 Ok(stat) => (None, stat),
-                Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Inspected::Absent),
+                Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Inspection::Absent),
                 Err(error) => return Err(error),
             }
         };
         if !is_regular(&stat) {
-            return Ok(Inspected::NoFile(metadata(&stat)));
+            return Ok(Inspection::NoFile(metadata(&stat)));
         }
         let (metadata, owner) = (metadata(&stat), Uid::from_raw(stat.st_uid));
         // No memory for a file that is not one of the small files that are wanted.
@@ -220,7 +220,7 @@ pub(super) fn inspect(root: &OpenRoot, key: &str, wanted: bool) -> Result<Inspec
             .filter(|_| metadata.size <= narinfo::MAX_SIZE)
             .map(|file| read_whole(&file, metadata.size as usize, wait))
             .transpose()?;
-        Ok(Inspected::Object { metadata, content, owner })
+        Ok(Inspection::Object { metadata, content, owner })
     };
     inspect().map_err(|error| StoreError::new("reading", key, error))
 }

@@ -20,10 +20,10 @@ use crate::store::Removed;
 
 /// The directory of objects during their removal.
 #[derive(Debug, Default)]
-pub(super) struct Trash(Mutex<State>);
+pub(super) struct Trash(Mutex<TrashState>);
 
 #[derive(Debug, Default)]
-struct State {
+struct TrashState {
     /// The directory of the removals: a plan for one directory is not executed in another.
     generation: u64,
     /// Directories that may have lost something since they were synced.
@@ -47,14 +47,14 @@ impl Trash {
         // A killed process may have removed narinfos without syncing the removal; no NAR may be
         // removed before it is synced.
         let unsynced = vec![".".to_owned()];
-        *self.state() = State { generation: root.generation, unsynced, folder: None };
+        *self.state() = TrashState { generation: root.generation, unsynced, folder: None };
         match root.folder(&trash_of(".")) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             trash => put_back(root, trash?, ""),
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, TrashState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

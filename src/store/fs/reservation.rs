@@ -225,8 +225,8 @@ mod tests {
     fn only_an_upload_that_arrives_fast_enough_keeps_its_space() {
         let reservations = Arc::new(Reservations::new(RATE));
         let (slow, fast) = (Upload::new(&reservations), Upload::new(&reservations));
-        let begun = Instant::now();
-        let after = |seconds| reservations.release_slow_at(begun + Duration::from_secs(seconds));
+        let started = Instant::now();
+        let after = |seconds| reservations.release_slow_at(started + Duration::from_secs(seconds));
         assert!(slow.takes() >= SIZE && fast.takes() >= SIZE);
         slow.write(20_000);
         fast.write(40_000);

@@ -66,13 +66,13 @@ pub(super) struct Root {
     /// Looks one at a time: a disk that hangs must not get a thread for each reader.
     turn: tokio::sync::Mutex<()>,
     is_looking: AtomicBool,
-    watch: Mutex<Watch>,
+    watch: Mutex<PathWatch>,
     /// Texts that every directory shall have.
     kept: Mutex<BTreeMap<String, Bytes>>,
 }
 
 #[derive(Debug, Default)]
-struct Watch {
+struct PathWatch {
     missing_since: Option<Instant>,
 }
 
@@ -259,7 +259,7 @@ impl Root {
         UnusableDirectory(format!("{} {why}", self.path.display()))
     }
 
-    fn find(&self, watch: &mut Watch) -> Result<Arc<OpenRoot>, UnusableDirectory> {
+    fn find(&self, watch: &mut PathWatch) -> Result<Arc<OpenRoot>, UnusableDirectory> {
         let open = self.current.load_full();
         let named = match rustix::fs::stat(&self.path) {
             Ok(stat) => Some(stat),

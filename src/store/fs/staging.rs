@@ -36,7 +36,7 @@ struct Folder {
 
 /// A file in the staging directory. Dropping it removes the file.
 #[derive(Debug)]
-pub(super) struct Staged {
+pub(super) struct StagedFile {
     folder: Arc<Folder>,
     /// None when it has another name.
     name: Option<String>,
@@ -62,17 +62,17 @@ impl Staging {
     pub(super) fn create(
         &self,
         parent: impl Fn() -> io::Result<OwnedFd>,
-    ) -> io::Result<(File, Staged)> {
+    ) -> io::Result<(File, StagedFile)> {
         let name = self.next.fetch_add(1, Ordering::Relaxed).to_string();
         let folder = self.folder(&parent)?;
         match create(&folder.fd, &name) {
             // The directory was removed.
             Err(Errno::NOENT) => self.forget(&folder),
-            created => return Ok((created?.into(), Staged { folder, name: Some(name) })),
+            created => return Ok((created?.into(), StagedFile { folder, name: Some(name) })),
         }
         let folder = self.folder(&parent)?;
         let file = create(&folder.fd, &name)?;
-        Ok((file.into(), Staged { folder, name: Some(name) }))
+        Ok((file.into(), StagedFile { folder, name: Some(name) }))
     }
 
     fn forget(&self, removed: &Arc<Folder>) {
@@ -83,7 +83,7 @@ impl Staging {
     }
 }
 
-impl Staged {
+impl StagedFile {
     /// Gives the file its name, in place of another. Whether there was one with that name, the
     /// rename itself finds out: to look before would walk to a name that is not in the dentry
     /// cache, on another thread.
@@ -102,7 +102,7 @@ impl Staged {
     }
 }
 
-impl Drop for Staged {
+impl Drop for StagedFile {
     fn drop(&mut self) {
         if let Some(name) = &self.name {
             // The sweep at the next start removes what cannot be removed now.

@@ -23,11 +23,11 @@ const RETRY_EVERY: Duration = Duration::from_secs(1);
 pub(super) struct Unsynced {
     /// Whether there are any; cheap, because reads check it for every object.
     any: AtomicBool,
-    folders: Mutex<Folders>,
+    folders: Mutex<UnsyncedFolders>,
 }
 
 #[derive(Debug, Default)]
-struct Folders {
+struct UnsyncedFolders {
     by_key: BTreeMap<String, Doubt>,
     /// Counts failures, so that a sync that began before one of them does not end its doubt.
     failures: u64,
@@ -44,25 +44,25 @@ struct Doubt {
 
 /// The moment before a sync.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Begun(u64);
+pub(super) struct SyncStart(u64);
 
 impl Unsynced {
     /// Must be called before a directory is synced.
-    pub(super) fn begin(&self) -> Begun {
+    pub(super) fn begin(&self) -> SyncStart {
         if !self.any.load(Ordering::SeqCst) {
-            return Begun(0);
+            return SyncStart(0);
         }
-        Begun(self.lock().failures)
+        SyncStart(self.lock().failures)
     }
 
     /// Notes how a sync of the directory `folder` ended.
-    pub(super) fn end(&self, folder: &str, begun: Begun, synced: bool) {
+    pub(super) fn end(&self, folder: &str, started: SyncStart, synced: bool) {
         if synced && !self.any.load(Ordering::SeqCst) {
             return;
         }
         let mut folders = self.lock();
         if synced {
-            if folders.by_key.get(folder).is_some_and(|doubt| doubt.failure <= begun.0) {
+            if folders.by_key.get(folder).is_some_and(|doubt| doubt.failure <= started.0) {
                 folders.by_key.remove(folder);
             }
         } else {
@@ -123,7 +123,7 @@ impl Unsynced {
         Some((folder.clone(), doubt.failed.elapsed() >= RETRY_EVERY))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Folders> {
+    fn lock(&self) -> MutexGuard<'_, UnsyncedFolders> {
         self.folders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -136,8 +136,8 @@ mod tests {
     fn a_directory_is_in_doubt_until_a_sync_that_began_after_its_failure_succeeds() {
         let unsynced = Unsynced::default();
         let early = unsynced.begin();
-        let begun = unsynced.begin();
-        unsynced.end("nar", begun, false);
+        let started = unsynced.begin();
+        unsynced.end("nar", started, false);
         unsynced.doubt("nar", "nar/x");
         unsynced.doubt("log", "log/x");
         unsynced.end("log", unsynced.begin(), true);

@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex};
 
 use rustix::io::Errno;
 
-use super::commit::{Committer, Object};
+use super::commit::{Committer, NewObject};
 use super::open_root::OpenRoot;
 use super::reservation::{Body, Reservations, lock};
 use super::space::Space;
-use super::staging::Staged;
+use super::staging::StagedFile;
 use crate::store::{StoreError, Stored, Upload};
 
 /// Written bytes are sent to the disk in steps of this size, so that the sync at the end has
@@ -25,7 +25,7 @@ pub struct FsUpload {
     space: Space,
     key: String,
     body: Arc<Mutex<Body>>,
-    staged: Staged,
+    staged: StagedFile,
     /// How much of it has been sent to the disk.
     sent: u64,
 }
@@ -134,7 +134,7 @@ impl Upload for FsUpload {
             file => file,
         };
         committer
-            .commit(Object::Staged(root, unsynced, staged), key.clone())
+            .commit(NewObject::Staged(root, unsynced, staged), key.clone())
             .blocking_recv()
             .map_err(|_| io::Error::other("the commit thread has ended"))
             .and_then(|done| done)

@@ -30,17 +30,17 @@ const MOVED_AWAY_PAUSE: Duration = Duration::from_millis(1);
 
 /// The recording thread.
 #[derive(Debug)]
-pub(super) struct Uses {
-    queue: mpsc::Sender<Use>,
+pub(super) struct FsUses {
+    queue: mpsc::Sender<FsUse>,
 }
 
-struct Use {
+struct FsUse {
     key: String,
     /// The channel of a caller that waits for the record.
     done: Option<oneshot::Sender<Result<bool, Errno>>>,
 }
 
-impl Uses {
+impl FsUses {
     pub(super) fn start(root: Arc<Root>) -> Self {
         let (queue, uses) = mpsc::channel(QUEUE);
         // It ends when the last sender is gone.
@@ -54,14 +54,14 @@ impl Uses {
     /// Records the use of an object, without waiting.
     pub(super) fn note(&self, path: &CachePath) {
         // The queue is full, and one lost use of so many does not matter.
-        let _ = self.queue.try_send(Use { key: path.key(), done: None });
+        let _ = self.queue.try_send(FsUse { key: path.key(), done: None });
     }
 
     /// Records the use of an object. Returns false if the object is absent.
     pub(super) async fn mark(&self, path: &CachePath) -> Result<bool, StoreError> {
         let key = path.key();
         let (done, answer) = oneshot::channel();
-        if self.queue.send(Use { key: key.clone(), done: Some(done) }).await.is_err() {
+        if self.queue.send(FsUse { key: key.clone(), done: Some(done) }).await.is_err() {
             return Err(gone(&key));
         }
         match answer.await {
@@ -78,8 +78,8 @@ fn gone(key: &str) -> StoreError {
     StoreError::new("recording the use of", key, error)
 }
 
-fn record(root: &Root, mut uses: mpsc::Receiver<Use>) {
-    while let Some(Use { key, done }) = uses.blocking_recv() {
+fn record(root: &Root, mut uses: mpsc::Receiver<FsUse>) {
+    while let Some(FsUse { key, done }) = uses.blocking_recv() {
         match (mark(root.current().fd(), &key), done) {
             // The receiver may have been dropped.
             (marked, Some(done)) => drop(done.send(marked)),
@@ -145,7 +145,7 @@ mod tests {
     #[tokio::test]
     async fn a_use_changes_the_access_time_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
-        let uses = Uses::start(Arc::new(Root::open(dir.path(), Role::Command).unwrap()));
+        let uses = FsUses::start(Arc::new(Root::open(dir.path(), Role::Command).unwrap()));
         let path: CachePath = "8ha1dhmx807czjczmwy078s4r9s254il.narinfo".parse().unwrap();
         assert!(!uses.mark(&path).await.unwrap());
         assert!(!uses.mark(&format!("nar/{:0>52}.nar", 1).parse().unwrap()).await.unwrap());

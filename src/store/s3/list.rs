@@ -8,7 +8,7 @@ use tokio::sync::Semaphore;
 
 use super::bucket::{Bucket, OWN_FOLDER, SMALL, contradiction};
 use super::meta::Meta;
-use super::uses::Uses;
+use super::uses::S3Uses;
 use crate::nix::{CachePath, narinfo};
 use crate::store::{Listed, ListedObject, StoreError};
 
@@ -22,7 +22,7 @@ const LARGE_READERS: usize = 2;
 /// Everything in the bucket that is not ours, when the uses are known.
 pub(super) async fn list(
     bucket: Arc<Bucket>,
-    uses: Arc<Uses>,
+    uses: Arc<S3Uses>,
     wanted: fn(&CachePath) -> bool,
 ) -> Result<BoxStream<'static, Result<Listed, StoreError>>, StoreError> {
     uses.refresh().await?;
@@ -59,7 +59,7 @@ pub(super) async fn list(
 
 async fn listed(
     bucket: &Bucket,
-    uses: &Uses,
+    uses: &S3Uses,
     large: &Semaphore,
     key: String,
     meta: &Meta,

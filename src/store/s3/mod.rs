@@ -59,11 +59,11 @@ use part::Budget;
 pub use private_files::S3PrivateFiles;
 pub use probe::BucketCapabilities;
 use probe::ConditionalWrites;
-use remote::Remote;
+use remote::RemoteObject;
 use removing::{Announcement, Announcements};
 use retry::{RETRY_TIMEOUT, pause};
 use upload::S3Upload;
-use uses::Uses;
+use uses::S3Uses;
 
 /// The validity of a presigned URL. A running download continues.
 const PRESIGNED_URL_LIFETIME: Duration = Duration::from_secs(15 * 60);
@@ -75,7 +75,7 @@ const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(3600);
 #[derive(Debug)]
 pub struct S3Store {
     bucket: Arc<Bucket>,
-    uses: Arc<Uses>,
+    uses: Arc<S3Uses>,
     budget: Budget,
     locks: Arc<KeyedLocks>,
     /// The objects that this process removed, with the time: their uses can be forgotten.
@@ -119,7 +119,7 @@ impl S3Store {
         let bucket = Arc::new(Bucket::new(client::Clients::new(location)?, &location.prefix));
         let announcements = Arc::new(Announcements::new(Arc::clone(&bucket)));
         Ok(Self {
-            uses: Arc::new(Uses::start(Arc::clone(&bucket), Arc::clone(&announcements))),
+            uses: Arc::new(S3Uses::start(Arc::clone(&bucket), Arc::clone(&announcements))),
             private_files: S3PrivateFiles::new(Arc::clone(&bucket), announcements),
             announcement: tokio::sync::Mutex::default(),
             releases: TaskTracker::new(),
@@ -248,7 +248,7 @@ impl S3Store {
     }
 }
 
-async fn maintain(bucket: Arc<Bucket>, uses: Arc<Uses>, age: Duration) {
+async fn maintain(bucket: Arc<Bucket>, uses: Arc<S3Uses>, age: Duration) {
     let mut tick = tokio::time::interval(MAINTENANCE_INTERVAL);
     loop {
         tick.tick().await;
@@ -293,7 +293,7 @@ impl S3Store {
             }
             Content::Bytes(bytes)
         } else {
-            Content::Stream(Box::new(Remote::new(Arc::clone(&self.bucket), key, found)))
+            Content::Stream(Box::new(RemoteObject::new(Arc::clone(&self.bucket), key, found)))
         };
         Ok(Some(Object { metadata, content }))
     }
@@ -303,7 +303,7 @@ impl S3Store {
             return Ok(None);
         };
         let metadata = self.metadata(key, &Meta::from(&found.meta));
-        let content = Remote::new(Arc::clone(&self.bucket), key.to_owned(), found);
+        let content = RemoteObject::new(Arc::clone(&self.bucket), key.to_owned(), found);
         Ok(Some(Object { metadata, content: Content::Stream(Box::new(content)) }))
     }
 

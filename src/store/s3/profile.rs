@@ -15,8 +15,8 @@ impl Profile {
     pub(super) fn read(name: &str) -> io::Result<Option<Self>> {
         let mut profile = None;
         let files = [
-            ("AWS_CONFIG_FILE", "config", Kind::Config),
-            ("AWS_SHARED_CREDENTIALS_FILE", "credentials", Kind::Credentials),
+            ("AWS_CONFIG_FILE", "config", ProfileFile::Config),
+            ("AWS_SHARED_CREDENTIALS_FILE", "credentials", ProfileFile::Credentials),
         ];
         for (variable, file, kind) in files {
             let Some(path) = path(std::env::var_os(variable), file) else {
@@ -52,13 +52,13 @@ fn path(given: Option<OsString>, file: &str) -> Option<PathBuf> {
 
 /// The two files name their sections differently.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum ProfileFile {
     Config,
     Credentials,
 }
 
 /// Adds the settings of a profile in `text`, which replace earlier ones.
-fn collect(text: &str, kind: Kind, name: &str, profile: &mut Option<Profile>) {
+fn collect(text: &str, kind: ProfileFile, name: &str, profile: &mut Option<Profile>) {
     let mut within = false;
     for line in text.lines() {
         // A setting of a setting; none of those is ours.
@@ -68,8 +68,8 @@ fn collect(text: &str, kind: Kind, name: &str, profile: &mut Option<Profile>) {
         if let Some(section) = line.strip_prefix('[').and_then(|line| line.split(']').next()) {
             let section = section.trim();
             within = match section.strip_prefix("profile ") {
-                Some(section) if kind == Kind::Config => section.trim() == name,
-                _ => section == name && (kind == Kind::Credentials || name == "default"),
+                Some(section) if kind == ProfileFile::Config => section.trim() == name,
+                _ => section == name && (kind == ProfileFile::Credentials || name == "default"),
             };
             if within {
                 profile.get_or_insert_default();
@@ -86,7 +86,7 @@ fn collect(text: &str, kind: Kind, name: &str, profile: &mut Option<Profile>) {
 mod tests {
     use super::*;
 
-    fn collected(files: &[(&str, Kind)], name: &str) -> Option<Profile> {
+    fn collected(files: &[(&str, ProfileFile)], name: &str) -> Option<Profile> {
         let mut profile = None;
         for (text, kind) in files {
             collect(text, *kind, name, &mut profile);
@@ -98,7 +98,7 @@ mod tests {
     fn a_profile_comes_from_both_files() {
         let config = "[default]\nregion = eu\n[profile ci]\nregion=us\ns3 =\n  region = no\n";
         let credentials = "# mine\n[ci]\naws_access_key_id = key\naws_secret_access_key=a=b\n";
-        let files = [(config, Kind::Config), (credentials, Kind::Credentials)];
+        let files = [(config, ProfileFile::Config), (credentials, ProfileFile::Credentials)];
         let profile = collected(&files, "ci").unwrap();
         assert_eq!(profile.get("region"), Some("us"));
         assert_eq!(profile.get("aws_access_key_id"), Some("key"));
@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn a_way_to_credentials_that_is_not_gone_is_named() {
-        let files = [("[default]\nsso_session = work\n", Kind::Config)];
+        let files = [("[default]\nsso_session = work\n", ProfileFile::Config)];
         assert_eq!(collected(&files, "default").unwrap().unsupported(), Some("sso_session"));
     }
 }

@@ -15,7 +15,7 @@ use super::retry::pause;
 use crate::store::RangeRead;
 
 /// A large object: its bytes from a running response, or a range that must be requested.
-pub(super) struct Remote {
+pub(super) struct RemoteObject {
     bucket: Arc<Bucket>,
     key: String,
     size: u64,
@@ -25,7 +25,7 @@ pub(super) struct Remote {
     whole: Mutex<BoxStream<'static, io::Result<Bytes>>>,
 }
 
-impl RangeRead for Remote {
+impl RangeRead for RemoteObject {
     fn is_download(&self) -> bool {
         true
     }
@@ -34,7 +34,7 @@ impl RangeRead for Remote {
         let Self { bucket, key, size, etag, whole } = *self;
         let bytes = (range == (0..size))
             .then(|| whole.into_inner().unwrap_or_else(PoisonError::into_inner));
-        let reading = Reading { bucket, key, etag, rest: range, bytes };
+        let reading = ResumingRead { bucket, key, etag, rest: range, bytes };
         stream::try_unfold(reading, async |mut reading| {
             Ok(reading.next().await?.map(|chunk| (chunk, reading)))
         })
@@ -42,7 +42,7 @@ impl RangeRead for Remote {
     }
 }
 
-impl Remote {
+impl RemoteObject {
     /// `found` under `key`.
     pub(super) fn new(bucket: Arc<Bucket>, key: String, found: GetResult) -> Self {
         let (size, etag) = (found.meta.size, found.meta.e_tag.clone());
@@ -56,7 +56,7 @@ impl Remote {
 /// `object_store` counts the time for its own tries from the beginning of the GET, so that a download
 /// of a minute is never resumed. Here each break is followed by a GET of its own, with all the time that
 /// one has. What is counted is tries and not time, which would go on while the client reads nothing.
-struct Reading {
+struct ResumingRead {
     bucket: Arc<Bucket>,
     key: String,
     etag: Option<String>,
@@ -71,7 +71,7 @@ const TRIES: u32 = 2;
 /// How often the answer may break off before its first byte, in addition.
 const EMPTY_ANSWERS: u32 = 2;
 
-impl Reading {
+impl ResumingRead {
     async fn next(&mut self) -> io::Result<Option<Bytes>> {
         let (mut refused, mut empty) = (0, 0);
         loop {

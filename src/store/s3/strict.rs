@@ -40,16 +40,16 @@ struct Strict(reqwest::Client);
 #[async_trait]
 impl HttpService for Strict {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
-        let kind = Kind::of(&request);
+        let kind = RequestKind::of(&request);
         let answer = self.0.call(request).await?;
         let (status, headers) = (answer.status(), answer.headers());
-        if status.as_u16() == 404 && kind != Kind::Head {
+        if status.as_u16() == 404 && kind != RequestKind::Head {
             return Ok(checked_absence(answer).await);
         }
         if status.is_success() && is_html(headers) {
             return Ok(instead(answer, "an HTML page"));
         }
-        if status.is_success() && kind == Kind::PutObject && !headers.contains_key(ETAG) {
+        if status.is_success() && kind == RequestKind::PutObject && !headers.contains_key(ETAG) {
             return Ok(instead(answer, "a response to PUT without an ETag"));
         }
         Ok(answer)
@@ -58,7 +58,7 @@ impl HttpService for Strict {
 
 /// The kind of a request, as far as the check of its response depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum RequestKind {
     /// HEAD: its answer has no body that could name an error.
     Head,
     /// `PutObject` or `UploadPart`, whose answers have an entity tag.
@@ -66,7 +66,7 @@ enum Kind {
     Other,
 }
 
-impl Kind {
+impl RequestKind {
     fn of(request: &HttpRequest) -> Self {
         let copies = request.headers().contains_key("x-amz-copy-source");
         match *request.method() {

@@ -56,8 +56,10 @@ pub(super) async fn sweep(bucket: &Bucket, age: Duration) -> Result<Option<usize
             return Ok(None);
         };
         for upload in &page.upload {
-            let begun = humantime::parse_rfc3339_weak(&upload.initiated).ok();
-            if begun.is_some_and(|begun| begun <= before) && is_ours(bucket.prefix(), &upload.key) {
+            let started = humantime::parse_rfc3339_weak(&upload.initiated).ok();
+            if started.is_some_and(|started| started <= before)
+                && is_ours(bucket.prefix(), &upload.key)
+            {
                 abort(bucket.s3(), upload).await?;
                 swept += 1;
             }
@@ -69,7 +71,7 @@ pub(super) async fn sweep(bucket: &Bucket, age: Duration) -> Result<Option<usize
     }
 }
 
-/// Whether a daemon can have begun this: others may keep other things in the same bucket.
+/// Whether a daemon can have started this upload: other programs may use the same bucket.
 fn is_ours(prefix: &str, key: &str) -> bool {
     let Some(key) = key.strip_prefix(prefix) else {
         return false;

@@ -14,7 +14,7 @@ use tracing::warn;
 
 use super::bucket::{Bucket, failed};
 use super::part::{Budget, PART, Part, Permit};
-use super::uses::Uses;
+use super::uses::S3Uses;
 use crate::logging::with_causes;
 use crate::nix::CachePath;
 use crate::store::{KeyedLocks, StoreError, Stored, Upload};
@@ -37,7 +37,7 @@ pub struct S3Upload {
     bucket: Arc<Bucket>,
     budget: Budget,
     turns: Arc<KeyedLocks>,
-    uses: Arc<Uses>,
+    uses: Arc<S3Uses>,
     runtime: Handle,
     key: String,
     content_type: &'static str,
@@ -48,7 +48,7 @@ pub struct S3Upload {
     spilled: Option<(File, u64)>,
     /// Whether the object hardly arrives.
     is_slow: bool,
-    /// The upload in parts, if one was begun.
+    /// The upload in parts, if one was started.
     parts: Option<Box<dyn MultipartUpload>>,
     /// The parts that are being sent.
     sending: JoinSet<object_store::Result<()>>,
@@ -63,7 +63,7 @@ impl S3Upload {
         bucket: Arc<Bucket>,
         budget: Budget,
         turns: Arc<KeyedLocks>,
-        uses: Arc<Uses>,
+        uses: Arc<S3Uses>,
         runtime: Handle,
         path: &CachePath,
         size: Option<u64>,
@@ -160,10 +160,10 @@ impl S3Upload {
         if self.parts.is_none() {
             // A server that does not answer is known by this sooner than by what may take longer.
             self.runtime.block_on(self.bucket.seems_there(&self.key))?;
-            let begun = self.bucket.start_multipart(&self.key, self.content_type);
-            self.parts = Some(self.runtime.block_on(begun)?);
+            let started = self.bucket.start_multipart(&self.key, self.content_type);
+            self.parts = Some(self.runtime.block_on(started)?);
         }
-        let parts = self.parts.as_mut().expect("it was begun just now");
+        let parts = self.parts.as_mut().expect("it was started just now");
         let sending = parts.put_part(Bytes::from(part).into());
         let budget = self.budget.clone();
         let sending = async move {

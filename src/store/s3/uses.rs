@@ -61,9 +61,9 @@ const LISTINGS: usize = 50;
 
 /// The known uses, and the task that records new ones.
 #[derive(Debug)]
-pub(super) struct Uses {
-    shared: Arc<Shared>,
-    queue: mpsc::Sender<Use>,
+pub(super) struct S3Uses {
+    shared: Arc<UsesState>,
+    queue: mpsc::Sender<S3Use>,
     /// The objects whose use is being recorded, and by how many.
     marking: Mutex<HashMap<String, usize>>,
 }
@@ -96,7 +96,7 @@ impl Drop for Marking<'_> {
 
 /// The shared state of the tasks.
 #[derive(Debug)]
-struct Shared {
+struct UsesState {
     bucket: Arc<Bucket>,
     known: Mutex<Known>,
     announcements: Arc<Announcements>,
@@ -142,7 +142,7 @@ impl Known {
     }
 }
 
-struct Use {
+struct S3Use {
     /// None where what came before shall be recorded now, and that is all.
     key: Option<String>,
     /// The channel of a caller that waits for the record.
@@ -159,10 +159,10 @@ enum Recorded {
     Failed,
 }
 
-impl Uses {
+impl S3Uses {
     pub(super) fn start(bucket: Arc<Bucket>, announcements: Arc<Announcements>) -> Self {
         let (queue, uses) = mpsc::channel(QUEUE);
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(UsesState {
             bucket,
             known: Mutex::default(),
             announcements,
@@ -195,7 +195,7 @@ impl Uses {
     /// Records some time soon that an object is used now.
     pub(super) fn note(&self, key: String) {
         // The queue is full, and one lost use of so many does not matter.
-        let _ = self.queue.try_send(Use { key: Some(key), done: None });
+        let _ = self.queue.try_send(S3Use { key: Some(key), done: None });
     }
 
     /// Records the use of an object. When this returns, the use is recorded, and a collection that
@@ -220,7 +220,7 @@ impl Uses {
             source: "see the previous warning".into(),
         };
         let (done, answer) = oneshot::channel();
-        let sent = self.queue.send(Use { key, done: Some(done) }).await;
+        let sent = self.queue.send(S3Use { key, done: Some(done) }).await;
         let recorded = match sent {
             Ok(()) => answer.await.unwrap_or(Recorded::Failed),
             Err(_) => Recorded::Failed,
@@ -248,7 +248,7 @@ impl Uses {
     }
 }
 
-impl Shared {
+impl UsesState {
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -511,7 +511,7 @@ pub(super) fn now() -> u64 {
 }
 
 /// Writes what comes, as many at a time as came while it was busy.
-async fn record(shared: Arc<Shared>, mut uses: mpsc::Receiver<Use>) {
+async fn record(shared: Arc<UsesState>, mut uses: mpsc::Receiver<S3Use>) {
     let mut written = 0;
     while let Some(first) = uses.recv().await {
         let mut batch = vec![first];
@@ -537,7 +537,7 @@ async fn record(shared: Arc<Shared>, mut uses: mpsc::Receiver<Use>) {
 }
 
 async fn record_now(
-    shared: &Shared,
+    shared: &UsesState,
     keys: &HashSet<&str>,
     second: u64,
     somebody_waits: bool,
@@ -578,7 +578,7 @@ async fn record_now(
 }
 
 /// Takes the queued uses; if no caller waits for any of them, more are collected for a while.
-async fn gather(batch: &mut Vec<Use>, uses: &mut mpsc::Receiver<Use>) {
+async fn gather(batch: &mut Vec<S3Use>, uses: &mut mpsc::Receiver<S3Use>) {
     let until = tokio::time::Instant::now() + BATCH_DELAY;
     while batch.iter().all(|used| used.done.is_none()) && batch.len() < QUEUE {
         match tokio::time::timeout_at(until, uses.recv()).await {
