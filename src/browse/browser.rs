@@ -15,6 +15,7 @@ use super::workers::{TooManyPages, Workers};
 use crate::cache::Cache;
 use crate::config::{Admission, Retention};
 use crate::inventory::InventoryError;
+use crate::logging::with_causes;
 use crate::nix::{CacheInfo, NarInfo, ObjectKind, StorePathHash};
 use crate::store::background;
 
@@ -166,8 +167,7 @@ impl Browser {
         let started = Instant::now();
         let built = self.read_index().await;
         if let Err(error) = &built {
-            let error = error as &dyn std::error::Error;
-            warn!(error, "cannot build the index of the web pages");
+            warn!(error = %with_causes(error), "cannot build the index of the web pages");
         }
         self.state.send_modify(|state| {
             let pause = (started.elapsed() * REBUILD_PAUSE_FACTOR).max(MIN_REBUILD_PAUSE);

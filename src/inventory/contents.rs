@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use serde::Serialize;
 use tracing::warn;
 
+use crate::logging::with_causes;
 use crate::nix::{CachePath, StoreDir, StorePath, StorePathHash};
 use crate::store::StoreError;
 
@@ -151,8 +152,7 @@ impl Inventory {
         }
         if let Some((path, error)) = self.unreadable.first() {
             let count = self.unreadable.len();
-            let error = error as &dyn std::error::Error;
-            warn!(%path, count, error, "some narinfos cannot be read; collections remove nothing");
+            warn!(%path, count, error = %with_causes(error), "some narinfos cannot be read; collections remove nothing");
         }
     }
 

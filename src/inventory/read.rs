@@ -13,6 +13,7 @@ use tracing::warn;
 use super::contents::{
     Inventory, InventoryError, StoredObject, StoredPath, index_by_hash, to_index,
 };
+use crate::logging::with_causes;
 use crate::nix::{CachePath, LenientNarInfo, NarInfo, StoreDir, StorePath, StorePathHash};
 use crate::store::{Listed, ListedObject, Store, StoreError, background};
 
@@ -108,8 +109,7 @@ async fn read(
             }
             // An object that is missing from the inventory is never removed.
             Listed::Unreadable(path, error) => {
-                let error = &error as &dyn std::error::Error;
-                warn!(%path, error, "cannot read an object; it is kept");
+                warn!(%path, error = %with_causes(&error), "cannot read an object; it is kept");
             }
             Listed::Foreign(_) => continue,
             Listed::NoFile(path, _) => {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tracing::warn;
 
 use super::partial_nar::PartialNar;
+use crate::logging::with_causes;
 use crate::nix::CachePath;
 use crate::store::{Store, StoreError, Stored, Upload};
 
@@ -99,6 +100,5 @@ impl Upload for NotifyingUpload {
 
 /// Logs that readers of a NAR wait until it is stored.
 pub(super) fn warn_without_copy(error: &StoreError) {
-    let error = error as &dyn std::error::Error;
-    warn!(error, "cannot write a temporary copy of a NAR; clients wait until it is stored");
+    warn!(error = %with_causes(error), "cannot write a temporary copy of a NAR; clients wait until it is stored");
 }

@@ -9,6 +9,7 @@ use super::collector::{CollectError, Collector, GcReport, POSITIVE_LOOKUP_TTL};
 use super::plan::Limits;
 use crate::config::Retention;
 use crate::inventory::StoreSize;
+use crate::logging::with_causes;
 use crate::metrics::CollectionResult;
 
 /// The time between the start of the daemon and the first collection. It is shorter than the usual
@@ -21,8 +22,7 @@ impl Collector {
     pub async fn run(self, retention: Retention, stop: CancellationToken) {
         // Taking the lock cleans up after a killed collection.
         if let Err(error) = self.lock().await {
-            let error = &error as &dyn std::error::Error;
-            warn!(error, "cannot clean up after an interrupted collection");
+            warn!(error = %with_causes(&error), "cannot clean up after an interrupted collection");
         }
         self.measure_unless(&stop).await;
         let limits = Limits {
@@ -63,7 +63,7 @@ impl Collector {
                 }
                 Err(CollectError::Stopped) => return,
                 Err(error) => {
-                    warn!(error = &error as &dyn std::error::Error, "garbage collection failed");
+                    warn!(error = %with_causes(&error), "garbage collection failed");
                 }
             }
         }
@@ -77,8 +77,7 @@ impl Collector {
         match measured {
             Ok(StoreSize { bytes, paths }) => self.cache.metrics().store.set_totals(bytes, paths),
             Err(error) => {
-                let error = &error as &dyn std::error::Error;
-                warn!(error, "cannot measure the size of the cache");
+                warn!(error = %with_causes(&error), "cannot measure the size of the cache");
             }
         }
     }
