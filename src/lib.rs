@@ -35,21 +35,24 @@
 //!
 //! With upstreams, [`mirror::Mirror`] stands between [`http`] and [`cache`].
 
+// What no test uses from outside is visible in the crate only, so that dead code is found.
+#![warn(unreachable_pub)]
+
 pub mod commands;
 pub mod net;
 pub mod http;
 pub mod browse;
-pub mod migrate;
-pub mod verify;
+mod migrate;
+mod verify;
 pub mod retention;
 #[cfg(feature = "upstream")]
 pub mod mirror;
 pub mod cache;
-pub mod ingest;
-pub mod unpack;
+mod ingest;
+mod unpack;
 pub mod inventory;
 pub mod store;
 pub mod config;
 pub mod metrics;
-pub mod logging;
+mod logging;
 pub mod nix;

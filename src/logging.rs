@@ -14,13 +14,13 @@ use tracing_subscriber::fmt::time::SystemTime;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-pub use causes::with_causes;
-pub use printable::{printable, printable_json};
+pub(crate) use causes::with_causes;
+pub(crate) use printable::{printable, printable_json};
 
 use lines::{JsonLines, TextFields};
 
 /// Maximum length of a line that a command prints, in bytes.
-pub const MAX_LINE: usize = 8 * 1024;
+pub(crate) const MAX_LINE: usize = 8 * 1024;
 
 /// Minimum level of log messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,7 +107,7 @@ impl fmt::Display for LogFormat {
 }
 
 /// Starts logging to standard error, for the lifetime of the process.
-pub fn init(level: LogLevel, format: LogFormat) {
+pub(crate) fn init(level: LogLevel, format: LogFormat) {
     // The journal records the time itself.
     let in_journal = std::env::var_os("JOURNAL_STREAM").is_some();
     let builder = tracing_subscriber::fmt()

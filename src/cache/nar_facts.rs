@@ -36,7 +36,7 @@ pub(crate) enum NarContents {
 impl NarContents {
     /// Converts the result of unpacking. Only a compression without a decoder passes without being
     /// unpacked, if the file has this format.
-    pub fn of(unpacked: Option<Result<Unpacked, UnpackError>>) -> Result<Self, UnpackError> {
+    pub(crate) fn of(unpacked: Option<Result<Unpacked, UnpackError>>) -> Result<Self, UnpackError> {
         match unpacked {
             None => Ok(Self::NotRead),
             Some(Ok(unpacked)) => Ok(Self::Unpacked(unpacked)),
@@ -46,7 +46,7 @@ impl NarContents {
     }
 
     /// SHA-256 of the NAR in the file `name`, if it was unpacked.
-    pub fn nar_hash(&self, name: NarName) -> Option<Sha256Hash> {
+    pub(crate) fn nar_hash(&self, name: NarName) -> Option<Sha256Hash> {
         match self {
             Self::Unpacked(unpacked) => Some(unpacked.nar_hash.unwrap_or(name.file_hash)),
             Self::NoDecoder(_) | Self::NotRead => None,

@@ -53,13 +53,13 @@ impl AccessPolicy {
 
 /// Wraps a service so that only who may reaches it.
 #[derive(Debug, Clone)]
-pub struct AuthorizeLayer {
+pub(super) struct AuthorizeLayer {
     policy: AccessPolicy,
 }
 
 impl AuthorizeLayer {
     /// A layer that lets through what `gate` allows.
-    pub fn new(policy: AccessPolicy) -> Self {
+    pub(super) fn new(policy: AccessPolicy) -> Self {
         Self { policy }
     }
 }
@@ -74,7 +74,7 @@ impl<S> Layer<S> for AuthorizeLayer {
 
 /// Answers 401 or 403 where a client may not, and asks the inner service otherwise.
 #[derive(Debug, Clone)]
-pub struct Authorize<S> {
+pub(super) struct Authorize<S> {
     inner: S,
     policy: AccessPolicy,
 }

@@ -25,11 +25,11 @@ use crate::store::{Content, RangeRead};
 /// A body that stands still for so long is given up. Never a total time: a NAR can be 10 GB on a
 /// slow line. Nix up to 2.33 retries an upload with headers and no body and waits for ever, so this
 /// is also what frees it.
-pub const BODY_IDLE: Duration = Duration::from_secs(60);
+pub(super) const BODY_IDLE: Duration = Duration::from_secs(60);
 
 /// The body of an answer: `range` of an object of `size` bytes. A connection that can sends it
 /// straight from its file.
-pub fn outgoing(
+pub(super) fn outgoing(
     content: Content,
     size: u64,
     range: Range<u64>,
@@ -80,7 +80,7 @@ impl OnDemand {
 }
 
 /// An object whose content is not kept while its client takes none of it.
-pub struct Again {
+pub(super) struct Again {
     pub backend: Arc<Backend>,
     pub path: CachePath,
     pub etag: Bytes,
@@ -208,7 +208,7 @@ fn sized(chunks: impl Stream<Item = io::Result<Bytes>> + Send + 'static, length:
 }
 
 /// The body of an upload as chunks; one that stands still ends in an error.
-pub fn incoming(body: Body) -> impl Stream<Item = Result<Bytes, BodyError>> + Send + Unpin {
+pub(super) fn incoming(body: Body) -> impl Stream<Item = Result<Bytes, BodyError>> + Send + Unpin {
     let body = BodyDataStream::new(TimeoutBody::new(BODY_IDLE, body));
     let chunks = body.map_err(|error| match error.downcast::<TimeoutError>() {
         Ok(_) => BodyError::Stalled(BODY_IDLE),
@@ -236,7 +236,7 @@ mod sized {
     }
 
     impl<S> Sized<S> {
-        pub fn new(chunks: S, length: u64) -> Self {
+        pub(super) fn new(chunks: S, length: u64) -> Self {
             Self { chunks, rest: length }
         }
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// How much of a file is read at a time where it is not sent from the file itself.
-pub const READ_CHUNK: u64 = 256 * 1024;
+pub(super) const READ_CHUNK: u64 = 256 * 1024;
 
 /// The number of chunks that wait for the clients of all connections, besides one for each
 /// connection: 64 MiB.

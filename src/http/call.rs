@@ -12,7 +12,7 @@ use crate::cache::UploadReceipt;
 use crate::nix::ObjectKind;
 
 /// A request that has been classified.
-pub struct Call {
+pub(super) struct Call {
     pub(super) route: Route,
     /// The kind of object that the request is for.
     pub(super) kind: Option<ObjectKind>,
@@ -30,7 +30,7 @@ impl From<Request<Body>> for Call {
 }
 
 /// The result of a request: the response, and what is counted and logged of it.
-pub struct Answer {
+pub(super) struct Answer {
     pub(super) response: Response<Body>,
     /// Why the request failed. A plain miss has none: its status says everything.
     pub(super) error: Option<HttpError>,
@@ -57,7 +57,7 @@ impl Answer {
 
 /// The name of a user.
 #[derive(Debug, Clone)]
-pub struct User(pub(super) Arc<str>);
+pub(super) struct User(pub(super) Arc<str>);
 
 impl User {
     pub(super) fn new(name: &str) -> Self {

@@ -19,7 +19,7 @@ use crate::store::{RemoteTrouble, StoreError};
 
 /// Why a request was not answered as the client wished.
 #[derive(Debug, Error)]
-pub enum HttpError {
+pub(super) enum HttpError {
     /// The object is not here.
     #[error("not found in this cache")]
     Absent,
@@ -109,7 +109,7 @@ pub(super) const LINE: usize = 1000;
 
 impl HttpError {
     /// The status for each error. There is no wildcard, so a new error needs a decision here.
-    pub fn status(&self) -> StatusCode {
+    pub(super) fn status(&self) -> StatusCode {
         match self {
             Self::Absent | Self::NoSuchName(_) => StatusCode::NOT_FOUND,
             Self::BadName(_) => StatusCode::BAD_REQUEST,

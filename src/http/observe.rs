@@ -36,13 +36,13 @@ const ORDER: Ordering = Ordering::Relaxed;
 
 /// Wraps a service so that every request is counted and logged once.
 #[derive(Debug, Clone)]
-pub struct ObserveLayer {
+pub(super) struct ObserveLayer {
     metrics: Arc<Metrics>,
 }
 
 impl ObserveLayer {
     /// A layer that counts here.
-    pub fn new(metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
         Self { metrics }
     }
 }
@@ -57,7 +57,7 @@ impl<S> Layer<S> for ObserveLayer {
 
 /// Counts and logs what the inner service answers.
 #[derive(Debug, Clone)]
-pub struct Observe<S> {
+pub(super) struct Observe<S> {
     inner: S,
     metrics: Arc<Metrics>,
 }

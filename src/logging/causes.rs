@@ -4,7 +4,7 @@ use std::error::Error;
 
 /// Returns an error and its causes on one line, separated by colons. A cause that ends the message of its
 /// error is not repeated. Events have it as `error = %with_causes(&error)`.
-pub fn with_causes(error: &dyn Error) -> String {
+pub(crate) fn with_causes(error: &dyn Error) -> String {
     let causes = std::iter::successors(error.source(), |error| (*error).source());
     causes.map(ToString::to_string).fold(error.to_string(), |text, cause| {
         if text.ends_with(&cause) { text } else { format!("{text}: {cause}") }

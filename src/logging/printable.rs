@@ -9,7 +9,7 @@ use std::borrow::Cow;
 /// Whether a character is invisible, or changes how its neighbours look: control characters (including C1
 /// and DEL), format characters (including those for the direction of text), and fillers that look like
 /// spaces.
-pub fn is_invisible(character: char) -> bool {
+pub(super) fn is_invisible(character: char) -> bool {
     character.is_control()
         || matches!(
             character,
@@ -24,7 +24,7 @@ pub fn is_invisible(character: char) -> bool {
 /// Returns `text` on one line of at most `limit` bytes. Invisible characters are escaped, like `\u{202e}`.
 /// A long text is cut in the middle, with a notice: an error says what is wrong at its beginning, and what
 /// to do at its end.
-pub fn printable(text: &str, limit: usize) -> Cow<'_, str> {
+pub(crate) fn printable(text: &str, limit: usize) -> Cow<'_, str> {
     if text.len() <= limit && !text.contains(is_invisible) {
         return Cow::Borrowed(text);
     }
@@ -64,7 +64,7 @@ fn escape(characters: impl Iterator<Item = char>, limit: usize) -> (Vec<String>,
 
 /// Escapes the invisible characters in a JSON document. The document stays equivalent, because it has such
 /// characters only in strings.
-pub fn printable_json(json: &str) -> Cow<'_, str> {
+pub(crate) fn printable_json(json: &str) -> Cow<'_, str> {
     let is_raw =
         |character: char| is_invisible(character) && !matches!(character, '\n' | '\r' | '\t');
     if !json.contains(is_raw) {

@@ -44,7 +44,7 @@ enum CopyOutcome {
 }
 
 /// Copies the objects that `from` has and `to` lacks, `jobs` at a time. Both caches may be in use.
-pub async fn migrate(
+pub(crate) async fn migrate(
     from: &Cache,
     to: &Cache,
     jobs: usize,

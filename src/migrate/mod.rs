@@ -7,5 +7,5 @@
 mod migration;
 mod report;
 
-pub use migration::migrate;
-pub use report::{MigrateError, MigrateReport};
+pub(crate) use migration::migrate;
+pub(crate) use report::MigrateReport;

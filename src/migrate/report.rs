@@ -11,7 +11,7 @@ use crate::verify::Damage;
 
 /// The result of a migration.
 #[derive(Debug, Default, Serialize)]
-pub struct MigrateReport {
+pub(crate) struct MigrateReport {
     /// The number of copied store paths.
     pub paths: usize,
     /// The number of store paths that were already in the target.
@@ -35,7 +35,7 @@ pub struct MigrateReport {
 
 /// A failed migration.
 #[derive(Debug, thiserror::Error)]
-pub enum MigrateError {
+pub(crate) enum MigrateError {
     /// The source cannot be listed.
     #[error(transparent)]
     Inventory(#[from] InventoryError),

@@ -36,13 +36,13 @@ pub(super) struct ProvisionalName {
 
 impl ProvisionalName {
     /// Creates the provisional name for the NAR of `info`, compressed as `extension` says.
-    pub fn new(info: &NarInfo, extension: NarExtension) -> Self {
+    pub(super) fn new(info: &NarInfo, extension: NarExtension) -> Self {
         let nar_hash_prefix = *info.nar_hash.as_bytes().first_chunk().expect("a hash is longer");
         Self { path: info.store_path.hash(), nar_hash_prefix, extension }
     }
 
     /// Parses a name. Returns `None` if it is a file hash.
-    pub fn of(name: NarName) -> Option<Self> {
+    pub(super) fn of(name: NarName) -> Option<Self> {
         let (path, rest) = name.file_hash.as_bytes().split_first_chunk::<PATH_BYTES>()?;
         let nar_hash_prefix = *rest.first_chunk()?;
         let provisional =
@@ -51,7 +51,7 @@ impl ProvisionalName {
     }
 
     /// Returns the name of the NAR, in which a checksum follows the contents.
-    pub fn name(&self) -> NarName {
+    pub(super) fn name(&self) -> NarName {
         let mut bytes = [0; PATH_BYTES + NAR_HASH_BYTES + CHECK_BYTES];
         bytes[..PATH_BYTES].copy_from_slice(self.path.as_bytes());
         bytes[PATH_BYTES..PATH_BYTES + NAR_HASH_BYTES].copy_from_slice(&self.nar_hash_prefix);
@@ -63,7 +63,7 @@ impl ProvisionalName {
 
     /// Returns the final name of the NAR, if `info` is the narinfo of the same path with the same
     /// contents.
-    pub fn nar_of(&self, info: &NarInfo) -> Option<NarName> {
+    pub(super) fn nar_of(&self, info: &NarInfo) -> Option<NarName> {
         let name = info.nar_name()?;
         (*self == Self::new(info, name.extension)).then_some(name)
     }

@@ -34,13 +34,13 @@ pub(super) struct RemotePath {
 
 impl RemotePath {
     /// Parses the narinfo, whose paths are in `store_dir`.
-    pub fn info(&self, store_dir: &StoreDir) -> NarInfo {
+    pub(super) fn info(&self, store_dir: &StoreDir) -> NarInfo {
         NarInfo::parse(&self.object.1, store_dir)
             .expect("the text was written from a parsed narinfo")
     }
 
     /// The narinfo as an object of a store.
-    pub fn object(&self) -> Object {
+    pub(super) fn object(&self) -> Object {
         let (metadata, text) = self.object.clone();
         Object { metadata, content: Content::Bytes(text) }
     }

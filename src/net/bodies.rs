@@ -14,14 +14,14 @@ use super::requests::BUFFER_SIZE;
 
 /// The body of a request in HTTP/1. If it is dropped before its end, the connection must still read the
 /// bytes that the client has sent.
-pub struct Http1Upload {
+pub(super) struct Http1Upload {
     body: Incoming,
     ended: bool,
     timeouts: Arc<ConnectionTimeouts>,
 }
 
 impl Http1Upload {
-    pub fn new(body: Incoming, timeouts: &Arc<ConnectionTimeouts>) -> Self {
+    pub(super) fn new(body: Incoming, timeouts: &Arc<ConnectionTimeouts>) -> Self {
         Self { body, ended: false, timeouts: Arc::clone(timeouts) }
     }
 }
@@ -58,7 +58,7 @@ impl Drop for Http1Upload {
 
 /// The body of a response that is sent in several writes. The connection is not idle before the last
 /// byte is sent.
-pub struct Outgoing {
+pub(super) struct Outgoing {
     body: Body,
     sending: Arc<Sending>,
 }
@@ -77,7 +77,7 @@ impl AsRef<[u8]> for SendingBytes {
 
 impl Outgoing {
     /// Wraps `body`, unless it fits into one write.
-    pub fn wrap(body: Body, timeouts: &Arc<ConnectionTimeouts>) -> Body {
+    pub(super) fn wrap(body: Body, timeouts: &Arc<ConnectionTimeouts>) -> Body {
         match body.size_hint().exact() {
             Some(length) if length <= BUFFER_SIZE as u64 => body,
             _ => Body::new(Self { body, sending: Arc::new(timeouts.start_response()) }),

@@ -8,15 +8,15 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 /// The time for which the bytes of a client are read and discarded after the last response. Closing
 /// a socket with unread bytes resets it, and the reset can overtake the response: the client would
 /// see a broken connection instead of the reason why its upload was refused.
-pub const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The number of bytes that are discarded at most.
-pub const LINGER_LIMIT: usize = 16 * 1024 * 1024;
+pub(super) const LINGER_LIMIT: usize = 16 * 1024 * 1024;
 
 /// Closes the direction to the client. If the client may have sent bytes that were not read
 /// (`unread`), reads and discards them until the client closes, [`LINGER_TIMEOUT`] passes, or
 /// [`LINGER_LIMIT`] bytes have come.
-pub async fn close(mut io: impl AsyncRead + AsyncWrite + Unpin, unread: bool) {
+pub(super) async fn close(mut io: impl AsyncRead + AsyncWrite + Unpin, unread: bool) {
     let drain = async {
         io.shutdown().await?;
         if !unread {

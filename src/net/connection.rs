@@ -15,7 +15,7 @@ use crate::http::{App, ConnInfo, ConnectionBudget};
 
 /// Serves a connection until it ends or times out, or until `draining` is cancelled and its requests
 /// have been answered. The connection keeps its `slot` until then.
-pub async fn serve(
+pub(super) async fn serve(
     connection: Connection,
     app: App,
     budget: ConnectionBudget,
@@ -62,7 +62,7 @@ mod encrypted {
     use crate::net::{http1, http2};
 
     /// Serves a TLS connection. The handshake has the time of a request head.
-    pub async fn serve(
+    pub(super) async fn serve(
         acceptor: &TlsAcceptorHandle,
         io: ServerIo,
         mut conn_info: ConnInfo,

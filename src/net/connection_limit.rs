@@ -25,7 +25,7 @@ const CLOSE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The slots of all connections that may be open.
 #[derive(Debug)]
-pub struct ConnectionLimit {
+pub(super) struct ConnectionLimit {
     free: Arc<Semaphore>,
     contention: Contention,
     open: Arc<OpenConnections>,
@@ -34,7 +34,7 @@ pub struct ConnectionLimit {
 
 /// The slot of one connection, until it is dropped.
 #[derive(Debug)]
-pub struct Slot {
+pub(super) struct Slot {
     _permit: Option<OwnedSemaphorePermit>,
     /// Whether other connections wait for a slot.
     pub contention: Contention,
@@ -77,7 +77,7 @@ impl OpenConnections {
 impl ConnectionLimit {
     /// Creates a slot for three quarters of the file descriptors of this process. Most connections are
     /// idle with one descriptor; the rest is for the files of the others.
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         let files = raise_file_limit();
         let reserved = RESERVED_FILES.max(files / 4);
         let limit = usize::try_from(files.saturating_sub(reserved)).unwrap_or(usize::MAX).max(16);
@@ -88,13 +88,13 @@ impl ConnectionLimit {
 
     /// The number of files that responses may keep open: half of the descriptors that are not for
     /// connections.
-    pub fn answer_files(&self) -> usize {
+    pub(super) fn answer_files(&self) -> usize {
         self.answer_files
     }
 
     /// Waits for a free slot for an accepted connection. Meanwhile idle connections are closed, the
     /// longest idle first.
-    pub async fn take(&self) -> Slot {
+    pub(super) async fn take(&self) -> Slot {
         let permit = match Arc::clone(&self.free).try_acquire_owned() {
             Ok(permit) => permit,
             Err(_) => {
@@ -123,7 +123,7 @@ impl ConnectionLimit {
     }
 
     /// Returns a slot beyond the limit, for a connection that was accepted when the daemon stopped.
-    pub fn beyond_limit(&self) -> Slot {
+    pub(super) fn beyond_limit(&self) -> Slot {
         self.slot(None)
     }
 
@@ -136,7 +136,7 @@ impl ConnectionLimit {
 
 impl Slot {
     /// Registers the connection, so that it can be closed when it is idle.
-    pub fn register(&self, timeouts: &Arc<ConnectionTimeouts>) {
+    pub(super) fn register(&self, timeouts: &Arc<ConnectionTimeouts>) {
         self.open.lock().insert(self.number, Arc::clone(timeouts));
     }
 }

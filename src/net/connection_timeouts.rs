@@ -20,28 +20,28 @@ use super::contention::Contention;
 
 /// The time in which a client must send the head of a request, from the first byte, or from the start
 /// of the connection.
-pub const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The same while new connections wait for a free slot.
-pub const CONTENDED_HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const CONTENDED_HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The time without a byte in either direction while the application handles no request, such as
 /// between two requests. libcurl reuses a connection that was idle
 /// for up to 118 s, and a close that races an upload ends a copy (PROTOCOL: Nix before 2.28.4).
-pub const IDLE_TIMEOUT: Duration = Duration::from_secs(180);
+pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// The time after the last byte for which a draining connection still accepts requests, so that a
 /// client that sends requests one after the other gets responses to all of them.
-pub const DRAIN_QUIET_PERIOD: Duration = Duration::from_secs(1);
+pub(super) const DRAIN_QUIET_PERIOD: Duration = Duration::from_secs(1);
 
 /// The time for which a client may read nothing of a response. A response that waits holds memory, and
 /// perhaps a file.
-pub const UNREAD_RESPONSE_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const UNREAD_RESPONSE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The state of a connection, as far as its timeouts depend on it. All times are in milliseconds since
 /// the connection opened.
 #[derive(Debug)]
-pub struct ConnectionTimeouts {
+pub(super) struct ConnectionTimeouts {
     opened: Instant,
     contention: Contention,
     /// The number of requests that the application handles.
@@ -82,7 +82,7 @@ const ORDER: Ordering = Ordering::Relaxed;
 
 impl ConnectionTimeouts {
     /// Creates the state of a connection that opens now.
-    pub fn new(contention: Contention) -> Arc<Self> {
+    pub(super) fn new(contention: Contention) -> Arc<Self> {
         Arc::new(Self {
             opened: Instant::now(),
             contention,
@@ -109,7 +109,7 @@ impl ConnectionTimeouts {
     }
 
     /// Records that bytes were received.
-    pub fn record_read(&self) {
+    pub(super) fn record_read(&self) {
         let now = self.now();
         self.last_read.store(now, ORDER);
         if self.working.load(ORDER) == 0
@@ -121,13 +121,13 @@ impl ConnectionTimeouts {
     }
 
     /// Records that bytes were sent.
-    pub fn record_write(&self) {
+    pub(super) fn record_write(&self) {
         self.last_write.store(self.now(), ORDER);
         self.blocked_since.store(NEVER, ORDER);
     }
 
     /// Records that the socket accepts no bytes until the client reads some.
-    pub fn record_blocked(&self) {
+    pub(super) fn record_blocked(&self) {
         if self.blocked_since.load(ORDER) == NEVER {
             self.blocked_since.store(self.now(), ORDER);
         }
@@ -135,25 +135,25 @@ impl ConnectionTimeouts {
 
     /// Whether the next write is tried even if the socket is not known to be writable. Returns true
     /// once for each [`grant_write_retry`](Self::grant_write_retry) that returned true.
-    pub fn take_write_retry(&self) -> bool {
+    pub(super) fn take_write_retry(&self) -> bool {
         self.retry_write.load(ORDER) && self.retry_write.swap(false, ORDER)
     }
 
     /// Records that several requests can be in progress at a time.
     #[cfg(feature = "tls")]
-    pub fn set_multiplexed(&self) {
+    pub(super) fn set_multiplexed(&self) {
         self.multiplexed.store(true, ORDER);
     }
 
     /// Records a response that is being sent until the guard is dropped.
-    pub fn start_response(self: &Arc<Self>) -> Sending {
+    pub(super) fn start_response(self: &Arc<Self>) -> Sending {
         self.sending.fetch_add(1, ORDER);
         Sending(Arc::clone(self))
     }
 
     /// Records a response that waits for the client's window until the guard is dropped.
     #[cfg(feature = "tls")]
-    pub fn wait_for_window(self: &Arc<Self>) -> Waiting {
+    pub(super) fn wait_for_window(self: &Arc<Self>) -> Waiting {
         if self.waiting.fetch_add(1, ORDER) == 0 {
             self.last_sent.store(self.now(), ORDER);
         }
@@ -161,22 +161,22 @@ impl ConnectionTimeouts {
     }
 
     /// Records that a request body was dropped before its end.
-    pub fn record_unread_body(&self) {
+    pub(super) fn record_unread_body(&self) {
         self.unread_body.store(true, ORDER);
     }
 
     /// Whether the client may still send the body of a request whose response was sent.
-    pub fn has_unread_body(&self) -> bool {
+    pub(super) fn has_unread_body(&self) -> bool {
         self.unread_body.load(ORDER)
     }
 
     /// Makes the next response the last one.
-    pub fn close_after_response(&self) {
+    pub(super) fn close_after_response(&self) {
         self.closes_after_response.store(true, ORDER);
     }
 
     /// Records a request that the application handles until the guard is dropped.
-    pub fn start_request(self: &Arc<Self>) -> Working {
+    pub(super) fn start_request(self: &Arc<Self>) -> Working {
         self.head_since.store(NEVER, ORDER);
         // The head was read, so no earlier body can be unread.
         self.unread_body.store(false, ORDER);
@@ -201,7 +201,7 @@ impl ConnectionTimeouts {
 
     /// Returns the time at which the connection expires if nothing happens. `None` while the
     /// application, which has its own timeouts, handles a request and no response waits for the client.
-    pub fn deadline(&self) -> Option<Instant> {
+    pub(super) fn deadline(&self) -> Option<Instant> {
         let unread = self.unread_deadline();
         if self.working.load(Ordering::Acquire) > 0 {
             return unread;
@@ -221,7 +221,7 @@ impl ConnectionTimeouts {
     }
 
     /// Returns when the connection expires.
-    pub async fn expired(&self) {
+    pub(super) async fn expired(&self) {
         let mut check = self.opened + CONTENDED_HEAD_TIMEOUT;
         loop {
             tokio::time::sleep_until(check).await;
@@ -242,7 +242,7 @@ impl ConnectionTimeouts {
     /// Whether an expired connection gets one more attempt to write. The kernel reports a socket as
     /// writable only when a third of its buffer is free, which takes long with a slow client. So before
     /// the connection is closed, one write shows whether the client has read anything.
-    pub fn grant_write_retry(&self) -> bool {
+    pub(super) fn grant_write_retry(&self) -> bool {
         let since = self.blocked_since.load(ORDER);
         let tries = self.retried_for.swap(since, ORDER) != since;
         self.retry_write.store(tries, ORDER);
@@ -251,7 +251,7 @@ impl ConnectionTimeouts {
 
     /// Returns the time since which the connection is between two requests, with nothing to send or to
     /// read; `None` if it is not idle.
-    pub fn idle_since(&self) -> Option<Instant> {
+    pub(super) fn idle_since(&self) -> Option<Instant> {
         let busy = self.working.load(Ordering::Acquire) > 0
             || self.sending.load(ORDER) > 0
             || self.head_since.load(ORDER) != NEVER
@@ -262,18 +262,18 @@ impl ConnectionTimeouts {
     }
 
     /// Requests the connection to close if it is idle.
-    pub fn request_close(&self) {
+    pub(super) fn request_close(&self) {
         self.close_requested.store(true, ORDER);
         self.wake_to_close.notify_one();
     }
 
     /// Whether the connection was requested to close, and may still do so.
-    pub fn is_close_requested(&self) -> bool {
+    pub(super) fn is_close_requested(&self) -> bool {
         self.close_requested.load(ORDER)
     }
 
     /// Returns when the connection is requested to close and is idle.
-    pub async fn until_idle_close(&self) {
+    pub(super) async fn until_idle_close(&self) {
         loop {
             self.wake_to_close.notified().await;
             if self.idle_since().is_some() {
@@ -285,7 +285,7 @@ impl ConnectionTimeouts {
     }
 
     /// Waits for requests that arrive within `quiet`, and returns when the last of them is answered.
-    pub async fn until_late_requests_end(&self, quiet: Duration) {
+    pub(super) async fn until_late_requests_end(&self, quiet: Duration) {
         tokio::time::sleep(quiet).await;
         self.settled(quiet).await;
     }
@@ -310,11 +310,11 @@ impl ConnectionTimeouts {
 
 /// A request that the application handles.
 #[derive(Debug)]
-pub struct Working(Arc<ConnectionTimeouts>);
+pub(super) struct Working(Arc<ConnectionTimeouts>);
 
 impl Working {
     /// Whether the connection closes after the response.
-    pub fn closes_connection(&self) -> bool {
+    pub(super) fn closes_connection(&self) -> bool {
         self.0.closes_after_response.load(ORDER)
     }
 }
@@ -329,7 +329,7 @@ impl Drop for Working {
 
 /// A response that is not completely sent.
 #[derive(Debug)]
-pub struct Sending(Arc<ConnectionTimeouts>);
+pub(super) struct Sending(Arc<ConnectionTimeouts>);
 
 impl Drop for Sending {
     fn drop(&mut self) {
@@ -340,12 +340,12 @@ impl Drop for Sending {
 /// A response that waits for the client's window.
 #[cfg(feature = "tls")]
 #[derive(Debug)]
-pub struct Waiting(Arc<ConnectionTimeouts>);
+pub(super) struct Waiting(Arc<ConnectionTimeouts>);
 
 #[cfg(feature = "tls")]
 impl Waiting {
     /// Records that content was sent.
-    pub fn record_sent(&self) {
+    pub(super) fn record_sent(&self) {
         self.0.last_sent.store(self.0.now(), ORDER);
     }
 }

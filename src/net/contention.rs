@@ -5,14 +5,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Whether new connections wait for a free slot. Clones share the state.
 #[derive(Debug, Clone, Default)]
-pub struct Contention(Arc<AtomicBool>);
+pub(super) struct Contention(Arc<AtomicBool>);
 
 impl Contention {
-    pub fn exists(&self) -> bool {
+    pub(super) fn exists(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 
-    pub fn set(&self, exists: bool) {
+    pub(super) fn set(&self, exists: bool) {
         self.0.store(exists, Ordering::Relaxed);
     }
 }

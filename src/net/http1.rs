@@ -24,7 +24,7 @@ use super::requests::{BUFFER_SIZE, Requests, ResponseFuture};
 
 /// Serves a connection until it ends or times out, or until `draining` is cancelled and its requests
 /// have been answered.
-pub async fn serve<S>(stream: S, requests: Requests, draining: CancellationToken)
+pub(super) async fn serve<S>(stream: S, requests: Requests, draining: CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -89,7 +89,7 @@ impl Service<Request<Incoming>> for Requests {
 }
 
 /// The response to a request, in HTTP/1.
-pub struct Http1Response {
+pub(super) struct Http1Response {
     response: ResponseFuture,
     timeouts: Arc<ConnectionTimeouts>,
 }

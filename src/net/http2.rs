@@ -49,7 +49,7 @@ const UNSENT_LIMIT: usize = 256 * 1024;
 
 /// Serves a connection until it ends or times out, or until `draining` is cancelled and its requests
 /// have been answered.
-pub async fn serve(
+pub(super) async fn serve(
     io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     requests: Requests,
     draining: CancellationToken,

@@ -19,14 +19,14 @@ use super::close::{LINGER_LIMIT, LINGER_TIMEOUT};
 
 /// The body of a request.
 #[derive(Debug)]
-pub struct Http2Upload {
+pub(super) struct Http2Upload {
     stream: RecvStream,
     /// The number of bytes that are still expected, if the client sent a `Content-Length`.
     rest: Option<u64>,
 }
 
 impl Http2Upload {
-    pub fn new(stream: RecvStream, headers: &HeaderMap) -> Self {
+    pub(super) fn new(stream: RecvStream, headers: &HeaderMap) -> Self {
         let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
         Self { stream, rest: length.and_then(|length| length.parse().ok()) }
     }
@@ -60,18 +60,18 @@ impl Body for Http2Upload {
 }
 
 /// A request body that goes back to its [`UnreadBody`] if it is dropped before its end.
-pub struct ReturnedBody {
+pub(super) struct ReturnedBody {
     body: Option<Http2Upload>,
     unread: UnreadBody,
 }
 
 /// The place of a request body that was dropped before its end.
 #[derive(Debug, Clone, Default)]
-pub struct UnreadBody(Arc<Mutex<Option<Http2Upload>>>);
+pub(super) struct UnreadBody(Arc<Mutex<Option<Http2Upload>>>);
 
 impl UnreadBody {
     /// Wraps `body`, so that its rest can be discarded here.
-    pub fn wrap(&self, body: Http2Upload) -> ReturnedBody {
+    pub(super) fn wrap(&self, body: Http2Upload) -> ReturnedBody {
         ReturnedBody { body: Some(body), unread: self.clone() }
     }
 
@@ -82,7 +82,7 @@ impl UnreadBody {
 
     /// Reads and discards the rest of the body, if any, in a task of its own. Ends after
     /// [`LINGER_TIMEOUT`] or [`LINGER_LIMIT`] bytes.
-    pub fn discard(&self) {
+    pub(super) fn discard(&self) {
         let Some(mut body) = self.lock().take() else {
             return;
         };

@@ -17,7 +17,7 @@ use crate::metrics::Metrics;
 /// A stream that reports every transfer to its [`ConnectionTimeouts`], and sends files that are in
 /// its [`MappedFiles`] with `sendfile`.
 #[derive(Debug)]
-pub struct ServerIo {
+pub(super) struct ServerIo {
     stream: Stream,
     timeouts: Arc<ConnectionTimeouts>,
     files: Arc<MappedFiles>,
@@ -32,7 +32,7 @@ pub struct ServerIo {
 }
 
 impl ServerIo {
-    pub fn new(
+    pub(super) fn new(
         stream: Stream,
         timeouts: Arc<ConnectionTimeouts>,
         files: Arc<MappedFiles>,

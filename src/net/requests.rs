@@ -16,10 +16,10 @@ use crate::http::ConnectionBudget;
 use crate::http::{App, ConnInfo, Peer};
 
 /// The size in bytes of the largest request head, and of the largest chunk of a request body.
-pub const BUFFER_SIZE: usize = 64 * 1024;
+pub(super) const BUFFER_SIZE: usize = 64 * 1024;
 
 /// The requests of one connection.
-pub struct Requests {
+pub(super) struct Requests {
     app: App,
     conn_info: ConnInfo,
     timeouts: Arc<ConnectionTimeouts>,
@@ -27,27 +27,27 @@ pub struct Requests {
 
 impl Requests {
     /// Creates the requests of the connection `conn_info`, which `app` handles.
-    pub fn new(app: App, conn_info: ConnInfo, timeouts: Arc<ConnectionTimeouts>) -> Self {
+    pub(super) fn new(app: App, conn_info: ConnInfo, timeouts: Arc<ConnectionTimeouts>) -> Self {
         Self { app, conn_info, timeouts }
     }
 
-    pub fn timeouts(&self) -> &Arc<ConnectionTimeouts> {
+    pub(super) fn timeouts(&self) -> &Arc<ConnectionTimeouts> {
         &self.timeouts
     }
 
     /// The client.
-    pub fn peer(&self) -> Peer {
+    pub(super) fn peer(&self) -> Peer {
         self.conn_info.peer
     }
 
     /// The memory and files that responses may hold.
     #[cfg(feature = "tls")]
-    pub fn budget(&self) -> &ConnectionBudget {
+    pub(super) fn budget(&self) -> &ConnectionBudget {
         &self.conn_info.budget
     }
 
     /// Passes a request to the application.
-    pub fn respond(&self, mut request: Request<Body>) -> ResponseFuture {
+    pub(super) fn respond(&self, mut request: Request<Body>) -> ResponseFuture {
         let working = self.timeouts.start_request();
         request.extensions_mut().insert(self.conn_info.clone());
         ResponseFuture { inner: self.app.clone().call(request), working: Some(working) }
@@ -55,7 +55,7 @@ impl Requests {
 }
 
 /// The response to one request.
-pub struct ResponseFuture {
+pub(super) struct ResponseFuture {
     inner: <App as tower_service::Service<Request<Body>>>::Future,
     working: Option<Working>,
 }

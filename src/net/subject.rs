@@ -13,7 +13,7 @@ const TEXTS: [u8; 3] = [0x0c, 0x13, 0x16];
 const COMMON_NAME: [u8; 3] = [0x55, 0x04, 0x03];
 
 /// The common name of the subject of a certificate.
-pub fn common_name(certificate: &[u8]) -> Option<&str> {
+pub(super) fn common_name(certificate: &[u8]) -> Option<&str> {
     let (certificate, _) = expect(SEQUENCE, certificate)?;
     let (mut fields, _) = expect(SEQUENCE, certificate)?;
     if let Some((_, rest)) = expect(VERSION, fields) {

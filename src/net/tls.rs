@@ -30,7 +30,7 @@ impl TlsAcceptorHandle {
 }
 
 /// An established TLS connection.
-pub struct Session<S> {
+pub(super) struct Session<S> {
     pub stream: TlsStream<S>,
     /// Whether the client chose HTTP/2 (ALPN).
     pub http2: bool,
@@ -39,7 +39,7 @@ pub struct Session<S> {
 }
 
 /// Performs the handshake. After an error, returns the stream as well.
-pub async fn handshake<S>(
+pub(super) async fn handshake<S>(
     acceptor: &TlsAcceptorHandle,
     stream: S,
 ) -> Result<Session<S>, (io::Error, S)>

@@ -14,7 +14,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 /// The file of a socket, removed on drop unless it was replaced.
 #[derive(Debug)]
-pub struct SocketFile {
+pub(super) struct SocketFile {
     path: PathBuf,
     device: u64,
     inode: u64,
@@ -27,7 +27,7 @@ impl SocketFile {
         Ok(Self { path: path.to_owned(), device: made.dev(), inode: made.ino() })
     }
 
-    pub fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         &self.path
     }
 }
@@ -45,7 +45,7 @@ impl Drop for SocketFile {
 
 /// Listens at `path`, with a file that has the permissions `mode`, or those that the umask leaves.
 /// Up to `backlog` connections may wait to be accepted.
-pub fn bind(
+pub(super) fn bind(
     path: &Path,
     mode: Option<u32>,
     backlog: i32,

@@ -31,12 +31,12 @@ pub(super) fn needs_memory(error: &io::Error) -> bool {
 }
 
 /// The allowance for another attempt after `error`, if the decoder failed for want of memory.
-pub fn more_memory(error: &io::Error, allowance: Allowance) -> Option<Allowance> {
+pub(crate) fn more_memory(error: &io::Error, allowance: Allowance) -> Option<Allowance> {
     if needs_memory(error) { allowance.with_more_memory() } else { None }
 }
 
 /// Whether there is no decoder for a compression.
-pub const fn has_no_decoder(compression: Compression) -> bool {
+pub(crate) const fn has_no_decoder(compression: Compression) -> bool {
     matches!(
         compression,
         Compression::Compress | Compression::Grzip | Compression::Lrzip | Compression::Lzop
@@ -45,7 +45,7 @@ pub const fn has_no_decoder(compression: Compression) -> bool {
 
 /// Returns a reader of the decompressed `input` that stays within its allowance of memory. The first
 /// buffer of `input` must contain the magic number. The error is `None` if there is no decoder.
-pub fn decoder<'a>(
+pub(crate) fn decoder<'a>(
     compression: Compression,
     mut input: impl BufRead + 'a,
     allowance: Allowance,

@@ -10,10 +10,11 @@ mod inspect_reader;
 mod nar;
 mod object_reader;
 
-pub use budget::Allowance;
+pub(crate) use budget::Allowance;
 pub(crate) use budget::{BOMB_RATIO, DecodeBudget};
 pub(crate) use decoder::{decoder, has_no_decoder, more_memory};
 pub(crate) use inspect_reader::InspectReader;
+pub use nar::UnpackError;
+pub(crate) use nar::Unpacked;
 pub(crate) use nar::unpack;
-pub use nar::{UnpackError, Unpacked};
 pub(crate) use object_reader::object_reader;

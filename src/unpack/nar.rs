@@ -18,7 +18,7 @@ const BUFFER: usize = 64 * 1024;
 
 /// The facts about an unpacked NAR.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Unpacked {
+pub(crate) struct Unpacked {
     /// The compression of the file.
     pub compression: Compression,
     /// SHA-256 of the NAR, or `None` if the file is not compressed: then it is that of the file.
@@ -76,7 +76,7 @@ pub enum UnpackError {
 /// Unpacks `input` and checks that it is a NAR. Its first buffer must have the file's magic number.
 /// `length` is the length of the whole input, if it is known. If unpacking exceeds the allowance, it
 /// fails with [`UnpackError::Exceeded`].
-pub fn unpack(
+pub(crate) fn unpack(
     input: impl BufRead,
     length: Option<u64>,
     extension: NarExtension,

@@ -10,5 +10,5 @@ mod report;
 mod survey;
 mod verifier;
 
-pub use report::{CheckedCounts, Damage, DamageKind, Note, NoteKind, VerifyReport};
-pub use verifier::{Verifier, VerifyError, VerifyOptions};
+pub(crate) use report::{Damage, DamageKind, Note, NoteKind, VerifyReport};
+pub(crate) use verifier::{Verifier, VerifyOptions};

@@ -10,7 +10,7 @@ use crate::store::StoreError;
 
 /// The result of a verification.
 #[derive(Debug, Default, Serialize)]
-pub struct VerifyReport {
+pub(crate) struct VerifyReport {
     /// The numbers of verified objects.
     pub checked: CheckedCounts,
     /// The damaged objects.
@@ -24,7 +24,7 @@ pub struct VerifyReport {
 
 /// The numbers of verified objects.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct CheckedCounts {
+pub(crate) struct CheckedCounts {
     /// The number of store paths, which is that of narinfos.
     pub paths: usize,
     /// The number of NARs.
@@ -37,7 +37,7 @@ pub struct CheckedCounts {
 
 /// A damaged object.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Damage {
+pub(crate) struct Damage {
     /// The kind of damage.
     pub kind: DamageKind,
     /// The object.
@@ -56,7 +56,7 @@ pub struct Damage {
 /// The kind of damage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum DamageKind {
+pub(crate) enum DamageKind {
     /// A narinfo that does not parse.
     Narinfo,
     /// A narinfo of another store path than its name.
@@ -85,7 +85,7 @@ pub enum DamageKind {
 
 /// A note: a finding that is not damage.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Note {
+pub(crate) struct Note {
     /// The kind of the note.
     pub kind: NoteKind,
     /// The object or file.
@@ -97,7 +97,7 @@ pub struct Note {
 /// The kind of a note.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum NoteKind {
+pub(crate) enum NoteKind {
     /// An absent store path that other paths refer to. A cache need not hold complete closures.
     Reference,
     /// A file that is not an object of the cache.
@@ -116,7 +116,7 @@ pub enum NoteKind {
 
 impl Damage {
     /// Whether the object is known to be damaged. An unreadable object may be intact.
-    pub fn is_known(&self) -> bool {
+    pub(crate) fn is_known(&self) -> bool {
         self.kind != DamageKind::Unreadable
     }
 

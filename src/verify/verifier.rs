@@ -32,7 +32,7 @@ const MAX_EXAMINATIONS: usize = 5;
 
 /// The options of a verification.
 #[derive(Debug, Clone, Copy)]
-pub struct VerifyOptions {
+pub(crate) struct VerifyOptions {
     /// The depth of the verification: whether NARs are unpacked.
     pub depth: Verify,
     /// Whether damaged objects are quarantined.
@@ -41,7 +41,7 @@ pub struct VerifyOptions {
 
 /// A failed verification.
 #[derive(Debug, thiserror::Error)]
-pub enum VerifyError {
+pub(crate) enum VerifyError {
     /// A collection is running.
     #[error(
         "a garbage collection is running in this cache, and nothing can be quarantined \
@@ -63,7 +63,7 @@ pub enum VerifyError {
 
 /// Verifies the objects of a cache. A clone verifies the same cache.
 #[derive(Clone)]
-pub struct Verifier {
+pub(crate) struct Verifier {
     cache: Arc<Cache>,
     /// The actor in the audit log.
     actor: Actor,
@@ -72,12 +72,12 @@ pub struct Verifier {
 
 impl Verifier {
     /// Creates a verifier of a cache. The audit log names `actor`.
-    pub fn new(cache: Arc<Cache>, actor: Actor, options: VerifyOptions) -> Self {
+    pub(crate) fn new(cache: Arc<Cache>, actor: Actor, options: VerifyOptions) -> Self {
         Self { cache, actor, options }
     }
 
     /// Verifies all objects.
-    pub async fn verify(
+    pub(crate) async fn verify(
         &self,
         mut on_progress: impl FnMut(Progress),
     ) -> Result<VerifyReport, VerifyError> {

@@ -18,7 +18,7 @@ use crate::store::{StoreError, Stored, Upload};
 const WRITE_BEHIND: u64 = 8 * 1024 * 1024;
 
 /// A streamed upload into a staged file.
-pub struct FsUpload {
+pub(crate) struct FsUpload {
     root: Arc<OpenRoot>,
     committer: Arc<Committer>,
     reservations: Arc<Reservations>,

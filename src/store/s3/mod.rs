@@ -54,10 +54,10 @@ use crate::store::{
 use bucket::{Bucket, DeleteError, Deleted, OWN_FOLDER, SMALL, contradiction, failed};
 use changing::ChangeLock;
 use meta::Meta;
-pub use open_error::OpenBucketError;
+pub(super) use open_error::OpenBucketError;
 use part::Budget;
-pub use private_files::S3PrivateFiles;
-pub use probe::BucketCapabilities;
+pub(super) use private_files::S3PrivateFiles;
+pub(super) use probe::BucketCapabilities;
 use probe::ConditionalWrites;
 use remote::RemoteObject;
 use removing::{Announcement, Announcements};

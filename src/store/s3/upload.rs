@@ -33,7 +33,7 @@ const SPILL_BUFFER: usize = 64 * 1024;
 const PARTS_ON_THEIR_WAY: usize = 3;
 
 /// A streamed upload into the bucket.
-pub struct S3Upload {
+pub(crate) struct S3Upload {
     bucket: Arc<Bucket>,
     budget: Budget,
     turns: Arc<KeyedLocks>,
