@@ -1,7 +1,7 @@
 //! nix-stored: a standalone HTTP binary cache for Nix.
 //!
 //! It accepts uploads from plain `nix copy --to http://…` and serves them to plain substituters. One
-//! binary, one directory, no database, no client of its own.
+//! binary, one directory or bucket, no database, no client of its own.
 //!
 //! # Architecture
 //!

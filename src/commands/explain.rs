@@ -63,7 +63,10 @@ impl ExplainOutput {
         let last_user = analysis.last_user(place);
         let (verdict, reason, through, pin) = match verdict {
             Verdict::Removed(Reason::Age) => ("goes", ExplainReason::Age, last_user, None),
-            Verdict::Removed(_) => ("goes", ExplainReason::Size, last_user, None),
+            // A plan by limits removes paths for one of the two reasons.
+            Verdict::Removed(Reason::Size | Reason::Orphan | Reason::Request) => {
+                ("goes", ExplainReason::Size, last_user, None)
+            }
             Verdict::Kept(KeepReason::Pinned { pin, by }) => {
                 ("stays", ExplainReason::Pinned, by, Some(pin))
             }

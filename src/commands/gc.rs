@@ -50,11 +50,9 @@ pub(super) struct GcArgs {
 }
 
 pub(super) fn run(args: GcArgs, config: Config) -> anyhow::Result<ExitCode> {
-    let limits = Limits {
-        max_size: args.max_size.or(config.retention.max_size),
-        max_age: args.max_age.or(config.retention.max_age),
-        grace: GRACE,
-    };
+    let mut limits = Limits::new(&config.retention, GRACE);
+    limits.max_size = args.max_size.or(limits.max_size);
+    limits.max_age = args.max_age.or(limits.max_age);
     let store_dir = config.cache_info.store_dir.clone();
     let explained = args.explain.as_deref().map(|text| hash_part(text, &store_dir)).transpose()?;
     on_cache("gc", config, async move |OpenCache { cache, actor }| match explained {

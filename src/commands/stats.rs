@@ -29,11 +29,7 @@ pub(super) struct StatsArgs {
 
 pub(super) fn run(args: StatsArgs, config: Config) -> anyhow::Result<ExitCode> {
     let store_dir = config.cache_info.store_dir.clone();
-    let limits = Limits {
-        max_size: config.retention.max_size,
-        max_age: config.retention.max_age,
-        grace: GRACE,
-    };
+    let limits = Limits::new(&config.retention, GRACE);
     on_cache("stats", config, async move |OpenCache { cache, .. }| {
         let inventory = load_inventory(&cache).await?;
         let pins = Pins::of(&cache).list().await?;

@@ -123,7 +123,7 @@ pub enum PutError {
         found: String,
     },
     /// A reference is not in this cache.
-    #[error("the narinfo refers to {0}, which is not in this cache; upload it first")]
+    #[error("the narinfo refers to {0}, which is not in this cache; upload {0} first")]
     Reference(StorePath),
     /// The store failed.
     #[error(transparent)]

@@ -28,7 +28,7 @@ pub enum ParseStorePathError {
     #[error("“{0}” does not begin with 32 characters of nix32 (0-9 a-z without e o t u)")]
     HashPart(String),
     /// No `-` and name follow the hash part.
-    #[error("“{0}” has no “-” and name after its hash part")]
+    #[error("“{0}” has no “-” followed by a name after its hash part")]
     NoName(String),
     /// The name is too long.
     #[error("the name of a store path has {0} characters, but at most 211 are allowed")]

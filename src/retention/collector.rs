@@ -21,7 +21,9 @@ pub const POSITIVE_LOOKUP_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
 #[derive(Debug, thiserror::Error)]
 pub enum CollectError {
     /// Another process or task is collecting in the same cache.
-    #[error("another collection is running in this cache; try again when it has finished")]
+    #[error(
+        "a collection, deletion or repair is running in this cache; try again when it has finished"
+    )]
     Busy,
     /// The collection was stopped during the inventory.
     #[error("stopped before anything was removed")]

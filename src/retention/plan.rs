@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 
 use super::pins::Pin;
+use crate::config::Retention;
 use crate::inventory::{Inventory, reference_groups, visit_reachable};
 use crate::nix::StorePathHash;
 
@@ -78,6 +79,15 @@ pub struct Plan {
     pub size_after: u64,
     /// The size limit in bytes, if any.
     pub max_size: Option<u64>,
+}
+
+impl Limits {
+    /// The configured limits, with this grace period.
+    pub fn new(retention: &Retention, grace: Duration) -> Self {
+        // Names all fields, so that a new limit cannot be forgotten here.
+        let Retention { max_size, max_age, gc_interval: _ } = *retention;
+        Self { max_size, max_age, grace }
+    }
 }
 
 impl Plan {

@@ -25,16 +25,13 @@ impl Collector {
             warn!(error = %with_causes(&error), "cannot clean up after an interrupted collection");
         }
         self.measure_unless(&stop).await;
-        let limits = Limits {
-            max_size: retention.max_size,
-            max_age: retention.max_age,
-            grace: self.cache.grace(),
-        };
+        let limits = Limits::new(&retention, self.cache.grace());
         let has_limits = limits.max_size.is_some() || limits.max_age.is_some();
         if limits.max_age.is_some_and(|age| age < POSITIVE_LOOKUP_TTL) {
             warn!(
                 "NIX_STORED_MAX_AGE is shorter than 30 days: Nix caches positive lookups for 30 \
-                 days, and will neither re-upload nor rebuild a path removed before that"
+                 days, and will neither re-upload nor rebuild a path that was removed within these 30 \
+                 days"
             );
         }
         let metrics = self.cache.metrics();

@@ -56,8 +56,8 @@ pub enum UnpackError {
     Exceeded(Allowance),
     /// The window is larger than the largest allowed one.
     #[error(
-        "unpacking the file needs more than 128 MiB of memory, or a window that {0} does not \
-         allow; compress it with a smaller window"
+        "the window of the {0} data is larger than allowed (128 MiB; brotli: 16 MiB); compress the NAR \
+         with a smaller window"
     )]
     Window(Compression),
     /// The unpacked size is out of proportion.

@@ -159,8 +159,14 @@ fn collections_exclude_each_other_and_a_dry_run_waits_for_none() {
     cache.run(&["pin", "mine", &path(1).store_path]).is(0);
     let lock = fs::File::create(cache.dir().join(".nix-stored/lock")).expect("made");
     flock(&lock, FlockOperation::LockExclusive).expect("nobody else has it");
-    cache.run(&["gc", "--max-age", "65d"]).is(1).complains("another collection is running");
-    cache.run(&["delete", &path(3).store_path]).is(1).complains("another collection is running");
+    cache
+        .run(&["gc", "--max-age", "65d"])
+        .is(1)
+        .complains("a collection, deletion or repair is running");
+    cache
+        .run(&["delete", &path(3).store_path])
+        .is(1)
+        .complains("a collection, deletion or repair is running");
     cache.run(&["gc", "--max-age", "65d", "--dry-run"]).is(0);
     cache.run(&["gc", "--explain", &path(1).store_path]).is(0);
     cache.run(&["delete", "--dry-run", &path(3).store_path]).is(0);

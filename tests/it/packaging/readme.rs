@@ -338,3 +338,33 @@ fn every_link_in_the_documentation_works() {
         }
     }
 }
+
+/// A cell of a table that links to a file names types and fields of that file, such as `NarInfoCache`.
+/// "The same" is the file of the row before.
+#[test]
+fn the_architecture_page_names_what_is_in_the_linked_files() {
+    let page = fs::read_to_string(repository("docs/architecture.md")).expect("the page is there");
+    let mut texts = Vec::new();
+    let mut names = 0;
+    for cell in page.lines().filter(|line| line.starts_with('|')).flat_map(|line| line.split('|')) {
+        let links = cell.split("](../src/").skip(1).filter_map(|rest| rest.split(')').next());
+        let linked: Vec<String> = links
+            .map(|link| {
+                fs::read_to_string(repository("src").join(link)).expect("the file is there")
+            })
+            .collect();
+        if !linked.is_empty() {
+            texts = linked;
+        } else if !cell.contains("the same") {
+            continue;
+        }
+        for name in cell.split('`').skip(1).step_by(2) {
+            let mut words = texts
+                .iter()
+                .flat_map(|text| text.split(|c: char| !(c.is_alphanumeric() || c == '_')));
+            assert!(words.any(|word| word == name), "{name} is in none of the files: {cell}");
+            names += 1;
+        }
+    }
+    assert!(names > 30, "only {names} names were found");
+}
