@@ -12,23 +12,23 @@
 //! - [`net`]: sockets, TLS, HTTP/1.1 and HTTP/2 connections, timeouts, the drain at shutdown.
 //! - [`http`]: routes, access control, headers, web pages, and the only table of status codes.
 //! - [`browse`]: the data behind the web pages.
-//! - [`migrate`]: copies one cache into another.
-//! - [`verify`]: checks all stored objects, and quarantines damaged ones.
+//! - `migrate`: copies one cache into another.
+//! - `verify`: checks all stored objects, and quarantines damaged ones.
 //! - [`retention`]: garbage collection and pins.
 //! - [`mirror`]: upstream caches, as a decorator over the cache with the same operations.
 //! - [`cache`]: the core. What it accepts has been verified, and what it serves is complete.
-//! - [`ingest`]: receives and stages the bodies of uploads.
-//! - [`unpack`]: decompresses NARs within a budget of memory.
+//! - `ingest`: receives and stages the bodies of uploads.
+//! - `unpack`: decompresses NARs within a budget of memory.
 //! - [`inventory`]: what is in a store: paths, references, sizes, uses.
 //! - [`store`]: where bytes rest, in a directory or a bucket.
 //! - [`config`]: the `NIX_STORED_*` variables.
 //! - [`metrics`]: every series, named once.
-//! - [`logging`]: the log.
+//! - `logging`: the log.
 //! - [`nix`]: Nix's formats: pure parsers and printers.
 //!
 //! # The way of a request
 //!
-//! Upload: socket → `http::route` → `http::authorize` → [`cache::Cache::put`] → [`ingest`] (hashes and
+//! Upload: socket → `http::route` → `http::authorize` → [`cache::Cache::put`] → `ingest` (hashes and
 //! writes on the blocking pool) → [`store::Upload::commit`] → 201.
 //!
 //! Download: socket → … → [`cache::Cache::get`] → [`store::Store::get`] → `http::conditional` → body.
