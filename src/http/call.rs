@@ -29,13 +29,14 @@ impl From<Request<Body>> for Call {
     }
 }
 
-/// The result of a request: the response, and what is counted and logged of it.
+/// The result of a request: the response, and what is counted and logged of it. It moves through all
+/// layers, so its rare parts are boxed.
 pub(super) struct Answer {
     pub(super) response: Response<Body>,
     /// Why the request failed. A plain miss has none: its status says everything.
-    pub(super) error: Option<HttpError>,
+    pub(super) error: Option<Box<HttpError>>,
     /// The object that was uploaded.
-    pub(super) accepted: Option<UploadReceipt>,
+    pub(super) accepted: Option<Box<UploadReceipt>>,
     /// The user whose credentials were checked.
     pub(super) user: Option<User>,
 }
@@ -50,7 +51,7 @@ impl Answer {
     /// The answer to a request for an object of this kind that failed.
     pub(super) fn failed(error: HttpError, kind: Option<ObjectKind>) -> Self {
         let response = error.response(kind);
-        let error = (!matches!(error, HttpError::Absent)).then_some(error);
+        let error = (!matches!(error, HttpError::Absent)).then(|| Box::new(error));
         Self { error, ..response.into() }
     }
 }

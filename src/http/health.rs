@@ -85,5 +85,5 @@ pub(super) async fn answer(state: &AppState) -> Answer {
     if let Some(error) = &error {
         *response.status_mut() = error.status();
     }
-    Answer { error, ..response.into() }
+    Answer { error: error.map(Box::new), ..response.into() }
 }

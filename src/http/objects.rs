@@ -95,7 +95,7 @@ pub(super) async fn put(
         Stored::Created => StatusCode::CREATED,
         Stored::Replaced => StatusCode::OK,
     };
-    Ok(Answer { accepted: Some(accepted), ..response.into() })
+    Ok(Answer { accepted: Some(Box::new(accepted)), ..response.into() })
 }
 
 /// What is to be undone before storing. Nix names encodings as it names compressions, `none`

@@ -140,7 +140,7 @@ where
         let status = response.status();
         let level = level(&record.method, status);
         if !enabled(level) && is_at_hand(response.body()) {
-            record.count(status, error.as_ref());
+            record.count(status, error.as_deref());
             return Poll::Ready(Ok(response));
         }
         let (sent, finished) = (AtomicU64::new(0), AtomicBool::new(false));
@@ -186,8 +186,8 @@ struct RequestOutcome {
     record: Record,
     level: Level,
     status: StatusCode,
-    error: Option<HttpError>,
-    accepted: Option<UploadReceipt>,
+    error: Option<Box<HttpError>>,
+    accepted: Option<Box<UploadReceipt>>,
     user: Option<User>,
     sent: AtomicU64,
     finished: AtomicBool,
@@ -195,7 +195,7 @@ struct RequestOutcome {
 
 impl Drop for RequestOutcome {
     fn drop(&mut self) {
-        self.record.count(self.status, self.error.as_ref());
+        self.record.count(self.status, self.error.as_deref());
         if enabled(self.level) {
             self.log();
         }

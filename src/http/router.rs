@@ -88,7 +88,8 @@ impl Service<Call> for Dispatch {
     }
 }
 
-/// Answers a request that the client may make.
+/// Answers a request that the client may make. The large futures are boxed: otherwise every request
+/// would copy a future of their size.
 async fn dispatch(state: &AppState, call: Call) -> Result<Answer, HttpError> {
     let Call { route, request, body, .. } = call;
     match request.method {
@@ -96,13 +97,17 @@ async fn dispatch(state: &AppState, call: Call) -> Result<Answer, HttpError> {
             Route::Object(path) => objects::read(&state.backend, &request, path).await,
             Route::Root => objects::read(&state.backend, &request, CachePath::CacheInfo).await,
             #[cfg(feature = "pages")]
-            Route::Page(page) => pages::answer(state, &request, page).await.map(Answer::from),
-            Route::Metrics => Ok(metrics::answer(&state.cache).await),
-            Route::Health => Ok(health::answer(state).await),
+            Route::Page(page) => {
+                Box::pin(pages::answer(state, &request, page)).await.map(Answer::from)
+            }
+            Route::Metrics => Ok(Box::pin(metrics::answer(&state.cache)).await),
+            Route::Health => Ok(Box::pin(health::answer(state)).await),
             Route::Unknown(error) => Err(HttpError::NoSuchName(error)),
         },
         Method::PUT => match route {
-            Route::Object(path) => objects::put(&state.backend, &request, &path, body).await,
+            Route::Object(path) => {
+                Box::pin(objects::put(&state.backend, &request, &path, body)).await
+            }
             Route::Unknown(error) => Err(HttpError::BadName(error)),
             _ => Err(HttpError::Method),
         },

@@ -1,6 +1,5 @@
 //! The decorator: objects that the cache does not have are requested from the upstreams.
 
-use std::borrow::Cow;
 use std::io;
 use std::sync::Arc;
 
@@ -9,6 +8,7 @@ use futures_util::Stream;
 
 use super::error::GetError;
 use super::fetch::NarFetcher;
+use super::provisional::ProvisionalName;
 use super::side_file::SideFileFetcher;
 use super::upstreams::{UpstreamStatus, Upstreams};
 use crate::cache::{Cache, StoreNarInfo, UploadReceipt, linked_nar};
@@ -18,7 +18,8 @@ use crate::nix::{CachePath, Compression, StorePathHash};
 use crate::store::{Content, Metadata, Object};
 
 /// A cache with upstreams. It has the operations of [`Cache`], and requests objects that the cache
-/// does not have from the upstreams.
+/// does not have from the upstreams. Futures of upstreams are boxed: they are large, and requests
+/// that need no upstream would have their size.
 pub struct Mirror {
     cache: Arc<Cache>,
     upstreams: Arc<Upstreams>,
@@ -50,33 +51,35 @@ impl Mirror {
 
     /// Returns the metadata of an object, or `None` if the object is absent.
     pub async fn head(&self, path: &CachePath) -> Result<Option<Metadata>, GetError> {
-        let path = &*self.canonical(path).await?;
         if let CachePath::NarInfo(_) | CachePath::DebugInfo(_) = path {
             return Ok(self.get(path).await?.map(|object| object.metadata));
         }
+        let canonical = self.canonical(path).await?;
+        let path = canonical.as_ref().unwrap_or(path);
         match self.cache.head(path).await? {
-            Some(metadata) => Ok(Some(metadata)),
-            None => self.head_upstreams(path).await,
+            None if !self.upstreams.is_empty() => Box::pin(self.head_upstreams(path)).await,
+            found => Ok(found),
         }
     }
 
     /// Returns an object, or `None` if it is absent.
     pub async fn get(&self, path: &CachePath) -> Result<Option<Object>, GetError> {
         if let CachePath::DebugInfo(_) = path {
-            return self.get_debug_info(path).await;
+            return Box::pin(self.get_debug_info(path)).await;
         }
-        let path = &*self.canonical(path).await?;
+        let canonical = self.canonical(path).await?;
+        let path = canonical.as_ref().unwrap_or(path);
         match self.cache.get(path).await? {
-            Some(object) => Ok(Some(object)),
-            None => self.get_from_upstreams(path).await,
+            None if !self.upstreams.is_empty() => Box::pin(self.get_from_upstreams(path)).await,
+            found => Ok(found),
         }
     }
 
     /// Returns the content of an object that [`Self::get`] returned before. Fails if the object has
     /// changed. This does not count as use.
     pub async fn get_again(&self, path: &CachePath, etag: &Bytes) -> io::Result<Content> {
-        let path = self.canonical(path).await.map_err(io::Error::other)?;
-        self.cache.get_again(&path, etag).await
+        let canonical = self.canonical(path).await.map_err(io::Error::other)?;
+        self.cache.get_again(canonical.as_ref().unwrap_or(path), etag).await
     }
 
     /// Returns a presigned URL for a client, or `None` if the daemon serves the object itself.
@@ -84,8 +87,8 @@ impl Mirror {
         if !self.cache.redirects() {
             return Ok(None);
         }
-        let path = self.canonical(path).await?;
-        Ok(self.cache.presigned_url(&path).await?)
+        let canonical = self.canonical(path).await?;
+        Ok(self.cache.presigned_url(canonical.as_ref().unwrap_or(path)).await?)
     }
 
     /// Stores an uploaded object; see [`Cache::put`]. The NAR of a narinfo is fetched if an
@@ -136,22 +139,17 @@ impl Mirror {
         }
     }
 
-    /// The name under which an object is stored. It differs from `path` if `path` is the
-    /// provisional name of a NAR that has been fetched since.
-    async fn canonical<'a>(&self, path: &'a CachePath) -> Result<Cow<'a, CachePath>, GetError> {
+    /// Returns the name under which an object is stored, if `path` is the provisional name of a NAR.
+    async fn canonical(&self, path: &CachePath) -> Result<Option<CachePath>, GetError> {
         match path {
-            CachePath::Nar(name) => match self.nars.canonical(*name).await? {
-                canonical if canonical == *name => Ok(Cow::Borrowed(path)),
-                canonical => Ok(Cow::Owned(CachePath::Nar(canonical))),
-            },
-            _ => Ok(Cow::Borrowed(path)),
+            CachePath::Nar(name) if ProvisionalName::of(*name).is_some() => {
+                Ok(Some(CachePath::Nar(Box::pin(self.nars.canonical(*name)).await?)))
+            }
+            _ => Ok(None),
         }
     }
 
     async fn get_from_upstreams(&self, path: &CachePath) -> Result<Option<Object>, GetError> {
-        if self.upstreams.is_empty() {
-            return Ok(None);
-        }
         match path {
             CachePath::CacheInfo => Ok(None),
             CachePath::NarInfo(hash) => {

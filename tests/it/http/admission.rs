@@ -273,7 +273,7 @@ async fn references_must_be_stored_first_where_that_is_required() {
     top.narinfo = top.narinfo.replace("References: ", &references);
     cache.put(&top.nar_path, top.nar.clone()).await.is(201);
     let refused = cache.put(&top.narinfo_path, top.narinfo.clone()).await.is(422);
-    refused.says(&leaf.store_path[11..]).says("upload it first");
+    refused.says(&format!("upload {} first", &leaf.store_path[11..]));
     assert_eq!(upload(&cache, &leaf).await, 201);
     cache.put(&top.narinfo_path, top.narinfo.clone()).await.is(201);
 }
