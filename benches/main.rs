@@ -2,8 +2,8 @@
 //!
 //! What makes the numbers comparable:
 //!
-//! - What is compared takes turns, round by round, so that other load on the machine affects all of it alike.
-//! - CPU time (user and system, from `/proc/PID/stat`) stands beside wall time, which is noise on a shared machine. CPU time
+//! - The compared programs take turns, round by round, so that other load on the machine affects all alike.
+//! - CPU time (user and system, from `/proc/PID/stat`) is reported beside wall time, which is noise on a shared machine. CPU time
 //!   of kernel threads, such as the journal of the file system, is in neither.
 //! - The client needs a few system calls for each request, and sends the headers of Nix.
 //! - The daemon runs with its defaults: it verifies, syncs and logs.

@@ -16,7 +16,7 @@ use crate::attacks::upstream::Upstream;
 use crate::support::client::connect;
 use crate::support::client::exchange::{TIMEOUT, request};
 
-/// What an attacker does.
+/// An attack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attack {
     Uploads,
@@ -25,42 +25,43 @@ pub enum Attack {
     Listings,
 }
 
-/// Uploads that trickle: more than there are decoders. Half of them are zstd, half xz.
+/// The number of slow uploads: more than there are decoders. Half of them are zstd, half xz.
 const UPLOADS: usize = 64;
 
-/// The number of bytes of such an upload that are sent at once, and the time before each further one.
+/// The number of bytes of such an upload that are sent at once, and the interval before each
+/// further one.
 const AT_ONCE: usize = 200_000;
 const EVERY: Duration = Duration::from_millis(100);
 
-/// Readers of NARs that the upstream sends slowly: more than there are decoders, fewer than the
-/// requests that an upstream gets at a time.
+/// The number of readers of NARs that the upstream sends slowly: more than there are decoders, and
+/// fewer than the limit of concurrent requests to an upstream.
 const READERS: usize = 40;
 
-/// Viewers of a page, each of whom asks again as soon as there is an answer.
+/// The number of viewers of a page, each of whom requests it again after every response.
 const VIEWERS: usize = 48;
 
-/// Uploads at a time of a narinfo with thousands of signatures.
+/// The number of concurrent uploads of a narinfo with thousands of signatures.
 const SIGNERS: usize = 16;
 
-/// The signatures of that narinfo, and the files of a listing.
+/// The number of signatures of that narinfo, and of files in a listing.
 const SIGNATURES: u64 = 9000;
 const FILES: usize = 45_000;
 
-/// Where it is directed.
+/// The daemon under attack.
 #[derive(Debug, Clone, Copy)]
 pub struct Target<'a> {
     pub address: SocketAddr,
     pub upstream: &'a Upstream,
 }
 
-/// An attack that goes on until it is ended.
+/// A running attack.
 pub struct Running {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<anyhow::Result<u64>>>,
 }
 
 impl Running {
-    /// The number of requests that were answered.
+    /// Ends the attack. Returns the number of requests that were answered.
     pub fn end(self) -> anyhow::Result<u64> {
         self.stop.store(true, Ordering::Relaxed);
         let mut answers = 0;
@@ -100,7 +101,7 @@ impl Attack {
         }
     }
 
-    /// Puts into the cache what the attack needs there.
+    /// Stores the objects that the attack needs in the cache.
     pub fn prepare(self, dir: &Path) -> anyhow::Result<()> {
         if !matches!(self, Self::Signatures | Self::Listings) {
             return Ok(());
@@ -121,7 +122,7 @@ impl Attack {
         let stop = Arc::new(AtomicBool::new(false));
         let mut threads = Vec::new();
         match self {
-            Self::Uploads => threads.push(trickle(target.address, Arc::clone(&stop))?),
+            Self::Uploads => threads.push(upload_slowly(target.address, Arc::clone(&stop))?),
             Self::Upstream => threads.push(read_slowly(target, Arc::clone(&stop))?),
             Self::Signatures => {
                 let shown = shown()?;
@@ -145,7 +146,7 @@ impl Attack {
     }
 }
 
-fn trickle(
+fn upload_slowly(
     address: SocketAddr,
     stop: Arc<AtomicBool>,
 ) -> anyhow::Result<JoinHandle<anyhow::Result<u64>>> {
@@ -214,12 +215,13 @@ fn read_slowly(
     }))
 }
 
-/// The path whose page is viewed.
+/// The path whose page is requested.
 fn shown() -> anyhow::Result<Object> {
     Object::new("shown", 0, Packing::Zstd)
 }
 
-/// Its narinfo with no valid signature: such an upload is refused, and only after all were checked.
+/// Its narinfo with invalid signatures only: such an upload is refused after all signatures were
+/// checked.
 fn signed_often(object: &Object) -> String {
     let fields = object.narinfo.split_inclusive('\n').filter(|line| !line.starts_with("Sig:"));
     fields.map(str::to_owned).chain((0..SIGNATURES).map(false_signature)).collect()
@@ -249,8 +251,8 @@ fn views(
     }
 }
 
-/// Does this until it is stopped, in a thread that takes no time from the client that is measured;
-/// how often that was.
+/// Calls a function until it is stopped, on a thread of low priority so that the measured client is
+/// not delayed. Returns the number of calls.
 fn again_and_again(
     stop: &Arc<AtomicBool>,
     mut work: impl FnMut() -> anyhow::Result<()> + Send + 'static,

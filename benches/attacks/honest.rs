@@ -1,4 +1,4 @@
-//! The client that does nothing wrong, and waits.
+//! The client whose latencies are measured.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use crate::attacks::upstream::Upstream;
 use crate::support::cache_dir::Stored;
 use crate::support::client::exchange::request;
 
-/// What the client does.
+/// A kind of request of the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Task {
     NarInfo,
@@ -35,10 +35,10 @@ impl Task {
 /// The number of narinfos that are read for each NAR, upload and fetch.
 const NARINFOS: usize = 10;
 
-/// Microseconds that each task took, by its place in [`Task::ALL`].
+/// The latencies of each task in microseconds, by its index in [`Task::ALL`].
 pub type Latencies = [Vec<u32>; Task::ALL.len()];
 
-/// Does one task after another, each over a new connection, for this time.
+/// Runs the tasks in turn for this time, each over a new connection.
 pub fn work(
     address: SocketAddr,
     narinfos: &[Stored],
@@ -79,7 +79,7 @@ pub fn work(
     Ok(latencies)
 }
 
-/// Makes a path to upload, and one that only the upstream has.
+/// Creates a path to upload, and one that only the upstream has.
 fn prepare(number: usize, upstream: Option<&Upstream>) -> anyhow::Result<(Object, Option<Object>)> {
     let new = Object::new("new", number, Packing::Zstd)?;
     let Some(upstream) = upstream else {

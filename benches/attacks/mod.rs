@@ -1,9 +1,9 @@
 //! How long other clients wait while one client attacks the daemon.
 //!
-//! Each attack uses a small number of connections, and no rights that a site would not give to
-//! anyone on its network. A client that does nothing wrong reads and uploads meanwhile, each time over
-//! a new connection; its latencies are compared with those without the attack. Rounds alternate, so
-//! that what disturbs one disturbs both.
+//! Each attack uses a small number of connections, and no permissions beyond those that a site
+//! gives to everyone on its network. Meanwhile, another client reads and uploads, each time over a
+//! new connection. Its latencies are compared with those without the attack. Rounds alternate, so
+//! that other load affects both alike.
 
 mod attack;
 mod honest;
@@ -26,14 +26,14 @@ use crate::support::say;
 
 const SPOT: Spot = Spot { name: "attacks", heading: "## Latency during attacks" };
 
-/// How long a turn lasts: without an attack, and with one.
+/// The duration of a turn, with or without an attack.
 const TURN: Duration = Duration::from_secs(10);
 const QUICK_TURN: Duration = Duration::from_millis(500);
 
-/// The narinfos in the cache.
+/// The number of narinfos in the cache.
 const NARINFOS: usize = 1000;
 
-/// How long the slowest request may take during an attack.
+/// The limit for the slowest request during an attack, in milliseconds.
 const GOAL_MS: f64 = 1000.0;
 
 pub fn run(options: &Options) -> anyhow::Result<()> {
@@ -47,12 +47,12 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
 }
 
 fn measure(bench: &Bench, attack: Attack, upstream: &Upstream) -> anyhow::Result<Section> {
-    // Without the attack, and with it; of all rounds together.
+    // Without and with the attack, of all rounds together.
     let mut seen: [Latencies; 2] = Default::default();
     let mut answers = 0;
     for round in 0..bench.rounds {
         say(&format!("{}: round {} of {}", attack.title(), round + 1, bench.rounds));
-        // Another one begins every time.
+        // The order alternates.
         for attacked in [round % 2 == 1, round % 2 == 0] {
             let (latencies, answered) = turn(bench, attack, upstream, attacked)?;
             answers += answered;

@@ -8,7 +8,7 @@ use nix_stored::nix::Sha256Hash;
 use crate::support::cache_dir::hash_part;
 use crate::support::nar;
 
-/// The name of the key.
+/// The name of the signing key.
 const KEY: &str = "attacks-1";
 
 /// The length of an unpacked NAR: too large for the daemon to verify it in one step.
@@ -24,7 +24,7 @@ pub struct Object {
     pub nar: Vec<u8>,
 }
 
-/// How a NAR is compressed.
+/// The compression of a NAR.
 #[derive(Debug, Clone, Copy)]
 pub enum Packing {
     Zstd,
@@ -35,12 +35,12 @@ fn signing_key() -> SigningKey {
     SigningKey::from_bytes(&[7; 32])
 }
 
-/// The public key, as a configuration has it.
+/// The public key, in the format of the configuration.
 pub fn public_key() -> String {
     format!("{KEY}:{}", STANDARD.encode(signing_key().verifying_key().as_bytes()))
 }
 
-/// A line with a signature by that key that is not valid; another one for each number.
+/// A line with an invalid signature by that key, different for each number.
 pub fn false_signature(number: u64) -> String {
     let mut bytes = [0; 64];
     bytes[..8].copy_from_slice(&number.to_le_bytes());

@@ -1,4 +1,4 @@
-//! An upstream, some of whose NARs hardly arrive. It lives as long as this process.
+//! An upstream that sends some of its NARs slowly. It runs until this process ends.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use crate::attacks::object::Object;
 
-/// The number of bytes of a slow NAR that are sent at once, and the time before each further one.
+/// The number of bytes of a slow NAR that are sent at once, and the interval before each further
+/// one.
 const AT_ONCE: usize = 100_000;
 const EVERY: Duration = Duration::from_millis(100);
 
@@ -45,7 +46,7 @@ impl Upstream {
         format!("http://{}", self.address)
     }
 
-    /// From now on the upstream has this path.
+    /// Adds a path to the upstream.
     pub fn add(&self, object: &Object, is_slow: bool) {
         let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
         for (path, bytes, is_slow) in [

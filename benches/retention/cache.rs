@@ -1,4 +1,4 @@
-//! A large cache, made without any server.
+//! A large cache, generated without a server.
 
 use std::fmt::Write as _;
 use std::fs::{self, File, FileTimes};
@@ -13,50 +13,50 @@ use crate::support::cache_dir::{Stored, hash_part, write_cache_info};
 use crate::support::nar::{Noise, name};
 use crate::support::say;
 
-/// How many paths there are.
+/// The number of paths.
 const PATHS: usize = 200_000;
 
-/// So many paths came together, as from one build of a system.
+/// The number of paths that were uploaded together, like one build of a system.
 const GROUP: usize = 500;
 
-/// How many paths each of them refers to: in the first group, which everything needs, and in its
-/// own.
+/// The number of references of each path: to the first group, which all paths need, and to its own
+/// group.
 const COMMON: usize = 2;
 const OWN: usize = 3;
 
 /// The age of the oldest path.
 const OLDEST: Duration = Duration::from_secs(400 * 86_400);
 
-/// The age of the latest: more than the time of grace, so that everything could go.
+/// The age of the latest path: more than the grace period, so that every path may be removed.
 const LATEST: Duration = Duration::from_secs(2 * 86_400);
 
-/// One path in so many is among those that were used last.
+/// One in this many paths is among the most recently used ones.
 const LATEST_SHARE: usize = 20;
 
-/// The smallest and the largest NAR in bytes.
+/// The sizes of the smallest and the largest NAR, in bytes.
 const SMALLEST: f64 = 64e3;
 const LARGEST: f64 = 1e9;
 
-/// A cache that has filled up for a year.
+/// A cache with the content of a year.
 pub struct LargeCache {
     pub dir: PathBuf,
-    /// The narinfos that were used last.
+    /// The most recently used narinfos.
     pub latest: Vec<Stored>,
     pub paths: usize,
     pub references: usize,
 }
 
-/// Evenly distributed numbers.
-struct Dice(Noise);
+/// A generator of uniformly distributed numbers.
+struct UniformNumbers(Noise);
 
-impl Dice {
+impl UniformNumbers {
     fn below(&mut self, end: u64) -> u64 {
         let mut bytes = [0; 8];
         self.0.fill(&mut bytes);
         u64::from_le_bytes(bytes) % end
     }
 
-    /// The length of a NAR: small ones are many, and most bytes are in a few.
+    /// The length of a NAR: most NARs are small, and most bytes are in a few large ones.
     fn length(&mut self) -> u64 {
         let rank = (self.below(1 << 30) + 1) as f64 / (1_u64 << 30) as f64;
         (SMALLEST / rank.powf(0.7)).min(LARGEST) as u64
@@ -71,15 +71,15 @@ impl LargeCache {
         fs::create_dir(dir.join("nar"))?;
         write_cache_info(&dir)?;
         let parts: Vec<String> = (0..paths).map(|number| hash_part("path", number)).collect();
-        let mut dice = Dice(Noise::new(5));
+        let mut numbers = UniformNumbers(Noise::new(5));
         let now = SystemTime::now();
         let mut cache = Self { dir, latest: Vec::new(), paths, references: 0 };
         for (number, part) in parts.iter().enumerate() {
             let age = OLDEST.mul_f64(1.0 - number as f64 / paths as f64) + LATEST;
             let used = FileTimes::new().set_accessed(now - age).set_modified(now - age);
-            // What is in a NAR, nobody looks at here: its file is a hole.
+            // The content of NARs is never read here, so the files are sparse.
             let hash = Sha256Hash::of(part.as_bytes());
-            let nar = Stored { path: name(hash), size: dice.length() };
+            let nar = Stored { path: name(hash), size: numbers.length() };
             let file = File::create_new(cache.dir.join(&nar.path))?;
             file.set_len(nar.size)?;
             file.set_times(used)?;
@@ -88,8 +88,8 @@ impl LargeCache {
             for step in 0..COMMON + OWN {
                 let before = if step < COMMON { number.min(GROUP) } else { number % GROUP };
                 let first = if step < COMMON { 0 } else { number - before };
-                // The first of all has itself to refer to.
-                let other = first + dice.below(before.max(1) as u64) as usize;
+                // The first path of all refers to itself.
+                let other = first + numbers.below(before.max(1) as u64) as usize;
                 write!(references, "{}-package-{other}-1.2.3 ", parts[other])?;
                 cache.references += 1;
             }

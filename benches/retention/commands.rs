@@ -1,4 +1,4 @@
-//! What the commands cost that go through the whole cache.
+//! The cost of the commands that read the whole cache.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -15,13 +15,13 @@ use crate::support::report::Section;
 use crate::support::sample::median;
 use crate::support::say;
 
-/// Seconds, and MiB resident, that no command may need more than.
+/// The limits for each command: seconds, and MiB of resident memory.
 const GOAL: (f64, f64) = (10.0, 300.0);
 
-/// How often a program's memory is looked at.
+/// The interval between two measurements of a program's memory.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
-/// What a run of a command cost.
+/// The cost of a run.
 #[derive(Debug, Clone, Copy)]
 struct Cost {
     wall: f64,
@@ -33,7 +33,7 @@ pub fn measure(bench: &Bench, cache: &LargeCache) -> anyhow::Result<Section> {
     let mut dry_run = Vec::new();
     let mut stats = Vec::new();
     let mut gc = Vec::new();
-    // Once for the page cache.
+    // Fills the page cache.
     size_of(bench, cache)?;
     for round in 0..bench.rounds {
         say(&format!("commands: round {} of {}", round + 1, bench.rounds));
@@ -69,19 +69,19 @@ pub fn measure(bench: &Bench, cache: &LargeCache) -> anyhow::Result<Section> {
     Ok(section)
 }
 
-/// Bytes in all objects.
+/// The total size of all objects, in bytes.
 pub fn size_of(bench: &Bench, cache: &LargeCache) -> anyhow::Result<u64> {
     let (_, output) = run(bench, cache, &["gc", "--dry-run", "--json"])?;
     let report: serde_json::Value = serde_json::from_str(&output)?;
     report["size_before"].as_u64().context("gc does not say how large the cache is")
 }
 
-/// A limit that a cache of this size is just above, so that a tenth of it goes.
+/// A limit that a cache of this size exceeds so that a tenth of it is removed.
 pub fn limit_of(size: u64) -> String {
     (size - 1).to_string()
 }
 
-/// Runs a command to its end: what it cost, and what it said.
+/// Runs a command to its end. Returns its cost and its output.
 fn run(bench: &Bench, cache: &LargeCache, args: &[&str]) -> anyhow::Result<(Cost, String)> {
     let output = cache.dir.with_extension("output");
     let mut command = Command::new(env!("CARGO_BIN_EXE_nix-stored"));
@@ -94,10 +94,10 @@ fn run(bench: &Bench, cache: &LargeCache, args: &[&str]) -> anyhow::Result<(Cost
     let begin = Instant::now();
     let mut child = bench.spawn(&mut command, Place::Anywhere)?;
     let pid = Pid::from_child(&child);
-    let leash = bench.scratch.leash(pid)?;
+    let guard = bench.scratch.guard(pid)?;
     let mut cost = Cost { wall: 0.0, cpu: 0.0, peak_mib: 0.0 };
     let status = loop {
-        // It may end while this looks.
+        // The process may have ended meanwhile.
         cost.peak_mib = resident_mib(&[pid], Memory::Peak).unwrap_or(cost.peak_mib);
         cost.cpu = cpu_seconds(&[pid]).unwrap_or(cost.cpu);
         if let Some(status) = child.try_wait()? {
@@ -106,7 +106,7 @@ fn run(bench: &Bench, cache: &LargeCache, args: &[&str]) -> anyhow::Result<(Cost
         std::thread::sleep(LOOK_EVERY);
     };
     cost.wall = begin.elapsed().as_secs_f64();
-    drop(leash);
+    drop(guard);
     ensure!(status.success(), "nix-stored {}: {status}", args.join(" "));
     Ok((cost, read(&output)?))
 }

@@ -15,20 +15,20 @@ use crate::support::report::Section;
 use crate::support::sample::{median, p99};
 use crate::support::say;
 
-/// How many requests are under way at any time: few enough that none has to wait for another, and
-/// more than two cores can do at once.
+/// The numbers of concurrent requests: so few that none has to wait for another, and more than two
+/// cores can process at once.
 const LOADS: [usize; 2] = [4, 32];
 
-/// How long one turn lasts at least.
+/// The minimum duration of a turn.
 const TURN: Duration = Duration::from_secs(5);
 
-/// A collection that takes longer than this under load is none.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// The limit for a collection under load.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How much more of the time the slowest percent may take.
+/// The limit for the 99th percentile, relative to that without a collection.
 const GOAL: f64 = 1.10;
 
-/// What clients see in one turn.
+/// The latencies of one turn.
 struct Seen {
     p99_us: f64,
     slowest_us: f64,
@@ -39,12 +39,12 @@ struct Seen {
 
 pub fn measure(bench: &Bench, cache: &LargeCache) -> anyhow::Result<Section> {
     let requests = Requests::get(&cache.latest);
-    // Without a collection, and with one.
+    // Without and with a collection.
     let mut seen: [[Vec<Seen>; 2]; LOADS.len()] = Default::default();
     for round in 0..bench.rounds {
         say(&format!("latency: round {} of {}", round + 1, bench.rounds));
         for (seen, connections) in seen.iter_mut().zip(LOADS) {
-            // Another one begins every time.
+            // The order alternates.
             for collects in [round % 2 == 1, round % 2 == 0] {
                 let turn = turn(bench, cache, &requests, connections, collects)?;
                 seen[usize::from(collects)].push(turn);
@@ -100,7 +100,7 @@ fn turn(
     let limits = [("NIX_STORED_MAX_SIZE", limit.as_str()), ("NIX_STORED_GC_INTERVAL", "1s")];
     let settings = if collects { &limits[..] } else { &[] };
     let daemon = Daemon::start(bench, cache.dir.clone(), settings, Place::Anywhere)?;
-    // It begins a second after the start.
+    // The collection starts a second after the daemon.
     storm(daemon.address(), connections, requests, Until::Elapsed(Duration::from_secs(1)))?;
     let begin = Instant::now();
     let mut latencies = Vec::new();
@@ -111,7 +111,7 @@ fn turn(
         if done && (collects || begin.elapsed() >= TURN) {
             break;
         }
-        ensure!(begin.elapsed() < PATIENCE, "no collection came to its end under load");
+        ensure!(begin.elapsed() < TIMEOUT, "no collection came to its end under load");
     }
     Ok(Seen {
         per_second: latencies.len() as f64 / begin.elapsed().as_secs_f64(),

@@ -1,9 +1,9 @@
-//! What it costs to keep a large cache within its limits.
+//! The cost of keeping a large cache within its limits.
 //!
 //! - `commands`: time and memory of `gc --dry-run`, `stats` and `gc` on a cache of 200,000 paths
-//!   with a million references, each in a process of its own.
-//! - `latency`: how long narinfo requests take while the daemon collects, beside how long they take
-//!   while it does not.
+//!   with a million references, each in its own process.
+//! - `latency`: the latency of narinfo requests while the daemon collects, beside that without a
+//!   collection.
 
 mod cache;
 mod commands;

@@ -1,4 +1,4 @@
-//! narinfos: what a client asks for first, for every path of a closure.
+//! narinfos, which clients request first, for every path of a closure.
 
 use std::time::Instant;
 
@@ -12,7 +12,7 @@ use crate::support::daemon::Daemon;
 use crate::support::report::Section;
 use crate::support::say;
 
-/// As many as Nix opens.
+/// The number of connections of Nix.
 const CONNECTIONS: usize = 25;
 
 pub fn measure(bench: &Bench, server: &Server) -> anyhow::Result<Section> {
@@ -52,12 +52,12 @@ pub fn measure(bench: &Bench, server: &Server) -> anyhow::Result<Section> {
     Ok(section)
 }
 
-/// A daemon over the server's bucket.
+/// A daemon with its cache in the server's bucket.
 pub fn start(bench: &Bench, server: &Server) -> anyhow::Result<Daemon> {
     start_with(bench, server, &[])
 }
 
-/// The same with more settings.
+/// A daemon with additional settings.
 pub fn start_with(
     bench: &Bench,
     server: &Server,

@@ -1,11 +1,12 @@
-//! What the daemon over a bucket does beside the server alone.
+//! The daemon with its cache in a bucket, beside the S3 server alone.
 //!
 //! - `lookups`: the narinfos of a closure.
-//! - `nix`: the same by Nix itself.
-//! - `downloads`: a NAR from the server, through the daemon, and by redirect.
+//! - `nix`: the same requests by Nix.
+//! - `downloads`: a NAR from the server, through the daemon, and by a redirect.
 //! - `uploads`: a NAR to the server, and through the daemon.
 //!
-//! Server, daemon and client share the machine, so a way with one more of them has less of it.
+//! Server, daemon and client share the machine, so more processes in a path leave less time for
+//! each.
 
 mod lookups;
 mod nix;

@@ -1,7 +1,8 @@
-//! narinfos as Nix itself asks for them: with its own `s3://` store, and through the daemon.
+//! narinfos requested by Nix: from its own `s3://` store, and through the daemon.
 //!
-//! Most builds of Nix cannot sign, and Garage's S3 takes nothing unsigned. So Nix reads from where
-//! Garage publishes a bucket as a web site, by S3's own paths: that spares it the signatures.
+//! Most builds of Nix cannot sign requests, and Garage's S3 API accepts no unsigned ones. So Nix
+//! reads from the address where Garage publishes a bucket as a web site, with the same paths. It
+//! then needs no signatures.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -23,7 +24,7 @@ use crate::support::say;
 const CONFIG: &str = "build-users-group =\nrequire-sigs = false\n\
                       narinfo-cache-positive-ttl = 0\nnarinfo-cache-negative-ttl = 0\n";
 
-/// What Nix says to `web`, and to the daemon. `programs` has its commands.
+/// The requests of Nix to `web` and to the daemon. `programs` has the commands of Nix.
 pub fn measure(
     bench: &Bench,
     server: &Server,
@@ -62,7 +63,7 @@ pub fn measure(
     Ok(section)
 }
 
-/// Stores narinfos without references below the name, and says of what paths they are.
+/// Stores narinfos without references below the name, and returns their store paths.
 fn fill(server: &Server, dir: &Path, count: usize) -> anyhow::Result<Vec<String>> {
     let below = dir.join(WEB_NAME);
     fs::create_dir(&below)?;
@@ -75,14 +76,14 @@ fn fill(server: &Server, dir: &Path, count: usize) -> anyhow::Result<Vec<String>
             .map(|line| if line.starts_with("References: ") { "References: " } else { line });
         fs::write(below.join(&path), lines.map(|line| format!("{line}\n")).collect::<String>())?;
         let store_path = text.lines().find_map(|line| line.strip_prefix("StorePath: "));
-        paths.push(store_path.context("a narinfo says what it is of")?.to_owned());
+        paths.push(store_path.context("the narinfo has a store path")?.to_owned());
         keys.push(Stored { path: format!("{WEB_NAME}/{path}"), size });
     }
     server.fill(dir, &keys)?;
     Ok(paths)
 }
 
-/// A daemon over what is below the name.
+/// A daemon with its cache below the name.
 fn start_below(bench: &Bench, server: &Server) -> anyhow::Result<Daemon> {
     let below = server.url(&format!("/{WEB_NAME}"));
     start_with(bench, server, &[("NIX_STORED_PATH", &below)])
@@ -99,8 +100,8 @@ fn look_up(bench: &Bench, programs: &Path, url: &str, paths: &[String]) -> anyho
         .stdin(Stdio::null())
         .output()
         .with_context(|| programs.display().to_string())?;
-    let told = String::from_utf8_lossy(&output.stderr);
+    let printed = String::from_utf8_lossy(&output.stderr);
     let all = format!("these {} paths will be fetched", paths.len());
-    ensure!(output.status.success() && told.contains(&all), "{url}: {told}");
+    ensure!(output.status.success() && printed.contains(&all), "{url}: {printed}");
     Ok(())
 }

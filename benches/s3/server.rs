@@ -1,4 +1,4 @@
-//! The object store under measurement, alone: Garage, or a folder as s3s-fs serves it.
+//! The object store alone: Garage, or s3s-fs on a folder.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
@@ -21,33 +21,33 @@ use crate::support::bench::{Bench, Place};
 use crate::support::cache_dir::Stored;
 use crate::support::process::cpu_seconds;
 use crate::support::say;
-use crate::support::scratch::Leash;
+use crate::support::scratch::KillAtExit;
 
-/// Keys as Garage makes them; it takes no others.
+/// A key in the only format that Garage accepts.
 const KEY: &str = "GK0123456789abcdef01234567";
 const SECRET: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
 const BUCKET: &str = "cache";
 
-/// Another name of the bucket, under which Garage publishes it, too.
+/// A second name of the bucket, under which Garage publishes it as a web site.
 pub const WEB_NAME: &str = "localhost";
 const REGION: &str = "garage";
 
-/// How long a server may take to start.
+/// The limit for the start of a server.
 const TO_START: Duration = Duration::from_secs(20);
 
-/// A link is used within a round.
+/// The validity of presigned URLs, which are used within a round.
 const VALID: Duration = Duration::from_secs(3600);
 
 /// A running server with an empty bucket. Killed on drop.
 pub struct Server {
     child: Child,
     address: SocketAddr,
-    /// Where everybody can read, if there is such a place.
+    /// The address of the public web site, if there is one.
     pub web: Option<SocketAddr>,
     pub name: String,
     runtime: Runtime,
-    _leash: Leash,
+    _guard: KillAtExit,
 }
 
 impl Server {
@@ -56,9 +56,9 @@ impl Server {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let Some(program) = garage else {
             let (child, address) = serve_files(bench, &folder)?;
-            let leash = bench.scratch.leash(Pid::from_child(&child))?;
+            let guard = bench.scratch.guard(Pid::from_child(&child))?;
             let name = "s3s-fs".to_owned();
-            return Ok(Self { child, address, web: None, name, runtime, _leash: leash });
+            return Ok(Self { child, address, web: None, name, runtime, _guard: guard });
         };
         let (address, web) = (free_address()?, free_address()?);
         let config = write_config(&folder, address, web)?;
@@ -67,7 +67,7 @@ impl Server {
         let log = File::create(folder.join("log"))?;
         command.stdout(log.try_clone()?).stderr(log);
         let child = bench.spawn(&mut command, Place::Anywhere)?;
-        let leash = bench.scratch.leash(Pid::from_child(&child))?;
+        let guard = bench.scratch.guard(Pid::from_child(&child))?;
         let ask = |words: &[&str]| ask(program, &config, words);
         let id = ask(&["node", "id", "-q"])?;
         let id = id.split('@').next().unwrap_or_default();
@@ -82,19 +82,19 @@ impl Server {
         let output = Command::new(program).arg("--version").output()?;
         let version = String::from_utf8_lossy(&output.stdout);
         let name = version.split_whitespace().take(2).collect::<Vec<_>>().join(" ");
-        Ok(Self { child, address, web: Some(web), name, runtime, _leash: leash })
+        Ok(Self { child, address, web: Some(web), name, runtime, _guard: guard })
     }
 
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The bucket, or what is below a prefix.
+    /// The URL of the bucket or a prefix in it.
     pub fn url(&self, prefix: &str) -> String {
         format!("s3://{BUCKET}{prefix}?endpoint=http://{}&region={REGION}", self.address)
     }
 
-    /// What a daemon over the bucket is told.
+    /// The settings of a daemon with its cache in the bucket.
     pub fn settings(&self) -> Vec<(&'static str, String)> {
         vec![
             ("NIX_STORED_PATH", self.url("")),
@@ -104,7 +104,7 @@ impl Server {
     }
 
     fn client(&self, endpoint: String) -> anyhow::Result<AmazonS3> {
-        // Only the first of several can be it.
+        // Fails if a provider is already installed.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let builder = AmazonS3Builder::new()
             .with_bucket_name(BUCKET)
@@ -116,7 +116,7 @@ impl Server {
         Ok(builder.build()?)
     }
 
-    /// Stores the files of a directory.
+    /// Stores the files of a directory in the bucket.
     pub fn fill(&self, dir: &Path, keys: &[Stored]) -> anyhow::Result<()> {
         let client = self.client(format!("http://{}", self.address))?;
         self.runtime.block_on(async {
@@ -128,9 +128,9 @@ impl Server {
         })
     }
 
-    /// Objects under names by which everybody can fetch them from the server itself, or store them.
+    /// Objects with presigned URLs as their names, for requests to the server itself.
     pub fn links(&self, method: &http::Method, keys: &[Stored]) -> anyhow::Result<Vec<Stored>> {
-        // The benchmark's client says this and no port in its `Host`, which is signed, too.
+        // The benchmark's client sends this `Host` without a port, and the signature covers it.
         let client = self.client("http://127.0.0.1".to_owned())?;
         self.runtime.block_on(async {
             let mut links = Vec::new();
@@ -171,7 +171,7 @@ fn write_config(folder: &Path, s3: SocketAddr, web: SocketAddr) -> anyhow::Resul
     Ok(config)
 }
 
-/// What a command of Garage says. It is given again until the server is there to answer it.
+/// The output of a Garage command, which is repeated until the server can answer it.
 fn ask(program: &Path, config: &Path, words: &[&str]) -> anyhow::Result<String> {
     let begin = Instant::now();
     loop {
@@ -201,7 +201,7 @@ fn wait_for(address: SocketAddr) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Starts this program once more, as a server.
+/// Starts this program again, as a server.
 fn serve_files(bench: &Bench, folder: &Path) -> anyhow::Result<(Child, SocketAddr)> {
     fs::create_dir(folder.join(BUCKET))?;
     let mut command = Command::new(std::env::current_exe()?);
@@ -210,10 +210,10 @@ fn serve_files(bench: &Bench, folder: &Path) -> anyhow::Result<(Child, SocketAdd
     let mut line = String::new();
     let stdout = child.stdout.take().context("it is piped")?;
     BufReader::new(stdout).read_line(&mut line)?;
-    Ok((child, line.trim().parse().context("it says where it listens")?))
+    Ok((child, line.trim().parse().context("the server prints its address")?))
 }
 
-/// Serves a folder until it is killed, and says where.
+/// Serves a folder until the process is killed, and prints the address.
 pub fn serve(folder: &Path) -> anyhow::Result<()> {
     let files = s3s_fs::FileSystem::new(folder).map_err(|error| anyhow::anyhow!("{error:?}"))?;
     let mut builder = s3s::service::S3ServiceBuilder::new(files);

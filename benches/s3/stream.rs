@@ -1,4 +1,5 @@
-//! Requests for large objects over a connection of their own, to servers that do not send a Content-Length.
+//! Requests for large objects, each over a new connection, to servers that may send no
+//! Content-Length.
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;
@@ -11,7 +12,7 @@ use crate::support::client::transfer::BUFFER;
 use crate::support::client::{HEADERS, connect};
 use crate::support::nar::Large;
 
-/// The longest that a read or a write may take: the server syncs a large upload before it answers.
+/// The limit for a read or write. The server syncs a large upload before it answers.
 const TIMEOUT: Duration = Duration::from_secs(900);
 
 fn ensure_status(answer: &Answer, expected: &[u16]) -> anyhow::Result<()> {
@@ -20,7 +21,7 @@ fn ensure_status(answer: &Answer, expected: &[u16]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Where a GET is redirected to.
+/// The target of a redirect.
 pub fn location(address: SocketAddr, path: &str) -> anyhow::Result<String> {
     let mut stream = connect(address, TIMEOUT)?;
     write!(stream, "GET /{path} HTTP/1.1\r\n{HEADERS}\r\n")?;
@@ -28,10 +29,10 @@ pub fn location(address: SocketAddr, path: &str) -> anyhow::Result<String> {
     ensure_status(&answer, &[307])?;
     let mut lines = answer.head.lines().filter_map(|line| line.split_once(": "));
     let location = lines.find(|(name, _)| name.eq_ignore_ascii_case("location"));
-    Ok(location.context("a redirect says where to")?.1.to_owned())
+    Ok(location.context("the redirect has a location")?.1.to_owned())
 }
 
-/// Gets an object by its whole path, from the host of that name.
+/// Downloads an object by its full path, with this `Host`.
 pub fn get(address: SocketAddr, path: &str, size: u64) -> anyhow::Result<()> {
     let mut stream = connect(address, TIMEOUT)?;
     write!(stream, "GET /{path} HTTP/1.1\r\nHost: {address}\r\nAccept: */*\r\n\r\n")?;
@@ -47,7 +48,7 @@ pub fn get(address: SocketAddr, path: &str, size: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Stores a NAR.
+/// Uploads a NAR.
 pub fn put(address: SocketAddr, path: &str, nar: &Large) -> anyhow::Result<()> {
     let mut stream = connect(address, TIMEOUT)?;
     let length = nar.length();

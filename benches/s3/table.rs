@@ -1,23 +1,23 @@
-//! Ways to the same object, side by side, as a table.
+//! A table that compares ways to request the same object.
 
 use crate::support::report::Section;
 use crate::support::sample::median;
 
-/// What one way came to, round by round.
+/// The results of one way, round by round.
 #[derive(Debug)]
 pub struct Way {
     pub name: &'static str,
     pub rounds: Vec<Turn>,
-    /// What it should at least come to, beside the first way.
+    /// The minimum, relative to the first way.
     pub goal: Option<f64>,
 }
 
 /// One turn.
 #[derive(Debug, Clone, Copy)]
 pub struct Turn {
-    /// In the unit of the table: more is better.
+    /// In the unit of the table; more is better.
     pub value: f64,
-    /// CPU seconds of the server, and of the daemon.
+    /// The CPU seconds of the server and of the daemon.
     pub cpu: [f64; 2],
 }
 
@@ -27,7 +27,7 @@ impl Way {
     }
 }
 
-/// A table in which each way is compared with the first, turn by turn.
+/// A table that compares each way with the first, turn by turn.
 pub fn table(title: &str, unit: &str, ways: &[Way]) -> Section {
     let columns = ["way", unit, "beside the first", "goal", "server CPU s", "daemon CPU s"];
     let mut section = Section::new(title, &columns);

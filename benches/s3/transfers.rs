@@ -1,5 +1,5 @@
-//! NARs: down from the server itself, through the daemon, and where the daemon sends the client; and
-//! up.
+//! NARs: downloaded from the server, through the daemon and by a redirect of the daemon, and
+//! uploaded.
 
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -18,7 +18,7 @@ use crate::support::nar::{Large, name};
 use crate::support::report::Section;
 use crate::support::say;
 
-/// How large the NAR is, in MiB.
+/// The size of the NAR, in MiB.
 fn size(bench: &Bench) -> u64 {
     if bench.quick { 16 } else { 512 }
 }
@@ -50,7 +50,7 @@ pub fn downloads(bench: &Bench, server: &Server) -> anyhow::Result<Section> {
     Ok(table(&format!("GET of a NAR of {mib} MiB, one connection"), "MiB a second", &ways))
 }
 
-/// Asks the daemon, and fetches from where that sends us.
+/// Requests a NAR from the daemon, and follows the redirect.
 fn follow(daemon: SocketAddr, server: SocketAddr, nar: &Stored) -> anyhow::Result<()> {
     let link = location(daemon, &nar.path)?;
     let (host, path) = link
@@ -72,7 +72,8 @@ pub fn uploads(bench: &Bench, server: &Server) -> anyhow::Result<Section> {
         (start_with(bench, server, &[("NIX_STORED_VERIFY", "file")])?, start(bench, server)?);
     for round in 0..bench.rounds {
         say(&format!("uploads: round {} of {}", round + 1, bench.rounds));
-        // Another one each time: what is there is not replaced by everyone alike.
+        // A new NAR each time, because not every server replaces an existing object in the same
+        // way.
         let nars = (0..3).map(|way| Large::new((mib + 4 * round as u64 + way) * MIB));
         let nars: Vec<Large> = nars.collect();
         let stored: Vec<Stored> =

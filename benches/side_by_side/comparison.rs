@@ -20,7 +20,7 @@ pub struct Comparison {
     pub programs: Programs,
     pub sizes: Sizes,
     pub log_requests: bool,
-    /// The number of files that a process may have open.
+    /// The limit of open files of a process.
     pub open_files: u64,
     logs: RefCell<[PathBuf; 3]>,
 }
@@ -38,17 +38,17 @@ impl Comparison {
         })
     }
 
-    /// An empty directory that is new.
+    /// Creates an empty directory.
     pub fn fresh_dir(&self, what: &str) -> anyhow::Result<PathBuf> {
         self.bench.fresh_dir(what)
     }
 
-    /// Waits until everything written is on the disk.
+    /// Waits until all written data is on the disk.
     pub fn settle(&self) -> anyhow::Result<()> {
         self.bench.scratch.settle()
     }
 
-    /// Gives each server its turn in every round. A turn makes one sample for each line of the row.
+    /// Gives each server a turn in every round. A turn makes one sample for each line of the row.
     /// The result has a list of samples for each line and, in that, for each of [`Kind::ALL`].
     pub fn take_turns(
         &self,
@@ -57,11 +57,11 @@ impl Comparison {
         let mut lines: Vec<[Vec<Sample>; 3]> = Vec::new();
         for round in 0..self.bench.rounds {
             for position in 0..Kind::ALL.len() {
-                // Another one begins every time: nobody always follows the same neighbour.
+                // The order rotates, so that no server always follows the same one.
                 let index = (position + round) % Kind::ALL.len();
                 self.settle()?;
                 let kind = Kind::ALL[index];
-                let samples = turn(kind).with_context(|| self.last_words(kind))?;
+                let samples = turn(kind).with_context(|| self.log_tail(kind))?;
                 lines.resize_with(samples.len(), Default::default);
                 for (line, sample) in lines.iter_mut().zip(samples) {
                     line[index].push(sample);
@@ -71,24 +71,24 @@ impl Comparison {
         Ok(lines)
     }
 
-    /// Remembers where the latest server of a kind writes its log.
+    /// Sets the log file of the latest server of a kind.
     pub fn logs_to(&self, kind: Kind, log: &Path) {
         self.logs.borrow_mut()[kind.index()] = log.to_owned();
     }
 
-    /// A server's name and the end of its log.
-    fn last_words(&self, kind: Kind) -> String {
+    /// The name of a server, and the end of its log.
+    fn log_tail(&self, kind: Kind) -> String {
         let log = tail(&self.logs.borrow()[kind.index()]);
         if log.is_empty() { kind.to_string() } else { format!("{kind}, whose log ends\n{log}\n") }
     }
 
-    /// Starts all servers over one directory.
+    /// Starts all servers on one directory.
     pub fn start_all(&self, dir: &Path) -> anyhow::Result<Servers> {
         let [ours, nginx, tuned] = Kind::ALL.map(|kind| Server::start(self, kind, dir));
         Ok(Servers([ours?, nginx?, tuned?]))
     }
 
-    /// Starts all servers with empty directories in front of another one.
+    /// Starts all servers as mirrors of an upstream, with empty directories.
     pub fn start_mirrors(&self, upstream: SocketAddr) -> anyhow::Result<Servers> {
         let start = |kind| Server::start_mirror(self, kind, &self.fresh_dir("mirror")?, upstream);
         let [ours, nginx, tuned] = Kind::ALL.map(start);
@@ -109,7 +109,7 @@ impl Servers {
     }
 }
 
-/// The clock and the server's CPU time from one moment on.
+/// Measures wall time and the server's CPU time.
 pub struct Meter<'a> {
     pub server: &'a Server,
     begin: Instant,

@@ -1,11 +1,11 @@
-//! A line of the table: what was measured, what it has to be, and whether it is.
+//! A line of the table: the measurements, the goal, and whether it is met.
 
 use std::fmt;
 
 use crate::side_by_side::server::Kind;
 use crate::support::sample::{Sample, median};
 
-/// What the numbers of a line are.
+/// The unit of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
     RequestsPerCpuSecond,
@@ -24,7 +24,7 @@ impl Unit {
         matches!(self, Self::RequestsPerCpuSecond | Self::FilesPerSecond)
     }
 
-    /// A number of this unit, with as many digits as mean something.
+    /// Formats a number with a useful number of digits.
     pub fn show(self, number: f64) -> String {
         match self {
             Self::RequestsPerCpuSecond | Self::Microseconds | Self::FilesPerSecond => {
@@ -52,40 +52,40 @@ impl fmt::Display for Unit {
     }
 }
 
-/// Which of a server's turns counts.
+/// Which turns of a server count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Counts {
     Median,
-    /// The same write costs several times as much in one turn as in another, whoever makes it: only
-    /// the best turn says something about the server.
+    /// The same write can take several times as long in one turn as in another, for every server,
+    /// so only the best turn is meaningful.
     Best,
 }
 
-/// What a line has to be.
+/// The goal of a line.
 #[derive(Debug, Clone, Copy)]
 pub enum Goal {
-    /// So many times the better one of the two nginx.
+    /// A multiple of the better one of the two nginx.
     TimesNginx(f64),
-    /// So many times the nginx with `open_file_cache`.
+    /// A multiple of the nginx with `open_file_cache`.
     TimesTuned(f64),
-    /// So many times the better one of the two nginx with something added, in the line's unit.
+    /// A multiple of the better one of the two nginx, plus a number in the line's unit.
     TimesNginxPlus { times: f64, plus: f64, what: &'static str },
-    /// In the line's unit.
+    /// A limit in the line's unit.
     AtMost(f64),
 }
 
-/// What was measured.
+/// The measurements of a line.
 #[derive(Debug)]
 pub struct Line {
     pub label: String,
-    /// For the picture.
+    /// The label in the image.
     pub short: String,
     pub unit: Unit,
     pub counts: Counts,
     pub goal: Goal,
     /// In the order of [`Kind::ALL`].
     pub samples: [Vec<Sample>; 3],
-    /// What has to be known to read it.
+    /// Information needed to interpret the line.
     pub note: String,
 }
 
@@ -109,22 +109,22 @@ impl Line {
         }
     }
 
-    /// Names it more shortly, for the picture.
+    /// Sets the label in the image.
     pub fn short(self, short: impl Into<String>) -> Self {
         Self { short: short.into(), ..self }
     }
 
-    /// Counts only each server's best turn.
+    /// Counts only the best turn of each server.
     pub fn best(self) -> Self {
         Self { counts: Counts::Best, ..self }
     }
 
-    /// Says what has to be known to read it.
+    /// Sets the note.
     pub fn note(self, note: String) -> Self {
         Self { note, ..self }
     }
 
-    /// The number of a server.
+    /// The result of a server.
     pub fn value(&self, kind: Kind) -> f64 {
         let values = self.samples_of(kind).iter().map(|sample| sample.value);
         match self.counts {
@@ -134,7 +134,7 @@ impl Line {
         }
     }
 
-    /// The lowest and the highest number of a server.
+    /// The lowest and the highest result of a server.
     pub fn range(&self, kind: Kind) -> (f64, f64) {
         let values = || self.samples_of(kind).iter().map(|sample| sample.value);
         (values().fold(f64::NAN, f64::min), values().fold(f64::NAN, f64::max))
@@ -144,7 +144,7 @@ impl Line {
         &self.samples[kind.index()]
     }
 
-    /// What ours is compared with.
+    /// The number that the daemon is compared with.
     fn reference(&self) -> f64 {
         let (plain, tuned) = (self.value(Kind::Nginx), self.value(Kind::NginxTuned));
         let better = if self.unit.more_is_better() { plain.max(tuned) } else { plain.min(tuned) };
@@ -155,12 +155,12 @@ impl Line {
         }
     }
 
-    /// Ours divided by what it is compared with.
+    /// The daemon's number divided by the reference.
     pub fn ratio(&self) -> f64 {
         self.value(Kind::NixStored) / self.reference()
     }
 
-    /// The ratio turned so that more is better.
+    /// The ratio, inverted if less is better.
     pub fn advantage(&self) -> f64 {
         if self.unit.more_is_better() { self.ratio() } else { 1.0 / self.ratio() }
     }

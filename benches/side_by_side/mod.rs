@@ -1,5 +1,5 @@
-//! The daemon beside nginx, which is what a user would choose instead for speed, over the same files on the same file
-//! system. The server has one core and the client another.
+//! The daemon beside nginx, the alternative for users who want speed, on the same files and the
+//! same file system. The server has one core and the client another.
 
 mod comparison;
 mod line;
@@ -45,7 +45,7 @@ impl Arguments {
     }
 }
 
-/// Measures. Goals that are not met are no failure; rows that cannot be measured are.
+/// Runs the comparison. Rows that cannot be measured are errors; missed goals are not.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let rows: Vec<&Row> = rows::ALL.iter().filter(|row| arguments.wants(row.name)).collect();
     if arguments.list {
@@ -90,7 +90,7 @@ fn write(arguments: &Arguments, report: &Report, lines: &[Line]) -> anyhow::Resu
     let name = if arguments.log_requests { "side_by_side --log-requests" } else { "side_by_side" };
     let spot = Spot { name, heading: "## Beside nginx" };
     rewrite(page, spot, &report::markdown::results(&report.facts, lines))?;
-    // The image is that of the default log level.
+    // The image shows the default log level.
     if !arguments.log_requests {
         std::fs::write(page.with_extension("svg"), report::picture::draw(lines))?;
     }

@@ -1,4 +1,4 @@
-//! What the comparison needs of the machine, named when it is missing.
+//! The programs and limits that the comparison needs.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -6,17 +6,16 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// The programs that are compared with, or compared by.
+/// The programs in the comparison.
 #[derive(Debug)]
 pub struct Programs {
-    /// The other server.
     pub nginx: PathBuf,
-    /// The digest as everybody has it.
+    /// For the cost of the digest in another program.
     pub sha256sum: PathBuf,
 }
 
 impl Programs {
-    /// Finds them, or says which Debian packages have those that are missing.
+    /// Finds the programs. An error names the Debian packages of missing ones.
     pub fn find(nix: bool) -> anyhow::Result<Self> {
         let wanted: &[(&str, &str)] = &[("nginx", "nginx-core"), ("sha256sum", "coreutils")];
         let for_copies: &[(&str, &str)] = &[("nix", "nix-bin"), ("nix-store", "nix-bin")];
@@ -32,7 +31,7 @@ impl Programs {
     }
 }
 
-/// Where a program is. Debian keeps servers where only root has them on the PATH.
+/// The path of a program. Debian installs servers in directories that are only in root's `PATH`.
 fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
@@ -41,8 +40,7 @@ fn find(program: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// Raises the number of files that this process and its children may open as far as it goes, and
-/// says how far that is.
+/// Raises the limit of open files to its maximum, and returns it.
 pub fn raise_open_files() -> anyhow::Result<u64> {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?;

@@ -1,22 +1,22 @@
-//! nginx as somebody would set it up who wants a fast Nix cache of it.
+//! nginx in a configuration for a fast Nix cache.
 
 use std::fmt::Write;
 use std::net::SocketAddr;
 use std::path::Path;
 
-/// What differs between one nginx and another.
+/// The differences between the configurations.
 #[derive(Debug, Clone, Copy)]
 pub struct Setup<'a> {
-    /// The directory that it serves and takes uploads into.
+    /// The directory for downloads and uploads.
     pub root: &'a Path,
-    /// A directory of its own, on the same file system, because an upload is renamed into place.
+    /// A private directory on the same file system, because uploads are renamed from it.
     pub own: &'a Path,
     pub port: u16,
     /// With `open_file_cache` and a body buffer that saves system calls.
     pub tuned: bool,
-    /// Where it gets what it does not have.
+    /// The upstream of a mirror.
     pub upstream: Option<SocketAddr>,
-    /// How many connections it has room for. They cost memory before they are made.
+    /// The number of connections. nginx allocates memory for them at the start.
     pub connections: usize,
 }
 
@@ -25,7 +25,7 @@ pub fn config(setup: Setup<'_>) -> String {
     let Setup { root, own, port, tuned, connections, upstream } = setup;
     let (root, own) = (root.display(), own.display());
     let mut text = String::new();
-    // A worker of root's nginx would otherwise be nobody, who may not write here.
+    // The workers of root's nginx would otherwise run as `nobody`, who may not write here.
     if rustix::process::geteuid().is_root() {
         text += "user root;\n";
     }
@@ -93,6 +93,6 @@ http {{
 }}
 "
     )
-    .expect("a string takes everything");
+    .expect("writing to a string succeeds");
     text
 }

@@ -14,11 +14,11 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::side_by_side::comparison::Comparison;
 use crate::support::nar::Large;
 
-/// No command may take longer: old versions of Nix wait for ever for a server that fails.
-const PATIENCE: Duration = Duration::from_secs(300);
+/// The limit for a command: old versions of Nix wait forever for a failing server.
+const TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Nix must not remember from one turn to the next what a cache has, and its own fsyncs would be
-/// most of the time of 2,000 small paths.
+/// Nix must not cache lookups between turns. Its own fsyncs would be most of the time for 2,000
+/// small paths.
 const CONFIG: &str = "\
 build-users-group =
 sandbox = false
@@ -31,7 +31,7 @@ narinfo-cache-negative-ttl = 0
 connect-timeout = 5
 ";
 
-/// A home together with a store.
+/// A home directory and a store.
 #[derive(Debug)]
 pub struct Nix<'a> {
     comparison: &'a Comparison,
@@ -60,7 +60,7 @@ impl<'a> Nix<'a> {
         Ok(paths)
     }
 
-    /// Adds the file that a large NAR is of.
+    /// Adds the file of a large NAR.
     pub fn add_large_file(&self, nar: &Large) -> anyhow::Result<Vec<String>> {
         let file = self.comparison.fresh_dir("large")?.join("large");
         nar.write_contents_to(fs::File::create(&file)?)?;
@@ -68,13 +68,13 @@ impl<'a> Nix<'a> {
         Ok(vec![path.trim_end().to_owned()])
     }
 
-    /// `nix copy --to`, without compression: that would be all of the time.
+    /// Runs `nix copy --to` without compression, which would be most of the time.
     pub fn copy_to(&self, url: &str, paths: &[String]) -> anyhow::Result<()> {
         let url = format!("{url}?compression=none");
         self.run("nix", &["copy", "--to", &url], paths).map(drop)
     }
 
-    /// `nix copy --from`, which substitutes.
+    /// Runs `nix copy --from`.
     pub fn copy_from(&self, url: &str, paths: &[String]) -> anyhow::Result<()> {
         self.run("nix", &["copy", "--no-check-sigs", "--from", url], paths)?;
         for path in [paths.first(), paths.last()].into_iter().flatten() {
@@ -84,13 +84,13 @@ impl<'a> Nix<'a> {
         Ok(())
     }
 
-    /// Frees its disk space.
+    /// Removes the store, to free its disk space.
     pub fn remove(self) -> anyhow::Result<()> {
         unlock(&self.home)?;
         Ok(fs::remove_dir_all(&self.home)?)
     }
 
-    /// Runs a command that has to succeed; its standard output.
+    /// Runs a command that must succeed, and returns its standard output.
     fn run(&self, program: &str, words: &[&str], more: &[String]) -> anyhow::Result<String> {
         let dir = |name: &str| {
             let dir = self.home.join(name);
@@ -117,25 +117,25 @@ impl<'a> Nix<'a> {
             .stderr(Stdio::piped())
             .spawn()
             .with_context(|| format!("{program} does not start"))?;
-        let leash = self.comparison.bench.scratch.leash(Pid::from_child(&child))?;
+        let guard = self.comparison.bench.scratch.guard(Pid::from_child(&child))?;
         let (done, waiting) = channel::<()>();
         let pid = Pid::from_child(&child);
         let watchdog = std::thread::spawn(move || {
-            if waiting.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+            if waiting.recv_timeout(TIMEOUT) == Err(RecvTimeoutError::Timeout) {
                 let _ = kill_process(pid, Signal::KILL);
             }
         });
         let output = child.wait_with_output()?;
-        drop((leash, done));
+        drop((guard, done));
         watchdog.join().expect("the watchdog does not panic");
-        let said = String::from_utf8_lossy(&output.stderr);
+        let printed = String::from_utf8_lossy(&output.stderr);
         let words = words.join(" ");
-        ensure!(output.status.success(), "`{program} {words} …`: {}\n{said}", output.status);
+        ensure!(output.status.success(), "`{program} {words} …`: {}\n{printed}", output.status);
         Ok(String::from_utf8(output.stdout)?)
     }
 }
 
-/// Gives back the permission to remove what is inside `dir`.
+/// Makes `dir` and the directories in it writable, so that they can be removed.
 fn unlock(dir: &Path) -> io::Result<()> {
     fs::set_permissions(dir, Permissions::from_mode(0o700))?;
     for entry in fs::read_dir(dir)? {

@@ -1,4 +1,4 @@
-//! A running server of any kind, on the server's core.
+//! A running server, on the server's core.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -16,17 +16,17 @@ use crate::support::address::free_address;
 use crate::support::bench::Place;
 use crate::support::daemon;
 use crate::support::process::{children_of, cpu_seconds};
-use crate::support::scratch::Leash;
+use crate::support::scratch::KillAtExit;
 
-/// How long a server may take to listen, or to end.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// The limit for the start and the end of a server.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Who is compared.
+/// The servers in the comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     NixStored,
     Nginx,
-    /// With `open_file_cache`, and 64 KiB for bodies.
+    /// With `open_file_cache`, and 64 KiB buffers for bodies.
     NginxTuned,
 }
 
@@ -34,7 +34,7 @@ impl Kind {
     /// All of them, in the order of the tables' columns.
     pub const ALL: [Self; 3] = [Self::NixStored, Self::Nginx, Self::NginxTuned];
 
-    /// Its place in [`Kind::ALL`].
+    /// The index in [`Kind::ALL`].
     pub fn index(self) -> usize {
         self as usize
     }
@@ -57,18 +57,18 @@ pub struct Server {
     child: Child,
     pids: Vec<Pid>,
     address: SocketAddr,
-    /// From its start until it took a connection.
+    /// The time from the start until it accepted a connection.
     pub started_in: Duration,
-    leashes: Vec<Leash>,
+    guards: Vec<KillAtExit>,
 }
 
 impl Server {
-    /// Starts one over `dir` with room for a usual number of connections.
+    /// Starts a server on `dir` for the usual number of connections.
     pub fn start(comparison: &Comparison, kind: Kind, dir: &Path) -> anyhow::Result<Self> {
         Self::start_for(comparison, kind, dir, 1024)
     }
 
-    /// Starts one over `dir` with room for `connections`, and waits until it listens.
+    /// Starts a server on `dir` for this number of `connections`, and waits until it listens.
     pub fn start_for(
         comparison: &Comparison,
         kind: Kind,
@@ -78,7 +78,7 @@ impl Server {
         Self::start_with(comparison, kind, dir, connections, None)
     }
 
-    /// Starts one in front of another server, with what it keeps in `dir`.
+    /// Starts a mirror of another server, with its cache in `dir`.
     pub fn start_mirror(
         comparison: &Comparison,
         kind: Kind,
@@ -128,7 +128,7 @@ impl Server {
             pids: vec![pid],
             address,
             started_in: Duration::ZERO,
-            leashes: vec![comparison.bench.scratch.leash(pid)?],
+            guards: vec![comparison.bench.scratch.guard(pid)?],
         };
         server.wait_until_it_listens(&log, begin)?;
         if kind != Kind::NixStored {
@@ -145,12 +145,12 @@ impl Server {
         format!("http://{}", self.address)
     }
 
-    /// All its processes.
+    /// All processes of the server.
     pub fn pids(&self) -> &[Pid] {
         &self.pids
     }
 
-    /// User and system CPU seconds of all its processes so far.
+    /// The CPU seconds of all processes so far, user and system.
     pub fn cpu_seconds(&self) -> anyhow::Result<f64> {
         cpu_seconds(&self.pids)
     }
@@ -160,26 +160,27 @@ impl Server {
             if let Some(status) = self.child.try_wait()? {
                 bail!("{} does not start: {status}\n{}", self.kind, tail(log));
             }
-            ensure!(begin.elapsed() < PATIENCE, "{} does not listen", self.kind);
-            // Short against what is measured, long enough to leave the machine to the server.
+            ensure!(begin.elapsed() < TIMEOUT, "{} does not listen", self.kind);
+            // Short compared to the measured time, and long enough to leave the machine to the
+            // server.
             std::thread::sleep(Duration::from_micros(200));
         }
         self.started_in = begin.elapsed();
         Ok(())
     }
 
-    /// nginx listens before it has its worker.
+    /// Finds the workers of nginx, which listens before it starts them.
     fn find_workers(&mut self, comparison: &Comparison, begin: Instant) -> anyhow::Result<()> {
         loop {
             let workers = children_of(Pid::from_child(&self.child))?;
             if !workers.is_empty() {
                 for worker in workers {
                     self.pids.push(worker);
-                    self.leashes.push(comparison.bench.scratch.leash(worker)?);
+                    self.guards.push(comparison.bench.scratch.guard(worker)?);
                 }
                 return Ok(());
             }
-            ensure!(begin.elapsed() < PATIENCE, "{} has no worker", self.kind);
+            ensure!(begin.elapsed() < TIMEOUT, "{} has no worker", self.kind);
             std::thread::sleep(Duration::from_millis(1));
         }
     }
@@ -187,13 +188,13 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // SIGTERM makes an nginx master take its worker along. The daemon would finish transfers
-        // first, and nobody waits for those.
+        // On SIGTERM an nginx master also ends its workers. The daemon would finish transfers
+        // first, which is not needed.
         let signal = if self.kind == Kind::NixStored { Signal::KILL } else { Signal::TERM };
         let _ = kill_process(Pid::from_child(&self.child), signal);
         let begin = Instant::now();
         while matches!(self.child.try_wait(), Ok(None)) {
-            if begin.elapsed() > PATIENCE {
+            if begin.elapsed() > TIMEOUT {
                 for &pid in &self.pids {
                     let _ = kill_process(pid, Signal::KILL);
                 }

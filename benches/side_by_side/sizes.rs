@@ -1,4 +1,4 @@
-//! How much of everything.
+//! The sizes of the measurements.
 
 use std::time::Duration;
 
@@ -7,35 +7,35 @@ use crate::support::bench::{GIB, MIB};
 /// The sizes of all rows.
 #[derive(Debug, Clone, Copy)]
 pub struct Sizes {
-    /// Distinct narinfos that are asked for.
+    /// The number of distinct narinfos that are requested.
     pub narinfos: usize,
-    /// How long they are asked for, a turn.
+    /// The duration of a turn of narinfo requests.
     pub storm: Duration,
-    /// The file inside the large NAR.
+    /// The size of the file in the large NAR.
     pub large: u64,
-    /// How often one connection fetches the large NAR in a turn. CPU time comes in ticks of 10 ms, and
-    /// one fetch has only some thirty of them.
+    /// The number of downloads of the large NAR by one connection in a turn. CPU time is counted in
+    /// ticks of 10 ms, and one download takes only some thirty of them.
     pub repeat: u64,
-    /// Small NARs uploaded, a turn.
+    /// The number of small NARs uploaded in a turn.
     pub small_uploads: usize,
-    /// Paths of the shoot-out.
+    /// The number of paths of the shoot-out.
     pub shootout_paths: usize,
-    /// All NARs of the shoot-out together.
+    /// The total size of the NARs of the shoot-out.
     pub shootout_bytes: u64,
-    /// Tiny paths that Nix copies.
+    /// The number of tiny paths copied by Nix.
     pub copied_paths: usize,
-    /// Connections that are kept alive.
+    /// The number of idle connections.
     pub kept_alive: usize,
-    /// What each upload has sent when it stops half-way.
+    /// The number of bytes sent by each incomplete upload.
     pub half_upload: u64,
-    /// How long slow readers read.
+    /// The duration of slow downloads.
     pub slow_reading: Duration,
-    /// Narinfos in the directory that a server starts on.
+    /// The number of narinfos in the directory that a server starts on.
     pub start_narinfos: usize,
 }
 
 impl Sizes {
-    /// The sizes that the goals are about.
+    /// The sizes for the goals.
     pub const FULL: Self = Self {
         narinfos: 10_000,
         storm: Duration::from_secs(2),
@@ -51,7 +51,7 @@ impl Sizes {
         start_narinfos: 100_000,
     };
 
-    /// Sizes that take seconds.
+    /// Sizes for a run of some seconds.
     pub const QUICK: Self = Self {
         narinfos: 500,
         storm: Duration::from_millis(200),

@@ -1,4 +1,4 @@
-//! What every part has at hand.
+//! The state of a run that all parts use.
 
 use std::cell::Cell;
 use std::path::PathBuf;
@@ -26,12 +26,12 @@ pub struct Bench {
     fresh: Cell<usize>,
 }
 
-/// Where a daemon may run.
+/// The cores that a daemon may run on.
 #[derive(Debug, Clone, Copy)]
 pub enum Place {
-    /// On a core of its own, so that the client takes none of its time.
+    /// A core of its own, so that the client takes none of its time.
     OwnCore,
-    /// Wherever the kernel puts it, as in production.
+    /// Any core, as in production.
     Anywhere,
 }
 
@@ -51,7 +51,7 @@ impl Bench {
         })
     }
 
-    /// A directory that nothing has been in.
+    /// Creates a directory that was never used before.
     pub fn fresh_dir(&self, what: &str) -> anyhow::Result<PathBuf> {
         self.fresh.set(self.fresh.get() + 1);
         self.scratch.make(&format!("{what}-{}", self.fresh.get()))
@@ -70,7 +70,7 @@ impl Bench {
         }
     }
 
-    /// User and system CPU seconds of a program that runs to its end and whose output nobody wants.
+    /// Runs a program to its end and discards its output. Returns its CPU seconds, user and system.
     pub fn cpu_seconds_of(&self, command: &mut Command) -> anyhow::Result<f64> {
         let before = ended_children_cpu_seconds()?;
         let status = self.spawn(command.stdout(Stdio::null()), Place::OwnCore)?.wait()?;
@@ -78,7 +78,7 @@ impl Bench {
         Ok(ended_children_cpu_seconds()? - before)
     }
 
-    /// CPU seconds of work in this thread, on the core where programs are measured.
+    /// The CPU seconds of work in this thread, on the core for measured programs.
     pub fn own_cpu_seconds(
         &self,
         work: impl FnOnce() -> anyhow::Result<()>,
@@ -94,7 +94,7 @@ impl Bench {
         })?
     }
 
-    /// Bytes that an unprivileged user can still write.
+    /// The bytes available to an unprivileged user.
     pub fn free_space(&self) -> anyhow::Result<u64> {
         let disk = rustix::fs::statvfs(self.scratch.path())?;
         Ok(disk.f_bavail.saturating_mul(disk.f_frsize))

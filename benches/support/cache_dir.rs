@@ -1,4 +1,4 @@
-//! Directories that are caches, made without any server.
+//! Cache directories, generated without a server.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -8,27 +8,27 @@ use nix_stored::nix::Sha256Hash;
 
 use crate::support::nar::{Large, Noise, name};
 
-/// Where an object is, and how many bytes it has.
+/// The path of an object, and its size in bytes.
 #[derive(Debug, Clone)]
 pub struct Stored {
     pub path: String,
     pub size: u64,
 }
 
-/// 32 characters that can be the hash part of a store path: the first of a SHA-256.
+/// A valid hash part of a store path, from a SHA-256.
 pub fn hash_part(what: &str, number: usize) -> String {
     let mut text = Sha256Hash::of(format!("{what} {number}").as_bytes()).to_nix32();
     text.truncate(32);
     text
 }
 
-/// What every cache begins with.
+/// Writes `nix-cache-info`.
 pub fn write_cache_info(dir: &Path) -> anyhow::Result<()> {
     let text = "StoreDir: /nix/store\nWantMassQuery: 1\nPriority: 30\n";
     Ok(fs::write(dir.join("nix-cache-info"), text)?)
 }
 
-/// A narinfo as Nix writes them, with a handful of references.
+/// A narinfo like those of Nix, with some references.
 fn narinfo(number: usize, nar: &Stored, compression: &str, hash: Sha256Hash) -> (String, String) {
     let part = hash_part("path", number);
     let references: Vec<String> = (0..number % 6)
@@ -55,7 +55,7 @@ fn narinfo(number: usize, nar: &Stored, compression: &str, hash: Sha256Hash) -> 
     (format!("{part}.narinfo"), text)
 }
 
-/// Puts `count` narinfos there, all with the NAR that is there too, and says where they are.
+/// Writes `count` narinfos that all refer to one NAR, which is also written. Returns their paths.
 pub fn write_narinfos(dir: &Path, count: usize) -> anyhow::Result<Vec<Stored>> {
     write_cache_info(dir)?;
     let nar = Large::new(0);
@@ -71,7 +71,7 @@ pub fn write_narinfos(dir: &Path, count: usize) -> anyhow::Result<Vec<Stored>> {
         .collect()
 }
 
-/// Puts a large NAR there.
+/// Writes a large NAR.
 pub fn write_large(dir: &Path, nar: &Large) -> anyhow::Result<Stored> {
     let stored = Stored { path: name(nar.hash), size: nar.length() };
     fs::create_dir_all(dir.join("nar"))?;
@@ -79,15 +79,15 @@ pub fn write_large(dir: &Path, nar: &Large) -> anyhow::Result<Stored> {
     Ok(stored)
 }
 
-/// A closure with sizes as closures have them: a few large paths and many small ones.
+/// A closure with realistic sizes: a few large paths and many small ones.
 #[derive(Debug)]
 pub struct Closure {
     pub narinfos: Vec<Stored>,
     pub nars: Vec<Stored>,
 }
 
-/// Puts a closure of `count` paths there whose NARs have about `bytes` together. What a server does
-/// with them does not depend on what is in them, so they are noise, as zstd's output is.
+/// Writes a closure of `count` paths whose NARs have about `bytes` in total. The content does not
+/// matter to a server, so it is random, like the output of zstd.
 pub fn write_closure(dir: &Path, count: usize, bytes: u64) -> anyhow::Result<Closure> {
     write_cache_info(dir)?;
     fs::create_dir_all(dir.join("nar"))?;
@@ -106,7 +106,7 @@ pub fn write_closure(dir: &Path, count: usize, bytes: u64) -> anyhow::Result<Clo
         closure.narinfos.push(Stored { path, size: text.len() as u64 });
         closure.nars.push(nar);
     }
-    // By name, which is by hash: a client does not get the large ones first.
+    // In the order of the names, which are hashes, so that the large ones are not first.
     closure.nars.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(closure)
 }

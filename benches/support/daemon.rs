@@ -12,23 +12,23 @@ use rustix::process::Pid;
 use crate::support::address::free_address;
 use crate::support::bench::{Bench, Place};
 use crate::support::process::{Memory, cpu_seconds, resident_mib};
-use crate::support::scratch::Leash;
+use crate::support::scratch::KillAtExit;
 
-/// How long the daemon may take to listen.
+/// The limit for the start of the daemon.
 const TO_START: Duration = Duration::from_secs(20);
 
-/// Killed on drop: nobody waits for what is under way.
+/// A running daemon. Killed on drop, without waiting for transfers.
 #[derive(Debug)]
 pub struct Daemon {
     child: Child,
     dir: PathBuf,
     address: SocketAddr,
     log: PathBuf,
-    _leash: Leash,
+    _guard: KillAtExit,
 }
 
 impl Daemon {
-    /// Starts one over a directory and waits until it listens.
+    /// Starts the daemon on a directory, and waits until it listens.
     pub fn start(
         bench: &Bench,
         dir: PathBuf,
@@ -44,8 +44,8 @@ impl Daemon {
             .stdout(Stdio::null())
             .stderr(File::create(&log)?);
         let child = bench.spawn(&mut command, place)?;
-        let leash = bench.scratch.leash(Pid::from_child(&child))?;
-        let mut daemon = Self { child, dir, address, log, _leash: leash };
+        let guard = bench.scratch.guard(Pid::from_child(&child))?;
+        let mut daemon = Self { child, dir, address, log, _guard: guard };
         daemon.wait_until_it_listens()?;
         Ok(daemon)
     }
@@ -63,12 +63,11 @@ impl Daemon {
         Ok(())
     }
 
-    /// The directory that it serves.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// What it has logged so far.
+    /// The log so far.
     pub fn log(&self) -> anyhow::Result<String> {
         Ok(fs::read_to_string(&self.log)?)
     }
@@ -77,12 +76,12 @@ impl Daemon {
         self.address
     }
 
-    /// User and system CPU seconds so far.
+    /// The CPU seconds so far, user and system.
     pub fn cpu_seconds(&self) -> anyhow::Result<f64> {
         cpu_seconds(&[Pid::from_child(&self.child)])
     }
 
-    /// Resident memory in MiB.
+    /// The resident memory, in MiB.
     pub fn resident_mib(&self, which: Memory) -> anyhow::Result<f64> {
         resident_mib(&[Pid::from_child(&self.child)], which)
     }
@@ -95,7 +94,8 @@ impl Drop for Daemon {
     }
 }
 
-/// The daemon over a directory, without settings from this process's environment or from a service manager.
+/// The daemon on a directory, without settings from this process's environment or from a service
+/// manager.
 pub fn command(dir: &Path, address: SocketAddr) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nix-stored"));
     for (name, _) in std::env::vars_os() {

@@ -1,4 +1,4 @@
-//! The machine and the versions that the numbers are from.
+//! The machine and the versions of a benchmark.
 
 use std::fmt;
 use std::fs;
@@ -8,12 +8,13 @@ use std::time::SystemTime;
 
 use crate::support::bench::Bench;
 
-/// Names and values, in the order in which they are shown.
+/// Names and values, in the order of the output.
 #[derive(Debug)]
 pub struct Facts(pub Vec<(&'static str, String)>);
 
 impl Facts {
-    /// Gathers what every benchmark reports. Call it at the start: a later checkout changes the commit.
+    /// Gathers the facts for every benchmark. Call it at the start: a later checkout changes the
+    /// commit.
     pub fn gather(bench: &Bench) -> anyhow::Result<Self> {
         let cpu = fs::read_to_string("/proc/cpuinfo")?;
         let model = value(&cpu, "model name").unwrap_or("unknown");
@@ -62,7 +63,8 @@ fn value<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     Some(rest.trim_start_matches([' ', '\t', ':']).trim())
 }
 
-/// The first line that a command prints; nothing if it fails. nginx prints its version on standard error.
+/// The first line that a command prints; nothing if it fails. nginx prints its version on standard
+/// error.
 pub fn output_of(program: &str, arguments: &[&str]) -> String {
     match Command::new(program).args(arguments).output() {
         Ok(output) if output.status.success() => {

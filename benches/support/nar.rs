@@ -1,18 +1,18 @@
-//! Valid NARs of one regular file each, made on the spot.
+//! Valid NARs, each of one regular file, generated on demand.
 
 use std::io::{self, Write};
 
 use nix_stored::nix::Sha256Hash;
 use sha2::{Digest, Sha256};
 
-/// A length and a string, padded to eight bytes: what a NAR is made of.
+/// Appends a length and a string, padded to eight bytes: the element of a NAR.
 fn string(nar: &mut Vec<u8>, string: &[u8]) {
     nar.extend((string.len() as u64).to_le_bytes());
     nar.extend(string);
     nar.resize(nar.len().next_multiple_of(8), 0);
 }
 
-/// Everything before the contents of a file that has `size` bytes.
+/// The part of a NAR before the contents of a file of `size` bytes.
 pub fn head(size: u64) -> Vec<u8> {
     let mut nar = Vec::new();
     for word in ["nix-archive-1", "(", "type", "regular", "contents"] {
@@ -22,20 +22,20 @@ pub fn head(size: u64) -> Vec<u8> {
     nar
 }
 
-/// Everything after contents that need no padding.
+/// The part of a NAR after contents without padding.
 pub fn tail() -> Vec<u8> {
     let mut nar = Vec::new();
     string(&mut nar, b")");
     nar
 }
 
-/// Bytes that no file system makes smaller, and the same in every run.
+/// A generator of incompressible bytes, the same in every run.
 #[derive(Debug)]
 pub struct Noise(u64);
 
 impl Noise {
     pub fn new(seed: u64) -> Self {
-        // A generator of this kind must not start from zero.
+        // The state of such a generator must not be 0.
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
@@ -49,7 +49,7 @@ impl Noise {
     }
 }
 
-/// A NAR that has `size` bytes altogether, a multiple of eight.
+/// A NAR of `size` bytes in total, a multiple of eight.
 pub fn small(seed: u64, size: usize) -> Vec<u8> {
     let tail = tail();
     let mut nar = head(0);
@@ -62,13 +62,13 @@ pub fn small(seed: u64, size: usize) -> Vec<u8> {
     nar
 }
 
-/// The name in the cache of a NAR with these bytes.
+/// The name of a NAR with this hash.
 pub fn name(hash: Sha256Hash) -> String {
     format!("nar/{}.nar", hash.to_nix32())
 }
 
-/// A NAR too large to be kept in memory: its contents are one block again and again. The client
-/// that sends it then spends next to nothing on making it.
+/// A NAR that is too large for memory. Its contents are one block repeated, so that generating it
+/// costs the client little.
 #[derive(Debug)]
 pub struct Large {
     head: Vec<u8>,
@@ -81,7 +81,7 @@ pub struct Large {
 impl Large {
     const BLOCK: u64 = 1024 * 1024;
 
-    /// The NAR of a file that has `size` bytes, whole MiB of them.
+    /// The NAR of a file of `size` bytes, a multiple of 1 MiB.
     pub fn new(size: u64) -> Self {
         let mut block = vec![0; Self::BLOCK as usize];
         Noise::new(7).fill(&mut block);
@@ -96,25 +96,25 @@ impl Large {
         nar
     }
 
-    /// Its length in bytes.
+    /// The length in bytes.
     pub fn length(&self) -> u64 {
         (self.head.len() + self.tail.len()) as u64 + self.blocks * Self::BLOCK
     }
 
-    /// Its bytes, piece by piece.
+    /// The bytes, piece by piece.
     pub fn pieces(&self) -> impl Iterator<Item = &[u8]> {
         let blocks = (0..self.blocks).map(|_| self.block.as_slice());
         std::iter::once(self.head.as_slice()).chain(blocks).chain([self.tail.as_slice()])
     }
 
-    /// Its SHA-256, computed anew.
+    /// The SHA-256, computed at each call.
     pub fn digest(&self) -> Sha256Hash {
         let mut hasher = Sha256::new();
         self.pieces().for_each(|piece| hasher.update(piece));
         Sha256Hash::new(hasher.finalize().into())
     }
 
-    /// Writes the file that it is of.
+    /// Writes the file in the NAR.
     pub fn write_contents_to(&self, mut to: impl Write) -> io::Result<()> {
         (0..self.blocks).try_for_each(|_| to.write_all(&self.block))
     }

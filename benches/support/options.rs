@@ -1,4 +1,4 @@
-//! The options that all benchmarks have.
+//! The options of all benchmarks.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! Which core a process runs on, and what it costs.
+//! The cores of processes, and their cost.
 
 use std::fs;
 use std::ops::RangeInclusive;
@@ -16,8 +16,8 @@ pub struct Cores {
 }
 
 impl Cores {
-    /// The first and the last core that this process may use: with hyper-threading those are not
-    /// two halves of one.
+    /// The first and the last core that this process may use, because adjacent ones may be
+    /// hyper-threads of one core.
     pub fn choose() -> anyhow::Result<Self> {
         let allowed = sched_getaffinity(None)?;
         let mut cores = (0..CpuSet::MAX_CPU).filter(|&core| allowed.is_set(core));
@@ -27,12 +27,12 @@ impl Cores {
         }
     }
 
-    /// Puts the calling thread, and what it starts from now on, on the client's core.
+    /// Moves the calling thread, and everything it starts later, to the client's core.
     pub fn be_client(self) -> anyhow::Result<()> {
         Ok(sched_setaffinity(None, &only(self.client))?)
     }
 
-    /// Does something on the server's core.
+    /// Runs a function on the server's core.
     pub fn as_server<T>(self, work: impl FnOnce() -> T) -> anyhow::Result<T> {
         sched_setaffinity(None, &only(self.server))?;
         let result = work();
@@ -40,8 +40,8 @@ impl Cores {
         Ok(result)
     }
 
-    /// Starts a server on its core. It inherits the core of who starts it, with every thread and
-    /// process that it will ever have.
+    /// Starts a server on its core. All its threads and processes inherit the core of the thread
+    /// that starts it.
     pub fn spawn_server(self, command: &mut Command) -> anyhow::Result<Child> {
         let program = command.get_program().display().to_string();
         self.as_server(|| command.spawn())?.with_context(|| format!("{program} does not start"))
@@ -54,17 +54,17 @@ fn only(core: usize) -> CpuSet {
     set
 }
 
-/// A process's number as it stands in `/proc`.
+/// A process ID as a path segment of `/proc`.
 pub fn on_path(pid: Pid) -> String {
     pid.as_raw_nonzero().to_string()
 }
 
-/// User and system CPU seconds of these processes so far.
+/// The CPU seconds of these processes so far, user and system.
 pub fn cpu_seconds(pids: &[Pid]) -> anyhow::Result<f64> {
     pids.iter().map(|&pid| times(&on_path(pid), 14..=15)).sum()
 }
 
-/// User and system CPU seconds of this process's children that have ended, and of theirs.
+/// The CPU seconds of this process's ended children and their descendants, user and system.
 pub fn ended_children_cpu_seconds() -> anyhow::Result<f64> {
     times("self", 16..=17)
 }
@@ -72,39 +72,39 @@ pub fn ended_children_cpu_seconds() -> anyhow::Result<f64> {
 /// The sum of some fields of `/proc/PID/stat` that count ticks, by their numbers in proc(5).
 fn times(pid: &str, fields: RangeInclusive<usize>) -> anyhow::Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).context("the process has ended")?;
-    // The second field is the program's name, which can contain anything, spaces too.
+    // The second field is the program's name, which can contain spaces.
     let (_, rest) = stat.rsplit_once(") ").context("/proc/PID/stat has no program name")?;
     let rest = rest.split(' ').skip(fields.start() - 3).take(fields.count());
     seconds(rest)
 }
 
-/// CPU seconds that the machine has spent on anything but this process and its children: how much
-/// it was disturbed, once the children have ended.
+/// The CPU seconds that the machine spent on anything but this process and its children, once the
+/// children have ended.
 pub fn others_cpu_seconds() -> anyhow::Result<f64> {
     let stat = fs::read_to_string("/proc/stat")?;
     let all = stat.lines().next().context("/proc/stat is empty")?;
     let fields: Vec<&str> = all.split_whitespace().skip(1).take(8).collect();
-    // The fourth and the fifth are idle time.
+    // The fourth and fifth fields are idle time.
     let busy = fields.iter().enumerate().filter(|(index, _)| !matches!(index, 3 | 4));
     Ok(seconds(busy.map(|(_, field)| *field))? - times("self", 14..=17)?)
 }
 
-/// Ticks as seconds.
+/// Converts ticks to seconds.
 fn seconds<'a>(ticks: impl Iterator<Item = &'a str>) -> anyhow::Result<f64> {
     let ticks = ticks.map(str::parse::<f64>).sum::<Result<f64, _>>()?;
     Ok(ticks / rustix::param::clock_ticks_per_second() as f64)
 }
 
-/// What of the memory of processes is looked at.
+/// A measure of memory.
 #[derive(Debug, Clone, Copy)]
 pub enum Memory {
-    /// What is resident now.
+    /// The resident memory now.
     Now,
-    /// The most that ever was.
+    /// The peak of the resident memory.
     Peak,
 }
 
-/// Resident memory of these processes in MiB.
+/// The resident memory of these processes, in MiB.
 pub fn resident_mib(pids: &[Pid], which: Memory) -> anyhow::Result<f64> {
     let label = match which {
         Memory::Now => "VmRSS:",
@@ -122,7 +122,7 @@ pub fn resident_mib(pids: &[Pid], which: Memory) -> anyhow::Result<f64> {
         .sum()
 }
 
-/// The processes that this one has started.
+/// The child processes of a process.
 pub fn children_of(parent: Pid) -> anyhow::Result<Vec<Pid>> {
     let mut children = Vec::new();
     for entry in fs::read_dir("/proc")? {
@@ -131,7 +131,7 @@ pub fn children_of(parent: Pid) -> anyhow::Result<Vec<Pid>> {
         else {
             continue;
         };
-        // One that has ended meanwhile is nobody's child.
+        // The process may have ended meanwhile.
         let stat = fs::read_to_string(format!("/proc/{}/stat", on_path(pid))).unwrap_or_default();
         let ppid = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1));
         if ppid.is_some_and(|ppid| ppid == on_path(parent)) {

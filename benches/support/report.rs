@@ -15,12 +15,12 @@ use crate::support::options::Options;
 use crate::support::process::others_cpu_seconds;
 use crate::support::say;
 
-/// Where on a page the results are.
+/// The place of the results on a page.
 #[derive(Debug, Clone, Copy)]
 pub struct Spot {
     /// The name of the benchmark in the comments around the results.
     pub name: &'static str,
-    /// The heading that a page without results gets.
+    /// The heading for a page without results.
     pub heading: &'static str,
 }
 
@@ -49,7 +49,8 @@ impl Report {
         self.sections.push(section);
     }
 
-    /// Adds how many cores other processes kept busy. That is never 0, because kernel threads write to the disk.
+    /// Adds the number of cores that other processes used. That is never 0, because kernel threads
+    /// write to the disk.
     pub fn add_others(&mut self) -> anyhow::Result<()> {
         let others = others_cpu_seconds()? - self.others_at_begin;
         let cores = others / self.begin.elapsed().as_secs_f64();
@@ -57,7 +58,8 @@ impl Report {
         Ok(())
     }
 
-    /// Adds the facts and, with `--write`, rewrites the page. All processes that were started must have ended.
+    /// Adds the facts and, with `--write`, rewrites the page. All started processes must have
+    /// ended.
     pub fn end(mut self, options: &Options, spot: Spot) -> anyhow::Result<()> {
         self.add_others()?;
         let mut facts = Section::new("", &["measured with", ""]);

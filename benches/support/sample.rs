@@ -1,17 +1,17 @@
-//! Numbers, and what they come to.
+//! Measurements, and statistics of them.
 
-/// What a server made in one turn.
+/// The measurement of a server in one turn.
 #[derive(Debug, Clone, Copy)]
 pub struct Sample {
     /// In the unit of its line.
     pub value: f64,
-    /// How long the turn took, in seconds.
+    /// The duration of the turn, in seconds.
     pub wall: f64,
-    /// Server CPU seconds of the turn.
+    /// The server's CPU seconds in the turn.
     pub cpu: f64,
 }
 
-/// The middle of these numbers; the mean of the two in the middle where there are two.
+/// The median; for an even count, the mean of the two in the middle.
 pub fn median(numbers: impl IntoIterator<Item = f64>) -> f64 {
     let mut numbers: Vec<f64> = numbers.into_iter().collect();
     numbers.sort_by(f64::total_cmp);

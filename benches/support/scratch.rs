@@ -1,4 +1,4 @@
-//! The one directory of a run, gone afterwards however the run ends, and so are its processes.
+//! The directory of a run. It is removed, and its processes are killed, however the run ends.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,8 +10,8 @@ use tempfile::TempDir;
 
 use crate::support::process::on_path;
 
-/// What is done when this process is gone. A killed process drops nothing, so a shell waits for the
-/// end of its standard input, which comes in whatever way this process ends.
+/// The cleanup after this process has ended. A killed process drops nothing, so a shell waits for
+/// the end of its standard input, which is closed however this process ends.
 const JANITOR: &str = r#"
 trap '' HUP INT TERM
 cat
@@ -20,7 +20,7 @@ cd / && chmod -R u+rwX "$0"
 rm -rf "$0"
 "#;
 
-/// Removed on drop, with the read-only directories that Nix leaves.
+/// A directory that is removed on drop, with the read-only directories that Nix leaves.
 #[derive(Debug)]
 pub struct Scratch {
     dir: PathBuf,
@@ -28,7 +28,7 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Makes an empty directory below `parent`.
+    /// Creates an empty directory below `parent`.
     pub fn new(parent: &Path) -> anyhow::Result<Self> {
         let dir = TempDir::with_prefix_in("side-by-side-", parent)
             .with_context(|| format!("cannot make a directory in {}", parent.display()))?
@@ -49,23 +49,23 @@ impl Scratch {
         &self.dir
     }
 
-    /// A new directory, with all that lead to it.
+    /// Creates a directory and its parents.
     pub fn make(&self, name: &str) -> anyhow::Result<PathBuf> {
         let dir = self.dir.join(name);
         fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
         Ok(dir)
     }
 
-    /// Waits until what was written is on the disk, so that nobody pays for what another one wrote.
+    /// Waits until written data is on the disk, so that no server pays for the writes of another.
     pub fn settle(&self) -> anyhow::Result<()> {
         Ok(rustix::fs::syncfs(fs::File::open(&self.dir)?)?)
     }
 
-    /// Sees to it that a process ends with this one, until the leash is dropped.
-    pub fn leash(&self, pid: Pid) -> anyhow::Result<Leash> {
+    /// Registers a process that is killed if it still runs when this one ends.
+    pub fn guard(&self, pid: Pid) -> anyhow::Result<KillAtExit> {
         let file = self.dir.join("processes").join(on_path(pid));
         fs::write(&file, "")?;
-        Ok(Leash(file))
+        Ok(KillAtExit(file))
     }
 }
 
@@ -76,11 +76,11 @@ impl Drop for Scratch {
     }
 }
 
-/// Dropped when a process has ended, because its number may then be another's.
+/// Must be dropped when the process has ended, because its process ID may be reused.
 #[derive(Debug)]
-pub struct Leash(PathBuf);
+pub struct KillAtExit(PathBuf);
 
-impl Drop for Leash {
+impl Drop for KillAtExit {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.0);
     }

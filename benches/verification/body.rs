@@ -1,8 +1,9 @@
-//! What is uploaded: a NAR of one file, compressed in one of the ways that Nix knows.
+//! Upload bodies: a NAR of one file, compressed in one of Nix's ways.
 //!
-//! The file is made the way decompressors see the world: bytes of an uneven distribution, and copies
-//! of what came up to 32 KiB before, which is as far as gzip sees. That comes to about a half, and
-//! keeps each part of a decoder busy; noise, or one block again and again, would only be copied.
+//! The file has the structure that decompressors are made for: bytes of an uneven distribution,
+//! and copies of up to 32 KiB earlier bytes, which is the window of gzip. It compresses to about a
+//! half, and exercises all parts of a decoder. Random data, or one repeated block, would only be
+//! copied.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -20,17 +21,18 @@ use crate::support::nar::{self, Noise};
 #[derive(Debug)]
 pub struct Body {
     pub file: PathBuf,
-    /// Its name in the cache.
+    /// The name in the cache.
     pub key: String,
     hash: Sha256Hash,
-    /// Its length in bytes.
+    /// The length in bytes.
     pub size: u64,
-    /// The length of the NAR in it.
+    /// The length of the unpacked NAR, in bytes.
     pub nar_size: u64,
 }
 
 impl Body {
-    /// Makes one with a file of `contents` bytes, whole MiB of them, at Nix's usual levels.
+    /// Generates a body with a file of `contents` bytes, a multiple of 1 MiB, at Nix's usual
+    /// levels.
     pub fn make(bench: &Bench, compression: Compression, contents: u64) -> anyhow::Result<Self> {
         let file = bench.fresh_dir("body")?.join("file");
         let to = Hashed { to: File::create(&file)?, hasher: Sha256::new(), size: 0 };
@@ -61,7 +63,8 @@ impl Body {
                 (encoder.finish()?, nar_size)
             }
             Compression::Brotli => {
-                // Nix's 11 takes minutes; what it costs to decode depends little on the level.
+                // Nix's level 11 takes minutes, and the cost of decoding depends little on the
+                // level.
                 let mut encoder = brotli::CompressorWriter::new(to, 64 * 1024, 5, 22);
                 let nar_size = write_nar(contents, &mut encoder)?;
                 (encoder.into_inner(), nar_size)
@@ -80,13 +83,13 @@ impl Body {
         Ok(Self { file, key, hash: file_hash, size: hashed.size, nar_size })
     }
 
-    /// Whether this is its SHA-256.
+    /// Whether the SHA-256 matches.
     pub fn is_named_by(&self, digest: [u8; 32]) -> bool {
         self.hash == Sha256Hash::new(digest)
     }
 }
 
-/// Hashes and counts what is written.
+/// Hashes and counts the written bytes.
 struct Hashed<W> {
     to: W,
     hasher: Sha256,
@@ -118,16 +121,16 @@ fn write_nar(contents: u64, to: &mut impl Write) -> io::Result<u64> {
     Ok(contents + (head.len() + tail.len()) as u64)
 }
 
-/// How much is made at a time.
+/// The number of bytes generated at a time.
 const BLOCK: usize = 1024 * 1024;
 
-/// How far back copies reach.
+/// The maximum distance of copies.
 const WINDOW: usize = 32 * 1024;
 
-/// Makes the contents of the file, the same in every run.
+/// Generates the contents of the file, the same in every run.
 struct Contents {
     noise: Noise,
-    /// The window, and the block behind it.
+    /// The window, and the block after it.
     bytes: Vec<u8>,
 }
 
@@ -152,7 +155,7 @@ impl Contents {
                 length = (4 + (random >> 8) as usize % 12).min(rest);
                 let literals = &mut self.bytes[at..at + length];
                 self.noise.fill(literals);
-                // The product of two even distributions is an uneven one.
+                // The product of two uniform distributions is not uniform.
                 literals.iter_mut().for_each(|byte| *byte = (*byte & 15) * (*byte >> 4));
             } else {
                 length = (6 + (random >> 8) as usize % 26).min(rest);

@@ -1,4 +1,4 @@
-//! Durable uploads of small NARs: how many a second, by how many come at once.
+//! Durable uploads of small NARs per second, by the number of connections.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -16,16 +16,16 @@ use crate::support::report::Section;
 use crate::support::sample::median;
 use crate::support::say;
 
-/// The size of each.
+/// The size of each NAR.
 const SIZE: usize = 4096;
 
-/// Connections, and how many files there are for them: enough for a second or two.
+/// The number of connections, and of files for them: enough for a second or two.
 const LOADS: [(usize, usize); 4] = [(1, 500), (8, 2000), (25, 3000), (64, 4000)];
 
-/// Uploads before the clock runs: a daemon that has just started has threads to make.
+/// Uploads before the measurement, because a new daemon starts threads first.
 const WARM_UP: usize = 100;
 
-/// What one load came to, round by round.
+/// The results of one load, round by round.
 #[derive(Default)]
 struct Samples {
     per_second: Vec<f64>,
@@ -48,7 +48,7 @@ pub fn measure(bench: &Bench) -> anyhow::Result<Section> {
     for round in 0..bench.rounds {
         say(&format!("commits: round {} of {}", round + 1, bench.rounds));
         for position in 0..=LOADS.len() {
-            // Another one begins every time.
+            // The order rotates.
             let turn = (position + round) % (LOADS.len() + 1);
             bench.scratch.settle()?;
             let Some(&(connections, files)) = LOADS.get(turn) else {
@@ -71,7 +71,8 @@ pub fn measure(bench: &Bench) -> anyhow::Result<Section> {
     Ok(section(&bare, &samples))
 }
 
-/// Seconds that it takes to store files durably, one after the other: what the disk allows.
+/// The seconds that it takes to store files durably one after the other, which is the limit of the
+/// disk.
 fn without_a_daemon(dir: &Path, files: &[(String, Vec<u8>)]) -> anyhow::Result<f64> {
     let nar = dir.join("nar");
     fs::create_dir(&nar)?;

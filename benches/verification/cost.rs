@@ -1,4 +1,4 @@
-//! What an upload costs, by how it is compressed and how deep it is checked.
+//! The cost of an upload, by its compression and the depth of verification.
 
 use std::fs::File;
 use std::io::Read;
@@ -15,10 +15,10 @@ use crate::support::sample::median;
 use crate::support::say;
 use crate::verification::body::Body;
 
-/// A program that decompresses, and the Debian package that has it.
+/// A program that decompresses, and its Debian package.
 type Decompressor = (&'static str, &'static str);
 
-/// Each way of compressing with the size of its NAR in MiB. The slow ones have less to do.
+/// The compressions with the sizes of their NARs in MiB. Slow ones have smaller NARs.
 const CASES: [(Compression, u64, Option<Decompressor>); 7] = [
     (Compression::None, 1024, None),
     (Compression::Zstd, 1024, Some(("zstd", "zstd"))),
@@ -29,7 +29,7 @@ const CASES: [(Compression, u64, Option<Decompressor>); 7] = [
     (Compression::Bzip2, 64, Some(("bzip2", "bzip2"))),
 ];
 
-/// One of [`CASES`], and what it came to in every round.
+/// One of [`CASES`], and its results in every round.
 struct Case {
     compression: Compression,
     body: Body,
@@ -66,7 +66,7 @@ pub fn measure(bench: &Bench) -> anyhow::Result<Section> {
     }
     for round in 0..bench.rounds {
         say(&format!("cost: round {} of {}", round + 1, bench.rounds));
-        // The first one is the NAR as it is.
+        // The first case is the uncompressed NAR.
         digests.push(digest(bench, &cases[0].body)?);
         for case in &mut cases {
             case.take_turns(bench, round)?;
@@ -78,7 +78,7 @@ pub fn measure(bench: &Bench) -> anyhow::Result<Section> {
 }
 
 impl Case {
-    /// Everything once, and another one begins every time.
+    /// Measures everything once, in an order that rotates.
     fn take_turns(&mut self, bench: &Bench, round: usize) -> anyhow::Result<()> {
         let gib = self.body.nar_size as f64 / GIB as f64;
         for position in 0..4 {
@@ -98,7 +98,7 @@ impl Case {
     }
 }
 
-/// CPU seconds of the daemon for one upload.
+/// The daemon's CPU seconds for one upload.
 fn upload(bench: &Bench, verify: &str, body: &Body) -> anyhow::Result<f64> {
     bench.scratch.settle()?;
     let daemon = Daemon::verifying(bench, verify, Place::OwnCore)?;
@@ -109,13 +109,13 @@ fn upload(bench: &Bench, verify: &str, body: &Body) -> anyhow::Result<f64> {
     Ok(cpu)
 }
 
-/// CPU seconds of a program that reads the body from its standard input.
+/// The CPU seconds of a program that reads the body from its standard input.
 fn piped(bench: &Bench, command: &[&str], body: &Body) -> anyhow::Result<f64> {
     let input = Stdio::from(File::open(&body.file)?);
     bench.cpu_seconds_of(Command::new(command[0]).args(&command[1..]).stdin(input))
 }
 
-/// CPU seconds that the daemon's own SHA-256 needs for a GiB of a file.
+/// The CPU seconds per GiB of the daemon's SHA-256.
 fn digest(bench: &Bench, body: &Body) -> anyhow::Result<f64> {
     let cpu = bench.own_cpu_seconds(|| {
         let mut file = File::open(&body.file)?;

@@ -1,4 +1,4 @@
-//! The most that many large uploads at once make resident.
+//! The peak memory of many concurrent large uploads.
 
 use std::time::{Duration, Instant};
 
@@ -13,11 +13,11 @@ use crate::verification::body::Body;
 
 const UPLOADS: u64 = 32;
 
-/// What must be free for uploads of 1 GiB: all of them are on the disk at once, and something else
-/// may need it too.
+/// The free space needed for uploads of 1 GiB: all of them are on the disk at once, with some
+/// reserve.
 const FOR_FULL_SIZE: u64 = 60_000_000_000;
 
-/// xz is slow, and its decoder has all its memory after its first 8 MiB.
+/// xz is slow, and its decoder has allocated all its memory after the first 8 MiB.
 const XZ_CONTENTS: u64 = 64 * MIB;
 
 pub fn measure(bench: &Bench) -> anyhow::Result<Section> {
@@ -46,7 +46,7 @@ pub fn measure(bench: &Bench) -> anyhow::Result<Section> {
         let body = Body::make(bench, compression, contents)?;
         let daemon = Daemon::verifying(bench, "nar", Place::Anywhere)?;
         let (begin, cpu) = (Instant::now(), daemon.cpu_seconds()?);
-        all_at_once(&daemon, &body)?;
+        upload_concurrently(&daemon, &body)?;
         let wall = begin.elapsed().as_secs_f64();
         section.row([
             format!("{} MiB, {compression}", contents / MIB),
@@ -67,7 +67,7 @@ pub fn measure(bench: &Bench) -> anyhow::Result<Section> {
     Ok(section)
 }
 
-/// How large the uploads are: 1 GiB, or what half of the disk has room for.
+/// The size of the uploads: 1 GiB, or less if half of the free space is not enough.
 fn contents(bench: &Bench, section: &mut Section) -> anyhow::Result<u64> {
     if bench.quick {
         return Ok(16 * MIB);
@@ -91,8 +91,9 @@ fn contents(bench: &Bench, section: &mut Section) -> anyhow::Result<u64> {
     Ok(contents)
 }
 
-/// One name for all: nobody can know before the end that the contents are the same.
-fn all_at_once(daemon: &Daemon, body: &Body) -> anyhow::Result<()> {
+/// Uploads the body under one name, because the daemon cannot know before the end that the contents
+/// are the same.
+fn upload_concurrently(daemon: &Daemon, body: &Body) -> anyhow::Result<()> {
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..UPLOADS).map(|_| scope.spawn(|| daemon.put(body))).collect();
         threads.into_iter().try_for_each(|thread| thread.join().expect("a client does not panic"))

@@ -1,11 +1,11 @@
-//! What the verification of uploads costs.
+//! The cost of verifying uploads.
 //!
-//! - `cost`: CPU time of one upload, with only the file hashed (`NIX_STORED_VERIFY=file`) and with
-//!   the NAR unpacked too (`=nar`), beside what `sha256sum` and the decompressor need for the same
-//!   file.
-//! - `commits`: durable uploads of small NARs a second, beside the same system calls without a
+//! - `cost`: the CPU time of one upload, with only the file hashed (`NIX_STORED_VERIFY=file`) and
+//!   with the NAR unpacked too (`=nar`), beside that of `sha256sum` and the decompressor for the
+//!   same file.
+//! - `commits`: durable uploads of small NARs per second, beside the same system calls without a
 //!   daemon.
-//! - `memory`: the most that 32 parallel large uploads make resident.
+//! - `memory`: the peak memory of 32 concurrent large uploads.
 
 mod body;
 mod commits;
@@ -28,12 +28,12 @@ pub struct Arguments {
     options: Options,
 }
 
-/// A part of the run, by the name that selects it.
+/// A part of the run, with the name that selects it.
 type Part = (&'static str, fn(&Bench) -> anyhow::Result<Section>);
 
 const SPOT: Spot = Spot { name: "verification", heading: "## What verification costs" };
 
-/// Commits come first: ext4 makes files slowly for minutes after others were removed.
+/// Commits come first: after files were removed, ext4 is slow to create others for some minutes.
 const PARTS: [Part; 3] =
     [("commits", commits::measure), ("memory", memory::measure), ("cost", cost::measure)];
 

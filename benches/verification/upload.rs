@@ -13,16 +13,16 @@ use crate::support::client::{HEADERS, connect};
 use crate::support::daemon::Daemon;
 use crate::verification::body::Body;
 
-/// How long it may take to answer. Many large uploads at once wait for the disk, one for all.
+/// The limit for a response. Many concurrent large uploads wait for the same disk.
 const TO_ANSWER: Duration = Duration::from_secs(900);
 
 impl Daemon {
-    /// Starts one over a fresh directory that checks uploads so deep.
+    /// Starts a daemon on a new directory, with this depth of verification.
     pub fn verifying(bench: &Bench, verify: &str, place: Place) -> anyhow::Result<Self> {
         Self::start(bench, bench.fresh_dir("cache")?, &[("NIX_STORED_VERIFY", verify)], place)
     }
 
-    /// Uploads a file over a connection of its own.
+    /// Uploads a file over a new connection.
     pub fn put(&self, body: &Body) -> anyhow::Result<()> {
         let mut stream = connect(self.address(), TO_ANSWER)?;
         let head =
@@ -30,7 +30,7 @@ impl Daemon {
         stream.write_all(head.as_bytes())?;
         let file = File::open(&body.file)?;
         let mut missing = body.size;
-        // The page cache goes to the socket as it is, so that the client costs next to nothing.
+        // sendfile from the page cache costs the client little.
         while missing > 0 {
             let most = usize::try_from(missing.min(1 << 30))?;
             let sent = rustix::fs::sendfile(&stream, &file, None, most).context("sending")?;
@@ -45,20 +45,20 @@ impl Daemon {
             filled += count;
             if let Some(head) = Head::parse(&answer[..filled])? {
                 let text = String::from_utf8_lossy(&answer[..filled]);
-                // The second upload under one name is told apart from the first.
+                // The status of a second upload under one name differs from that of the first.
                 ensure!(matches!(head.status, 200 | 201 | 204), "an upload was answered {text}");
                 return Ok(());
             }
         }
     }
 
-    /// Where it keeps an object.
+    /// The file of an object.
     pub fn stored(&self, body: &Body) -> PathBuf {
         self.dir().join(&body.key)
     }
 
-    /// Checks that a file is there, and gives its space back. Its inode stays until the end, because
-    /// ext4 takes its time before it uses one again.
+    /// Checks that the file exists, and frees its space. Its inode stays until the end, because
+    /// ext4 is slow to reuse inodes.
     pub fn forget(self, body: &Body) -> anyhow::Result<()> {
         let path = self.stored(body);
         drop(self);

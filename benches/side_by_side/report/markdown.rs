@@ -39,7 +39,7 @@ pub fn results(facts: &Facts, lines: &[Line]) -> String {
     text
 }
 
-/// What stands behind one number of the table.
+/// The details of one number in the table.
 fn details(line: &Line, kind: Kind) -> String {
     let samples = line.samples_of(kind);
     let show = |number| line.unit.show(number);

@@ -1,11 +1,11 @@
-//! The picture: a bar for each row that is compared with nginx, longer where the daemon is better.
+//! The image: a bar for each row that is compared with nginx, longer if the daemon is better.
 //!
-//! It has no background, and colours that can be read on a white page and on a black one: where a
-//! page shows it, nobody can know whether the page is dark.
+//! It has no background, and colours that can be read on white and on black, because the page may
+//! be light or dark.
 
 use crate::side_by_side::line::{Goal, Line};
 
-/// Colours of middle lightness.
+/// Colours of medium lightness.
 const TEXT: &str = "#7a828e";
 const MET: &str = "#2f9e6e";
 const NOT_MET: &str = "#d9822b";
@@ -14,8 +14,7 @@ const WIDTH: f64 = 860.0;
 const LABELS: f64 = 310.0;
 const ROW: f64 = 26.0;
 const TOP: f64 = 64.0;
-/// How many times nginx the widest bar is. What is better than that runs to the edge, and its number
-/// says by how much.
+/// The ratio of the widest bar. Larger ratios reach the edge, and are given as a number.
 const WIDEST: f64 = 2.0;
 
 /// Draws an SVG.
@@ -72,7 +71,7 @@ pub fn draw(lines: &[Line]) -> String {
     svg
 }
 
-/// A label as text of an SVG, without Markdown.
+/// A label as SVG text, without Markdown.
 fn plain(label: &str) -> String {
     label.replace('`', "").replace('&', "&amp;").replace('<', "&lt;")
 }

@@ -1,10 +1,10 @@
-//! For a terminal.
+//! The results for a terminal.
 
 use crate::side_by_side::line::Line;
 use crate::side_by_side::server::Kind;
 use crate::support::sample::median;
 
-/// A line with everything that was measured, as soon as it is there.
+/// A line with all its measurements.
 pub fn details(line: &Line) -> String {
     let mut text = format!("  {} [{}]", line.label, line.unit);
     for kind in Kind::ALL {
@@ -28,7 +28,7 @@ pub fn details(line: &Line) -> String {
     text
 }
 
-/// All lines against their goals.
+/// All lines with their goals.
 pub fn table(lines: &[Line]) -> String {
     let width = lines.iter().map(|line| line.label.chars().count()).max().unwrap_or_default();
     let mut text = format!(

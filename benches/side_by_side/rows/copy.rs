@@ -1,4 +1,4 @@
-//! What a user sees: the real Nix.
+//! Copies by Nix.
 
 use crate::side_by_side::comparison::{Comparison, Meter};
 use crate::side_by_side::line::{Goal, Line, Unit};
@@ -22,7 +22,7 @@ pub fn large(comparison: &Comparison) -> anyhow::Result<Vec<Line>> {
     copy(comparison, &source, &paths, "1 GiB")
 }
 
-/// To an empty cache, and from it to an empty store.
+/// Copies to an empty cache, and from it to an empty store.
 fn copy(
     comparison: &Comparison,
     source: &Nix<'_>,
@@ -31,7 +31,7 @@ fn copy(
 ) -> anyhow::Result<Vec<Line>> {
     let samples = comparison.take_turns(|kind| {
         let dir = comparison.fresh_dir("copy")?;
-        // Only the daemon knows by itself what to answer, so all get the file.
+        // Only the daemon generates `nix-cache-info`, so all servers get the file.
         write_cache_info(&dir)?;
         let server = Server::start(comparison, kind, &dir)?;
         let meter = Meter::start(&server)?;
@@ -46,7 +46,8 @@ fn copy(
         let (wall, cpu) = meter.read()?;
         let from = Sample { value: wall, wall, cpu };
         drop(server);
-        // Large files fill the disk, small ones stay for the reason that the order of rows has.
+        // Large files are removed because they would fill the disk. Small ones are kept; see the
+        // order of the rows.
         if paths.len() == 1 {
             target.remove()?;
             std::fs::remove_dir_all(&dir)?;

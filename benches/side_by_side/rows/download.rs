@@ -8,7 +8,7 @@ use crate::support::client::transfer::get_all;
 use crate::support::nar::Large;
 use crate::support::sample::Sample;
 
-/// One large NAR, over and over.
+/// One large NAR, repeatedly.
 pub fn large(comparison: &Comparison) -> anyhow::Result<Vec<Line>> {
     let dir = comparison.fresh_dir("nar")?;
     let nar = write_large(&dir, &Large::new(comparison.sizes.large))?;

@@ -1,4 +1,4 @@
-//! Resident memory. Each state has a server of its own, so that none inherits another one's peak.
+//! Resident memory. Each state has a new server, so that none inherits the peak of another.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -14,13 +14,13 @@ use crate::support::nar::Large;
 use crate::support::process::{Memory, resident_mib};
 use crate::support::sample::Sample;
 
-/// Files that a server has open besides its connections, generously.
+/// An upper bound of a server's open files besides its connections.
 const OTHER_FILES: u64 = 200;
 
 /// All four states.
 pub fn resident(comparison: &Comparison) -> anyhow::Result<Vec<Line>> {
     let dir = comparison.fresh_dir("memory")?;
-    // With open_file_cache, nginx has a file open for each of them besides the connection.
+    // With open_file_cache, nginx keeps a file open for each of them besides the connection.
     let narinfos = write_narinfos(&dir, comparison.sizes.narinfos / 2)?;
     let nar = Large::new(comparison.sizes.large);
     let stored = write_large(&dir, &nar)?;
@@ -69,9 +69,9 @@ impl Turn<'_> {
         sample(&meter, Memory::Now)
     }
 
-    /// Every connection has asked for something and stays.
+    /// Idle connections after one request each.
     fn keeping_alive(&self, count: usize, narinfos: &[Stored]) -> anyhow::Result<Sample> {
-        // nginx closes connections that wait when fewer than a sixteenth of its places are free.
+        // nginx closes idle connections if fewer than a sixteenth of its connections are free.
         let room = count + count / 8 + OTHER_FILES as usize;
         let server = Server::start_for(self.comparison, self.kind, self.dir, room)?;
         let meter = Meter::start(&server)?;
@@ -83,7 +83,7 @@ impl Turn<'_> {
             connection.get(narinfo, &mut buffer).with_context(|| format!("connection {number}"))?;
             connections.push(connection);
         }
-        // They are all still served.
+        // All connections are still served.
         connections
             .iter_mut()
             .try_for_each(|it| it.get(&narinfos[0], &mut buffer))
@@ -91,7 +91,7 @@ impl Turn<'_> {
         sample(&meter, Memory::Peak)
     }
 
-    /// Clients on slow lines: a NAR stays in the making for all of them.
+    /// Slow downloads of one NAR.
     fn slow_downloads(&self, nar: &Stored) -> anyhow::Result<Sample> {
         let server = Server::start(self.comparison, self.kind, self.dir)?;
         let meter = Meter::start(&server)?;
@@ -104,7 +104,7 @@ impl Turn<'_> {
         let mut buffer = vec![0; 64 * 1024];
         let begin = Instant::now();
         let mut read = 0;
-        // Never more than half of the NAR, or there would be nothing left to wait for.
+        // At most half of the NAR, so that the transfers do not end.
         while begin.elapsed() < self.comparison.sizes.slow_reading && read < nar.size / 2 {
             for connection in &mut connections {
                 connection.read_some(&mut buffer)?;
@@ -115,18 +115,18 @@ impl Turn<'_> {
         sample(&meter, Memory::Peak)
     }
 
-    /// Uploads that stopped half-way, all of them still open.
+    /// Incomplete uploads on open connections.
     fn half_uploads(&self) -> anyhow::Result<Sample> {
         let dir = self.comparison.fresh_dir("half-uploads")?;
         let server = Server::start(self.comparison, self.kind, &dir)?;
         let meter = Meter::start(&server)?;
         let half = self.comparison.sizes.half_upload;
-        // Not larger: the daemon takes the space for all of it at the beginning.
+        // Not larger, because the daemon reserves the space at the beginning.
         let nar = Large::new(2 * half);
         let mut connections = Vec::new();
         for number in 0..UPLOADS {
             let mut connection = Connection::open(server.address())?;
-            // A name that could be: nobody can know before the end that it is not.
+            // A valid name. A mismatch is noticed only at the end.
             let path = format!("nar/{number:0>20}{}.nar", hash_part("half", number));
             connection.begin_put(&path, nar.length())?;
             connections.push(connection);
@@ -139,7 +139,7 @@ impl Turn<'_> {
             connections.iter_mut().try_for_each(|it| it.send(piece))?;
             sent += piece.len() as u64;
         }
-        // What is still in sockets arrives.
+        // Waits until the bytes in the sockets have arrived.
         std::thread::sleep(Duration::from_millis(500));
         sample(&meter, Memory::Peak)
     }

@@ -1,5 +1,5 @@
-//! A cache in front of another one: what was fetched once is served as if it had always been here.
-//! nginx does it with `proxy_cache`, and checks nothing.
+//! A mirror of an upstream: fetched objects are served like stored ones. nginx does it with
+//! `proxy_cache`, without verification.
 
 use crate::side_by_side::comparison::{Comparison, Meter, Servers};
 use crate::side_by_side::line::{Goal, Line, Unit};
@@ -14,7 +14,7 @@ use crate::support::sample::Sample;
 
 const CONNECTIONS: usize = 32;
 
-/// Hits behind an upstream, which is a plain nginx.
+/// Hits in a mirror of a plain nginx.
 pub fn hits(comparison: &Comparison) -> anyhow::Result<Vec<Line>> {
     let dir = comparison.fresh_dir("upstream")?;
     let narinfos = write_narinfos(&dir, comparison.sizes.narinfos)?;
@@ -27,16 +27,17 @@ pub fn hits(comparison: &Comparison) -> anyhow::Result<Vec<Line>> {
     let requests = Requests::get_of_any_length(&narinfos);
     for servers in [&direct, &mirrors] {
         for server in servers.iter() {
-            // The NAR of all narinfos first: a narinfo is kept when its NAR is there.
+            // The NAR of all narinfos first, because a narinfo is stored when its NAR is.
             get_all(server.address(), std::slice::from_ref(&small), 1)?;
             get_all(server.address(), std::slice::from_ref(&nar), 1)?;
-            // Twice: it is kept beside the first answer.
+            // Twice, because a narinfo is stored after the first response.
             storm(server.address(), CONNECTIONS, &requests, Until::Answered)?;
             storm(server.address(), CONNECTIONS, &requests, Until::Answered)?;
         }
     }
     let samples = comparison.take_turns(|kind| {
-        // Each of the two is the first and the last of the four: nobody gets the warmer machine.
+        // Each of the two measurements is first and last once, so that neither has a warmer
+        // machine.
         let mirrored = ask(comparison, &mirrors, kind, &requests)?;
         let own = ask(comparison, &direct, kind, &requests)?.value;
         let own_again = ask(comparison, &direct, kind, &requests)?.value;

@@ -1,7 +1,7 @@
-//! The rows, in the order in which they are measured.
+//! The rows, in the order of the measurements.
 //!
-//! Uploads come first: ext4 does not use an inode again for some minutes after it was freed, and
-//! looks for another one at eight times the cost. For the same reason nothing that they made is
+//! Uploads come first: ext4 does not reuse an inode for some minutes after it was freed, and
+//! searches for another one at eight times the cost. For the same reason no uploaded file is
 //! removed before the end.
 
 mod upload;
@@ -16,7 +16,7 @@ mod memory;
 use crate::side_by_side::comparison::Comparison;
 use crate::side_by_side::line::Line;
 
-/// A row: what is measured together.
+/// A row: lines that are measured together.
 pub struct Row {
     pub name: &'static str,
     pub about: &'static str,

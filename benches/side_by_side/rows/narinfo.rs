@@ -1,4 +1,4 @@
-//! narinfos: what most requests to a cache are for, and most of those in vain.
+//! narinfos, which most requests to a cache are for, most of them absent.
 
 use std::path::Path;
 
@@ -11,11 +11,11 @@ use crate::support::sample::{Sample, p99};
 
 const CONNECTIONS: usize = 32;
 
-/// narinfos that are there.
+/// Present narinfos.
 pub fn present(comparison: &Comparison) -> anyhow::Result<Vec<Line>> {
     let dir = comparison.fresh_dir("narinfo")?;
     let mut narinfos = write_narinfos(&dir, comparison.sizes.narinfos)?;
-    // Asked for in another order than they were written in.
+    // Requested in another order than they were written in.
     narinfos.sort_by(|a, b| a.path.cmp(&b.path));
     let samples = ask(comparison, &dir, &Requests::get(&narinfos))?;
     let count = narinfos.len();
@@ -40,7 +40,7 @@ pub fn present(comparison: &Comparison) -> anyhow::Result<Vec<Line>> {
     ])
 }
 
-/// narinfos that are not there, of a cache that has others.
+/// Absent narinfos of a cache that has others.
 pub fn absent(comparison: &Comparison) -> anyhow::Result<Vec<Line>> {
     let dir = comparison.fresh_dir("absent")?;
     let count = comparison.sizes.narinfos;
@@ -61,7 +61,7 @@ fn ask(
 ) -> anyhow::Result<Vec<[Vec<Sample>; 3]>> {
     let servers = comparison.start_all(dir)?;
     for server in servers.iter() {
-        // Once through all of them, so that caches are warm.
+        // All of them once, to fill caches.
         storm(server.address(), CONNECTIONS, requests, Until::Answered)?;
     }
     comparison.take_turns(|kind| {

@@ -1,4 +1,4 @@
-//! The shape of the public comparison of Nix caches: one closure, as a client gets it.
+//! The method of the public comparison of Nix caches: the download of one closure.
 
 use crate::side_by_side::comparison::{Comparison, Meter};
 use crate::side_by_side::line::{Goal, Line, Unit};
@@ -7,7 +7,7 @@ use crate::support::cache_dir::write_closure;
 use crate::support::client::transfer::get_all;
 use crate::support::sample::Sample;
 
-/// All narinfos in sequence, then all NARs, over more and more connections.
+/// All narinfos in sequence, then all NARs, with an increasing number of connections.
 pub fn closure(comparison: &Comparison) -> anyhow::Result<Vec<Line>> {
     let (paths, bytes) = (comparison.sizes.shootout_paths, comparison.sizes.shootout_bytes);
     let dir = comparison.fresh_dir("shootout")?;
@@ -19,7 +19,8 @@ pub fn closure(comparison: &Comparison) -> anyhow::Result<Vec<Line>> {
         get_all(server.address(), &closure.narinfos, 1)?;
         get_all(server.address(), &closure.nars, 1)?;
     }
-    // A column takes a fraction of a second: several times a turn, of which the middle counts.
+    // A column takes a fraction of a second, so it is measured several times in a turn, and the
+    // median counts.
     let samples = comparison.take_turns(|kind| {
         let server = servers.of(kind);
         columns

@@ -1,4 +1,4 @@
-//! How soon a server is there.
+//! The time until a server accepts connections.
 
 use crate::side_by_side::comparison::Comparison;
 use crate::side_by_side::line::{Goal, Line, Unit};
@@ -6,7 +6,7 @@ use crate::side_by_side::server::Server;
 use crate::support::cache_dir::write_narinfos;
 use crate::support::sample::Sample;
 
-/// Over a directory that is well filled.
+/// On a directory with many objects.
 pub fn over_many(comparison: &Comparison) -> anyhow::Result<Vec<Line>> {
     let dir = comparison.fresh_dir("start")?;
     let count = write_narinfos(&dir, comparison.sizes.start_narinfos)?.len();

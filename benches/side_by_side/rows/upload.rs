@@ -1,5 +1,5 @@
-//! Uploads. nginx checks nothing and syncs nothing; the daemon has verified and synced what it
-//! acknowledges.
+//! Uploads. nginx verifies and syncs nothing; the daemon has verified and synced every upload that
+//! it acknowledges.
 
 use std::fs::File;
 use std::process::{Command, Stdio};
@@ -20,10 +20,10 @@ use crate::support::sample::{Sample, median};
 /// The size of a small NAR.
 const SMALL: usize = 4096;
 
-/// Uploads before the clock runs: a server that has just started has threads to make.
+/// Uploads before the measurement, because a new server starts threads first.
 const WARM_UP: usize = 200;
 
-/// Many small NARs, each a file of its own.
+/// Many small NARs, each in its own file.
 pub fn small(comparison: &Comparison) -> anyhow::Result<Vec<Line>> {
     let nars = |seeds: std::ops::Range<usize>| {
         Requests::put(seeds.map(|seed| {
@@ -78,7 +78,7 @@ pub fn large(comparison: &Comparison) -> anyhow::Result<Vec<Line>> {
         let file = File::options().write(true).open(dir.join(path))?;
         ensure!(file.metadata()?.len() == nar.length(), "{kind} has stored something else");
         comparison.settle()?;
-        // The disk is not to fill up. The inode stays: see the order of the rows.
+        // Frees the disk space. The inode stays: see the order of the rows.
         file.set_len(0)?;
         Ok(vec![Sample { value: cpu / gib, wall, cpu }])
     })?;
@@ -97,7 +97,7 @@ pub fn large(comparison: &Comparison) -> anyhow::Result<Vec<Line>> {
     ])
 }
 
-/// What it costs to hash a NAR, on the server's core.
+/// The CPU time of hashing a NAR, on the server's core.
 fn digest_cpu_seconds(comparison: &Comparison, nar: &Large) -> anyhow::Result<f64> {
     comparison.bench.own_cpu_seconds(|| {
         ensure!(nar.digest() == nar.hash, "the same bytes have another hash");
@@ -105,7 +105,7 @@ fn digest_cpu_seconds(comparison: &Comparison, nar: &Large) -> anyhow::Result<f6
     })
 }
 
-/// What it costs everybody else, the reading of the file included.
+/// The CPU time of `sha256sum`, including the reading of the file.
 fn sha256sum_cpu_seconds(comparison: &Comparison, nar: &Large) -> anyhow::Result<f64> {
     let file = comparison.fresh_dir("sha256sum")?.join("nar");
     nar.write_to(File::create(&file)?)?;

@@ -1,4 +1,4 @@
-//! A connection that is kept alive, and waited for.
+//! A persistent connection.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -10,7 +10,7 @@ use super::head::Head;
 use super::{HEADERS, connect};
 use crate::support::cache_dir::Stored;
 
-/// The longest that a read or a write may take.
+/// The limit for a read or write.
 const TIMEOUT: Duration = Duration::from_secs(120);
 
 #[derive(Debug)]
@@ -21,13 +21,13 @@ impl Connection {
         connect(address, TIMEOUT).map(Self)
     }
 
-    /// Asks for an object without waiting for it.
+    /// Sends a GET request without waiting for the response.
     pub fn ask(&mut self, path: &str) -> anyhow::Result<()> {
         let request = format!("GET /{path} HTTP/1.1\r\n{HEADERS}\r\n");
         self.0.write_all(request.as_bytes()).context("sending a request")
     }
 
-    /// Gets an object, through a buffer of the caller's.
+    /// Downloads an object, through the caller's buffer.
     pub fn get(&mut self, object: &Stored, buffer: &mut [u8]) -> anyhow::Result<()> {
         self.ask(&object.path)?;
         let (head, more) = self.head(buffer)?;
@@ -52,7 +52,7 @@ impl Connection {
         self.0.write_all(piece).context("sending an upload")
     }
 
-    /// The status that answers an upload.
+    /// Reads the status of an upload's response.
     pub fn end_put(&mut self) -> anyhow::Result<()> {
         let mut buffer = [0; 16 * 1024];
         let (head, mut have) = self.head(&mut buffer)?;
@@ -64,14 +64,15 @@ impl Connection {
         Ok(())
     }
 
-    /// Some bytes, at least one.
+    /// Reads at least one byte.
     pub fn read_some(&mut self, buffer: &mut [u8]) -> anyhow::Result<u64> {
         let count = self.0.read(buffer).context("reading an answer")?;
         ensure!(count > 0, "the server closed the connection");
         Ok(count as u64)
     }
 
-    /// The head of an answer, and how much of its body came with it.
+    /// Reads the head of a response. Returns it with the number of bytes of the body that arrived
+    /// with it.
     fn head(&mut self, buffer: &mut [u8]) -> anyhow::Result<(Head, usize)> {
         let mut filled = 0;
         loop {

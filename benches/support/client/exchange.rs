@@ -1,4 +1,4 @@
-//! Single requests, each over a connection of its own.
+//! Single requests, each over a new connection.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -8,10 +8,10 @@ use anyhow::{Context, ensure};
 
 use super::connect;
 
-/// The longest that a read or a write may take.
+/// The limit for a read or write.
 pub const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A response, or as much of it as was read.
+/// A response, or the part of it that was read.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,

@@ -1,19 +1,18 @@
-//! What is read of the head of an answer.
+//! The parts of a response's head that the benchmarks need.
 
 use anyhow::{Context, ensure};
 
-/// The head of an answer, as far as it matters here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Head {
-    /// Its length with the empty line.
+    /// The length of the head with the empty line, in bytes.
     pub length: usize,
     pub status: u16,
-    /// The length of what follows.
+    /// The length of the body.
     pub body: u64,
 }
 
 impl Head {
-    /// Reads it from the beginning of an answer; none if it is not there as a whole yet.
+    /// Parses the head at the beginning of a response. Returns none if it is incomplete.
     pub fn parse(bytes: &[u8]) -> anyhow::Result<Option<Self>> {
         let mut body = None;
         let mut begin = 0;
@@ -27,7 +26,7 @@ impl Head {
                 let body = body.with_context(|| format!("{status} without a Content-Length"))?;
                 return Ok(Some(Self { length: begin, status, body }));
             }
-            // Most headers are another one: one byte tells.
+            // Most headers differ in the first byte.
             if line[0] | 0x20 == b'c'
                 && line.get(..15).is_some_and(|name| name.eq_ignore_ascii_case(b"content-length:"))
             {

@@ -1,4 +1,4 @@
-//! The load: a client that costs little and still sees what it gets.
+//! The load: a client that costs little, and still checks the responses.
 
 pub mod connection;
 pub mod exchange;
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-/// The headers of Nix 2.14 to 2.33, which belong to what a server has to do for it.
+/// The headers of Nix 2.14 to 2.33, which are a part of the server's work.
 pub const HEADERS: &str = "Host: 127.0.0.1\r\n\
     User-Agent: curl/8.14.1 Nix/2.26.3\r\n\
     Accept: */*\r\n\

@@ -1,23 +1,23 @@
-//! Requests, written out before the clock runs.
+//! Requests that are prepared before the measurement.
 
 use std::ops::Range;
 
 use super::HEADERS;
 use crate::support::cache_dir::Stored;
 
-/// Requests and what they are answered with.
+/// Requests and their expected responses.
 #[derive(Debug, Default)]
 pub struct Requests {
     bytes: Vec<u8>,
     ranges: Vec<Range<usize>>,
-    /// The lengths of the bodies, where they are known.
+    /// The lengths of the bodies, if they are known.
     lengths: Vec<Option<u64>>,
-    /// The status of every answer.
+    /// The status of every response.
     pub status: u16,
 }
 
 impl Requests {
-    /// GETs of what is there.
+    /// GET requests for present objects.
     pub fn get(objects: &[Stored]) -> Self {
         let mut requests = Self { status: 200, ..Self::default() };
         for object in objects {
@@ -26,21 +26,21 @@ impl Requests {
         requests
     }
 
-    /// GETs of what is there, of whatever length: a mirror adds a line to a narinfo.
+    /// GET requests for present objects of any length, because a mirror adds a line to narinfos.
     pub fn get_of_any_length(objects: &[Stored]) -> Self {
         let mut requests = Self { status: 200, ..Self::default() };
         objects.iter().for_each(|object| requests.push("GET", &object.path, "", &[], None));
         requests
     }
 
-    /// GETs of what is not there.
+    /// GET requests for absent objects.
     pub fn get_absent(paths: impl Iterator<Item = String>) -> Self {
         let mut requests = Self { status: 404, ..Self::default() };
         paths.for_each(|path| requests.push("GET", &path, "", &[], None));
         requests
     }
 
-    /// PUTs of what is not there yet.
+    /// PUT requests for absent objects.
     pub fn put(objects: impl Iterator<Item = (String, Vec<u8>)>) -> Self {
         let mut requests = Self { status: 201, ..Self::default() };
         for (path, body) in objects {
@@ -67,7 +67,7 @@ impl Requests {
         &self.bytes[self.ranges[index].clone()]
     }
 
-    /// The length of the body that answers this one.
+    /// The length of the response's body.
     pub fn length(&self, index: usize) -> Option<u64> {
         self.lengths[index]
     }

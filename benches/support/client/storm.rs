@@ -1,6 +1,7 @@
-//! Many small requests over many connections at once, from one thread.
+//! Many small requests over many concurrent connections, from one thread.
 //!
-//! A thread for each connection would spend more on waking up than the server does on answering.
+//! A thread for each connection would spend more time on wake-ups than the server does on the
+//! requests.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -12,27 +13,27 @@ use rustix::event::{Timespec, epoll};
 use super::head::Head;
 use super::requests::Requests;
 
-/// No answer may take longer.
-const PATIENCE: Timespec = Timespec { tv_sec: 60, tv_nsec: 0 };
+/// The limit for a response.
+const TIMEOUT: Timespec = Timespec { tv_sec: 60, tv_nsec: 0 };
 
-/// When it is over.
+/// The end of a storm.
 #[derive(Debug, Clone, Copy)]
 pub enum Until {
-    /// When time is up. The requests are gone through again and again.
+    /// After this time. The requests are repeated.
     Elapsed(Duration),
-    /// When each request has been answered once.
+    /// After one response to each request.
     Answered,
 }
 
-/// What came of it.
+/// The result of a storm.
 #[derive(Debug)]
 pub struct Outcome {
     pub answers: usize,
-    /// Nanoseconds from sending a request to having its answer.
+    /// The times from sending a request to its complete response, in nanoseconds.
     pub latencies: Vec<u32>,
 }
 
-/// Sends requests over `connections`, each a new one as soon as it has its answer.
+/// Sends requests over `connections`. Each sends a new one after every response.
 pub fn storm(
     address: SocketAddr,
     connections: usize,
@@ -57,7 +58,7 @@ pub fn storm(
     let mut events = Vec::with_capacity(connections);
     while waiting > 0 {
         events.clear();
-        epoll::wait(&poll, rustix::buffer::spare_capacity(&mut events), Some(&PATIENCE))?;
+        epoll::wait(&poll, rustix::buffer::spare_capacity(&mut events), Some(&TIMEOUT))?;
         ensure!(!events.is_empty(), "no answer for a minute");
         for event in &events {
             let connection = &mut all[event.data.u64() as usize];
@@ -76,10 +77,10 @@ pub fn storm(
 
 struct Connection {
     stream: TcpStream,
-    /// The request that is being answered.
+    /// The index of the current request.
     request: usize,
     sent: Instant,
-    /// What of the answer is there.
+    /// The received part of the response.
     answer: Box<[u8; 16 * 1024]>,
     filled: usize,
 }
@@ -108,7 +109,7 @@ struct Storm<'a> {
 }
 
 impl Storm<'_> {
-    /// Sends the next request; not if it is over.
+    /// Sends the next request, unless the storm is over.
     fn send_next(&mut self, connection: &mut Connection, now: Instant) -> anyhow::Result<bool> {
         let over = match self.until {
             Until::Elapsed(time) => now.duration_since(self.begin) >= time,
@@ -127,11 +128,11 @@ impl Storm<'_> {
         Ok(true)
     }
 
-    /// Takes what has arrived; whether that was the rest of the answer.
+    /// Reads from a connection. Returns whether the response is complete.
     fn receive(&self, connection: &mut Connection) -> anyhow::Result<bool> {
         let free = &mut connection.answer[connection.filled..];
         match (&connection.stream).read(free) {
-            Ok(0) => bail!("the server closed a connection, or said too much"),
+            Ok(0) => bail!("the server closed a connection, or sent too much"),
             Ok(count) => connection.filled += count,
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
             Err(error) => return Err(error).context("reading an answer"),

@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::connection::Connection;
 use crate::support::cache_dir::Stored;
 
-/// Large enough that reading costs the client little.
+/// Large enough that reads cost the client little.
 pub const BUFFER: usize = 1024 * 1024;
 
-/// Gets all these objects once, over `connections`, each the next one that nobody has asked for.
+/// Downloads all objects once over `connections`, each taking the next object.
 pub fn get_all(address: SocketAddr, objects: &[Stored], connections: usize) -> anyhow::Result<()> {
     let next = AtomicUsize::new(0);
     let one = || {
