@@ -1,4 +1,4 @@
-# Cases of the NixOS modules, for tests to read:
+# Configurations of the NixOS modules, which the tests evaluate with
 #
 #   nix-instantiate --eval --strict --json tests/nixos-module/eval.nix
 let
@@ -47,7 +47,7 @@ let
   };
 in
 {
-  # The text of each default; null where the variable is left unset.
+  # The text of each default, or null if the variable is unset.
   defaults =
     let
       inherit (daemon { enable = true; }) config;
@@ -56,7 +56,7 @@ in
 
   disabled = (daemon { }).config;
 
-  # Whether the types refuse what the daemon would refuse.
+  # Whether the types refuse values that the daemon would refuse.
   refused =
     let
       isRefused = given: !(builtins.tryEval (builtins.deepSeq (report given) true)).success;

@@ -1,5 +1,5 @@
-# What fails in a snippet of the documentation: a flake with a system named `cache`, or a
-# configuration. Empty where all is well.
+# The errors in a snippet of the documentation, which is a flake with a system named `cache`, or a
+# configuration.
 { file }:
 
 let

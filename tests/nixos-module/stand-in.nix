@@ -1,7 +1,7 @@
 # Evaluates the NixOS modules without nixpkgs.
 #
-# `lib` below has as much of nixpkgs' lib as the module uses. Its types check values and fill in
-# defaults, but merge nothing: each case is one definition of one service.
+# `lib` below has the functions of nixpkgs' lib that the modules use. Its types check values and
+# apply defaults, but do not merge definitions: each case has one definition of one service.
 let
   fail = message: builtins.throw "eval.nix: ${message}";
 
@@ -35,7 +35,7 @@ let
     toInt = text: builtins.fromJSON text;
     getExe = package: "${package}/bin/${package.meta.mainProgram}";
 
-    # A definition that does not apply is an empty one here.
+    # If the condition is false, the definition is empty.
     mkIf = condition: content: if condition then content else { };
     mkOption = option: option // { _type = "option"; };
     mkEnableOption =
@@ -89,7 +89,7 @@ let
     };
   };
 
-  # A package is where it would be, and so is a script.
+  # Packages and scripts are represented by their paths.
   pkgs = {
     nix-stored = {
       outPath = "/nix-stored";
@@ -104,7 +104,7 @@ let
     writeShellScript = name: text: builtins.seq (builtins.stringLength text) "/script/${name}";
   };
 
-  # The value of each option, given or default, and of the freeform rest.
+  # The value of each option, defined or default, and of freeform settings.
   fill =
     at:
     {
@@ -136,7 +136,7 @@ let
     else
       rest // builtins.mapAttrs value options;
 
-  # A module, its option declarations and the config it makes of what `service` is given.
+  # A module, its option declarations, and its config for these definitions of `service`.
   evaluate =
     file: service: given:
     let
@@ -164,7 +164,7 @@ let
     in
     "[${name}]\n${lib.concatStringsSep "" (builtins.concatLists (lib.mapAttrsToList lines content))}\n";
 
-  # What systemd would read, as NixOS writes it.
+  # The text of the unit files of NixOS.
   units = config: {
     services = builtins.mapAttrs (
       _: service:

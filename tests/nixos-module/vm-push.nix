@@ -1,4 +1,4 @@
-# A cache, and a builder that uploads by itself, as NixOS machines.
+# Two NixOS machines: a cache, and a builder with the upload queue.
 {
   self,
   lib,
@@ -7,7 +7,7 @@
 
 let
   url = "http://cache:8100";
-  # Known to all the world, and trusted by nobody but these machines.
+  # A public test key, trusted only by these machines.
   publicKey = "cache.test-1:wAeZxbkuz3z4P622XGrk571eKC7b9jkxwaANwuDRIwY=";
   secretKey = "cache.test-1:EBpfjalLmJCLMVEcbaoHMis/3YkYvqtEe1L6jA7Unt/AB5nFuS7PfPg/rbZcauTnvV4oLtv2OTHBoA3C4NEjBg==";
 in
@@ -38,9 +38,9 @@ pkgs.testers.runNixOSTest {
 
   nodes.builder = {
     imports = [ self.nixosModules.push ];
-    # What is built survives a restart.
+    # Builds survive a restart of the machine.
     virtualisation.writableStoreUseTmpfs = false;
-    # Where secrets come from is another module's business.
+    # In production, secrets come from another module.
     environment.etc = {
       "push/key".text = secretKey;
       "push/netrc".text = "machine cache login writer password writer-password";

@@ -1,4 +1,4 @@
-# A cache, a builder and a consumer, as NixOS machines.
+# Three NixOS machines: a cache, a builder and a consumer.
 {
   self,
   lib,
@@ -7,7 +7,7 @@
 
 let
   url = "http://cache:8100";
-  # Known to all the world, and trusted by nobody but these machines.
+  # A public test key, trusted only by these machines.
   publicKey = "cache.test-1:wAeZxbkuz3z4P622XGrk571eKC7b9jkxwaANwuDRIwY=";
   secretKey = "cache.test-1:EBpfjalLmJCLMVEcbaoHMis/3YkYvqtEe1L6jA7Unt/AB5nFuS7PfPg/rbZcauTnvV4oLtv2OTHBoA3C4NEjBg==";
 
@@ -24,7 +24,7 @@ pkgs.testers.runNixOSTest {
   nodes.cache = {
     imports = [ self.nixosModules.default ];
 
-    # Where secrets come from is another module's business.
+    # In production, secrets come from another module.
     environment.etc = {
       "nix-stored/read".text = "reader-password\n";
       "nix-stored/write".text = "writer-password\n";
