@@ -13,7 +13,7 @@ mod lifecycle;
 #[cfg(feature = "upstream")]
 mod mirror;
 mod nix_client;
-/// What is shipped describes a build with all features.
+/// The files checked there describe a build with all features.
 #[cfg(all(feature = "s3", feature = "tls", feature = "upstream"))]
 mod packaging;
 #[cfg(feature = "pages")]

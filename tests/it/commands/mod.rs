@@ -2,10 +2,10 @@
 //!
 //! Programs: nix.
 
-/// A cache's directory with chosen contents, and the binary at work on it.
-pub mod given;
+/// Cache directories with known content, and commands run on them.
+pub mod command_cache;
 
-/// Arguments, help, and what they say.
+/// Arguments, help and their documentation.
 mod arguments;
 /// `check-config`
 mod check_config;
@@ -17,7 +17,7 @@ mod gc;
 mod migrate;
 /// `pin`, `unpin` and `pins`
 mod pins;
-/// `stats`, and what holds for all that only look.
+/// `stats`, and properties of all commands that only read.
 mod stats;
 /// `verify`
 mod verify;

@@ -14,7 +14,7 @@ use nix_stored::nix::{Compression, NarInfo, Sha256Hash, StoreDir};
 use rustix::fs::FlockOperation;
 use serde_json::Value;
 
-use crate::support::audit::{assert_nothing_is_false, objects};
+use crate::support::cache_dir::{assert_consistent, objects};
 use crate::support::daemon::{Daemon, command};
 use crate::support::noise::Noise;
 use crate::support::objects::{Sample, sample};
@@ -22,14 +22,14 @@ use crate::support::packing::{WITHOUT_DECODER, without_decoder};
 use crate::support::scratch::Scratch;
 use crate::support::wire::Wire;
 
-/// A cache's directory without a daemon.
+/// A cache directory without a daemon.
 struct Cache {
     dir: PathBuf,
     env: Vec<(String, String)>,
     _scratch: Scratch,
 }
 
-/// What became of a verification.
+/// The result of a verification.
 struct Verified {
     code: i32,
     out: String,
@@ -40,7 +40,7 @@ impl Cache {
     fn new() -> Self {
         let scratch = Scratch::new();
         let dir = scratch.join("cache");
-        fs::create_dir_all(dir.join("nar")).expect("it can be made");
+        fs::create_dir_all(dir.join("nar")).expect("created");
         Self { dir, env: Vec::new(), _scratch: scratch }
     }
 
@@ -55,14 +55,14 @@ impl Cache {
         self.write(&sample.narinfo_path, sample.narinfo.as_bytes());
     }
 
-    /// The file of an object as a client would name it.
+    /// The file of the object at this request path.
     fn file(&self, path: &str) -> PathBuf {
         self.dir.join(path.trim_start_matches('/'))
     }
 
     fn write(&self, path: &str, bytes: &[u8]) {
         let file = self.file(path);
-        fs::create_dir_all(file.parent().expect("it has one")).expect("it can be made");
+        fs::create_dir_all(file.parent().expect("the line is present")).expect("created");
         fs::write(file, bytes).expect("writable");
     }
 
@@ -75,14 +75,14 @@ impl Cache {
             .output()
             .expect("the binary starts");
         Verified {
-            code: output.status.code().expect("no signal ends it"),
+            code: output.status.code().expect("not ended by a signal"),
             out: String::from_utf8(output.stdout).expect("UTF-8"),
             err: String::from_utf8(output.stderr).expect("UTF-8"),
         }
     }
 
-    /// What is in the quarantine, by its keys.
-    fn aside(&self) -> Vec<String> {
+    /// The keys of the quarantined objects.
+    fn quarantined(&self) -> Vec<String> {
         let folder = self.dir.join(".nix-stored/quarantine");
         if folder.exists() { objects(&folder) } else { Vec::new() }
     }
@@ -96,7 +96,7 @@ impl Verified {
     }
 
     #[track_caller]
-    fn says(self, part: &str) -> Self {
+    fn prints(self, part: &str) -> Self {
         assert!(self.out.contains(part), "“{part}” is not in “{}”", self.out);
         self
     }
@@ -105,7 +105,7 @@ impl Verified {
         serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {}", self.out))
     }
 
-    /// The kind of damage of each object.
+    /// The kind of damage by object.
     fn damage(&self) -> BTreeMap<String, String> {
         let text = |value: &Value| value.as_str().expect("a text").to_owned();
         let json = self.json();
@@ -121,19 +121,19 @@ fn key(path: &str) -> String {
     path.trim_start_matches('/').to_owned()
 }
 
-/// Compressed, and larger than what is read in one step.
+/// A compressed sample that is larger than the read buffer.
 fn large(number: u8) -> Sample {
     let contents = Noise::new(number.into()).bytes(200_000);
     sample(number, &contents).packed(Compression::Zstd)
 }
 
-/// One way to damage what a cache has of a sample.
-struct Harm {
-    /// What the damaged objects are found to have: that of the NAR, and that of the narinfo.
+/// A way to damage the objects of a sample.
+struct DamageCase {
+    /// The kinds of damage that are found in the NAR and in the narinfo.
     nar: Option<&'static str>,
     narinfo: Option<&'static str>,
-    /// What the text says.
-    says: &'static str,
+    /// A part of the printed text.
+    printed_part: &'static str,
     deep_only: bool,
     inflict: fn(&Cache, &Sample),
 }
@@ -144,20 +144,20 @@ fn rewrite(cache: &Cache, sample: &Sample, from: &str, to: &str) {
     cache.write(&sample.narinfo_path, sample.narinfo.replacen(from, to, 1).as_bytes());
 }
 
-const HARMS: [Harm; 12] = [
+const DAMAGE_CASES: [DamageCase; 12] = [
     // A truncated NAR.
-    Harm {
+    DamageCase {
         nar: Some("nar"),
         narinfo: Some("nar-damaged"),
-        says: "does not match its name",
+        printed_part: "does not match its name",
         deep_only: false,
         inflict: |cache, sample| cache.write(&sample.nar_path, &sample.nar[..100_000]),
     },
     // A flipped bit.
-    Harm {
+    DamageCase {
         nar: Some("nar"),
         narinfo: Some("nar-damaged"),
-        says: "its NAR is damaged",
+        printed_part: "its NAR is damaged",
         deep_only: false,
         inflict: |cache, sample| {
             let mut nar = sample.nar.clone();
@@ -165,74 +165,74 @@ const HARMS: [Harm; 12] = [
             cache.write(&sample.nar_path, &nar);
         },
     },
-    Harm {
+    DamageCase {
         nar: None,
         narinfo: Some("nar-missing"),
-        says: "its NAR is missing",
+        printed_part: "its NAR is missing",
         deep_only: false,
-        inflict: |cache, sample| fs::remove_file(cache.file(&sample.nar_path)).expect("there"),
+        inflict: |cache, sample| fs::remove_file(cache.file(&sample.nar_path)).expect("present"),
     },
-    Harm {
+    DamageCase {
         nar: None,
         narinfo: Some("narinfo"),
-        says: "the narinfo ends without a line feed",
+        printed_part: "the narinfo ends without a line feed",
         deep_only: false,
         inflict: |cache, sample| {
             cache.write(&sample.narinfo_path, &sample.narinfo.as_bytes()[..300]);
         },
     },
     // A narinfo that a power cut left empty.
-    Harm {
+    DamageCase {
         nar: None,
         narinfo: Some("narinfo"),
-        says: "is not a narinfo",
+        printed_part: "is not a narinfo",
         deep_only: false,
         inflict: |cache, sample| cache.write(&sample.narinfo_path, b""),
     },
-    Harm {
+    DamageCase {
         nar: None,
         narinfo: Some("name"),
-        says: "is the narinfo of another hash part",
+        printed_part: "is the narinfo of another hash part",
         deep_only: false,
         inflict: |cache, lost| {
             rewrite(cache, lost, "/nix/store/", "/nix/store/0123456789abcdfghijklmnpqrsvwxyz-");
         },
     },
-    Harm {
+    DamageCase {
         nar: None,
         narinfo: Some("url"),
-        says: "does not name a NAR of this cache",
+        printed_part: "does not name a NAR of this cache",
         deep_only: false,
         inflict: |cache, sample| rewrite(cache, sample, "URL: nar/", "URL: elsewhere/"),
     },
-    Harm {
+    DamageCase {
         nar: None,
         narinfo: Some("field"),
-        says: "found FileSize: 1",
+        printed_part: "found FileSize: 1",
         deep_only: false,
         inflict: |cache, sample| rewrite(cache, sample, "FileSize: ", "FileSize: 1"),
     },
-    Harm {
+    DamageCase {
         nar: None,
         narinfo: Some("field"),
-        says: "FileHash: sha256:",
+        printed_part: "FileHash: sha256:",
         deep_only: false,
         inflict: |cache, sample| {
             let line = format!("FileHash: {}", Sha256Hash::of(&sample.nar));
             rewrite(cache, sample, &line, &format!("FileHash: {}", Sha256Hash::of(b"")));
         },
     },
-    Harm {
+    DamageCase {
         nar: None,
         narinfo: Some("field"),
-        says: "found Compression: xz",
+        printed_part: "found Compression: xz",
         deep_only: false,
         inflict: |cache, sample| rewrite(cache, sample, "Compression: zstd", "Compression: xz"),
     },
-    Harm {
+    DamageCase {
         nar: None,
         narinfo: Some("field"),
-        says: "NarHash: sha256:",
+        printed_part: "NarHash: sha256:",
         deep_only: true,
         inflict: |cache, sample| {
             let lines = sample.narinfo.lines().map(|line| match line.starts_with("NarHash: ") {
@@ -242,10 +242,10 @@ const HARMS: [Harm; 12] = [
             cache.write(&sample.narinfo_path, lines.collect::<String>().as_bytes());
         },
     },
-    Harm {
+    DamageCase {
         nar: None,
         narinfo: Some("field"),
-        says: "found NarSize: 1",
+        printed_part: "found NarSize: 1",
         deep_only: true,
         inflict: |cache, sample| rewrite(cache, sample, "NarSize: ", "NarSize: 1"),
     },
@@ -268,17 +268,17 @@ fn a_valid_cache_has_no_damage() {
                 (Some(&vec![]), Some(&vec![]))
             );
         } else {
-            verified.says("checked 3 paths, 3 NARs and 2 other objects").says("no damage");
+            verified.prints("checked 3 paths, 3 NARs and 2 other objects").prints("no damage");
         }
     }
-    assert!(cache.aside().is_empty());
+    assert!(cache.quarantined().is_empty());
 }
 
 #[test]
 fn every_damage_is_reported_and_gone_after_a_repair() {
     let good = large(1);
     let harmed = large(2);
-    for Harm { nar, narinfo, says, deep_only, inflict } in &HARMS {
+    for DamageCase { nar, narinfo, printed_part, deep_only, inflict } in &DAMAGE_CASES {
         let cache = Cache::with(&[&good, &harmed]);
         inflict(&cache, &harmed);
         let before = objects(&cache.dir);
@@ -288,15 +288,19 @@ fn every_damage_is_reported_and_gone_after_a_repair() {
         let mut expected = BTreeMap::new();
         expected.extend(nar.map(|kind| (key(&harmed.nar_path), kind.to_owned())));
         expected.extend(narinfo.map(|kind| (key(&harmed.narinfo_path), kind.to_owned())));
-        cache.verify(&["--deep"]).exits(2).says(says).says("--repair");
-        assert_eq!(cache.verify(&["--deep", "--json"]).exits(2).damage(), expected, "{says}");
+        cache.verify(&["--deep"]).exits(2).prints(printed_part).prints("--repair");
+        assert_eq!(
+            cache.verify(&["--deep", "--json"]).exits(2).damage(),
+            expected,
+            "{printed_part}"
+        );
         assert_eq!(objects(&cache.dir), before, "without --repair nothing is moved");
 
         let repaired = cache.verify(&["--deep", "--repair", "--json"]).exits(2);
         assert_eq!(repaired.damage(), expected);
         let damage = repaired.json()["damage"].as_array().cloned().unwrap_or_default();
         assert!(damage.iter().all(|one| one["repaired"] == true), "{damage:?}");
-        assert_eq!(cache.aside(), expected.into_keys().collect::<Vec<_>>());
+        assert_eq!(cache.quarantined(), expected.into_keys().collect::<Vec<_>>());
         cache.verify(&["--deep"]).exits(0);
         assert!(cache.file(&good.narinfo_path).exists() && cache.file(&good.nar_path).exists());
     }
@@ -306,42 +310,44 @@ fn every_damage_is_reported_and_gone_after_a_repair() {
 fn a_running_daemon_does_not_serve_quarantined_paths_and_accepts_them_again() {
     let cache = Cache::new();
     let daemon = Daemon::builder().dir(&cache.dir).start();
-    let samples: Vec<Sample> = (1..).take(HARMS.len() + 1).map(large).collect();
+    let samples: Vec<Sample> = (1..).take(DAMAGE_CASES.len() + 1).map(large).collect();
     let mut wire = Wire::to(&daemon);
     for sample in &samples {
         assert_eq!(wire.request("PUT", &sample.nar_path, &sample.nar).status, 201);
         let taken = wire.request("PUT", &sample.narinfo_path, sample.narinfo.as_bytes());
         assert_eq!(taken.status, 201, "{}", taken.text());
-        // From now on it is in the daemon's memory.
+        // The daemon has the narinfo in memory now.
         assert_eq!(wire.request("GET", &sample.narinfo_path, b"").status, 200);
     }
-    let (good, harmed) = samples.split_last().expect("there are some");
-    for (sample, harm) in harmed.iter().zip(&HARMS) {
+    let (good, harmed) = samples.split_last().expect("not empty");
+    for (sample, harm) in harmed.iter().zip(&DAMAGE_CASES) {
         (harm.inflict)(&cache, sample);
     }
 
     cache.verify(&["--deep"]).exits(2);
-    cache.verify(&["--deep", "--repair"]).exits(2).says("quarantined 14 objects");
-    for (sample, harm) in harmed.iter().zip(&HARMS) {
-        daemon.wait_until("404 for what went", || daemon.get(&sample.narinfo_path).0 == 404);
+    cache.verify(&["--deep", "--repair"]).exits(2).prints("quarantined 14 objects");
+    for (sample, harm) in harmed.iter().zip(&DAMAGE_CASES) {
+        daemon.wait_until("quarantined objects are a 404", || {
+            daemon.get(&sample.narinfo_path).0 == 404
+        });
         if harm.nar.is_some() {
-            assert_eq!(daemon.get(&sample.nar_path).0, 404, "{}", harm.says);
+            assert_eq!(daemon.get(&sample.nar_path).0, 404, "{}", harm.printed_part);
         }
     }
     assert_eq!(daemon.get(&good.narinfo_path).0, 200);
     cache.verify(&["--deep"]).exits(0);
 
     let mut wire = Wire::to(&daemon);
-    for (sample, harm) in harmed.iter().zip(&HARMS) {
-        // As Nix does it.
+    for (sample, harm) in harmed.iter().zip(&DAMAGE_CASES) {
+        // As Nix does.
         if wire.request("HEAD", &sample.nar_path, b"").status == 404 {
             assert_eq!(wire.request("PUT", &sample.nar_path, &sample.nar).status, 201);
         }
         let taken = wire.request("PUT", &sample.narinfo_path, sample.narinfo.as_bytes());
-        assert_eq!(taken.status, 201, "{}: {}", harm.says, taken.text());
+        assert_eq!(taken.status, 201, "{}: {}", harm.printed_part, taken.text());
     }
-    cache.verify(&["--deep"]).exits(0).says("checked 13 paths, 13 NARs");
-    assert_eq!(assert_nothing_is_false(&cache.dir), samples.len());
+    cache.verify(&["--deep"]).exits(0).prints("checked 13 paths, 13 NARs");
+    assert_eq!(assert_consistent(&cache.dir), samples.len());
 }
 
 #[test]
@@ -360,13 +366,13 @@ fn a_damaged_nar_is_quarantined_with_its_narinfos_and_read_once() {
     assert!(expected.iter().all(|key| repaired.damage().contains_key(key)), "{}", repaired.out);
     assert!(objects(&cache.dir).is_empty());
 
-    // Put aside again, the first one is still there.
+    // When the object is quarantined again, the first one is kept.
     cache.add(&one);
     cache.write(&one.nar_path, b"shorter");
     cache.verify(&["--repair"]).exits(2);
-    let aside = cache.dir.join(".nix-stored/quarantine");
-    assert_eq!(fs::read(aside.join(key(&one.nar_path))).expect("kept"), b"short");
-    assert_eq!(fs::read(aside.join(key(&one.nar_path) + ".1")).expect("kept"), b"shorter");
+    let quarantined = cache.dir.join(".nix-stored/quarantine");
+    assert_eq!(fs::read(quarantined.join(key(&one.nar_path))).expect("kept"), b"short");
+    assert_eq!(fs::read(quarantined.join(key(&one.nar_path) + ".1")).expect("kept"), b"shorter");
 }
 
 #[test]
@@ -411,12 +417,12 @@ fn private_files_of_the_daemon_are_no_damage() {
         cache.write(foreign, b"mine");
     }
     let lost = cache.dir.join("lost+found");
-    fs::create_dir(&lost).expect("it can be made");
-    fs::set_permissions(&lost, fs::Permissions::from_mode(0o0)).expect("it is ours");
+    fs::create_dir(&lost).expect("created");
+    fs::set_permissions(&lost, fs::Permissions::from_mode(0o0)).expect("the owner may change it");
     let before = objects_without(&cache.dir, "lost+found");
 
-    let told = cache.verify(&["--deep", "--repair", "--json"]).exits(0).json();
-    let notes = told["notes"].as_array().expect("an array").iter();
+    let printed = cache.verify(&["--deep", "--repair", "--json"]).exits(0).json();
+    let notes = printed["notes"].as_array().expect("an array").iter();
     let notes: BTreeMap<&str, &str> = notes
         .map(|note| (note["object"].as_str().expect("text"), note["kind"].as_str().expect("text")))
         .collect();
@@ -431,7 +437,7 @@ fn private_files_of_the_daemon_are_no_damage() {
     ];
     assert_eq!(notes, BTreeMap::from(expected));
     assert_eq!(objects_without(&cache.dir, "lost+found"), before);
-    cache.verify(&["--deep"]).exits(0).says("note: README: ").says("note: 1 reference missing");
+    cache.verify(&["--deep"]).exits(0).prints("note: README: ").prints("note: 1 reference missing");
 }
 
 #[test]
@@ -439,7 +445,7 @@ fn a_directory_at_the_path_of_an_object_is_damage_and_is_quarantined() {
     let (good, one, two) = (large(1), large(2), large(3));
     let cache = Cache::with(&[&good, &one, &two]);
     for path in [&one.narinfo_path, &two.nar_path] {
-        fs::remove_file(cache.file(path)).expect("it is there");
+        fs::remove_file(cache.file(path)).expect("present");
         cache.write(&format!("{path}/mine"), b"kept");
     }
     let expected = BTreeMap::from([
@@ -448,9 +454,9 @@ fn a_directory_at_the_path_of_an_object_is_damage_and_is_quarantined() {
         (key(&two.narinfo_path), "nar-missing".to_owned()),
     ]);
     assert_eq!(cache.verify(&["--json"]).exits(2).damage(), expected);
-    cache.verify(&[]).exits(2).says("is not a file, so no object can be stored under its name");
-    assert!(cache.aside().is_empty());
-    // A collection is not held up by it.
+    cache.verify(&[]).exits(2).prints("is not a file, so no object can be stored under its name");
+    assert!(cache.quarantined().is_empty());
+    // The folder does not block a collection.
     let gc = command(env!("CARGO_BIN_EXE_nix-stored"), &["gc", "--max-age", "30d"])
         .env("NIX_STORED_PATH", &cache.dir)
         .output()
@@ -458,15 +464,15 @@ fn a_directory_at_the_path_of_an_object_is_damage_and_is_quarantined() {
     assert!(gc.status.success(), "{}", String::from_utf8_lossy(&gc.stderr));
 
     assert_eq!(cache.verify(&["--json", "--repair"]).exits(2).damage(), expected);
-    let mut aside: Vec<String> = cache.aside();
-    aside.sort();
+    let mut quarantined: Vec<String> = cache.quarantined();
+    quarantined.sort();
     let mut moved = vec![
         format!("{}/mine", key(&one.narinfo_path)),
         format!("{}/mine", key(&two.nar_path)),
         key(&two.narinfo_path),
     ];
     moved.sort();
-    assert_eq!(aside, moved);
+    assert_eq!(quarantined, moved);
     cache.verify(&["--json"]).exits(0);
 }
 
@@ -475,23 +481,27 @@ fn a_narinfo_must_state_the_compression_of_its_nar() {
     let (compression, magic) = WITHOUT_DECODER[3];
     let file = without_decoder(magic, 200_000);
     let honest = sample(1, b"").with_file(compression, file.clone());
-    let lying = sample(2, b"").with_file(Compression::None, [&file[..], b"y"].concat());
-    let cache = Cache::with(&[&honest, &lying]);
+    let mismatched = sample(2, b"").with_file(Compression::None, [&file[..], b"y"].concat());
+    let cache = Cache::with(&[&honest, &mismatched]);
     let verified = cache.verify(&["--deep", "--json"]).exits(2);
-    assert_eq!(verified.damage(), BTreeMap::from([(key(&lying.narinfo_path), "field".to_owned())]));
-    // Without unpacking there is nothing to compare with.
+    assert_eq!(
+        verified.damage(),
+        BTreeMap::from([(key(&mismatched.narinfo_path), "field".to_owned())])
+    );
+    // Without unpacking there is nothing to compare.
     cache.verify(&[]).exits(0);
     cache.verify(&["--deep", "--repair"]).exits(2);
-    assert_eq!(cache.aside(), [key(&lying.narinfo_path)]);
+    assert_eq!(cache.quarantined(), [key(&mismatched.narinfo_path)]);
     cache.verify(&["--deep"]).exits(0);
 }
 
-/// The objects of a cache with a folder that cannot be read.
+/// The objects of a cache with an unreadable folder.
 fn objects_without(dir: &Path, folder: &str) -> Vec<String> {
     let folder = dir.join(folder);
-    fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).expect("it is ours");
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o700))
+        .expect("the owner may change it");
     let found = objects(dir);
-    fs::set_permissions(&folder, fs::Permissions::from_mode(0o0)).expect("it is ours");
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o0)).expect("the owner may change it");
     found
 }
 
@@ -499,11 +509,11 @@ fn objects_without(dir: &Path, folder: &str) -> Vec<String> {
 fn unreadable_objects_are_reported_and_kept() {
     let (good, one, two) = (large(1), large(2), large(3));
     let cache = Cache::with(&[&good, &one, &two]);
-    // Links in a circle: nobody can read them, root included.
+    // Circular symbolic links, which even root cannot read.
     for path in [&one.nar_path, &two.narinfo_path] {
         let file = cache.file(path);
-        fs::remove_file(&file).expect("it is there");
-        symlink(file.file_name().expect("it has one"), &file).expect("it can be made");
+        fs::remove_file(&file).expect("present");
+        symlink(file.file_name().expect("the line is present"), &file).expect("created");
     }
     for args in [&["--json"][..], &["--json", "--deep", "--repair"]] {
         let verified = cache.verify(args).exits(1);
@@ -512,8 +522,8 @@ fn unreadable_objects_are_reported_and_kept() {
         assert_eq!(verified.damage(), BTreeMap::from(expected));
         assert_eq!(verified.json()["damage"][0]["repaired"], false);
     }
-    cache.verify(&["--repair"]).exits(1).says("2 objects could not be read and may be intact");
-    assert!(cache.aside().is_empty());
+    cache.verify(&["--repair"]).exits(1).prints("2 objects could not be read and may be intact");
+    assert!(cache.quarantined().is_empty());
 }
 
 #[test]
@@ -524,7 +534,7 @@ fn where_keys_are_set_a_path_needs_a_signature_by_one() {
     let theirs = SigningKey::from_bytes(&[8; 32]);
     let sign = |sample: &mut Sample, key: &SigningKey| {
         let info = NarInfo::parse(sample.narinfo.as_bytes(), &StoreDir::default());
-        let text = info.expect("it is one").fingerprint();
+        let text = info.expect("valid").fingerprint();
         let signature = STANDARD.encode(key.sign(text.as_bytes()).to_bytes());
         sample.narinfo += &format!("Sig: test-1:{signature}\n");
     };
@@ -537,7 +547,7 @@ fn where_keys_are_set_a_path_needs_a_signature_by_one() {
     let found = cache.verify(&["--json"]).exits(2).damage();
     let false_one = |sample: &Sample| (key(&sample.narinfo_path), "signature".to_owned());
     assert_eq!(found, BTreeMap::from([false_one(&unsigned), false_one(&forged)]));
-    cache.verify(&[]).exits(2).says("expected a signature by test-1, found none");
+    cache.verify(&[]).exits(2).prints("expected a signature by test-1, found none");
 }
 
 #[test]
@@ -546,9 +556,9 @@ fn nothing_is_quarantined_during_a_collection() {
     let cache = Cache::with(&[&bad]);
     cache.write(&bad.nar_path, b"");
     cache.verify(&[]).exits(2);
-    fs::create_dir_all(cache.dir.join(".nix-stored")).expect("it can be made");
-    let lock = File::create(cache.dir.join(".nix-stored/lock")).expect("it can be made");
-    rustix::fs::flock(&lock, FlockOperation::LockExclusive).expect("it is free");
+    fs::create_dir_all(cache.dir.join(".nix-stored")).expect("created");
+    let lock = File::create(cache.dir.join(".nix-stored/lock")).expect("created");
+    rustix::fs::flock(&lock, FlockOperation::LockExclusive).expect("free");
     let refused = cache.verify(&["--repair"]).exits(1);
     assert!(refused.err.contains("a garbage collection is running"), "{}", refused.err);
     cache.verify(&[]).exits(2);
@@ -563,7 +573,7 @@ fn nothing_is_quarantined_with_another_store_dir_than_the_daemons() {
     cache.env.push(("NIX_STORED_STORE_DIR".to_owned(), "/gnu/store".to_owned()));
     let refused = cache.verify(&["--repair"]).exits(1);
     assert!(refused.err.contains("NIX_STORED_STORE_DIR"), "{}", refused.err);
-    assert!(cache.aside().is_empty());
+    assert!(cache.quarantined().is_empty());
     cache.env.clear();
     cache.verify(&["--repair"]).exits(0);
 }
@@ -579,11 +589,11 @@ fn verification_does_not_count_as_use() {
     let times = FileTimes::new().set_accessed(used).set_modified(made);
     for key in objects(&cache.dir) {
         let file = File::options().write(true).open(cache.dir.join(&key)).expect("writable");
-        file.set_times(times).expect("it is ours");
+        file.set_times(times).expect("the owner may change it");
     }
     cache.verify(&["--deep", "--repair"]).exits(0);
     for key in objects(&cache.dir) {
-        let metadata = fs::metadata(cache.dir.join(&key)).expect("there");
+        let metadata = fs::metadata(cache.dir.join(&key)).expect("present");
         assert_eq!(metadata.accessed().expect("known"), used, "{key}");
     }
 }

@@ -8,7 +8,7 @@ use crate::support::cache::{SlowBody, TestCache, request};
 use crate::support::objects::{ONE_OF_EACH, Sample, nar_of_file, sample};
 use crate::support::packing::{WITHOUT_DECODER, pack, without_decoder};
 
-/// The compressions that can be written here and read by the cache.
+/// The compressions that the cache can decode and the tests can encode.
 const PACKED: [Compression; 9] = [
     Compression::None,
     Compression::Xz,
@@ -21,7 +21,7 @@ const PACKED: [Compression; 9] = [
     Compression::Lzma,
 ];
 
-/// Bytes that compress to about three quarters.
+/// Bytes that compress to about three quarters of their size.
 fn contents(length: u32) -> Vec<u8> {
     let mut state = 0x2545_f491_4f6c_dd1d_u64;
     let mut next = || {
@@ -53,14 +53,15 @@ async fn every_compression_is_unpacked_and_verified() {
             assert_eq!(upload(&cache, &good).await, 201, "{compression} {size}");
             assert_eq!(cache.get(&good.nar_path).await.is(200).body, good.nar);
 
-            // The same NAR under the narinfo of another: only unpacking can tell.
+            // The NAR under the narinfo of another path, which only unpacking reveals.
             number += 1;
             let other = sample(number, &contents(size + 1)).packed(compression);
-            let mut lying = other.with_file(compression, good.nar.clone());
-            lying.narinfo_path.clone_from(&other.narinfo_path);
-            let refused = cache.put(&lying.narinfo_path, lying.narinfo.clone()).await.is(422);
-            refused.says("NarHash is sha256:").says("that of its NAR is sha256:");
-            cache.get(&lying.narinfo_path).await.is(404);
+            let mut mismatched = other.with_file(compression, good.nar.clone());
+            mismatched.narinfo_path.clone_from(&other.narinfo_path);
+            let refused =
+                cache.put(&mismatched.narinfo_path, mismatched.narinfo.clone()).await.is(422);
+            refused.contains("NarHash is sha256:").contains("that of its NAR is sha256:");
+            cache.get(&mismatched.narinfo_path).await.is(404);
         }
     }
 }
@@ -76,7 +77,7 @@ async fn verify_file_checks_only_the_hash_of_the_file() {
     cache.put(&sample(3, b"").narinfo_path, "x").await.is(400);
     let other = TestCache::configured(&[("VERIFY", "file")], true);
     other.put(&good.nar_path, good.nar.clone()).await.is(201);
-    other.put(&good.narinfo_path, size).await.is(422).says("FileSize");
+    other.put(&good.narinfo_path, size).await.is(422).contains("FileSize");
 }
 
 #[tokio::test]
@@ -104,7 +105,7 @@ async fn an_invalid_nar_is_refused_with_the_reason() {
         ("in the middle", Compression::Xz, pack(Compression::Xz, b"").expect("packed")),
     ] {
         let bad = plain.with_file(compression, file);
-        cache.put(&bad.nar_path, bad.nar.clone()).await.is(422).says(what);
+        cache.put(&bad.nar_path, bad.nar.clone()).await.is(422).contains(what);
         cache.get(&bad.nar_path).await.is(404);
     }
     assert_eq!((cache.objects().len(), cache.staged()), (0, 0));
@@ -115,7 +116,7 @@ async fn a_compression_without_a_decoder_excuses_no_other_compression() {
     let cache = TestCache::new();
     let mut number = 0;
     for (compression, magic) in WITHOUT_DECODER {
-        // Taken in one step, as a stream, and read when the narinfo comes.
+        // Verified in one step, during the transfer, and when the narinfo arrives.
         for (length, is_there) in [(1000, false), (200_000, false), (200_001, true)] {
             number += 1;
             let file = without_decoder(magic, length);
@@ -128,11 +129,12 @@ async fn a_compression_without_a_decoder_excuses_no_other_compression() {
             let others = [Compression::None, Compression::Gzip, Compression::Lzma];
             let unread = WITHOUT_DECODER.map(|(other, _)| other);
             for stated in others.into_iter().chain(unread).filter(|other| *other != compression) {
-                let lying = honest.with_file(stated, file.clone());
-                assert_eq!(lying.nar_path, honest.nar_path);
-                let refused = cache.put(&lying.narinfo_path, lying.narinfo).await.is(422);
-                refused
-                    .says(&format!("Compression is {stated} and that of its NAR is {compression}"));
+                let mismatched = honest.with_file(stated, file.clone());
+                assert_eq!(mismatched.nar_path, honest.nar_path);
+                let refused = cache.put(&mismatched.narinfo_path, mismatched.narinfo).await.is(422);
+                refused.contains(&format!(
+                    "Compression is {stated} and that of its NAR is {compression}"
+                ));
                 cache.get(&honest.narinfo_path).await.is(404);
             }
             cache.put(&honest.narinfo_path, honest.narinfo.clone()).await.is(201);
@@ -152,7 +154,7 @@ async fn a_nar_with_a_wrong_bit_or_byte_is_refused_at_every_size() {
             let long = [good.nar.as_slice(), b"\0"].concat();
             for wrong in [flipped, short, long] {
                 let refused = cache.put(&good.nar_path, wrong).await.is(422);
-                refused.says("the uploaded file has the hash").says("upload it again");
+                refused.contains("the uploaded file has the hash").contains("upload it again");
                 cache.head(&good.nar_path).await.is(404);
             }
         }
@@ -160,12 +162,12 @@ async fn a_nar_with_a_wrong_bit_or_byte_is_refused_at_every_size() {
     assert_eq!((cache.objects().len(), cache.staged()), (0, 0));
 }
 
-/// One MB that unpacks to 100 GB: memory stays as it was, and the cache gives up soon.
+/// One MB that unpacks to 100 GB: memory does not grow, and the cache soon refuses it.
 #[tokio::test]
 async fn a_decompression_bomb_is_not_unpacked_to_its_end() {
     let cache = TestCache::new();
-    // The beginning of the NAR of a file of 100 GB, and zeros: zstd repeats a frame of 16 MB of
-    // them in about 500 bytes.
+    // The beginning of the NAR of a 100 GB file, and zeros: a zstd frame of 16 MB of zeros has
+    // about 500 bytes.
     let mut head = nar_of_file(b"");
     head.truncate(head.len() - 24);
     head.extend_from_slice(&(100u64 << 30).to_le_bytes());
@@ -180,7 +182,7 @@ async fn a_decompression_bomb_is_not_unpacked_to_its_end() {
         .put(&bomb.nar_path, bomb.nar.clone())
         .await
         .is(422)
-        .says("refused as a decompression bomb");
+        .contains("refused as a decompression bomb");
     assert_eq!((cache.objects().len(), cache.staged()), (0, 0));
 }
 
@@ -189,13 +191,13 @@ async fn a_narinfo_must_fit_its_nar_in_every_field() {
     let cache = TestCache::new();
     let good = sample(1, &contents(1000)).packed(Compression::Xz);
     let other = sample(2, &contents(1001)).packed(Compression::Xz);
-    cache.put(&good.narinfo_path, good.narinfo.clone()).await.is(422).says("upload it first");
+    cache.put(&good.narinfo_path, good.narinfo.clone()).await.is(422).contains("upload it first");
     cache.put(&good.nar_path, good.nar.clone()).await.is(201);
     let line = |text: &str, key: &str| -> String {
-        let line = text.lines().find(|line| line.starts_with(key)).expect("it has one");
+        let line = text.lines().find(|line| line.starts_with(key)).expect("the line is present");
         line.to_owned()
     };
-    for (key, becomes, said) in [
+    for (key, becomes, printed) in [
         ("URL", line(&other.narinfo, "URL"), "is not in this cache; upload it first"),
         ("URL", "URL: ../other/x.nar.xz".to_owned(), "nar/<file hash>.nar"),
         ("URL", format!("URL: http://elsewhere{}", good.nar_path), "nar/<file hash>.nar"),
@@ -216,9 +218,9 @@ async fn a_narinfo_must_fit_its_nar_in_every_field() {
         ("Compression", "Compression: rar".to_owned(), "Compression is rar"),
         ("StorePath", line(&other.narinfo, "StorePath"), "hash part"),
     ] {
-        let lying = good.narinfo.replace(&line(&good.narinfo, key), &becomes);
-        assert_ne!(lying, good.narinfo);
-        cache.put(&good.narinfo_path, lying).await.is(422).says(said);
+        let mismatched = good.narinfo.replace(&line(&good.narinfo, key), &becomes);
+        assert_ne!(mismatched, good.narinfo);
+        cache.put(&good.narinfo_path, mismatched).await.is(422).contains(printed);
         cache.head(&good.narinfo_path).await.is(404);
     }
     cache.put(&good.narinfo_path, good.narinfo.clone()).await.is(201);
@@ -245,8 +247,8 @@ async fn a_nar_stored_earlier_is_read_when_its_narinfo_is_uploaded() {
     let good = sample(1, &contents(200_000)).packed(Compression::Zstd);
     let file = cache.dir().join(&good.nar_path[1..]);
     std::fs::write(&file, &good.nar).expect("writable");
-    let lying = good.narinfo.replace("NarSize: ", "NarSize: 1");
-    cache.put(&good.narinfo_path, lying).await.is(422).says("NarSize");
+    let mismatched = good.narinfo.replace("NarSize: ", "NarSize: 1");
+    cache.put(&good.narinfo_path, mismatched).await.is(422).contains("NarSize");
     cache.put(&good.narinfo_path, good.narinfo.clone()).await.is(201);
 }
 
@@ -257,10 +259,10 @@ async fn a_damaged_nar_is_quarantined_so_that_nix_uploads_it_again() {
     let file = cache.dir().join(&good.nar_path[1..]);
     std::fs::write(&file, &good.nar[..100_000]).expect("writable");
     cache.head(&good.nar_path).await.is(200);
-    cache.put(&good.narinfo_path, good.narinfo.clone()).await.is(422).says("quarantined");
+    cache.put(&good.narinfo_path, good.narinfo.clone()).await.is(422).contains("quarantined");
     cache.head(&good.nar_path).await.is(404);
     let aside = cache.dir().join(".nix-stored/quarantine").join(&good.nar_path[1..]);
-    assert_eq!(std::fs::read(aside).expect("it is kept").len(), 100_000);
+    assert_eq!(std::fs::read(aside).expect("kept").len(), 100_000);
     assert_eq!(upload(&cache, &good).await, 201);
 }
 
@@ -273,15 +275,15 @@ async fn references_must_be_stored_first_where_that_is_required() {
     top.narinfo = top.narinfo.replace("References: ", &references);
     cache.put(&top.nar_path, top.nar.clone()).await.is(201);
     let refused = cache.put(&top.narinfo_path, top.narinfo.clone()).await.is(422);
-    refused.says(&format!("upload {} first", &leaf.store_path[11..]));
+    refused.contains(&format!("upload {} first", &leaf.store_path[11..]));
     assert_eq!(upload(&cache, &leaf).await, 201);
     cache.put(&top.narinfo_path, top.narinfo.clone()).await.is(201);
 }
 
-/// `nix key generate-secret` made it, for this test.
+/// A key for this test, made by `nix key generate-secret`.
 const KEY: &str = "test-1:Q50WW5eEQ+zEAmyYW6qFkj+SuOGipY/hpNhJkXYQOKo=";
 
-/// A NAR that real Nix packed and a narinfo that it signed with [`KEY`].
+/// A NAR packed by Nix, and a narinfo that Nix signed with [`KEY`].
 fn signed() -> Sample {
     let nar = nar_of_file(b"hello\n");
     let plain = Sample {
@@ -306,34 +308,39 @@ async fn only_paths_signed_by_a_trusted_key_are_accepted() {
     let keys = format!("{nixos} {KEY}");
     let cache = TestCache::configured(&[("TRUSTED_PUBLIC_KEYS", &keys)], true);
     cache.put(&signed.nar_path, signed.nar.clone()).await.is(201);
-    let sig = signed.narinfo.lines().find(|line| line.starts_with("Sig")).expect("it has one");
+    let sig =
+        signed.narinfo.lines().find(|line| line.starts_with("Sig")).expect("the line is present");
     let zeros = format!("{}==", "A".repeat(86));
-    for (becomes, said) in [
+    for (becomes, printed) in [
         (String::new(), "none at all"),
         (format!("Sig: test-1:{zeros}\n"), "no valid signature by a key that this cache trusts"),
         (sig.replace("test-1", "other-1") + "\n", "it has other-1"),
         (sig.replace("test-1", "cache.nixos.org-1") + "\n", "cache.nixos.org-1"),
     ] {
         let bad = signed.narinfo.replace(&format!("{sig}\n"), &becomes);
-        cache.put(&signed.narinfo_path, bad).await.is(422).says(said).says("test-1");
+        cache.put(&signed.narinfo_path, bad).await.is(422).contains(printed).contains("test-1");
     }
-    for (becomes, said) in [
+    for (becomes, printed) in [
         ("Sig: test-1\n".to_owned(), "is not “<key name>:<base 64>”"),
         ("Sig: test-1:AAAA\n".to_owned(), "is not 64 bytes"),
     ] {
         let bad = signed.narinfo.replace(&format!("{sig}\n"), &becomes);
-        cache.put(&signed.narinfo_path, bad).await.is(400).says(said);
+        cache.put(&signed.narinfo_path, bad).await.is(400).contains(printed);
     }
     cache.head(&signed.narinfo_path).await.is(404);
-    // One that counts is enough, whatever stands beside it.
+    // One valid signature is enough, whatever the others are.
     let both = signed.narinfo.replace(sig, &format!("Sig: a-1:{zeros}\n{sig}\n{sig}"));
     cache.put(&signed.narinfo_path, both).await.is(201);
-    // Nix keeps them in a set, too.
+    // Nix keeps signatures in a set, too.
     assert_eq!(cache.get(&signed.narinfo_path).await.text().matches("Sig: test-1").count(), 1);
 
     let elsewhere = TestCache::configured(&[("TRUSTED_PUBLIC_KEYS", nixos)], true);
     elsewhere.put(&signed.nar_path, signed.nar.clone()).await.is(201);
-    elsewhere.put(&signed.narinfo_path, signed.narinfo.clone()).await.is(422).says("it has test-1");
+    elsewhere
+        .put(&signed.narinfo_path, signed.narinfo.clone())
+        .await
+        .is(422)
+        .contains("it has test-1");
 }
 
 #[tokio::test]
@@ -346,8 +353,9 @@ async fn a_second_upload_of_a_narinfo_adds_its_signatures_and_nothing_else() {
     assert_eq!(cache.get(&signed.narinfo_path).await.text(), signed.narinfo);
 
     let zeros = format!("{}==", "A".repeat(86));
-    let sig = signed.narinfo.lines().find(|line| line.starts_with("Sig")).expect("it has one");
-    // From a client's memory: an old URL, no old signature, two new ones.
+    let sig =
+        signed.narinfo.lines().find(|line| line.starts_with("Sig")).expect("the line is present");
+    // A cached narinfo of a client: an old URL, without the old signature, with two new ones.
     let stale = signed
         .narinfo
         .replace(
@@ -358,7 +366,7 @@ async fn a_second_upload_of_a_narinfo_adds_its_signatures_and_nothing_else() {
     cache.put(&signed.narinfo_path, stale).await.is(200);
     let merged = signed.narinfo.replace(sig, &format!("Sig: b-1:{zeros}\n{sig}\nSig: z-1:{zeros}"));
     assert_eq!(cache.get(&signed.narinfo_path).await.text(), merged);
-    // And again: nothing twice.
+    // Uploading it again duplicates no signature.
     cache.put(&signed.narinfo_path, signed.narinfo.clone()).await.is(200);
     assert_eq!(cache.get(&signed.narinfo_path).await.text(), merged);
 }
@@ -376,7 +384,7 @@ async fn signatures_uploaded_at_the_same_time_are_all_kept() {
         })
         .collect();
     for upload in uploads {
-        assert_eq!(upload.await.expect("it answers"), 200);
+        assert_eq!(upload.await.expect("a response arrives"), 200);
     }
     let text = cache.get(&plain.narinfo_path).await.text();
     assert_eq!(text.matches("\nSig: key-").count(), 20, "{text}");
@@ -400,7 +408,7 @@ async fn a_narinfo_whose_nar_was_lost_is_replaced_completely() {
     let cache = TestCache::new();
     let plain = sample(1, &contents(100));
     assert_eq!(upload(&cache, &plain).await, 201);
-    std::fs::remove_file(cache.dir().join(&plain.nar_path[1..])).expect("it is there");
+    std::fs::remove_file(cache.dir().join(&plain.nar_path[1..])).expect("present");
     let packed = plain.packed(Compression::Xz);
     cache.put(&packed.nar_path, packed.nar.clone()).await.is(201);
     cache.put(&packed.narinfo_path, packed.narinfo.clone()).await.is(200);
@@ -414,10 +422,10 @@ async fn a_narinfo_is_refused_until_its_nar_is_stored() {
     let (body, upload) = SlowBody::new();
     let upload = cache.put_in_the_background(&good.nar_path, upload);
     body.send(&good.nar[..100_000]).await;
-    cache.put(&good.narinfo_path, good.narinfo.clone()).await.is(422).says("upload it first");
+    cache.put(&good.narinfo_path, good.narinfo.clone()).await.is(422).contains("upload it first");
     body.send(&good.nar[100_000..]).await;
     drop(body);
-    assert_eq!(upload.await.expect("it answers"), 201);
+    assert_eq!(upload.await.expect("a response arrives"), 201);
     cache.put(&good.narinfo_path, good.narinfo.clone()).await.is(201);
 }
 
@@ -426,7 +434,7 @@ async fn put_encoded(
     path: &str,
     encoding: &str,
     body: Vec<u8>,
-) -> crate::support::cache::Answer {
+) -> crate::support::cache::TestResponse {
     let mut upload = request(Method::PUT, path, Body::from(body));
     upload.headers_mut().insert("content-encoding", encoding.parse().expect("a value"));
     cache.send(upload).await
@@ -446,9 +454,9 @@ async fn an_encoded_narinfo_listing_or_log_is_stored_plain() {
         assert_eq!(cache.get(&good.narinfo_path).await.text(), good.narinfo);
         let packed_log = pack(compression, &log).expect("packed");
         assert!(put_encoded(&cache, ONE_OF_EACH[5], name, packed_log).await.status.is_success());
-        let answer = cache.get(ONE_OF_EACH[5]).await.is(200);
-        assert_eq!(answer.body, log);
-        assert!(answer.header("content-encoding").is_empty());
+        let response = cache.get(ONE_OF_EACH[5]).await.is(200);
+        assert_eq!(response.body, log);
+        assert!(response.header("content-encoding").is_empty());
         assert!(put_encoded(&cache, ONE_OF_EACH[2], name, packed).await.status.is_success());
         assert_eq!(cache.get(ONE_OF_EACH[2]).await.text(), good.narinfo);
     }
@@ -461,8 +469,8 @@ async fn a_wrong_content_encoding_is_refused() {
     let good = sample(1, b"x");
     put_encoded(&cache, ONE_OF_EACH[2], "br, gzip", b"{}".to_vec()).await.is(415);
     put_encoded(&cache, ONE_OF_EACH[2], "lzop", b"{}".to_vec()).await.is(415);
-    put_encoded(&cache, ONE_OF_EACH[2], "xz", b"{}".to_vec()).await.is(400).says("xz");
-    put_encoded(&cache, &good.narinfo_path, "zstd", b"{}".to_vec()).await.is(400).says("zstd");
+    put_encoded(&cache, ONE_OF_EACH[2], "xz", b"{}".to_vec()).await.is(400).contains("xz");
+    put_encoded(&cache, &good.narinfo_path, "zstd", b"{}".to_vec()).await.is(400).contains("zstd");
     put_encoded(&cache, &good.nar_path, "gzip", good.nar.clone()).await.is(415);
     let bomb = pack(Compression::Zstd, &vec![b'x'; 50_000_000]).expect("packed");
     put_encoded(&cache, &good.narinfo_path, "zstd", bomb).await.is(413);
@@ -473,7 +481,7 @@ async fn a_wrong_content_encoding_is_refused() {
 async fn a_limit_on_uploads_holds_with_and_without_a_declared_length() {
     let cache = TestCache::configured(&[("MAX_UPLOAD_SIZE", "100K")], true);
     let large = sample(1, &contents(200_000));
-    cache.put(&large.nar_path, large.nar.clone()).await.is(413).says("102400");
+    cache.put(&large.nar_path, large.nar.clone()).await.is(413).contains("102400");
     for path in [large.nar_path.as_str(), ONE_OF_EACH[5]] {
         let (body, upload) = SlowBody::new();
         let upload = cache.put_in_the_background(path, upload);
@@ -482,7 +490,7 @@ async fn a_limit_on_uploads_holds_with_and_without_a_declared_length() {
         }
         body.send(&large.nar[..50_000]).await;
         drop(body);
-        assert_eq!(upload.await.expect("it answers"), 413, "{path}");
+        assert_eq!(upload.await.expect("a response arrives"), 413, "{path}");
     }
     assert_eq!((cache.objects().len(), cache.staged()), (0, 0));
     let small = sample(2, b"x");
@@ -494,15 +502,19 @@ async fn the_configured_free_space_stays_free() {
     let cache = TestCache::configured(&[("MIN_FREE_SPACE", "1000T")], true);
     let small = sample(1, b"x");
     let refused = cache.put(&small.nar_path, small.nar.clone()).await.is(413);
-    refused.says("NIX_STORED_MIN_FREE_SPACE").says("bytes free");
+    refused.contains("NIX_STORED_MIN_FREE_SPACE").contains("bytes free");
     let large = sample(1, &contents(200_000));
-    cache.put(&large.nar_path, large.nar.clone()).await.is(413).says("NIX_STORED_MIN_FREE_SPACE");
+    cache
+        .put(&large.nar_path, large.nar.clone())
+        .await
+        .is(413)
+        .contains("NIX_STORED_MIN_FREE_SPACE");
     cache.put(ONE_OF_EACH[5], "x").await.is(413);
 }
 
-/// The line with a narinfo's signature.
+/// The signature line of a narinfo.
 fn sig(narinfo: &str) -> String {
-    narinfo.lines().find(|line| line.starts_with("Sig")).expect("it has one").to_owned()
+    narinfo.lines().find(|line| line.starts_with("Sig")).expect("the line is present").to_owned()
 }
 
 #[tokio::test]
@@ -510,7 +522,7 @@ async fn an_honest_upload_replaces_a_narinfo_with_other_references() {
     let cache = TestCache::new();
     let signed = signed();
     cache.put(&signed.nar_path, signed.nar.clone()).await.is(201);
-    // The signature covers the references: what it is on is another narinfo.
+    // The signature covers the references, so the narinfo with other references is not signed.
     let other = sample(7, b"").store_path.replace("/nix/store/", "");
     let poisoned = signed.narinfo.replace("References: ", &format!("References: {other}"));
     assert_ne!(poisoned, signed.narinfo);
@@ -529,12 +541,12 @@ async fn a_signature_that_is_served_is_valid_where_its_key_is_trusted() {
     let poisoned = signed.narinfo.replace("References: ", &format!("References: {other}"));
     open.put(&signed.narinfo_path, poisoned).await.is(201);
 
-    // The same cache with a key: the honest upload takes the place of what was there.
+    // The same cache with a trusted key: the signed upload replaces the stored narinfo.
     let cache = open.reconfigured(&[("TRUSTED_PUBLIC_KEYS", KEY)]);
     cache.put(&signed.narinfo_path, signed.narinfo.clone()).await.is(200);
     assert_eq!(cache.get(&signed.narinfo_path).await.text(), signed.narinfo);
 
-    // A signature with the trusted key's name that is not valid is not published, nor merged.
+    // An invalid signature with the name of the trusted key is neither published nor merged.
     let zeros = format!("{}==", "A".repeat(86));
     let false_sig = format!("Sig: test-1:{zeros}");
     let both = signed
@@ -553,7 +565,7 @@ async fn a_false_narinfo_with_the_right_fingerprint_is_replaced_by_the_next_uplo
     let signed = signed();
     let cache = TestCache::new();
     assert_eq!(upload(&cache, &signed).await, 201);
-    // Somebody edits the file; neither size nor compression is part of the fingerprint.
+    // A user edits the file. Size and compression are not part of the fingerprint.
     let file = cache.dir().join(&signed.narinfo_path[1..]);
     for (from, to) in [("FileSize: ", "FileSize: 1"), ("Compression: none", "Compression: gzip")] {
         let edited = signed.narinfo.replace(from, to);

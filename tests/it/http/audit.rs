@@ -13,19 +13,19 @@ use crate::support::objects::{Sample, sample};
 use crate::support::scratch::Scratch;
 use crate::support::wire::Wire;
 
-/// The lines of a log in JSON that are the audit.
-fn audited(log: &str) -> Vec<Value> {
+/// The audit lines of a JSON log.
+fn audit_lines(log: &str) -> Vec<Value> {
     let lines = log.lines().filter_map(|line| serde_json::from_str(line).ok());
     lines.filter(|line: &Value| line["target"] == "audit").collect()
 }
 
-/// What a command writes into its log.
+/// The audit lines of a command.
 fn logged(dir: &Path, args: &[&str]) -> Vec<Value> {
     let mut command = on_cache(dir, args);
-    let output = command.env("NIX_STORED_LOG_FORMAT", "json").output().expect("it starts");
+    let output = command.env("NIX_STORED_LOG_FORMAT", "json").output().expect("the process starts");
     let log = String::from_utf8(output.stderr).expect("UTF-8");
     assert!(output.status.code() != Some(1), "{log}");
-    audited(&log)
+    audit_lines(&log)
 }
 
 fn put(daemon: &Daemon, sample: &Sample) {
@@ -49,7 +49,7 @@ fn every_accepted_upload_is_one_log_line_with_all_known_facts() {
     let app = fixture().output("app");
     let nix = fixture().nix().with_netrc("builder", "secret");
     nix.copy_to(daemon.url(), std::slice::from_ref(&app));
-    // One that is not taken.
+    // A refused upload.
     let unsigned = sample(1, b"");
     let mut wire = Wire::to(&daemon);
     let login = "Authorization: Basic YnVpbGRlcjpzZWNyZXQ=";
@@ -62,12 +62,12 @@ fn every_accepted_upload_is_one_log_line_with_all_known_facts() {
             "PUT {path} HTTP/1.1\r\nHost: x\r\n{login}\r\nContent-Length: {length}\r\n\r\n"
         ));
         wire.send_bytes(&body);
-        assert_eq!(wire.answer().status, status);
+        assert_eq!(wire.response().status, status);
     }
     let log = daemon.stop().1;
-    let (dir, lines) = (scratch.path(), audited(&log));
+    let (dir, lines) = (scratch.path(), audit_lines(&log));
     let paths: Vec<&str> = lines.iter().map(|line| line["path"].as_str().expect("text")).collect();
-    let objects = crate::support::audit::objects(dir);
+    let objects = crate::support::cache_dir::objects(dir);
     assert!(objects.len() > 4);
     for object in &objects {
         let count = paths.iter().filter(|path| path.trim_start_matches('/') == object).count();
@@ -79,7 +79,7 @@ fn every_accepted_upload_is_one_log_line_with_all_known_facts() {
         assert_eq!((&line["user"], &line["level"]), (&"builder".into(), &"INFO".into()));
         assert!(line["client"].as_str().expect("text").starts_with("127.0.0.1:"), "{line}");
         let key = line["path"].as_str().expect("text").trim_start_matches('/');
-        let file = fs::read(dir.join(key)).expect("it is there");
+        let file = fs::read(dir.join(key)).expect("present");
         assert_eq!(line["size_bytes"], file.len(), "{line}");
         if !key.ends_with(".narinfo") {
             continue;
@@ -93,13 +93,13 @@ fn every_accepted_upload_is_one_log_line_with_all_known_facts() {
         assert_eq!(line["file_hash"], field("FileHash"));
         assert_eq!(line["nar_hash"], field("NarHash"));
         assert_eq!(line["signed_by"], "fixture-1");
-        // And its NAR had its own.
+        // The NAR has a line of its own.
         let nar = lines.iter().find(|line| line["path"] == format!("/{}", field("URL")));
-        let nar = nar.expect("it was uploaded");
+        let nar = nar.expect("uploaded");
         assert_eq!((&nar["file_hash"], &nar["nar_hash"]), (&line["file_hash"], &line["nar_hash"]));
     }
     assert!(lines.iter().any(|line| line["store_path"] == app));
-    // Nothing of it is told twice.
+    // Nothing is logged twice.
     assert_eq!(log.matches("\"uploaded\"").count(), lines.len());
 }
 
@@ -110,7 +110,7 @@ fn an_upload_without_user_is_anonymous_and_its_unverified_keys_are_marked() {
     let signature = "A".repeat(86);
     sample.narinfo.push_str(&format!("Sig: somebody-1:{signature}==\n"));
     put(&daemon, &sample);
-    let lines = audited(&daemon.stop().1);
+    let lines = audit_lines(&daemon.stop().1);
     assert_eq!(lines.len(), 2);
     assert!(lines.iter().all(|line| line["user"] == "anonymous"));
     assert_eq!(lines[1]["unchecked_keys"], "somebody-1");
@@ -132,7 +132,7 @@ fn every_object_that_the_daemon_collects_is_logged() {
         last_used(daemon.dir(), path.trim_start_matches('/'), 40 * day);
     }
     daemon.wait_for_log("collected 1 paths");
-    let lines = audited(&daemon.stop().1);
+    let lines = audit_lines(&daemon.stop().1);
     let gone: Vec<&Value> = lines.iter().filter(|line| line["message"] == "deleted").collect();
     assert_eq!(gone.len(), 2, "{lines:?}");
     assert!(gone.iter().all(|line| line["by"] == "collector" && line["reason"] == "age"));

@@ -6,9 +6,9 @@ use crate::support::daemon::Daemon;
 use crate::support::objects::{ONE_OF_EACH, sample};
 use crate::support::wire::Wire;
 
-/// The daemon still takes and serves.
+/// Checks that the daemon still accepts uploads and serves them.
 #[track_caller]
-fn goes_on(daemon: &Daemon) {
+fn assert_still_works(daemon: &Daemon) {
     let sample = sample(9, b"still here");
     assert_eq!(Wire::to(daemon).request("PUT", &sample.nar_path, &sample.nar).status, 201);
     assert_eq!(Wire::to(daemon).request("GET", &sample.nar_path, b"").body, sample.nar);
@@ -38,7 +38,7 @@ fn encoded_path_traversal_is_404_for_reads_and_refused_for_writes() {
         assert_eq!(Wire::to(&daemon).request("HEAD", path, b"").status, 404, "{path}");
         assert_eq!(Wire::to(&daemon).request("PUT", path, b"x").status, 400, "{path}");
     }
-    goes_on(&daemon);
+    assert_still_works(&daemon);
 }
 
 #[test]
@@ -61,7 +61,7 @@ fn wrong_lengths_and_alphabets_break_a_rule_that_is_named() {
         assert_eq!(refused.status, 400, "{path}");
         assert!(refused.text().contains(rule), "{}", refused.text());
     }
-    goes_on(&daemon);
+    assert_still_works(&daemon);
 }
 
 #[test]
@@ -77,7 +77,7 @@ fn a_truncated_body_is_logged_and_leaves_nothing() {
         let absent = if *path == "/nix-cache-info" { 200 } else { 404 };
         assert_eq!(Wire::to(&daemon).request("GET", path, b"").status, absent);
     }
-    goes_on(&daemon);
+    assert_still_works(&daemon);
 }
 
 #[test]
@@ -90,11 +90,11 @@ fn a_narinfo_that_is_too_large_is_refused_before_it_is_sent() {
         ONE_OF_EACH[1]
     ));
     assert_eq!(wire.head().status, 413);
-    // A client that does not ask first still gets the answer, and not a reset.
+    // A client without `Expect: 100-continue` also gets the response, and no reset.
     let refused = Wire::to(&daemon).request("PUT", ONE_OF_EACH[1], &vec![b'x'; size]);
     assert_eq!(refused.status, 413);
     assert!(refused.text().contains(&MAX_SIZE.to_string()), "{}", refused.text());
-    goes_on(&daemon);
+    assert_still_works(&daemon);
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn a_head_that_is_too_large_is_431() {
     }
     wire.send_or_give_up(b"\r\n");
     assert_eq!(wire.head().status, 431);
-    goes_on(&daemon);
+    assert_still_works(&daemon);
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn other_methods_are_405_and_name_those_that_are_served() {
             assert_eq!(refused.header("allow"), "GET, HEAD, PUT");
         }
     }
-    goes_on(&daemon);
+    assert_still_works(&daemon);
 }
 
 #[test]
@@ -134,7 +134,7 @@ fn a_request_that_is_not_http_is_400_and_the_connection_is_closed() {
         assert_eq!(wire.head().status, 400);
         assert!(wire.rest().is_empty());
     }
-    goes_on(&daemon);
+    assert_still_works(&daemon);
 }
 
 #[test]
@@ -151,8 +151,8 @@ fn a_refused_body_is_not_read_as_requests() {
         smuggled.len()
     ));
     wire.send_or_give_up(smuggled.as_bytes());
-    assert_eq!(wire.answer().status, 401);
-    assert!(wire.rest().is_empty(), "the body was taken for requests");
+    assert_eq!(wire.response().status, 401);
+    assert!(wire.rest().is_empty(), "the body was parsed as requests");
 }
 
 #[test]
@@ -162,10 +162,10 @@ fn chunked_uploads_are_accepted_and_broken_chunks_refused() {
     let mut wire = Wire::to(&daemon);
     let head = format!("PUT {path} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n");
     wire.send(&format!("{head}5\r\nhello\r\n0\r\n\r\n"));
-    assert_eq!(wire.answer().status, 201);
+    assert_eq!(wire.response().status, 201);
     assert_eq!(wire.request("GET", path, b"").text(), "hello");
     let mut wire = Wire::to(&daemon);
     wire.send(&format!("{head}zz\r\nhello\r\n0\r\n\r\n"));
-    assert_eq!(wire.answer().status, 400);
+    assert_eq!(wire.response().status, 400);
     assert_eq!(Wire::to(&daemon).request("GET", path, b"").text(), "hello");
 }

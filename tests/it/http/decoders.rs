@@ -9,19 +9,19 @@ use nix_stored::nix::Compression;
 use crate::support::daemon::Daemon;
 use crate::support::objects::{Sample, nar_of_file, sample};
 use crate::support::packing::pack;
-use crate::support::wire::{Received, Wire};
+use crate::support::wire::{RawResponse, Wire};
 
 const MIB: usize = 1024 * 1024;
 
-/// What all decoders together may take, and what else a busy daemon has: its buffers, and what the
-/// allocator keeps.
+/// The memory of all decoders, and the rest: the buffers of a busy daemon, and what the allocator
+/// keeps.
 const BUDGET: usize = 512 * MIB;
 const AROUND: usize = 64 * MIB;
 
-/// How long anything small may take for others meanwhile. Generous.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// The limit for small requests of other clients meanwhile.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The NAR of a file of `length` zeros, without the zeros: what comes before and after them.
+/// The NAR of a file of `length` zeros, without the zeros: the bytes before and after them.
 fn around_zeros(length: usize) -> [Vec<u8>; 2] {
     let empty = nar_of_file(b"");
     let (head, tail) = (&empty[..empty.len() - 24], &empty[empty.len() - 16..]);
@@ -32,16 +32,16 @@ fn around_zeros(length: usize) -> [Vec<u8>; 2] {
 fn zeros_with_a_large_window(length: usize) -> Vec<u8> {
     let [head, tail] = around_zeros(length);
     let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).expect("an encoder");
-    encoder.window_log(27).expect("it is allowed");
+    encoder.window_log(27).expect("allowed");
     encoder.write_all(&head).expect("packed");
-    // Not one piece, whose size would be known and become the window.
+    // In several writes, because zstd would reduce the window to the size of a single one.
     let zeros = vec![0; MIB];
     (0..length / MIB).for_each(|_| encoder.write_all(&zeros).expect("packed"));
     encoder.write_all(&tail).expect("packed");
     encoder.finish().expect("packed")
 }
 
-/// Less than 64 KiB that unpack to 20 GB of zeros in a NAR that would have more.
+/// Less than 64 KiB that unpack to 20 GB of zeros, in a NAR that declares more.
 fn small_bomb() -> Vec<u8> {
     let [head, _] = around_zeros(100 << 30);
     let mut bomb = pack(Compression::Bzip2, &head).expect("packed");
@@ -51,8 +51,8 @@ fn small_bomb() -> Vec<u8> {
     bomb
 }
 
-/// Sends all of these at the same time, and waits for the answers.
-fn all_at_once(daemon: &Daemon, requests: &[(String, String, Vec<u8>)]) -> Vec<Received> {
+/// Sends all requests concurrently, and waits for the responses.
+fn send_concurrently(daemon: &Daemon, requests: &[(String, String, Vec<u8>)]) -> Vec<RawResponse> {
     let mut wires: Vec<Wire> = requests.iter().map(|_| Wire::to(daemon)).collect();
     for (wire, (path, headers, body)) in wires.iter_mut().zip(requests) {
         let length = body.len();
@@ -61,10 +61,10 @@ fn all_at_once(daemon: &Daemon, requests: &[(String, String, Vec<u8>)]) -> Vec<R
         ));
         wire.send_bytes(body);
     }
-    wires.iter_mut().map(Wire::answer).collect()
+    wires.iter_mut().map(Wire::response).collect()
 }
 
-/// What the daemon took more than before at its peak, for `work`.
+/// The increase of the daemon's peak memory during `work`.
 fn memory_for(daemon: &Daemon, work: impl FnOnce()) -> usize {
     assert_eq!(Wire::to(daemon).request("GET", "/nix-cache-info", b"").status, 200);
     let before = daemon.memory();
@@ -104,7 +104,7 @@ fn a_brotli_window_of_a_gibibyte_is_refused_and_costs_nothing() {
 #[test]
 fn nars_with_large_windows_share_one_budget() {
     let daemon = Daemon::start();
-    // As bodies that are taken in one step, and as streams; each is another NAR.
+    // As bodies that are verified in one step, and as streams; each is another NAR.
     let nars: Vec<_> = (1..=16)
         .map(|number| zeros_with_a_large_window((200 + number) * MIB))
         .map(|packed| sample(1, b"").with_file(Compression::Zstd, packed))
@@ -112,8 +112,8 @@ fn nars_with_large_windows_share_one_budget() {
         .collect();
     assert!(nars.iter().all(|(_, _, body)| body.len() < 64 * 1024));
     let grown = memory_for(&daemon, || {
-        let answers = all_at_once(&daemon, &nars);
-        assert!(answers.iter().all(|answer| answer.status == 201), "{answers:?}");
+        let responses = send_concurrently(&daemon, &nars);
+        assert!(responses.iter().all(|response| response.status == 201), "{responses:?}");
     });
     assert!(grown < BUDGET + AROUND, "{grown} bytes");
 }
@@ -124,10 +124,10 @@ fn streams_with_large_windows_share_one_budget() {
     let noise = crate::support::noise::Noise::new(1).bytes(200 * 1024);
     let nars: Vec<_> = (0..24)
         .map(|number: u8| {
-            // Some noise, so that it is too large to be taken in one step, and then zeros.
+            // Random data, so that the body is too large for one step, and then zeros.
             let contents = [&[number], &noise[..], &vec![0; 150 * MIB]].concat();
             let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).expect("packed");
-            encoder.window_log(27).expect("it is allowed");
+            encoder.window_log(27).expect("allowed");
             nar_of_file(&contents)
                 .chunks(MIB)
                 .for_each(|chunk| encoder.write_all(chunk).expect("packed"));
@@ -136,8 +136,8 @@ fn streams_with_large_windows_share_one_budget() {
         })
         .collect();
     let grown = memory_for(&daemon, || {
-        let answers = all_at_once(&daemon, &nars);
-        assert!(answers.iter().all(|answer| answer.status == 201), "{answers:?}");
+        let responses = send_concurrently(&daemon, &nars);
+        assert!(responses.iter().all(|response| response.status == 201), "{responses:?}");
     });
     assert!(grown < BUDGET + AROUND, "{grown} bytes");
 }
@@ -153,11 +153,12 @@ fn side_files_are_not_unpacked_beyond_their_limit() {
         })
         .collect();
     let grown = memory_for(&daemon, || {
-        let answers = all_at_once(&daemon, &listings);
-        assert!(answers.iter().all(|answer| answer.status == 413), "{answers:?}");
+        let responses = send_concurrently(&daemon, &listings);
+        assert!(responses.iter().all(|response| response.status == 413), "{responses:?}");
     });
     assert!(grown < BUDGET + AROUND, "{grown} bytes");
-    // What is a thousand times its size and not much is taken; JSON has its limit, and logs another.
+    // Files of limited size are accepted even if they expand a thousandfold. JSON and logs have
+    // different limits.
     let upload = |path: &str, body: &[u8]| {
         let mut wire = Wire::to(&daemon);
         let length = body.len();
@@ -165,7 +166,7 @@ fn side_files_are_not_unpacked_beyond_their_limit() {
             "PUT {path} HTTP/1.1\r\nHost: x\r\nContent-Encoding: xz\r\nContent-Length: {length}\r\n\r\n"
         ));
         wire.send_bytes(body);
-        wire.answer().status
+        wire.response().status
     };
     let pack = |bytes: &[u8]| pack(Compression::Xz, bytes).expect("packed");
     let noise = crate::support::noise::Noise::new(1).bytes(200 * 1024);
@@ -188,16 +189,16 @@ fn hundreds_of_small_decompression_bombs_leave_the_daemon_healthy() {
         wire.send_bytes(&bomb.nar);
         wire
     };
-    // More than the blocking pool has threads.
+    // More than the threads of the blocking pool.
     let bombs: Vec<Wire> = (0..520).map(begin).collect();
     for number in 10..14 {
-        let begun = Instant::now();
+        let started = Instant::now();
         assert_eq!(Wire::to(&daemon).request("GET", "/health", b"").status, 200);
         let sample = sample(number, &[number; 1000]).packed(Compression::Xz);
         let put = |path: &str, body: &[u8]| Wire::to(&daemon).request("PUT", path, body).status;
         assert_eq!(put(&sample.nar_path, &sample.nar), 201);
         assert_eq!(put(&sample.narinfo_path, sample.narinfo.as_bytes()), 201);
-        assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
+        assert!(started.elapsed() < TIMEOUT, "{:?}", started.elapsed());
     }
     assert!(daemon.peak_memory() < BUDGET + AROUND, "{}", daemon.peak_memory());
     drop(bombs);

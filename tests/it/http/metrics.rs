@@ -6,20 +6,20 @@ use std::time::Duration;
 use crate::support::closures::last_used;
 use crate::support::daemon::{Builder, Daemon};
 use crate::support::fixture::fixture;
-use crate::support::metrics::{Numbers, promtool};
+use crate::support::metrics::{MetricValues, promtool};
 use crate::support::nix::Nix;
 use crate::support::objects::{nar_of_file, sample};
 use crate::support::wire::Wire;
 
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// A file of the project.
+/// Reads a file of the project.
 fn file(name: &str) -> String {
     let path = format!("{}/{name}", env!("CARGO_MANIFEST_DIR"));
-    std::fs::read_to_string(path).expect("it is there")
+    std::fs::read_to_string(path).expect("present")
 }
 
-/// What in a text is named like a metric of ours.
+/// The words in a text that look like names of our metrics.
 fn named(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
     let ours = words.filter(|word| word.starts_with("nix_stored_") || word.starts_with("process_"));
@@ -30,7 +30,7 @@ fn named(text: &str) -> BTreeSet<String> {
     ours.map(plain).collect()
 }
 
-/// A daemon that has done a bit of everything, with real Nix.
+/// A daemon after requests of many kinds, by Nix.
 fn with_traffic(builder: Builder) -> Daemon {
     let daemon =
         builder.env("NIX_STORED_MAX_AGE", "30d").env("NIX_STORED_GC_INTERVAL", "1s").start();
@@ -50,18 +50,18 @@ fn with_traffic(builder: Builder) -> Daemon {
 
 #[track_caller]
 fn put(daemon: &Daemon, path: &str, body: &[u8], status: u16) {
-    let answer = Wire::to(daemon).request("PUT", path, body);
-    assert_eq!(answer.status, status, "{path}: {}", answer.text());
+    let response = Wire::to(daemon).request("PUT", path, body);
+    assert_eq!(response.status, status, "{path}: {}", response.text());
 }
 
 #[test]
 fn promtool_accepts_the_metrics_after_real_traffic() {
     let daemon = with_traffic(Daemon::builder());
-    let (content, told) = promtool(&["check", "metrics"], &Numbers::of(&daemon).text);
-    assert!(content && told.is_empty(), "{told}");
-    // It would have.
-    let (content, told) = promtool(&["check", "metrics"], "# TYPE x counter\nx 1\n");
-    assert!(!content && !told.is_empty(), "{told}");
+    let (content, printed) = promtool(&["check", "metrics"], &MetricValues::scrape(&daemon).text);
+    assert!(content && printed.is_empty(), "{printed}");
+    // promtool reports defects.
+    let (content, printed) = promtool(&["check", "metrics"], "# TYPE x counter\nx 1\n");
+    assert!(!content && !printed.is_empty(), "{printed}");
 }
 
 #[test]
@@ -72,19 +72,19 @@ fn the_documentation_lists_exactly_the_existing_metrics() {
     let builder = Daemon::builder();
     let daemon = builder.start();
     put(&daemon, "/nonsense", b"", 400);
-    // The answer is with the client before it is counted.
-    daemon.wait_until("it has looked and counted", || {
-        let text = Numbers::of(&daemon).text;
+    // The response arrives before it is counted.
+    daemon.wait_until("the store is scanned and the response is counted", || {
+        let text = MetricValues::scrape(&daemon).text;
         text.contains("store_bytes") && text.contains("uploads_refused_total")
     });
-    let numbers = Numbers::of(&daemon);
+    let numbers = MetricValues::scrape(&daemon);
     let served: BTreeSet<String> = numbers.names().into_iter().map(str::to_owned).collect();
 
     let page = file("docs/metrics.md");
     let rows = page.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` | "));
     let is_name = |name: &str| name.starts_with("nix_stored_") || name.starts_with("process_");
-    let told: Vec<(&str, &str)> = rows.filter(|(name, _)| is_name(name)).collect();
-    for (name, rest) in &told {
+    let printed: Vec<(&str, &str)> = rows.filter(|(name, _)| is_name(name)).collect();
+    for (name, rest) in &printed {
         let kind = rest.split(' ').next().expect("a column");
         let there = numbers.text.contains(&format!("# TYPE {name} {kind}\n"));
         assert!(
@@ -92,15 +92,15 @@ fn the_documentation_lists_exactly_the_existing_metrics() {
             "{name} is no {kind} here"
         );
     }
-    let told: BTreeSet<String> = told.into_iter().map(|(name, _)| name.to_owned()).collect();
-    let missing: Vec<&String> = served.difference(&told).collect();
+    let printed: BTreeSet<String> = printed.into_iter().map(|(name, _)| name.to_owned()).collect();
+    let missing: Vec<&String> = served.difference(&printed).collect();
     assert!(missing.is_empty(), "docs/metrics.md does not tell of {missing:?}");
 
-    // What is shown and alerted on is a part of that, too.
+    // The dashboard and the alerts use only documented metrics.
     for name in ["contrib/grafana-dashboard.json", "contrib/prometheus-rules.yml"] {
         let used = named(&file(name));
         assert!(used.len() > 8, "{name}: {used:?}");
-        let unknown: Vec<&String> = used.difference(&told).collect();
+        let unknown: Vec<&String> = used.difference(&printed).collect();
         assert!(unknown.is_empty(), "{name} uses {unknown:?}");
     }
 }
@@ -108,8 +108,8 @@ fn the_documentation_lists_exactly_the_existing_metrics() {
 #[test]
 fn the_alerts_are_rules_and_the_dashboard_is_json() {
     let rules = format!("{}/contrib/prometheus-rules.yml", env!("CARGO_MANIFEST_DIR"));
-    let (content, told) = promtool(&["check", "rules", &rules], "");
-    assert!(content && told.contains("8 rules found"), "{told}");
+    let (content, printed) = promtool(&["check", "rules", &rules], "");
+    assert!(content && printed.contains("8 rules found"), "{printed}");
 
     let dashboard: serde_json::Value =
         serde_json::from_str(&file("contrib/grafana-dashboard.json")).expect("JSON");
@@ -118,7 +118,7 @@ fn the_alerts_are_rules_and_the_dashboard_is_json() {
     let expressions: Vec<&str> =
         expressions.flatten().filter_map(|target| target["expr"].as_str()).collect();
     assert!(expressions.len() >= 20);
-    // Prometheus itself reads the expressions, as rules.
+    // promtool parses the expressions of the dashboard as rules.
     let mut text = String::from("groups:\n- name: dashboard\n  rules:\n");
     for (number, expression) in expressions.iter().enumerate() {
         let expression = expression.replace("$__rate_interval", "5m").replace("$instance", ".*");
@@ -128,15 +128,15 @@ fn the_alerts_are_rules_and_the_dashboard_is_json() {
     let scratch = crate::support::scratch::Scratch::new();
     let name = scratch.join("dashboard.yml");
     std::fs::write(&name, text).expect("written");
-    let (content, told) = promtool(&["check", "rules", name.to_str().expect("UTF-8")], "");
-    assert!(content, "{told}");
+    let (content, printed) = promtool(&["check", "rules", name.to_str().expect("UTF-8")], "");
+    assert!(content, "{printed}");
 }
 
 #[test]
 fn the_counters_match_the_traffic() {
     let daemon = Daemon::start();
-    daemon.wait_until("it has looked", || {
-        Numbers::of(&daemon).get("nix_stored_store_seen_timestamp_seconds") > 0.0
+    daemon.wait_until("the store is scanned", || {
+        MetricValues::scrape(&daemon).get("nix_stored_store_seen_timestamp_seconds") > 0.0
     });
     let (sample, large) = (sample(1, &[1; 100]), sample(2, &[2; 300_000]));
     let mut wire = Wire::to(&daemon);
@@ -158,16 +158,16 @@ fn the_counters_match_the_traffic() {
     ask("PUT", &large.narinfo_path, b"x", 400);
     ask("PUT", "/nonsense", b"", 400);
     ask("GET", "/nix-cache-info", b"", 200);
-    // Answers are with the client before they are counted.
-    daemon.wait_until("all is counted", || {
-        let numbers = Numbers::of(&daemon);
+    // The responses arrive before they are counted.
+    daemon.wait_until("all responses are counted", || {
+        let numbers = MetricValues::scrape(&daemon);
         let requests =
             |kind: &str| numbers.sum(&format!("nix_stored_http_requests_total{{kind=\"{kind}\""));
         ["narinfo", "nar", "cache-info"].map(requests) == [8.0, 5.0, 1.0]
             && numbers.sum("nix_stored_uploads_refused_total") == 2.0
     });
 
-    let numbers = Numbers::of(&daemon);
+    let numbers = MetricValues::scrape(&daemon);
     let bytes = sample.nar.len() + sample.narinfo.len() + large.nar.len() + large.narinfo.len();
     let request = |kind: &str, method: &str, status: u16| {
         format!("http_requests_total{{kind=\"{kind}\",method=\"{method}\",status=\"{status}\"}}")
@@ -196,7 +196,7 @@ fn the_counters_match_the_traffic() {
         ("commit_duration_seconds_count".into(), 4),
         ("store_paths".into(), 2),
         ("store_bytes".into(), bytes),
-        // Those of the wire, and of who asks for the numbers.
+        // The test's connection, and the connection of the metrics request.
         ("open_connections".into(), 2),
     ];
     for (name, count) in expected {
@@ -209,7 +209,7 @@ fn the_counters_match_the_traffic() {
     let (least, scrapes) = (large.nar.len() + 3 * sample.narinfo.len(), 3 * numbers.text.len());
     assert!(sent >= least && sent < least + 20 * scrapes, "{sent}");
     let free = numbers.get("nix_stored_store_free_bytes");
-    let disk = rustix::fs::statvfs(daemon.dir()).expect("it is there");
+    let disk = rustix::fs::statvfs(daemon.dir()).expect("present");
     let expected = (disk.f_bavail * disk.f_frsize) as f64;
     assert!((free - expected).abs() < 1e9, "{free} {expected}");
     let files = numbers.get("process_open_fds") as usize;
@@ -221,13 +221,13 @@ fn the_counters_match_the_traffic() {
 #[test]
 fn a_download_is_counted_when_the_client_has_received_it() {
     let daemon = Daemon::builder().env("NIX_STORED_VERIFY", "file").start();
-    // More than what the system takes on the way.
+    // More than the socket buffers hold.
     let nar = nar_of_file(&vec![7; 64 << 20]);
     let hash = nix_stored::nix::Sha256Hash::of(&nar).to_nix32();
     let path = format!("/nar/{hash}.nar");
     put(&daemon, &path, &nar, 201);
     let counted = || {
-        let numbers = Numbers::of(&daemon);
+        let numbers = MetricValues::scrape(&daemon);
         numbers.get("nix_stored_http_requests_total{kind=\"nar\",method=\"GET\",status=\"200\"}")
     };
     let mut wire = Wire::to(&daemon);
@@ -235,15 +235,15 @@ fn a_download_is_counted_when_the_client_has_received_it() {
     assert_eq!(wire.head().status, 200);
     assert_eq!(counted(), 0.0);
     assert!(wire.rest().len() == nar.len());
-    daemon.wait_until("it is counted", || counted() == 1.0);
+    daemon.wait_until("the response is counted", || counted() == 1.0);
 }
 
 #[test]
 fn collections_are_counted_and_the_size_of_the_cache_is_known_after_a_restart() {
     let daemon = with_traffic(Daemon::builder());
     let done = "nix_stored_collections_total{result=\"done\"}";
-    daemon.wait_until("it is counted", || Numbers::of(&daemon).get(done) >= 1.0);
-    let numbers = Numbers::of(&daemon);
+    daemon.wait_until("the response is counted", || MetricValues::scrape(&daemon).get(done) >= 1.0);
+    let numbers = MetricValues::scrape(&daemon);
     assert_eq!(numbers.get("nix_stored_collected_paths_total"), 1.0);
     let old = sample(1, b"old");
     let size = old.nar.len() + old.narinfo.len();
@@ -252,8 +252,8 @@ fn collections_are_counted_and_the_size_of_the_cache_is_known_after_a_restart() 
     assert!(left[1] > 1.0, "{left:?}");
 
     let again = Daemon::builder().dir(daemon.dir()).start();
-    again.wait_until("it has looked", || {
-        let numbers = Numbers::of(&again);
+    again.wait_until("the store is scanned", || {
+        let numbers = MetricValues::scrape(&again);
         ["nix_stored_store_bytes", "nix_stored_store_paths"].map(|name| numbers.get(name)) == left
     });
 }
@@ -273,11 +273,11 @@ fn metrics_require_the_same_credentials_as_reads() {
     // reader:secret
     let login = "Authorization: Basic cmVhZGVyOnNlY3JldA==";
     wire.send(&format!("GET /metrics HTTP/1.1\r\nHost: x\r\n{login}\r\n\r\n"));
-    let answer = wire.answer();
-    assert_eq!(answer.status, 200);
-    assert_eq!(answer.header("content-type"), "text/plain; version=0.0.4; charset=utf-8");
-    assert!(answer.text().contains("nix_stored_build_info"));
-    // Neither is a place to upload to.
+    let response = wire.response();
+    assert_eq!(response.status, 200);
+    assert_eq!(response.header("content-type"), "text/plain; version=0.0.4; charset=utf-8");
+    assert!(response.text().contains("nix_stored_build_info"));
+    // Neither path accepts uploads.
     for path in ["/metrics", "/health"] {
         assert_eq!(Wire::to(&daemon).request("PUT", path, b"x").status, 403, "{path}");
     }
@@ -296,7 +296,8 @@ fn upstreams_are_counted_separately_and_without_credentials() {
         .start();
     let name = upstream.url().to_owned();
     let number = |rest: &str| {
-        Numbers::of(&daemon).get(&format!("nix_stored_upstream_{rest}").replace('@', &name))
+        MetricValues::scrape(&daemon)
+            .get(&format!("nix_stored_upstream_{rest}").replace('@', &name))
     };
     assert_eq!(number("up{upstream=\"@\"}"), 1.0);
     for path in [&sample.narinfo_path, &sample.nar_path] {
@@ -308,7 +309,7 @@ fn upstreams_are_counted_separately_and_without_credentials() {
     assert_eq!(number("requests_total{result=\"absent\",upstream=\"@\"}"), 1.0);
     let bytes = number("received_bytes_total{upstream=\"@\"}");
     assert_eq!(bytes as usize, sample.nar.len() + sample.narinfo.len());
-    assert!(!Numbers::of(&daemon).text.contains("secret"));
+    assert!(!MetricValues::scrape(&daemon).text.contains("secret"));
 
     upstream.kill();
     for number in 3..7 {
@@ -321,7 +322,8 @@ fn upstreams_are_counted_separately_and_without_credentials() {
 
 #[test]
 fn names_like_those_of_metrics_and_health_are_absent() {
-    // A path whose hash part spells one of them is no collision: names of a cache end otherwise.
+    // A path whose hash part spells one of these names does not collide, because object names have
+    // an extension.
     let daemon = Daemon::start();
     let nix = Nix::new();
     let paths = nix.add_tiny_files("metrics", 2);

@@ -12,7 +12,7 @@ use crate::support::wire::Wire;
 fn limit_files(daemon: &Daemon, files: u64) {
     let maximum = rustix::process::getrlimit(Resource::Nofile).maximum;
     let limit = Rlimit { current: Some(files), maximum };
-    prlimit(Some(daemon.pid()), Resource::Nofile, limit).expect("it is a child of ours");
+    prlimit(Some(daemon.pid()), Resource::Nofile, limit).expect("a child process");
 }
 
 /// User and system time of a process, in clock ticks (proc_pid_stat(5)).
@@ -27,19 +27,19 @@ fn cpu(pid: Pid) -> u64 {
 fn without_free_descriptors_the_daemon_waits_without_spinning_and_recovers() {
     let daemon = Daemon::start();
     let mut kept = Wire::to(&daemon);
-    // What it does by itself at its start is over.
+    // The work after the start is done.
     let seen = "\nnix_stored_store_seen_timestamp_seconds 1";
     while !kept.request("GET", "/metrics", b"").text().contains(seen) {
         std::thread::yield_now();
     }
     assert_eq!(kept.request("GET", "/health", b"").status, 200);
-    // Not one more can be opened, whichever number becomes free: the limit is on the numbers
-    // (getrlimit(2)), and the three below it are never closed.
+    // No more files can be opened: the limit is on descriptor numbers (getrlimit(2)), and the three
+    // below it are never closed.
     limit_files(&daemon, 3);
     let mut waiting = Wire::to(&daemon);
     waiting.send("GET /nix-cache-info HTTP/1.1\r\nHost: x\r\n\r\n");
     daemon.wait_for_log("cannot accept connections");
-    // Who is connected is still answered, with a reason where a file is needed for it.
+    // Requests on open connections are still answered, with an error if they need a file.
     let sample = sample(1, b"x");
     for _ in 0..20 {
         assert_eq!(kept.request("GET", "/nix-cache-info", b"").status, 200);
@@ -49,15 +49,15 @@ fn without_free_descriptors_the_daemon_waits_without_spinning_and_recovers() {
     let health = kept.request("GET", "/health", b"");
     assert_eq!(health.status, 503);
     assert!(health.text().contains("no more files can be opened"), "{}", health.text());
-    let (before, begun) = (cpu(daemon.pid()), Instant::now());
-    while begun.elapsed() < Duration::from_secs(2) {
+    let (before, started) = (cpu(daemon.pid()), Instant::now());
+    while started.elapsed() < Duration::from_secs(2) {
         std::thread::park_timeout(Duration::from_millis(100));
     }
-    // At a hundred ticks a second, a busy loop would have taken 200.
+    // At 100 ticks per second, a busy loop would use 200.
     let spent = cpu(daemon.pid()) - before;
     assert!(spent < 40, "{spent} ticks in two seconds");
     limit_files(&daemon, 1024);
-    assert_eq!(waiting.answer().status, 200);
+    assert_eq!(waiting.response().status, 200);
     assert_eq!(Wire::to(&daemon).request("GET", "/nix-cache-info", b"").status, 200);
     assert_eq!(kept.request("GET", "/health", b"").status, 200);
     daemon.wait_for_log("accepting connections again");
@@ -68,7 +68,7 @@ fn without_free_descriptors_the_daemon_waits_without_spinning_and_recovers() {
 
 #[test]
 fn slow_downloads_above_the_limit_of_open_files_all_continue() {
-    // Room for 768 connections, and for 128 files of answers.
+    // This allows 768 connections, and 128 open files for responses.
     let daemon = Daemon::builder().file_limit(1024).start();
     let large = sample(1, &Noise::new(1).bytes(5 << 20));
     assert_eq!(Wire::to(&daemon).request("PUT", &large.nar_path, &large.nar).status, 201);
@@ -90,9 +90,9 @@ fn slow_downloads_above_the_limit_of_open_files_all_continue() {
 
 #[test]
 fn connections_above_the_limit_wait() {
-    // Room for 272 descriptors is room for 16 connections, the least that it serves at a time.
+    // 272 descriptors allow 16 connections, the minimum.
     let daemon = Daemon::builder().file_limit(272).start();
-    // Each is in the middle of an upload: idle ones would make room.
+    // All are in an upload, because an idle connection would be closed for a new one.
     let mut served: Vec<Wire> = (0..16).map(|_| Wire::to(&daemon)).collect();
     let sample = sample(1, b"x");
     for wire in &mut served {
@@ -106,12 +106,12 @@ fn connections_above_the_limit_wait() {
     let mut waiting = Wire::to(&daemon);
     waiting.send("GET /nix-cache-info HTTP/1.1\r\nHost: x\r\n\r\n");
     daemon.wait_for_log("connection limit reached; new connections wait");
-    assert!(!waiting.has_answer(), "it did not wait");
+    assert!(!waiting.has_answer(), "the client did not wait");
     served.pop();
-    assert_eq!(waiting.answer().status, 200);
+    assert_eq!(waiting.response().status, 200);
     for mut wire in served {
         wire.send_bytes(&sample.nar);
-        assert!([200, 201].contains(&wire.answer().status));
+        assert!([200, 201].contains(&wire.response().status));
     }
 }
 
@@ -129,11 +129,11 @@ fn at_the_connection_limit_the_longest_idle_connection_is_closed() {
     let mut idle: Vec<Wire> = (0..15).map(|_| Wire::to(&daemon)).collect();
     for wire in &mut idle {
         assert_eq!(wire.request("GET", "/nix-cache-info", b"").status, 200);
-        // So that it is clear which one has been idle for longer.
+        // So that the order of idle times is unambiguous.
         std::thread::park_timeout(Duration::from_millis(50));
     }
-    // Each for the one that has been idle longest then.
-    let begun = Instant::now();
+    // Each new connection replaces the one that has been idle longest.
+    let started = Instant::now();
     let mut newcomers = Vec::new();
     for longest in idle.drain(..3) {
         let mut newcomer = Wire::to(&daemon);
@@ -141,12 +141,12 @@ fn at_the_connection_limit_the_longest_idle_connection_is_closed() {
         newcomers.push(newcomer);
         assert!(longest.rest().is_empty());
     }
-    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
     for wire in idle.iter_mut().chain(&mut newcomers) {
         assert_eq!(wire.request("GET", "/nix-cache-info", b"").status, 200);
     }
     upload.send_bytes(&sample.nar);
-    assert_eq!(upload.answer().status, 201);
+    assert_eq!(upload.response().status, 201);
 }
 
 #[test]
@@ -160,21 +160,21 @@ fn stalled_large_uploads_do_not_keep_their_permits() {
             sample.nar.len()
         ));
     };
-    // As many as have a turn, and none sends anything.
+    // As many uploads as there are permits, all stalled.
     let mut still: Vec<Wire> = (0..256).map(|_| Wire::to(&daemon)).collect();
     for wire in &mut still {
         begin(wire);
         assert_eq!(wire.head().status, 100);
     }
-    let begun = Instant::now();
+    let started = Instant::now();
     let mut other = Wire::to(&daemon);
     begin(&mut other);
     assert_eq!(other.head().status, 100);
     other.send_bytes(&sample.nar);
-    assert_eq!(other.answer().status, 201);
-    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
-    // They can still be finished.
+    assert_eq!(other.response().status, 201);
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    // The stalled uploads can still be completed.
     let mut first = still.remove(0);
     first.send_bytes(&sample.nar);
-    assert_eq!(first.answer().status, 200);
+    assert_eq!(first.response().status, 200);
 }

@@ -56,11 +56,11 @@ async fn every_kind_of_object_has_its_content_type_and_an_entity_tag() {
         if cache.get(path).await.status == 404 {
             cache.put(path, "{}").await.is(201);
         }
-        let answer = cache.get(path).await.is(200);
-        assert_eq!(answer.header("content-type"), expected, "{path}");
-        assert!(answer.header("etag").len() > 4, "{path}");
-        assert!(answer.header("content-encoding").is_empty());
-        assert!(httpdate::parse_http_date(answer.header("last-modified")).is_ok(), "{path}");
+        let response = cache.get(path).await.is(200);
+        assert_eq!(response.header("content-type"), expected, "{path}");
+        assert!(response.header("etag").len() > 4, "{path}");
+        assert!(response.header("content-encoding").is_empty());
+        assert!(httpdate::parse_http_date(response.header("last-modified")).is_ok(), "{path}");
     }
 }
 
@@ -76,25 +76,25 @@ async fn a_range_of_a_nar_is_served() {
         ("bytes=-5".to_owned(), size - 5, size),
         (format!("bytes={}-{}", size - 1, size * 2), size - 1, size),
     ] {
-        let answer = cache.get_with(&sample.nar_path, &[("range", &range)]).await.is(206);
-        assert_eq!(answer.body, sample.nar[from..to], "{range}");
-        assert_eq!(answer.header("content-range"), format!("bytes {from}-{}/{size}", to - 1));
-        assert_eq!(answer.header("accept-ranges"), "bytes");
-        assert_eq!(answer.header("etag"), cache.head(&sample.nar_path).await.header("etag"));
+        let response = cache.get_with(&sample.nar_path, &[("range", &range)]).await.is(206);
+        assert_eq!(response.body, sample.nar[from..to], "{range}");
+        assert_eq!(response.header("content-range"), format!("bytes {from}-{}/{size}", to - 1));
+        assert_eq!(response.header("accept-ranges"), "bytes");
+        assert_eq!(response.header("etag"), cache.head(&sample.nar_path).await.header("etag"));
     }
     let beyond = format!("bytes={size}-");
-    let answer = cache.get_with(&sample.nar_path, &[("range", &beyond)]).await.is(416);
-    assert_eq!(answer.header("content-range"), format!("bytes */{size}"));
-    assert_eq!(answer.header("accept-ranges"), "bytes");
+    let response = cache.get_with(&sample.nar_path, &[("range", &beyond)]).await.is(416);
+    assert_eq!(response.header("content-range"), format!("bytes */{size}"));
+    assert_eq!(response.header("accept-ranges"), "bytes");
 }
 
 #[tokio::test]
 async fn an_unchanged_object_is_304() {
     let (cache, sample) = with_a_nar(b"x").await;
     for path in [&sample.nar_path, &sample.narinfo_path] {
-        let answer = cache.get(path).await;
-        let tag = answer.header("etag").to_owned();
-        let date = answer.header("last-modified").to_owned();
+        let response = cache.get(path).await;
+        let tag = response.header("etag").to_owned();
+        let date = response.header("last-modified").to_owned();
         for header in [("if-none-match", tag.as_str()), ("if-modified-since", date.as_str())] {
             let again = cache.get_with(path, &[header]).await.is(304);
             assert!(again.body.is_empty());
@@ -111,17 +111,17 @@ async fn a_replaced_object_has_another_entity_tag() {
     cache.put(path, "one log").await.is(201);
     let before = cache.head(path).await.header("etag").to_owned();
     cache.put(path, "two log").await.is(200);
-    let answer = cache.get_with(path, &[("if-none-match", &before)]).await;
-    answer.is(200).says("two log");
+    let response = cache.get_with(path, &[("if-none-match", &before)]).await;
+    response.is(200).contains("two log");
 }
 
 #[tokio::test]
 async fn an_absent_object_is_404_and_not_cacheable() {
     let cache = TestCache::new();
     for path in &ONE_OF_EACH[1..] {
-        let answer = cache.get(path).await.is(404).says("not found in this cache");
-        assert_eq!(answer.header("cache-control"), "no-store");
-        assert_eq!(answer.header("accept-ranges") == "bytes", path.starts_with("/nar/"));
+        let response = cache.get(path).await.is(404).contains("not found in this cache");
+        assert_eq!(response.header("cache-control"), "no-store");
+        assert_eq!(response.header("accept-ranges") == "bytes", path.starts_with("/nar/"));
     }
 }
 
@@ -129,18 +129,18 @@ async fn an_absent_object_is_404_and_not_cacheable() {
 async fn cache_info_is_always_served_as_text() {
     let vars = [("STORE_DIR", "/gnu/store"), ("PRIORITY", "7"), ("WANT_MASS_QUERY", "0")];
     let cache = TestCache::configured(&vars, true);
-    let answer = cache.get("/nix-cache-info").await.is(200);
-    assert_eq!(answer.text(), "StoreDir: /gnu/store\nWantMassQuery: 0\nPriority: 7\n");
-    // Even where a `nix copy --to file://` left its own.
+    let response = cache.get("/nix-cache-info").await.is(200);
+    assert_eq!(response.text(), "StoreDir: /gnu/store\nWantMassQuery: 0\nPriority: 7\n");
+    // Even if `nix copy --to file://` wrote another file.
     std::fs::write(cache.dir().join("nix-cache-info"), "StoreDir: /nix/store\n").expect("writable");
-    assert_eq!(cache.get("/nix-cache-info").await.text(), answer.text());
+    assert_eq!(cache.get("/nix-cache-info").await.text(), response.text());
 }
 
 #[tokio::test]
 async fn a_directory_or_a_pipe_is_not_served_as_an_object() {
     let cache = TestCache::new();
     let name = |path: &str| cache.dir().join(path.trim_start_matches('/'));
-    std::fs::create_dir(name(ONE_OF_EACH[1])).expect("a folder can be made");
+    std::fs::create_dir(name(ONE_OF_EACH[1])).expect("the folder is created");
     rustix::fs::mknodat(
         rustix::fs::CWD,
         name(ONE_OF_EACH[3]),
@@ -148,7 +148,7 @@ async fn a_directory_or_a_pipe_is_not_served_as_an_object() {
         rustix::fs::Mode::RUSR,
         0,
     )
-    .expect("a pipe can be made");
+    .expect("the pipe is created");
     cache.get(ONE_OF_EACH[1]).await.is(404);
     cache.get(ONE_OF_EACH[3]).await.is(404);
 }
@@ -161,7 +161,7 @@ async fn debug_info_is_absent_after_its_nar_was_removed() {
     cache.put(path, link.clone()).await.is(201);
     assert_eq!(cache.get(path.trim_end_matches(".debug")).await.is(200).text(), link);
     cache.head(path).await.is(200);
-    std::fs::remove_file(cache.dir().join(&sample.nar_path[1..])).expect("it is there");
+    std::fs::remove_file(cache.dir().join(&sample.nar_path[1..])).expect("present");
     cache.get(path).await.is(404);
     cache.head(path).await.is(404);
 }

@@ -21,7 +21,7 @@ fn upload(daemon: &Daemon, sample: &Sample) {
 #[test]
 fn responses_of_every_size_on_one_connection_do_not_mix() {
     let daemon = Daemon::start();
-    // Below and above what is read at once, what a socket takes, and what is sent at a time.
+    // Sizes below and above the read buffer, the socket buffer, and the size of a send.
     let samples: Vec<Sample> = [10, 30_000, 40_000, 300_000, 1_048_576, 5_000_000, 40_001]
         .iter()
         .zip(1..)
@@ -32,7 +32,7 @@ fn responses_of_every_size_on_one_connection_do_not_mix() {
     }
     let mut wire = Wire::to(&daemon);
     for _ in 0..3 {
-        // All at once: the next request is there before the last answer has left.
+        // Pipelined: each request is sent before the previous response has been read.
         for sample in &samples {
             wire.send(&format!("GET {} HTTP/1.1\r\nHost: x\r\n\r\n", sample.nar_path));
             let range = sample.nar.len() / 3;
@@ -43,11 +43,11 @@ fn responses_of_every_size_on_one_connection_do_not_mix() {
             wire.send("GET /nix-cache-info HTTP/1.1\r\nHost: x\r\n\r\n");
         }
         for sample in &samples {
-            let whole = wire.answer();
+            let whole = wire.response();
             assert!(whole.status == 200 && whole.body == sample.nar);
-            let part = wire.answer();
+            let part = wire.response();
             assert!(part.status == 206 && part.body == sample.nar[sample.nar.len() / 3..]);
-            assert!(wire.answer().text().starts_with("StoreDir"));
+            assert!(wire.response().text().starts_with("StoreDir"));
         }
     }
 }
@@ -60,11 +60,12 @@ fn a_large_nar_is_sent_by_the_kernel() {
     let mut wire = Wire::to(&daemon);
     wire.send(&format!("GET {} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", sample.nar_path));
     assert_eq!(wire.head().status, 200);
-    // More than a socket takes is still to be sent, so the file is lent, as a map without a page.
+    // The socket buffer is full, so the file is still open: as a mapping with no resident page.
     let maps = std::fs::read_to_string(format!("/proc/{}/smaps", daemon.pid().as_raw_nonzero()));
     let maps = maps.expect("the daemon is there");
     let (_, map) = maps.split_once(&sample.nar_path).expect("the file is mapped");
-    let resident = map.lines().find_map(|line| line.strip_prefix("Rss:")).expect("it is counted");
+    let resident =
+        map.lines().find_map(|line| line.strip_prefix("Rss:")).expect("the field is present");
     assert_eq!(resident.trim(), "0 kB");
     assert!(wire.rest() == sample.nar);
 }
@@ -76,7 +77,7 @@ fn a_nar_is_sent_completely_without_the_faster_system_calls() {
     upload(&Daemon::builder().dir(scratch.path()).start(), &sample);
     for call in ["sendfile", "preadv2", "setsockopt"] {
         for error in ["ENOSYS", "EINVAL", "EPERM", "EOPNOTSUPP"] {
-            // The options of this socket are set here.
+            // The test sets options of this socket.
             let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
             let daemon =
                 Daemon::builder().dir(scratch.path()).socket(listener).failing(call, error).start();
@@ -89,7 +90,7 @@ fn a_nar_is_sent_completely_without_the_faster_system_calls() {
                 "GET {} HTTP/1.1\r\nHost: x\r\nRange: bytes=1000001-\r\n\r\n",
                 sample.nar_path
             ));
-            let part = wire.answer();
+            let part = wire.response();
             assert!(part.status == 206 && part.body == sample.nar[1_000_001..], "{call} {error}");
         }
     }
@@ -123,7 +124,7 @@ fn a_client_that_disconnects_frees_the_file() {
     assert_eq!(wire.head().status, 200);
     assert_eq!(maps(), 1);
     drop(wire);
-    daemon.wait_until("the map is gone", || maps() == 0);
+    daemon.wait_until("the mapping is removed", || maps() == 0);
 }
 
 #[tokio::test]
@@ -137,7 +138,7 @@ async fn a_cached_narinfo_is_never_older_than_the_last_change_by_this_daemon() {
         cache.get(&sample.narinfo_path).await.is(200);
         let signed = format!("{}Sig: key-{number}:{zeros}\n", sample.narinfo);
         cache.put(&sample.narinfo_path, signed).await.is(200);
-        cache.get(&sample.narinfo_path).await.says(&format!("key-{number}:"));
+        cache.get(&sample.narinfo_path).await.contains(&format!("key-{number}:"));
     }
 }
 
@@ -156,17 +157,17 @@ async fn a_change_by_another_process_is_served_within_seconds() {
     std::fs::create_dir_all(cache.dir().join("nar")).expect("writable");
     std::fs::write(cache.dir().join(&sample.nar_path[1..]), &sample.nar).expect("writable");
     replace(&sample.narinfo);
-    cache.get(&sample.narinfo_path).await.is(200).says(&sample.narinfo);
+    cache.get(&sample.narinfo_path).await.is(200).contains(&sample.narinfo);
     let other = format!("{}Sig: another-1:AAAA\n", sample.narinfo);
     let changed = replace(&other);
     while cache.get(&sample.narinfo_path).await.text() != other {
-        assert!(changed.elapsed() < Duration::from_secs(10), "it is still the old one");
+        assert!(changed.elapsed() < Duration::from_secs(10), "the old object is still served");
         tokio::task::yield_now().await;
     }
-    std::fs::remove_file(&file).expect("it is there");
+    std::fs::remove_file(&file).expect("present");
     let removed = Instant::now();
     while cache.get(&sample.narinfo_path).await.status != 404 {
-        assert!(removed.elapsed() < Duration::from_secs(10), "it is still there");
+        assert!(removed.elapsed() < Duration::from_secs(10), "the removed object is still served");
         tokio::task::yield_now().await;
     }
 }

@@ -12,25 +12,25 @@ use crate::support::noise::Noise;
 use crate::support::objects::{Sample, sample};
 use crate::support::wire::Wire;
 
-/// How many of them there are.
+/// The number of slow clients.
 const SLOW: usize = 5000;
 
-/// How long the NAR may take. Generous: a moment is usual.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// The limit for a download of the NAR, which usually takes a moment.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The first bytes of a request, whose head never ends.
+/// The first bytes of a request whose head never ends.
 fn head() -> Vec<u8> {
     [&b"GET /nix-cache-info HTTP/1.1\r\nHost: x\r\nX-Slow: "[..], &[b'x'; 1000]].concat()
 }
 
-/// Room for as many sockets in this process.
+/// Raises the limit of open files of this process.
 fn raise_file_limit() {
     let maximum = getrlimit(Resource::Nofile).maximum;
     assert!(maximum.is_none_or(|most| most > SLOW as u64 + 1000), "ulimit -Hn is {maximum:?}");
-    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).expect("it is allowed");
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).expect("allowed");
 }
 
-/// Clients that send one byte a second each, in turn, as long as they are wanted.
+/// Clients that each send one byte per second.
 struct Crowd {
     slow: Vec<TcpStream>,
     sent: usize,
@@ -40,14 +40,14 @@ impl Crowd {
     fn gather(address: &str) -> Self {
         raise_file_limit();
         let slow = (0..SLOW).map(|_| {
-            let stream = TcpStream::connect(address).expect("it accepts, or its queue does");
-            stream.set_nonblocking(true).expect("it can be set");
+            let stream = TcpStream::connect(address).expect("connected");
+            stream.set_nonblocking(true).expect("the option is set");
             stream
         });
         Self { slow: slow.collect(), sent: 0 }
     }
 
-    /// The next byte of each. How many are still connected.
+    /// Sends the next byte of each client. Returns the number of open connections.
     fn send(&mut self, head: &[u8]) -> usize {
         let byte = [head[self.sent]];
         self.sent += 1;
@@ -59,18 +59,18 @@ impl Crowd {
     }
 }
 
-/// Several NARs, one after the other, and how long each took.
+/// Downloads the NAR several times. Returns the duration of each download.
 fn fetch(address: &str, sample: &Sample) -> Vec<Duration> {
     let fetch = |_| {
-        let begun = Instant::now();
-        let answer = Wire::to_address(address).request("GET", &sample.nar_path, b"");
-        assert!(answer.status == 200 && answer.body == sample.nar);
-        begun.elapsed()
+        let started = Instant::now();
+        let response = Wire::to_address(address).request("GET", &sample.nar_path, b"");
+        assert!(response.status == 200 && response.body == sample.nar);
+        started.elapsed()
     };
     (0..5).map(fetch).collect()
 }
 
-/// What it takes to fetch while the crowd sends.
+/// Downloads the NAR while the crowd sends.
 fn fetch_in_the_crowd(address: &str, sample: &Sample) -> (Vec<Duration>, usize) {
     let mut crowd = Crowd::gather(address);
     let (head, done) = (head(), AtomicBool::new(false));
@@ -88,7 +88,7 @@ fn fetch_in_the_crowd(address: &str, sample: &Sample) -> (Vec<Duration>, usize) 
             }
             std::thread::park_timeout(Duration::from_secs(1));
         }
-        (fetched.join().expect("the NARs come"), connected)
+        (fetched.join().expect("the NARs arrive"), connected)
     })
 }
 
@@ -110,9 +110,9 @@ fn thousands_of_clients_that_send_a_byte_a_second_delay_no_download() {
     let address = daemon.url().trim_start_matches("http://");
     let before = daemon.peak_memory();
     let (took, connected) = fetch_in_the_crowd(address, &sample);
-    assert!(took.iter().all(|took| *took < PATIENCE), "{took:?}");
-    assert_eq!(connected, SLOW, "they were not there");
-    // A connection that has said next to nothing costs next to nothing.
+    assert!(took.iter().all(|took| *took < TIMEOUT), "{took:?}");
+    assert_eq!(connected, SLOW, "the slow clients were not connected");
+    // A connection that has sent only a few bytes costs little memory.
     let cost = (daemon.peak_memory() - before) / SLOW;
     assert!(cost < 40_000, "{cost} bytes a connection");
 }
@@ -120,7 +120,7 @@ fn thousands_of_clients_that_send_a_byte_a_second_delay_no_download() {
 #[test]
 fn slow_connections_above_the_limit_are_closed_in_favour_of_a_new_request() {
     let sample = sample(1, &Noise::new(1).bytes(5 << 20));
-    // Room for 1,536 connections.
+    // This allows 1,536 connections.
     let daemon = daemon_with(&sample, Some(2048));
     let address = daemon.url().trim_start_matches("http://");
     let (took, _) = fetch_in_the_crowd(address, &sample);

@@ -1,7 +1,8 @@
-//! Which files of a crate use which, read from their text.
+//! The dependencies between the files of a crate, read from their text.
 //!
-//! File A uses file B if code in A names an item that B defines, directly or through re-exports. A declaration (`mod`) and
-//! a re-export (`pub use`) are no use by themselves. Not seen are method calls, and items that macros define.
+//! File A uses file B if code in A names an item that B defines, directly or through re-exports. A
+//! declaration (`mod`) and a re-export (`pub use`) are not uses. Method calls and items defined by
+//! macros are not recognized.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,7 +28,7 @@ pub enum Tests {
 pub struct Graph {
     /// The files that are modules of the crate.
     pub files: BTreeSet<String>,
-    /// For each pair of files of which the first uses the second: the path in the first that shows it.
+    /// The using and the used file, with the path in the first that names the second.
     pub edges: BTreeMap<(String, String), String>,
 }
 
@@ -51,7 +52,7 @@ impl Graph {
         Self { files, edges }
     }
 
-    /// The groups of two or more files in which each uses each, directly or not.
+    /// The groups of two or more files that use each other, directly or indirectly.
     pub fn cycles(&self) -> Vec<Vec<&str>> {
         let mut graph = DiGraph::<&str, ()>::new();
         let mut nodes = BTreeMap::new();
@@ -68,7 +69,7 @@ impl Graph {
         cycles
     }
 
-    /// The uses within a group of files, a line each.
+    /// The uses within a group of files, one per line.
     pub fn uses_within(&self, group: &[&str]) -> String {
         let within = |file: &String| group.contains(&file.as_str());
         let uses = self.edges.iter().filter(|((from, to), _)| within(from) && within(to));
@@ -76,7 +77,7 @@ impl Graph {
     }
 }
 
-/// A module; several in one file if some are inline.
+/// A module. A file has several if some are inline.
 #[derive(Debug, Default)]
 struct Module {
     file: String,
@@ -84,7 +85,7 @@ struct Module {
     children: BTreeMap<String, usize>,
     /// The names of the items that the file defines.
     items: BTreeSet<String>,
-    /// What `use` gives other names, by the name in this module.
+    /// The paths of names imported with `use`, by their name in this module.
     aliases: BTreeMap<String, Vec<Vec<String>>>,
     /// The modules in `use module::*`.
     globs: Vec<Vec<String>>,
@@ -92,7 +93,7 @@ struct Module {
     paths: BTreeSet<Vec<String>>,
 }
 
-/// What a path leads to.
+/// The target of a path.
 #[derive(Debug, Clone)]
 enum Target {
     Module(usize),
@@ -103,7 +104,7 @@ enum Target {
 struct Modules<'a> {
     files: &'a Files,
     tests: Tests,
-    /// The first is the root.
+    /// The modules; the first is the root.
     modules: Vec<Module>,
 }
 
@@ -157,8 +158,8 @@ impl Modules<'_> {
         index
     }
 
-    /// What a path in a module leads to; nothing if that is in another crate, or local to a function. `seen` has the names
-    /// that are being resolved, because globs can be circular.
+    /// Resolves a path in a module. Returns nothing if the item is in another crate or local to a
+    /// function. `seen` has the names that are being resolved, because globs can be circular.
     fn resolve(
         &self,
         module: usize,
@@ -178,7 +179,7 @@ impl Modules<'_> {
             target = match segment.as_str() {
                 "super" => Target::Module(self.modules[module].parent?),
                 "self" => target,
-                // A macro defines what is not found.
+                // Names that are not found are defined by macros.
                 name => self
                     .find(module, name, is_last, seen)
                     .unwrap_or_else(|| Target::Item(self.modules[module].file.clone())),
@@ -187,8 +188,8 @@ impl Modules<'_> {
         Some(target)
     }
 
-    /// What a name in a module means. A module and an item can have the same name: the last segment of a path means the
-    /// item.
+    /// Finds a name in a module. A module and an item can have the same name: the last segment of a
+    /// path means the item.
     fn find(
         &self,
         module: usize,
@@ -248,7 +249,7 @@ impl Code {
         }
     }
 
-    /// The paths in the text of a macro: identifiers with `::` between them.
+    /// Adds the paths in the tokens of a macro: identifiers with `::` between them.
     fn add_tokens(&mut self, tokens: TokenStream) {
         let mut path: Vec<String> = Vec::new();
         // The punctuation since the last identifier.
@@ -259,7 +260,7 @@ impl Code {
                     if between != "::" {
                         self.module.paths.insert(std::mem::take(&mut path));
                     }
-                    // A field or method after a dot is no path.
+                    // A field or method after a dot is not a path.
                     if !between.ends_with('.') {
                         path.push(ident.to_string());
                     }
@@ -330,10 +331,10 @@ impl Visit<'_> for Code {
         }
     }
 
-    /// The path in `pub(in path)` is no use of it.
+    /// The path in `pub(in path)` is not a use.
     fn visit_visibility(&mut self, _: &Visibility) {}
 
-    /// Derive macros get paths in attributes, some of them in strings.
+    /// Derive macros get paths in attributes, partly in strings.
     fn visit_attribute(&mut self, attribute: &Attribute) {
         if let Meta::List(list) = &attribute.meta {
             self.add_tokens(list.tokens.clone());
@@ -341,7 +342,7 @@ impl Visit<'_> for Code {
     }
 }
 
-/// Whether an item is left out of a build without tests.
+/// Whether an item is only in test builds.
 fn is_test(attributes: &[Attribute]) -> bool {
     fn implies_test(condition: &Meta) -> bool {
         match condition {
@@ -359,7 +360,7 @@ fn is_test(attributes: &[Attribute]) -> bool {
     })
 }
 
-/// The name that an item defines.
+/// The name of an item.
 fn name(item: &Item) -> Option<String> {
     let ident = match item {
         Item::Const(item) => &item.ident,

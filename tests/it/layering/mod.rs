@@ -3,7 +3,7 @@
 //! Programs: none.
 
 mod graph;
-mod made_up;
+mod synthetic;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -59,7 +59,7 @@ fn module(file: &str) -> &str {
     file.split(['/', '.']).next().unwrap_or_default()
 }
 
-/// The uses of modules above the user's own, a line each.
+/// The uses of modules above the user's own, one per line.
 fn uses_upwards(graph: &Graph, modules: &[&str]) -> Vec<String> {
     let rank = |file: &str| {
         let rank = modules.iter().position(|name| *name == module(file));
@@ -102,7 +102,7 @@ fn lib_rs_lists_the_modules_from_the_top() {
 
 #[test]
 fn only_the_http_module_has_status_codes() {
-    // The upstream client reads the status codes of others.
+    // The upstream client reads the status codes of other servers.
     let may = |file: &str| module(file) == "http" || file == "mirror/client.rs";
     for (file, text) in files().iter().filter(|(file, _)| !may(file)) {
         assert!(!text.contains("StatusCode"), "{file}");

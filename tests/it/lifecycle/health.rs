@@ -15,13 +15,16 @@ fn health(daemon: &Daemon) -> (u16, Value) {
     (status, serde_json::from_slice(&body).expect("JSON"))
 }
 
-/// How `nix-stored health` ends, and what it says.
-pub fn asked(vars: &[(&str, &str)], args: &[&str]) -> (i32, String) {
+/// Runs `nix-stored health`. Returns its exit status and output.
+pub fn check_health(vars: &[(&str, &str)], args: &[&str]) -> (i32, String) {
     let mut command = command(env!("CARGO_BIN_EXE_nix-stored"), &[&["health"], args].concat());
     let output = command.envs(vars.iter().copied()).stdout(std::process::Stdio::piped()).output();
     let output = output.expect("the binary starts");
-    let told = [output.stdout, output.stderr].concat();
-    (output.status.code().expect("no signal ends it"), String::from_utf8(told).expect("UTF-8"))
+    let printed = [output.stdout, output.stderr].concat();
+    (
+        output.status.code().expect("not ended by a signal"),
+        String::from_utf8(printed).expect("UTF-8"),
+    )
 }
 
 #[test]
@@ -41,12 +44,12 @@ fn a_working_cache_is_healthy() {
         assert!(!get.header(name).is_empty(), "{name}");
         assert_eq!(head.header(name), get.header(name));
     }
-    // The head was all of it: the connection goes on.
+    // A response to HEAD has no body, so the connection can be reused.
     assert_eq!(wire.request("GET", "/nix-cache-info", b"").status, 200);
-    let (code, told) = asked(&[], &[daemon.url()]);
-    assert_eq!(code, 0, "{told}");
+    let (code, printed) = check_health(&[], &[daemon.url()]);
+    assert_eq!(code, 0, "{printed}");
     let expected = format!("{} is ok: nix-stored {}, ", daemon.url(), env!("CARGO_PKG_VERSION"));
-    assert!(told.starts_with(&expected) && told.ends_with(" free\n"), "{told}");
+    assert!(printed.starts_with(&expected) && printed.ends_with(" free\n"), "{printed}");
 }
 
 #[test]
@@ -59,19 +62,23 @@ fn a_read_only_disk_is_reported_where_uploads_are_allowed() {
         .start();
     assert_eq!(health(&daemon).0, 200);
     disk.remount("ro");
-    daemon.wait_until("it is seen", || health(&daemon).0 == 503);
-    let (_, told) = health(&daemon);
-    assert_eq!(told["status"], "unavailable");
-    assert_eq!(told["store"]["writable"], false);
-    assert!(told["reason"].as_str().expect("a reason").contains("Read-only file system"), "{told}");
-    let (code, line) = asked(&[], &[daemon.url()]);
+    daemon.wait_until("the change is noticed", || health(&daemon).0 == 503);
+    let (_, printed) = health(&daemon);
+    assert_eq!(printed["status"], "unavailable");
+    assert_eq!(printed["store"]["writable"], false);
+    assert!(
+        printed["reason"].as_str().expect("a reason").contains("Read-only file system"),
+        "{printed}"
+    );
+    let (code, line) = check_health(&[], &[daemon.url()]);
     assert_eq!(code, 1);
     assert!(line.contains("is unavailable: ") && line.contains("Read-only"), "{line}");
-    only_read.wait_until("it is seen", || health(&only_read).1["store"]["writable"] == false);
+    only_read
+        .wait_until("the change is noticed", || health(&only_read).1["store"]["writable"] == false);
     assert_eq!(health(&only_read).0, 200);
     disk.remount("rw");
-    daemon.wait_until("it is seen", || health(&daemon).0 == 200);
-    // It was logged, with its reason.
+    daemon.wait_until("the change is noticed", || health(&daemon).0 == 200);
+    // The failure is logged with its reason.
     assert!(daemon.log().contains("Read-only file system"), "{}", daemon.log());
 }
 
@@ -83,15 +90,15 @@ fn a_disk_without_space_above_the_reserve_is_reported() {
         .env("NIX_STORED_MIN_FREE_SPACE", "4M")
         .start();
     assert_eq!(health(&daemon).0, 200);
-    fs::write(disk.path().join("ballast"), vec![1; 5 << 20]).expect("there is room");
-    daemon.wait_until("it is seen", || health(&daemon).0 == 503);
-    let (_, told) = health(&daemon);
-    assert!(told["reason"].as_str().expect("a reason").contains("MIN_FREE_SPACE"), "{told}");
-    assert!(told["store"]["free_bytes"].as_u64().expect("a number") < 4 << 20);
-    // Looking has written nothing: there is what was made at the start.
+    fs::write(disk.path().join("ballast"), vec![1; 5 << 20]).expect("there is enough space");
+    daemon.wait_until("the change is noticed", || health(&daemon).0 == 503);
+    let (_, printed) = health(&daemon);
+    assert!(printed["reason"].as_str().expect("a reason").contains("MIN_FREE_SPACE"), "{printed}");
+    assert!(printed["store"]["free_bytes"].as_u64().expect("a number") < 4 << 20);
+    // The check wrote no file: there are only those from the start.
     let mut names: Vec<_> = fs::read_dir(daemon.dir())
-        .expect("it is there")
-        .map(|entry| entry.expect("it can be read").file_name())
+        .expect("present")
+        .map(|entry| entry.expect("readable").file_name())
         .collect();
     names.sort();
     assert_eq!(names, [".nix-stored", "nar", "nix-cache-info"]);
@@ -107,12 +114,15 @@ fn a_missing_directory_is_reported_to_every_client() {
     assert_eq!(health(&daemon).0, 200);
     fs::rename(scratch.join("cache"), scratch.join("elsewhere")).expect("renamed");
     fs::write(scratch.join("cache"), "something else").expect("written");
-    daemon.wait_until("it is seen", || health(&daemon).0 == 503);
-    let (_, told) = health(&daemon);
-    assert!(told["reason"].as_str().expect("a reason").contains("the cache's directory"), "{told}");
+    daemon.wait_until("the change is noticed", || health(&daemon).0 == 503);
+    let (_, printed) = health(&daemon);
+    assert!(
+        printed["reason"].as_str().expect("a reason").contains("the cache's directory"),
+        "{printed}"
+    );
     fs::remove_file(scratch.join("cache")).expect("removed");
     fs::rename(scratch.join("elsewhere"), scratch.join("cache")).expect("renamed");
-    daemon.wait_until("it is seen", || health(&daemon).0 == 200);
+    daemon.wait_until("the change is noticed", || health(&daemon).0 == 200);
 }
 
 #[test]
@@ -120,32 +130,32 @@ fn the_health_command_uses_the_configured_address() {
     let scratch = Scratch::new();
     let socket = format!("unix:{}", scratch.join("socket").display());
     let daemon = Daemon::builder().env("NIX_STORED_LISTEN_INTERFACE", &socket).start();
-    let (code, told) = asked(&[("NIX_STORED_LISTEN_INTERFACE", &socket)], &[]);
-    assert_eq!(code, 0, "{told}");
-    assert!(told.starts_with(&format!("{socket} is ok")), "{told}");
+    let (code, printed) = check_health(&[("NIX_STORED_LISTEN_INTERFACE", &socket)], &[]);
+    assert_eq!(code, 0, "{printed}");
+    assert!(printed.starts_with(&format!("{socket} is ok")), "{printed}");
     drop(daemon);
-    let (code, told) = asked(&[("NIX_STORED_LISTEN_INTERFACE", &socket)], &[]);
-    assert_eq!(code, 1, "{told}");
-    assert!(told.contains("does not respond"), "{told}");
-    assert_eq!(asked(&[], &["cache.example.org"]).0, 64);
-    assert_eq!(asked(&[("NIX_STORED_LISTEN_INTERFACE", "127.0.0.1:0")], &[]).0, 64);
-    assert_eq!(asked(&[("NIX_STORED_PRIORITY", "x")], &[]).0, 64);
+    let (code, printed) = check_health(&[("NIX_STORED_LISTEN_INTERFACE", &socket)], &[]);
+    assert_eq!(code, 1, "{printed}");
+    assert!(printed.contains("does not respond"), "{printed}");
+    assert_eq!(check_health(&[], &["cache.example.org"]).0, 64);
+    assert_eq!(check_health(&[("NIX_STORED_LISTEN_INTERFACE", "127.0.0.1:0")], &[]).0, 64);
+    assert_eq!(check_health(&[("NIX_STORED_PRIORITY", "x")], &[]).0, 64);
 }
 
 #[test]
 fn another_http_server_is_not_a_healthy_daemon() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let url = format!("http://{}", listener.local_addr().expect("bound"));
-    let answers = std::thread::spawn(move || {
-        let (mut stream, _) = listener.accept().expect("it comes");
+    let responses = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a client connects");
         let mut head = [0; 1024];
-        let count = std::io::Read::read(&mut stream, &mut head).expect("it asks");
+        let count = std::io::Read::read(&mut stream, &mut head).expect("the request arrives");
         std::io::Write::write_all(&mut stream, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
-            .expect("it reads");
+            .expect("the daemon reads");
         String::from_utf8_lossy(&head[..count]).into_owned()
     });
-    let (code, told) = asked(&[], &[&url]);
-    assert_eq!(code, 1, "{told}");
-    assert!(told.contains("is not a nix-stored daemon"), "{told}");
-    assert!(answers.join().expect("no panic").starts_with("GET /health HTTP/1.1\r\nHost: 127."));
+    let (code, printed) = check_health(&[], &[&url]);
+    assert_eq!(code, 1, "{printed}");
+    assert!(printed.contains("is not a nix-stored daemon"), "{printed}");
+    assert!(responses.join().expect("no panic").starts_with("GET /health HTTP/1.1\r\nHost: 127."));
 }

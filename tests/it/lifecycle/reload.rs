@@ -6,7 +6,7 @@ use crate::support::daemon::{Builder, Daemon};
 use crate::support::nix::utf8;
 use crate::support::objects::sample;
 use crate::support::scratch::Scratch;
-use crate::support::wire::{Received, Wire};
+use crate::support::wire::{RawResponse, Wire};
 
 /// The two password files.
 struct Files(Scratch);
@@ -36,15 +36,21 @@ impl Files {
     }
 }
 
-/// A request of who knows a password, without the name that goes with it.
-fn knowing(wire: &mut Wire, password: &str, method: &str, path: &str, body: &[u8]) -> Received {
+/// Sends a request with a password and an empty user name.
+fn request_with_password(
+    wire: &mut Wire,
+    password: &str,
+    method: &str,
+    path: &str,
+    body: &[u8],
+) -> RawResponse {
     let length = body.len();
     wire.send(&format!(
         "{method} {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {password}\r\n\
          Content-Length: {length}\r\n\r\n"
     ));
     wire.send_bytes(body);
-    wire.answer()
+    wire.response()
 }
 
 #[test]
@@ -52,11 +58,12 @@ fn new_passwords_apply_from_the_next_request() {
     let files = Files::new();
     let daemon = files.daemon().start();
     let mut wire = Wire::to(&daemon);
-    let mut reads = |password| knowing(&mut wire, password, "GET", "/nix-cache-info", b"").status;
+    let mut reads =
+        |password| request_with_password(&mut wire, password, "GET", "/nix-cache-info", b"").status;
     assert_eq!((reads("r1"), reads("w1"), reads("r2"), reads("w2")), (200, 200, 401, 401));
     files.write("read", "r2\n");
     files.write("write", "w2\n");
-    // Not before it is told, and then also for who is connected already.
+    // The passwords change on SIGHUP and not before, also for open connections.
     assert_eq!((reads("r1"), reads("r2")), (200, 401));
     daemon.reload();
     assert_eq!((reads("r1"), reads("w1"), reads("r2"), reads("w2")), (401, 401, 200, 200));
@@ -67,17 +74,19 @@ fn new_passwords_apply_from_the_next_request() {
 fn an_unusable_password_file_keeps_the_old_password_and_the_other_file_is_reloaded() {
     let files = Files::new();
     let daemon = files.daemon().start();
-    let reads =
-        |password| knowing(&mut Wire::to(&daemon), password, "GET", "/nix-cache-info", b"").status;
-    std::fs::remove_file(files.path("write")).expect("it is there");
+    let reads = |password| {
+        request_with_password(&mut Wire::to(&daemon), password, "GET", "/nix-cache-info", b"")
+            .status
+    };
+    std::fs::remove_file(files.path("write")).expect("present");
     files.write("read", "r2\n");
     daemon.reload();
-    // Least of all does it mean that there is no such user.
+    // An unreadable file does not mean that there is no such user.
     let nar = sample(1, b"x");
     assert_eq!(Wire::to(&daemon).request("PUT", &nar.nar_path, &nar.nar).status, 401);
     assert_eq!((reads("r1"), reads("r2"), reads("w1")), (401, 200, 200));
-    let told = "the previous value stays in use: NIX_STORED_USER_WRITE_PASSFILE: cannot read ";
-    assert_eq!(daemon.log().matches(told).count(), 1, "{}", daemon.log());
+    let printed = "the previous value stays in use: NIX_STORED_USER_WRITE_PASSFILE: cannot read ";
+    assert_eq!(daemon.log().matches(printed).count(), 1, "{}", daemon.log());
     files.write("write", "\n");
     daemon.reload();
     assert_eq!((reads("w1"), reads("")), (200, 401));
@@ -103,8 +112,8 @@ fn a_running_upload_is_finished_with_the_old_password() {
     files.write("write", "w2\n");
     daemon.reload();
     wire.send_bytes(&sample.nar[100_000..]);
-    assert_eq!(wire.answer().status, 201);
-    assert_eq!(knowing(&mut wire, "w1", "GET", &sample.nar_path, b"").status, 401);
+    assert_eq!(wire.response().status, 201);
+    assert_eq!(request_with_password(&mut wire, "w1", "GET", &sample.nar_path, b"").status, 401);
 }
 
 #[cfg(feature = "upstream")]
@@ -117,7 +126,10 @@ fn passwords_for_upstreams_are_reloaded() {
         for (path, body) in
             [(&sample.nar_path, &sample.nar[..]), (&sample.narinfo_path, sample.narinfo.as_bytes())]
         {
-            assert!(knowing(&mut Wire::to(&upstream), "w1", "PUT", path, body).status < 300);
+            assert!(
+                request_with_password(&mut Wire::to(&upstream), "w1", "PUT", path, body).status
+                    < 300
+            );
         }
     }
     let netrc = |password: &str| {

@@ -10,9 +10,9 @@ use crate::support::daemon::Daemon;
 use crate::support::noise::Noise;
 use crate::support::objects::{Sample, sample};
 use crate::support::scratch::Scratch;
-use crate::support::wire::{Received, Wire};
+use crate::support::wire::{RawResponse, Wire};
 
-/// Who keeps the socket while daemons come and go.
+/// The process that holds the listening socket while daemons are replaced.
 struct Activator {
     listener: TcpListener,
     scratch: Scratch,
@@ -25,51 +25,51 @@ impl Activator {
     }
 
     fn address(&self) -> String {
-        self.listener.local_addr().expect("it is bound").to_string()
+        self.listener.local_addr().expect("bound").to_string()
     }
 
     fn start(&self) -> Daemon {
-        let listener = self.listener.try_clone().expect("it is open");
+        let listener = self.listener.try_clone().expect("open");
         Daemon::builder().dir(&self.scratch.join("cache")).socket(listener).start()
     }
 }
 
-/// Fails on whatever is not the answer that was expected.
+/// Fails if the response is not the expected one.
 #[track_caller]
-fn expect(answer: &Received, status: u16, body: &[u8]) {
-    assert_eq!(answer.status, status, "{}", answer.text());
-    assert!(answer.body == body, "another body");
+fn expect(response: &RawResponse, status: u16, body: &[u8]) {
+    assert_eq!(response.status, status, "{}", response.text());
+    assert!(response.body == body, "another body");
 }
 
-/// A client with a connection for every request.
-fn impatient(address: &str, samples: &[Sample], on: &AtomicBool, done: &AtomicUsize) {
+/// A client that opens a connection for each request.
+fn connecting_client(address: &str, samples: &[Sample], on: &AtomicBool, done: &AtomicUsize) {
     while on.load(Ordering::Relaxed) {
         for sample in samples {
-            let answer = Wire::to_address(address).request("GET", &sample.narinfo_path, b"");
-            expect(&answer, 200, sample.narinfo.as_bytes());
-            let answer = Wire::to_address(address).request("GET", &sample.nar_path, b"");
-            expect(&answer, 200, &sample.nar);
+            let response = Wire::to_address(address).request("GET", &sample.narinfo_path, b"");
+            expect(&response, 200, sample.narinfo.as_bytes());
+            let response = Wire::to_address(address).request("GET", &sample.nar_path, b"");
+            expect(&response, 200, &sample.nar);
             done.fetch_add(2, Ordering::Relaxed);
         }
     }
 }
 
-/// A client that keeps its connection for as long as it is not told that it ends.
-fn thrifty(address: &str, samples: &[Sample], on: &AtomicBool, done: &AtomicUsize) {
+/// A client that keeps its connection until the server closes it.
+fn persistent_client(address: &str, samples: &[Sample], on: &AtomicBool, done: &AtomicUsize) {
     let mut wire = Wire::to_address(address);
     while on.load(Ordering::Relaxed) {
         for sample in samples {
-            let answer = wire.request("GET", &sample.nar_path, b"");
-            expect(&answer, 200, &sample.nar);
+            let response = wire.request("GET", &sample.nar_path, b"");
+            expect(&response, 200, &sample.nar);
             done.fetch_add(1, Ordering::Relaxed);
-            if answer.header("connection") == "close" {
+            if response.header("connection") == "close" {
                 wire = Wire::to_address(address);
             }
         }
     }
 }
 
-/// A client that uploads the same again and again, and waits for its `100 Continue`.
+/// A client that uploads the same object repeatedly, and waits for `100 Continue`.
 fn uploader(address: &str, sample: &Sample, on: &AtomicBool, done: &AtomicUsize) {
     while on.load(Ordering::Relaxed) {
         let mut wire = Wire::to_address(address);
@@ -80,29 +80,29 @@ fn uploader(address: &str, sample: &Sample, on: &AtomicBool, done: &AtomicUsize)
         let interim = wire.head();
         assert_eq!(interim.status, 100, "{}", interim.head);
         wire.send_bytes(&sample.nar);
-        let answer = wire.answer();
-        assert!([200, 201].contains(&answer.status), "{} {}", answer.status, answer.text());
+        let response = wire.response();
+        assert!([200, 201].contains(&response.status), "{} {}", response.status, response.text());
         done.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-/// A client that has read a little of a NAR, and nothing else yet.
+/// Starts a download of a NAR, and reads only its beginning.
 fn begin_download(address: &str, sample: &Sample) -> TcpStream {
-    let mut stream = TcpStream::connect(address).expect("it accepts");
-    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("it can be set");
+    let mut stream = TcpStream::connect(address).expect("connected");
+    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("the option is set");
     let path = &sample.nar_path;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("sent");
     let mut status = [0; 12];
-    stream.read_exact(&mut status).expect("it answers");
+    stream.read_exact(&mut status).expect("a response arrives");
     assert_eq!(&status, b"HTTP/1.1 200");
     stream
 }
 
-/// And now the rest.
+/// Reads the rest of a download.
 #[track_caller]
 fn finish_download(mut stream: TcpStream, sample: &Sample) {
     let mut rest = Vec::new();
-    stream.read_to_end(&mut rest).expect("it is sent to its end");
+    stream.read_to_end(&mut rest).expect("the transfer is complete");
     let head = rest.windows(4).position(|four| four == b"\r\n\r\n").expect("the head's end");
     assert!(rest[head + 4..] == sample.nar, "{} bytes", rest.len());
 }
@@ -122,7 +122,8 @@ fn restarts_under_load_lose_no_request() {
     let small: Vec<Sample> =
         (1..5).map(|number| sample(number, &vec![number; 70_000 * usize::from(number)])).collect();
     small.iter().for_each(|sample| store(&address, sample));
-    // Far more than sockets hold, so that it is under way for as long as nobody reads.
+    // Much larger than the socket buffers, so that the transfer does not end before the client
+    // reads.
     let large = sample(9, &Noise::new(9).bytes(48 << 20));
     store(&address, &large);
     let uploaded = sample(10, &Noise::new(10).bytes(3 << 20));
@@ -131,9 +132,9 @@ fn restarts_under_load_lose_no_request() {
     let done: [AtomicUsize; 4] = Default::default();
     let daemon = std::thread::scope(|scope| {
         let clients = [
-            scope.spawn(|| impatient(&address, &small, &on, &done[0])),
-            scope.spawn(|| impatient(&address, &small, &on, &done[1])),
-            scope.spawn(|| thrifty(&address, &small, &on, &done[2])),
+            scope.spawn(|| connecting_client(&address, &small, &on, &done[0])),
+            scope.spawn(|| connecting_client(&address, &small, &on, &done[1])),
+            scope.spawn(|| persistent_client(&address, &small, &on, &done[2])),
             scope.spawn(|| uploader(&address, &uploaded, &on, &done[3])),
         ];
         let progress = |daemon: &Daemon| {
@@ -152,13 +153,13 @@ fn restarts_under_load_lose_no_request() {
             daemon.terminate();
             daemon.wait_for_log("no new connections");
             let next = if round % 2 == 0 {
-                // The next one comes while the last one still has something to do.
+                // The next daemon starts while the last one still finishes a transfer.
                 let next = activator.start();
                 progress(&next);
                 finish_download(slow, &large);
                 Some(next)
             } else {
-                // The next one comes when the last one is gone, and meanwhile clients wait.
+                // The next daemon starts after the last one has ended; meanwhile clients wait.
                 finish_download(slow, &large);
                 None
             };
@@ -170,7 +171,7 @@ fn restarts_under_load_lose_no_request() {
         progress(&daemon);
         on.store(false, Ordering::Relaxed);
         for client in clients {
-            client.join().expect("no request of it failed");
+            client.join().expect("no request failed");
         }
         daemon
     });
@@ -181,15 +182,15 @@ fn restarts_under_load_lose_no_request() {
 #[test]
 fn a_request_on_an_accepted_connection_is_answered_during_the_restart() {
     let daemon = Daemon::start();
-    // The second is known to be accepted when the first has been served.
+    // When the first connection has been served, the second one has been accepted.
     let mut late = Wire::to(&daemon);
     let mut kept = Wire::to(&daemon);
     assert_eq!(kept.request("GET", "/nix-cache-info", b"").status, 200);
     daemon.terminate();
     daemon.wait_for_log("no new connections");
     for wire in [&mut late, &mut kept] {
-        let answer = wire.request("GET", "/nix-cache-info", b"");
-        assert_eq!((answer.status, answer.header("connection")), (200, "close"));
+        let response = wire.request("GET", "/nix-cache-info", b"");
+        assert_eq!((response.status, response.header("connection")), (200, "close"));
     }
     assert!(late.rest().is_empty() && kept.rest().is_empty());
     let (status, log) = daemon.stop();

@@ -1,9 +1,9 @@
-//! A week of traffic in five minutes: uploads, substitutions, collections and restarts, by Nix and by faster
-//! clients, while memory and open files of the daemon are measured.
+//! A week of traffic in five minutes: uploads, substitutions, collections and restarts, by Nix and
+//! by faster clients, while the memory and open files of the daemon are measured.
 //!
-//! A day of grace cannot pass here, so what has not been used for a while is made to look as if that
-//! was three days ago, and goes. Nobody asks for it meanwhile: clients go from one generation of
-//! paths to the next, and come back to the first when it has gone.
+//! The grace period of a day cannot pass in this time. So the times of unused paths are set to
+//! three days ago, and they are removed. No client requests them at that time: clients go from one
+//! generation of paths to the next, and return to the first after it was removed.
 //!
 //! The long run is `NIX_STORED_TEST_SOAK_SECONDS=300 cargo test --test it soak -- --nocapture`. It
 //! prints the table in `docs/benchmarks.md`.
@@ -14,33 +14,34 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::audit::assert_nothing_is_false;
-use crate::support::closures::{Layers, assert_closures_are_whole, last_used, narinfo_of};
+use crate::support::cache_dir::assert_consistent;
+use crate::support::closures::{Layers, assert_closures_are_complete, last_used, narinfo_of};
 use crate::support::daemon::Daemon;
-use crate::support::metrics::Numbers;
+use crate::support::metrics::MetricValues;
 use crate::support::nix::Nix;
 use crate::support::plain_client::{Paths, PlainClient};
 use crate::support::rounds::number;
 use crate::support::scratch::Scratch;
 
-/// How often clients start anew. Long enough for a generation to be collected until its next turn.
+/// The duration of a round, after which clients restart. Long enough to collect a generation before
+/// it is used again.
 const ROUND: Duration = Duration::from_secs(3);
 
-/// How many plain clients there are at a time.
+/// The number of concurrent plain clients.
 const CLIENTS: usize = 3;
 
-/// One is used, one gets old, one is collected.
+/// One generation is in use, one becomes old, one is collected.
 const GENERATIONS: usize = 3;
 
-/// The time between two looks at the process.
+/// The interval between two measurements.
 const SAMPLE_EVERY: Duration = Duration::from_millis(100);
 
 const UNUSED: Duration = Duration::from_secs(3 * 86_400);
 
-/// What one client uploads and substitutes in one generation.
-struct Goods {
+/// The paths that one client uploads and substitutes in one generation.
+struct ClientPaths {
     plain: Paths,
-    /// The same as roots for Nix.
+    /// The same paths as roots for Nix.
     texts: Vec<String>,
     roots: Vec<String>,
 }
@@ -51,14 +52,14 @@ struct Counts {
     substitutions: AtomicUsize,
 }
 
-/// What the process took, at one time.
+/// A measurement of the process.
 #[derive(Debug, Clone, Copy)]
 struct Sample {
     memory: usize,
     files: usize,
 }
 
-/// What became of one daemon, from its start to its end.
+/// The measurements of one daemon, from its start to its end.
 struct Life {
     lasted: Duration,
     uploads: usize,
@@ -72,52 +73,64 @@ struct Life {
 #[test]
 fn a_week_of_traffic_leaks_no_memory_and_no_descriptors() {
     let seconds = number("NIX_STORED_TEST_SOAK_SECONDS").unwrap_or(12);
-    let rounds = usize::try_from(seconds / ROUND.as_secs()).expect("it fits").max(4);
-    let lives = (rounds / 16).clamp(2, 6);
+    let rounds = usize::try_from(seconds / ROUND.as_secs()).expect("the number fits").max(4);
+    let life_count = (rounds / 16).clamp(2, 6);
     let (scratch, nix) = (Scratch::new(), Nix::new());
-    let goods: Vec<Vec<Goods>> = (0..GENERATIONS)
-        .map(|generation| (0..=CLIENTS).map(|client| goods(&nix, generation, client)).collect())
+    let client_paths: Vec<Vec<ClientPaths>> = (0..GENERATIONS)
+        .map(|generation| {
+            (0..=CLIENTS).map(|client| client_paths(&nix, generation, client)).collect()
+        })
         .collect();
     let cache = scratch.join("cache");
-    let mut told = Vec::new();
+    let mut lives = Vec::new();
     let mut next = 0;
-    for life in 0..lives {
-        let until = rounds * (life + 1) / lives;
-        told.push(live(&cache, &nix, &goods, next..until));
+    for life in 0..life_count {
+        let until = rounds * (life + 1) / life_count;
+        lives.push(live(&cache, &nix, &client_paths, next..until));
         next = until;
-        assert_nothing_is_false(&cache);
-        assert_closures_are_whole(&cache);
+        assert_consistent(&cache);
+        assert_closures_are_complete(&cache);
     }
-    eprint!("{}", table(&told));
-    for life in &told {
+    eprint!("{}", table(&lives));
+    for life in &lives {
         judge(&life.samples);
         assert!(life.uploads > 0 && life.substitutions > 0 && life.collections > 0.0);
     }
-    // What a restart does not bring back would be on the disk, and be read at each start.
-    let peaks: Vec<usize> = told.iter().map(|life| peak(&life.samples, |one| one.memory)).collect();
+    // Growth across restarts would come from files that are read at each start.
+    let peaks: Vec<usize> =
+        lives.iter().map(|life| peak(&life.samples, |one| one.memory)).collect();
     let (first, last) = (peaks[0], peaks[peaks.len() - 1]);
     assert!(
         last <= first * 5 / 4 + (8 << 20),
         "each life takes more than the one before: {peaks:?}"
     );
-    assert!(told.iter().map(|life| life.gone).sum::<f64>() > 0.0, "nothing was collected");
+    assert!(lives.iter().map(|life| life.gone).sum::<f64>() > 0.0, "nothing was collected");
 }
 
-fn goods(nix: &Nix, generation: usize, client: usize) -> Goods {
+fn client_paths(nix: &Nix, generation: usize, client: usize) -> ClientPaths {
     let tag = format!("soak-{generation}-{client}");
-    // Long enough to be streamed, short enough to be many.
+    // Large enough to be streamed, small enough to be many.
     let layers = Layers::new(&tag, 4, 100_000);
     let (mut texts, mut roots) = (Vec::new(), Vec::new());
-    // The last is real Nix.
+    // The last client is Nix.
     if client == CLIENTS {
         texts = nix.add_texts(&layers.texts);
         roots = layers.roots.iter().map(|&root| texts[root].clone()).collect();
     }
-    Goods { plain: Paths::numbered(layers, generation * (CLIENTS + 1) + client), texts, roots }
+    ClientPaths {
+        plain: Paths::numbered(layers, generation * (CLIENTS + 1) + client),
+        texts,
+        roots,
+    }
 }
 
 /// Runs a daemon for some rounds.
-fn live(cache: &Path, nix: &Nix, goods: &[Vec<Goods>], rounds: std::ops::Range<usize>) -> Life {
+fn live(
+    cache: &Path,
+    nix: &Nix,
+    client_paths: &[Vec<ClientPaths>],
+    rounds: std::ops::Range<usize>,
+) -> Life {
     let began = Instant::now();
     let daemon = Daemon::builder()
         .dir(cache)
@@ -127,17 +140,17 @@ fn live(cache: &Path, nix: &Nix, goods: &[Vec<Goods>], rounds: std::ops::Range<u
     let (counts, samples, over) = (Counts::default(), Mutex::default(), AtomicBool::new(false));
     thread::scope(|scope| {
         scope.spawn(|| watch(&daemon, &samples, &over));
-        let _over = Over(&over);
+        let _over = SetOnDrop(&over);
         for round in rounds {
             let generation = round % GENERATIONS;
             if round > 0 {
                 let before = (round - 1) % GENERATIONS;
-                goods[before].iter().for_each(|goods| goods.get_old(cache));
+                client_paths[before].iter().for_each(|client_paths| client_paths.set_old(cache));
             }
-            run_round(&daemon, nix, &goods[generation], &counts);
+            run_round(&daemon, nix, &client_paths[generation], &counts);
         }
     });
-    let numbers = Numbers::of(&daemon);
+    let numbers = MetricValues::scrape(&daemon);
     let all = |prefix: &str| numbers.sum(prefix);
     let life = Life {
         lasted: began.elapsed(),
@@ -146,7 +159,7 @@ fn live(cache: &Path, nix: &Nix, goods: &[Vec<Goods>], rounds: std::ops::Range<u
         collections: all("nix_stored_collections_total{result=\"done\"}"),
         gone: all("nix_stored_collected_paths_total"),
         requests: all("nix_stored_http_requests_total"),
-        samples: samples.into_inner().expect("nobody panics with it locked"),
+        samples: samples.into_inner().expect("the lock is not poisoned"),
     };
     assert_eq!(all("nix_stored_uploads_refused_total"), 0.0);
     assert_eq!(all("nix_stored_collections_total{result=\"failed\"}"), 0.0);
@@ -156,10 +169,10 @@ fn live(cache: &Path, nix: &Nix, goods: &[Vec<Goods>], rounds: std::ops::Range<u
     life
 }
 
-/// Says that a life is over, however that comes.
-struct Over<'a>(&'a AtomicBool);
+/// Sets the flag on drop, also in a panic.
+struct SetOnDrop<'a>(&'a AtomicBool);
 
-impl Drop for Over<'_> {
+impl Drop for SetOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::SeqCst);
     }
@@ -169,29 +182,30 @@ fn watch(daemon: &Daemon, samples: &Mutex<Vec<Sample>>, over: &AtomicBool) {
     let mut next = Instant::now();
     while !over.load(Ordering::SeqCst) {
         let sample = Sample { memory: daemon.memory(), files: daemon.open_files() };
-        samples.lock().expect("nobody panics with it locked").push(sample);
+        samples.lock().expect("the lock is not poisoned").push(sample);
         next += SAMPLE_EVERY;
         thread::sleep(next.saturating_duration_since(Instant::now()));
     }
 }
 
-/// Each client uploads and substitutes what is its own, again and again. Whoever fails panics.
-fn run_round(daemon: &Daemon, nix: &Nix, goods: &[Goods], counts: &Counts) {
+/// Each client uploads and substitutes its own paths repeatedly. A failure panics.
+fn run_round(daemon: &Daemon, nix: &Nix, client_paths: &[ClientPaths], counts: &Counts) {
     let until = Instant::now() + ROUND;
     let address = daemon.url().trim_start_matches("http://");
-    let (real, plain) = goods.split_last().expect("there are some");
+    let (real, plain) = client_paths.split_last().expect("not empty");
     thread::scope(|scope| {
-        for goods in plain {
+        for client_paths in plain {
             scope.spawn(move || {
-                let roots = goods.plain.layers.roots.len();
+                let roots = client_paths.plain.layers.roots.len();
                 while Instant::now() < until {
-                    // A connection is not for ever.
-                    let mut client = PlainClient::new(address, &goods.plain);
+                    // Connections are not kept forever.
+                    let mut client = PlainClient::new(address, &client_paths.plain);
                     for root in 0..roots {
-                        client.upload(root).unwrap_or_else(|told| panic!("{told}"));
+                        client.upload(root).unwrap_or_else(|error| panic!("{error}"));
                         counts.uploads.fetch_add(1, Ordering::SeqCst);
-                        let there = client.substitute(root).unwrap_or_else(|told| panic!("{told}"));
-                        assert!(there, "a root has gone that was there just now");
+                        let there =
+                            client.substitute(root).unwrap_or_else(|error| panic!("{error}"));
+                        assert!(there, "a root in use was removed");
                         counts.substitutions.fetch_add(1, Ordering::SeqCst);
                     }
                 }
@@ -208,17 +222,18 @@ fn run_round(daemon: &Daemon, nix: &Nix, goods: &[Goods], counts: &Counts) {
     });
 }
 
-impl Goods {
-    /// Nobody has used them for days.
-    fn get_old(&self, cache: &Path) {
+impl ClientPaths {
+    /// Sets the times of all paths to some days ago.
+    fn set_old(&self, cache: &Path) {
         let narinfos = match self.texts.is_empty() {
             true => self.plain.narinfos(),
             false => self.texts.iter().map(|path| narinfo_of(path)).collect(),
         };
-        // Not all of them are needed by a root.
+        // Not all of the paths are in the closure of a root.
         let there = |narinfo: &String| Some((narinfo.clone(), nar_of(cache, narinfo)?));
         let there: Vec<(String, String)> = narinfos.iter().filter_map(there).collect();
-        // The NARs first, which several of them may have: then none goes before all are done.
+        // The NARs first, which several paths may share: then no path is removed before all times
+        // are set.
         there.iter().for_each(|(_, nar)| last_used(cache, nar, UNUSED));
         there.iter().for_each(|(narinfo, _)| last_used(cache, narinfo, UNUSED));
     }
@@ -240,7 +255,8 @@ fn middle(samples: &[Sample], of: impl Fn(&Sample) -> usize) -> usize {
     numbers.get(numbers.len() / 2).copied().unwrap_or_default()
 }
 
-/// The second half of a life must not take more than the first, in which it has to warm up.
+/// The second half of the daemon's life must not use more than the first, which includes the
+/// warm-up.
 fn judge(samples: &[Sample]) {
     let (first, second) = samples.split_at(samples.len() / 2);
     let memory = [first, second].map(|half| peak(half, |one| one.memory));

@@ -18,25 +18,26 @@ fn on(listen: &str) -> Builder {
     Daemon::builder().env("NIX_STORED_LISTEN_INTERFACE", listen)
 }
 
-/// What the daemon behind a unix socket says of its cache.
+/// Requests `nix-cache-info` over a Unix socket.
 fn ask(socket: &Path) -> String {
-    let mut stream = UnixStream::connect(socket).expect("it accepts");
+    let mut stream = UnixStream::connect(socket).expect("connected");
     stream
         .write_all(b"GET /nix-cache-info HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        .expect("it reads");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("it answers");
-    answer
+        .expect("the daemon reads");
+    let mut response = String::new();
+    stream.read_to_string(&mut response).expect("a response arrives");
+    response
 }
 
 #[test]
 fn a_unix_socket_has_the_configured_mode_whatever_the_umask() {
     let scratch = Scratch::new();
-    // None of them is what a umask makes of a socket, and the last one has more than it leaves.
+    // None of these modes results from a usual umask, and the last one has more bits than the umask
+    // allows.
     for mode in [0o600, 0o660, 0o707, 0o777] {
         let socket = scratch.join(&format!("{mode:o}"));
         let daemon = on(&format!("unix:{}?mode={mode:04o}", socket.display())).start();
-        let found = std::fs::metadata(&socket).expect("it is there").permissions().mode();
+        let found = std::fs::metadata(&socket).expect("present").permissions().mode();
         assert_eq!(found & 0o7777, mode, "{found:o}");
         assert!(ask(&socket).starts_with("HTTP/1.1 200"));
         assert_eq!(daemon.stop().0.code(), Some(0));
@@ -52,7 +53,7 @@ fn a_file_that_is_no_socket_is_not_replaced_by_a_socket() {
     let failed = on(&format!("unix:{}", file.display())).start_fails();
     assert_eq!(failed.code, 1);
     assert!(failed.log.contains("the file is not a socket"), "{}", failed.log);
-    assert_eq!(std::fs::read(&file).expect("it is still there"), b"data");
+    assert_eq!(std::fs::read(&file).expect("still running"), b"data");
 }
 
 #[test]
@@ -60,7 +61,7 @@ fn a_unix_socket_of_another_process_at_the_same_path_is_not_removed_at_exit() {
     let scratch = Scratch::new();
     let socket = scratch.join("socket");
     let daemon = on(&format!("unix:{}", socket.display())).start();
-    std::fs::remove_file(&socket).expect("it is there");
+    std::fs::remove_file(&socket).expect("present");
     let _other = UnixListener::bind(&socket).expect("the name is free");
     assert_eq!(daemon.stop().0.code(), Some(0));
     assert!(socket.exists());
@@ -71,11 +72,11 @@ fn all_passed_sockets_are_served_and_the_listen_variable_is_ignored() {
     let scratch = Scratch::new();
     let (socket, not_this) = (scratch.join("socket"), scratch.join("not-this"));
     let tcp = TcpListener::bind("127.0.0.1:0").expect("a port is free");
-    let address = tcp.local_addr().expect("it is bound").to_string();
+    let address = tcp.local_addr().expect("bound").to_string();
     let unix = UnixListener::bind(&socket).expect("the name is free");
     let daemon = on(&format!("unix:{}", not_this.display()))
-        .socket(tcp.try_clone().expect("it is open"))
-        .socket(unix.try_clone().expect("it is open"))
+        .socket(tcp.try_clone().expect("open"))
+        .socket(unix.try_clone().expect("open"))
         .start();
     assert_eq!(daemon.url(), format!("http://{address}"));
     daemon.wait_for_log(&format!("listening on unix:{}", socket.display()));
@@ -85,7 +86,7 @@ fn all_passed_sockets_are_served_and_the_listen_variable_is_ignored() {
     }
     assert!(!not_this.exists());
     assert_eq!(daemon.stop().0.code(), Some(0));
-    // Its file belongs to who bound it, and whoever comes next finds both as they were.
+    // The file belongs to the process that bound the socket. The next daemon finds both unchanged.
     assert!(socket.exists());
     let next = Daemon::builder().socket(unix).socket(tcp).start();
     assert!(ask(&socket).starts_with("HTTP/1.1 200"));
@@ -109,8 +110,8 @@ fn anyone_may_upload_only_where_every_socket_is_local() {
 fn a_passed_descriptor_that_is_no_listening_socket_is_an_error() {
     let scratch = Scratch::new();
     let datagrams = UnixDatagram::bind(scratch.join("datagrams")).expect("the name is free");
-    let (connected, _other) = UnixStream::pair().expect("a pair can be made");
-    let file = std::fs::File::open(scratch.path()).expect("it is there");
+    let (connected, _other) = UnixStream::pair().expect("a socket pair is created");
+    let file = std::fs::File::open(scratch.path()).expect("present");
     for wrong in [datagrams.into(), connected.into(), std::os::fd::OwnedFd::from(file)] {
         let failed = Daemon::builder().socket(wrong).start_fails();
         assert_eq!(failed.code, 1);
@@ -119,7 +120,7 @@ fn a_passed_descriptor_that_is_no_listening_socket_is_an_error() {
     }
 }
 
-/// A service manager that listens.
+/// A service manager that receives notifications.
 struct Manager {
     scratch: Scratch,
     socket: UnixDatagram,
@@ -129,8 +130,8 @@ impl Manager {
     fn new() -> Self {
         let scratch = Scratch::new();
         let socket = UnixDatagram::bind(scratch.join("notify")).expect("the name is free");
-        // Only a failing test waits so long.
-        socket.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout can be set");
+        // Only failing tests wait this long.
+        socket.set_read_timeout(Some(Duration::from_secs(60))).expect("the timeout is set");
         Self { scratch, socket }
     }
 
@@ -141,9 +142,9 @@ impl Manager {
     }
 
     #[track_caller]
-    fn is_told(&self) -> String {
+    fn notification(&self) -> String {
         let mut message = [0; 4096];
-        let length = self.socket.recv(&mut message).expect("the daemon says something");
+        let length = self.socket.recv(&mut message).expect("a notification arrives");
         String::from_utf8(message[..length].to_vec()).expect("text").trim_end().to_owned()
     }
 }
@@ -152,19 +153,19 @@ impl Manager {
 fn systemd_is_notified_of_start_reload_and_stop() {
     let manager = Manager::new();
     let daemon = manager.builder().start();
-    assert_eq!(manager.is_told(), "READY=1");
-    kill_process(daemon.pid(), Signal::HUP).expect("it is there");
-    let told = manager.is_told();
-    let (reloading, since) = told.split_once('\n').expect("two lines");
+    assert_eq!(manager.notification(), "READY=1");
+    kill_process(daemon.pid(), Signal::HUP).expect("present");
+    let notifications = manager.notification();
+    let (reloading, since) = notifications.split_once('\n').expect("two lines");
     assert_eq!(reloading, "RELOADING=1");
-    let since = since.strip_prefix("MONOTONIC_USEC=").expect("when it began");
+    let since = since.strip_prefix("MONOTONIC_USEC=").expect("the time of the start");
     let uptime = std::fs::read_to_string("/proc/uptime").expect("Linux has it");
     let uptime: f64 = uptime.split(' ').next().and_then(|it| it.parse().ok()).expect("seconds");
     let since = since.parse::<f64>().expect("microseconds") / 1e6;
     assert!((uptime - since).abs() < 60.0, "{since} is not about {uptime}");
-    assert_eq!(manager.is_told(), "READY=1");
+    assert_eq!(manager.notification(), "READY=1");
     daemon.terminate();
-    assert_eq!(manager.is_told(), "STOPPING=1");
+    assert_eq!(manager.notification(), "STOPPING=1");
     assert_eq!(daemon.stop().0.code(), Some(0));
 }
 
@@ -172,16 +173,20 @@ fn systemd_is_notified_of_start_reload_and_stop() {
 fn the_systemd_watchdog_is_notified_while_the_daemon_runs() {
     let manager = Manager::new();
     let daemon = manager.builder().env("WATCHDOG_USEC", "200000").start();
-    let told: Vec<String> = (0..5).map(|_| manager.is_told()).collect();
-    assert_eq!(told.iter().filter(|told| *told == "WATCHDOG=1").count(), 4, "{told:?}");
-    // And not where nobody asked for it.
+    let notifications: Vec<String> = (0..5).map(|_| manager.notification()).collect();
+    assert_eq!(
+        notifications.iter().filter(|notifications| *notifications == "WATCHDOG=1").count(),
+        4,
+        "{notifications:?}"
+    );
+    // Without `WATCHDOG_USEC` there are no watchdog notifications.
     let silent = Manager::new();
     let other = silent.builder().start();
-    assert_eq!(silent.is_told(), "READY=1");
+    assert_eq!(silent.notification(), "READY=1");
     for _ in 0..5 {
-        manager.is_told();
+        manager.notification();
     }
-    silent.socket.set_nonblocking(true).expect("it can be set");
+    silent.socket.set_nonblocking(true).expect("the option is set");
     assert!(silent.socket.recv(&mut [0; 64]).is_err());
     drop((daemon, other));
 }

@@ -39,15 +39,15 @@ fn status_100_is_sent_only_for_accepted_uploads() {
     ));
     assert_eq!(wire.head().status, 100);
     wire.send_bytes(&sample.nar);
-    assert_eq!(wire.answer().status, 201);
-    // The connection is good for the next request.
+    assert_eq!(wire.response().status, 201);
+    // The connection can be used for the next request.
     assert_eq!(wire.request("GET", &sample.nar_path, b"").body, sample.nar);
 
     let mut wire = Wire::to(&daemon);
     wire.send("PUT /x HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n");
     assert_eq!(wire.head().status, 400);
 
-    // Nor where it came through a proxy on this machine, as nobody is configured.
+    // Also not through a proxy on this machine, because no user is configured.
     let mut wire = Wire::to(&daemon);
     wire.send(&format!(
         "PUT {} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nX-Forwarded-For: 203.0.113.9\r\n\
@@ -76,14 +76,14 @@ fn a_running_transfer_is_finished_before_the_daemon_exits() {
     daemon.terminate();
     daemon.wait_for_log("no new connections");
     assert!(idle.rest().is_empty());
-    daemon.wait_until("it does not listen any more", || {
+    daemon.wait_until("the daemon has stopped listening", || {
         std::net::TcpStream::connect(daemon.url().trim_start_matches("http://")).is_err()
     });
     wire.send_bytes(&sample.nar[1000..]);
-    assert_eq!(wire.answer().status, 201);
+    assert_eq!(wire.response().status, 201);
     daemon.wait_for_log("all transfers were finished");
     let dir = daemon.dir().join(&sample.nar_path[1..]);
-    let stored = std::fs::read(dir).expect("it is there");
+    let stored = std::fs::read(dir).expect("present");
     assert!(stored == sample.nar);
     assert_eq!(daemon.stop().0.code(), Some(0));
 }
@@ -105,7 +105,7 @@ fn all_configuration_errors_are_reported_together_with_status_64() {
     }
 }
 
-/// The whole daemon in this test's runtime, whose clock jumps ahead when nothing else is to do.
+/// The daemon in this test's runtime, whose clock is paused and advances when all tasks are idle.
 async fn in_process()
 -> (std::net::SocketAddr, CancellationToken, tokio::task::JoinHandle<Drained>, Scratch) {
     let scratch = Scratch::new();
@@ -115,16 +115,16 @@ async fn in_process()
     (address, stop, served, scratch)
 }
 
-/// The same with a socket of this kind; where it listens comes first.
+/// Like [`in_process`], with a socket of this kind. The first element is its address.
 async fn serve_in_process(
     listen: &Listen,
     scratch: &Scratch,
 ) -> (String, CancellationToken, tokio::task::JoinHandle<Drained>) {
-    let store = FsStore::open(&scratch.join("cache"), 0).expect("the store can be opened");
+    let store = FsStore::open(&scratch.join("cache"), 0).expect("the store opens");
     let config = Config::from_vars([]).expect("the defaults are right");
     let cache = Cache::new(Arc::new(store.into()), config.cache_info, config.admission);
     let app = nix_stored::http::app(AppState::local(Arc::new(cache), config.users.access(true)));
-    let listener = Listener::bind(listen).await.expect("it is free");
+    let listener = Listener::bind(listen).await.expect("free");
     let url = listener.to_string();
     let stop = CancellationToken::new();
     let served = tokio::spawn(net::serve(listener, app, stop.clone()));
@@ -132,20 +132,20 @@ async fn serve_in_process(
 }
 
 async fn closed_after(mut stream: TcpStream) -> Duration {
-    let begun = tokio::time::Instant::now();
+    let started = tokio::time::Instant::now();
     let mut rest = Vec::new();
-    // A reset ends it as well as an orderly close.
+    // The connection may end with a reset or an orderly close.
     let _ = stream.read_to_end(&mut rest).await;
-    begun.elapsed()
+    started.elapsed()
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_without_a_request_head_is_closed_after_half_a_minute() {
     let (address, _stop, _served, _scratch) = in_process().await;
-    let silent = TcpStream::connect(address).await.expect("it accepts");
+    let silent = TcpStream::connect(address).await.expect("connected");
     assert!(closed_after(silent).await >= Duration::from_secs(29));
-    let mut half = TcpStream::connect(address).await.expect("it accepts");
-    half.write_all(b"GET /nix-cache-info HTTP/1.1\r\nHo").await.expect("it reads");
+    let mut half = TcpStream::connect(address).await.expect("connected");
+    half.write_all(b"GET /nix-cache-info HTTP/1.1\r\nHo").await.expect("the daemon reads");
     let waited = closed_after(half).await;
     assert!((29..=31).contains(&waited.as_secs()), "{waited:?}");
 }
@@ -153,34 +153,37 @@ async fn a_connection_without_a_request_head_is_closed_after_half_a_minute() {
 #[tokio::test(start_paused = true)]
 async fn an_idle_connection_is_closed_after_three_minutes_without_tls() {
     let (address, _stop, _served, _scratch) = in_process().await;
-    let mut stream = TcpStream::connect(address).await.expect("it accepts");
-    stream.write_all(b"GET /nix-cache-info HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("it reads");
-    let mut answer = [0; 12];
-    stream.read_exact(&mut answer).await.expect("it answers");
-    assert_eq!(&answer, b"HTTP/1.1 200");
+    let mut stream = TcpStream::connect(address).await.expect("connected");
+    stream
+        .write_all(b"GET /nix-cache-info HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await
+        .expect("the daemon reads");
+    let mut response = [0; 12];
+    stream.read_exact(&mut response).await.expect("a response arrives");
+    assert_eq!(&response, b"HTTP/1.1 200");
     let waited = closed_after(stream).await;
     assert!((179..=181).contains(&waited.as_secs()), "{waited:?}");
 }
 
-/// The size of an object that is larger than what a socket holds.
+/// The size of an object that is larger than the socket buffers.
 const LARGE: u64 = 4 << 20;
 
-/// A request for a large object, of whose answer nothing has been read. Over a unix socket, because
-/// it tells its other end at once what was read: TCP takes time for that, which the clock has not.
-async fn asks_for_a_large_nar(scratch: &Scratch) -> (UnixStream, CancellationToken) {
+/// Requests a large object and reads nothing of the response. A Unix socket reports reads to the
+/// other end at once; TCP takes real time for that, which the paused clock does not see.
+async fn request_large_nar(scratch: &Scratch) -> (UnixStream, CancellationToken) {
     let socket = scratch.join("socket");
     let listen = Listen::Unix { path: socket.clone(), mode: None };
     let (_, stop, _) = serve_in_process(&listen, scratch).await;
     let path = sample(1, b"x").nar_path;
     let file = std::fs::File::create(scratch.join("cache").join(&path[1..])).expect("writable");
     file.set_len(LARGE).expect("a file with nothing in it");
-    let mut stream = UnixStream::connect(socket).await.expect("it accepts");
+    let mut stream = UnixStream::connect(socket).await.expect("connected");
     let head = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-    stream.write_all(head.as_bytes()).await.expect("it reads");
+    stream.write_all(head.as_bytes()).await.expect("the daemon reads");
     (stream, stop)
 }
 
-/// How many bytes still come.
+/// Reads to the end. Returns the number of bytes.
 async fn rest(mut stream: UnixStream) -> u64 {
     let mut scratch = vec![0; 1 << 20];
     let mut count = 0;
@@ -194,7 +197,7 @@ async fn rest(mut stream: UnixStream) -> u64 {
 async fn a_response_that_is_not_read_for_a_minute_is_aborted() {
     for (seconds, is_whole) in [(55, true), (65, false)] {
         let scratch = Scratch::new();
-        let (stream, _stop) = asks_for_a_large_nar(&scratch).await;
+        let (stream, _stop) = request_large_nar(&scratch).await;
         tokio::time::sleep(Duration::from_secs(seconds)).await;
         assert_eq!(rest(stream).await > LARGE, is_whole, "after {seconds} seconds");
     }
@@ -203,12 +206,12 @@ async fn a_response_that_is_not_read_for_a_minute_is_aborted() {
 #[tokio::test(start_paused = true)]
 async fn a_response_that_is_read_slowly_is_not_aborted() {
     let scratch = Scratch::new();
-    let (mut slow, _stop) = asks_for_a_large_nar(&scratch).await;
-    // A socket is found writable when most of what it holds was read, and this is a small part.
+    let (mut slow, _stop) = request_large_nar(&scratch).await;
+    // A socket becomes writable when most of its buffer was read, and this is a small part.
     let mut some = vec![0; 80 << 10];
     for _ in 0..40 {
         tokio::time::sleep(Duration::from_secs(55)).await;
-        slow.read_exact(&mut some).await.expect("it goes on");
+        slow.read_exact(&mut some).await.expect("reading succeeds");
     }
     assert!(rest(slow).await + 40 * some.len() as u64 > LARGE);
 }
@@ -216,57 +219,64 @@ async fn a_response_that_is_read_slowly_is_not_aborted() {
 #[tokio::test(start_paused = true)]
 async fn an_idle_connection_ends_within_the_second_that_late_requests_have() {
     let (address, stop, served, _scratch) = in_process().await;
-    let mut stream = TcpStream::connect(address).await.expect("it accepts");
-    stream.write_all(b"GET /nix-cache-info HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("it reads");
-    let mut answer = [0; 12];
-    stream.read_exact(&mut answer).await.expect("it answers");
-    let begun = tokio::time::Instant::now();
+    let mut stream = TcpStream::connect(address).await.expect("connected");
+    stream
+        .write_all(b"GET /nix-cache-info HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await
+        .expect("the daemon reads");
+    let mut response = [0; 12];
+    stream.read_exact(&mut response).await.expect("a response arrives");
+    let started = tokio::time::Instant::now();
     stop.cancel();
-    assert_eq!(served.await.expect("it ends"), Drained { cut_off: 0 });
-    assert!(begun.elapsed() <= Duration::from_millis(1100), "{:?}", begun.elapsed());
+    assert_eq!(served.await.expect("the process ends"), Drained { cut_off: 0 });
+    assert!(started.elapsed() <= Duration::from_millis(1100), "{:?}", started.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_late_request_is_answered_on_a_connection_that_was_idle_for_long() {
     let (address, stop, served, _scratch) = in_process().await;
     let request = b"GET /nix-cache-info HTTP/1.1\r\nHost: x\r\n\r\n";
-    let mut stream = TcpStream::connect(address).await.expect("it accepts");
-    stream.write_all(request).await.expect("it reads");
-    let mut answer = vec![0; 4096];
-    assert_ne!(stream.read(&mut answer).await.expect("it answers"), 0);
+    let mut stream = TcpStream::connect(address).await.expect("connected");
+    stream.write_all(request).await.expect("the daemon reads");
+    let mut response = vec![0; 4096];
+    assert_ne!(stream.read(&mut response).await.expect("a response arrives"), 0);
     tokio::time::sleep(Duration::from_secs(100)).await;
     stop.cancel();
     tokio::time::sleep(Duration::from_millis(900)).await;
-    stream.write_all(request).await.expect("it reads");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.expect("it answers and closes");
-    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close"), "{answer}");
-    assert_eq!(served.await.expect("it ends"), Drained { cut_off: 0 });
+    stream.write_all(request).await.expect("the daemon reads");
+    let mut response = String::new();
+    stream.read_to_string(&mut response).await.expect("the response ends with the connection");
+    assert!(
+        response.starts_with("HTTP/1.1 200") && response.contains("connection: close"),
+        "{response}"
+    );
+    assert_eq!(served.await.expect("the process ends"), Drained { cut_off: 0 });
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_transfer_that_does_not_end_is_aborted_after_the_grace_period() {
     let (address, stop, served, _scratch) = in_process().await;
-    let mut stream = TcpStream::connect(address).await.expect("it accepts");
+    let mut stream = TcpStream::connect(address).await.expect("connected");
     let head = format!(
         "PUT {} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 10\r\n\r\n",
         sample(1, b"x").nar_path
     );
-    stream.write_all(head.as_bytes()).await.expect("it reads");
+    stream.write_all(head.as_bytes()).await.expect("the daemon reads");
     let mut interim = [0; 12];
-    stream.read_exact(&mut interim).await.expect("it answers");
+    stream.read_exact(&mut interim).await.expect("a response arrives");
     assert_eq!(&interim, b"HTTP/1.1 100");
     stop.cancel();
-    // Its writing thread waits for the rest of the body, which keeps the clock from jumping.
-    let begun = tokio::time::Instant::now();
+    // The thread that writes the upload waits for the rest of the body, which keeps the clock from
+    // advancing.
+    let started = tokio::time::Instant::now();
     for _ in 0..100_000 {
         if served.is_finished() {
             break;
         }
         tokio::time::advance(Duration::from_secs(1)).await;
     }
-    assert!(begun.elapsed() >= net::GRACE, "it did not wait");
-    assert_eq!(served.await.expect("it ends"), Drained { cut_off: 1 });
+    assert!(started.elapsed() >= net::GRACE, "the shutdown did not wait");
+    assert_eq!(served.await.expect("the process ends"), Drained { cut_off: 1 });
 }
 
 #[test]
@@ -274,17 +284,17 @@ fn a_unix_socket_serves_and_is_removed_and_a_dead_one_is_replaced() {
     use std::io::{Read, Write};
     let scratch = Scratch::new();
     let socket = scratch.join("socket");
-    drop(std::os::unix::net::UnixListener::bind(&socket).expect("a socket can be made"));
+    drop(std::os::unix::net::UnixListener::bind(&socket).expect("the socket is created"));
     let daemon = Daemon::builder()
         .env("NIX_STORED_LISTEN_INTERFACE", &format!("unix:{}", socket.display()))
         .start();
-    let mut stream = std::os::unix::net::UnixStream::connect(&socket).expect("it accepts");
+    let mut stream = std::os::unix::net::UnixStream::connect(&socket).expect("connected");
     stream
         .write_all(b"GET /nix-cache-info HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        .expect("it reads");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("it answers");
-    assert!(answer.ends_with("Priority: 30\n"), "{answer}");
+        .expect("the daemon reads");
+    let mut response = String::new();
+    stream.read_to_string(&mut response).expect("a response arrives");
+    assert!(response.ends_with("Priority: 30\n"), "{response}");
     let second = Daemon::builder()
         .env("NIX_STORED_LISTEN_INTERFACE", &format!("unix:{}", socket.display()))
         .start_fails();
@@ -321,7 +331,7 @@ fn reads_and_misses_are_quiet_and_uploads_and_refusals_are_not() {
     assert_eq!(log.matches("uploaded method=PUT").count(), 1, "{log}");
     assert_eq!(log.matches("method=GET").count(), 0, "{log}");
     assert_eq!(log.matches("method=").count(), 2, "{log}");
-    let uploaded = log.lines().find(|line| line.contains("uploaded")).expect("found above");
+    let uploaded = log.lines().find(|line| line.contains("uploaded")).expect("checked above");
     for field in
         ["path=\"/nar/", "status=201", "received_bytes=", "duration_ms=", "client=\"127.0.0.1:"]
     {
@@ -339,15 +349,15 @@ fn a_closed_log_pipe_does_not_stop_the_daemon() {
         .stderr(std::process::Stdio::piped())
         .spawn()
         .expect("the binary starts");
-    let mut log = BufReader::new(child.stderr.take().expect("it is piped")).lines();
+    let mut log = BufReader::new(child.stderr.take().expect("piped")).lines();
     let address = log
         .find_map(|line| Some(line.ok()?.split_once("listening on http://")?.1.to_owned()))
-        .expect("it listens");
+        .expect("the listener accepts");
     drop(log);
     let mut wire = Wire::to_address(&address);
     let uploaded = wire.request("PUT", crate::support::objects::ONE_OF_EACH[5], b"x").status;
     let pid = rustix::process::Pid::from_child(&child);
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it is there");
-    let status = child.wait().expect("it ends");
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("present");
+    let status = child.wait().expect("the process ends");
     assert_eq!((uploaded, status.code()), (201, Some(0)));
 }

@@ -5,11 +5,11 @@ use std::fs;
 use super::mirror_of;
 use crate::support::nix::utf8;
 use crate::support::scratch::Scratch;
-use crate::support::scripted::Scripted;
+use crate::support::scripted_upstream::ScriptedUpstream;
 
 #[test]
 fn an_invalid_setting_is_reported_with_an_example_and_without_the_password() {
-    for (upstreams, said) in [
+    for (upstreams, printed) in [
         ("https://me:secret@cache.example.org?prioritty=3", "the unknown option “prioritty”"),
         ("https://cache.example.org?proxy=http://me:secret@proxy&x=1", "the unknown option “x”"),
         (
@@ -30,7 +30,7 @@ fn an_invalid_setting_is_reported_with_an_example_and_without_the_password() {
         let failed = mirror_of(&[upstreams, "https://fine.example.org"]).start_fails();
         assert_eq!(failed.code, 64, "{upstreams}: {}", failed.log);
         assert_eq!(failed.log.lines().count(), 1, "{upstreams}: {}", failed.log);
-        for part in ["NIX_STORED_UPSTREAMS", said] {
+        for part in ["NIX_STORED_UPSTREAMS", printed] {
             assert!(failed.log.contains(part), "{upstreams}: no {part} in {}", failed.log);
         }
         assert!(!failed.log.contains("secret"), "{upstreams}: {}", failed.log);
@@ -51,7 +51,7 @@ fn every_invalid_upstream_is_reported() {
 
 #[test]
 fn a_password_of_an_upstream_is_never_logged() {
-    let (upstream, scratch) = (Scripted::start(), Scratch::new());
+    let (upstream, scratch) = (ScriptedUpstream::start(), Scratch::new());
     let netrc = scratch.join("netrc");
     fs::write(&netrc, "machine 127.0.0.1 login me password netrc-secret\n").expect("written");
     let port = upstream.port();

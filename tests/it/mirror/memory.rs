@@ -4,7 +4,7 @@ use nix_stored::nix::StorePathHash;
 
 use super::mirror_of;
 use crate::support::objects::sample;
-use crate::support::scripted::Scripted;
+use crate::support::scripted_upstream::ScriptedUpstream;
 use crate::support::wire::Wire;
 
 const MIB: usize = 1024 * 1024;
@@ -12,7 +12,7 @@ const MIB: usize = 1024 * 1024;
 #[test]
 fn remembered_narinfos_are_bounded_by_their_bytes() {
     const COUNT: usize = 400;
-    let upstream = Scripted::start();
+    let upstream = ScriptedUpstream::start();
     let (one, line) = (sample(1, b"x"), format!("X-Padding: {}\n", "x".repeat(MIB - 1000)));
     let names: Vec<String> = (0..COUNT)
         .map(|number| {
@@ -31,7 +31,7 @@ fn remembered_narinfos_are_bounded_by_their_bytes() {
         let received = wire.request("GET", &format!("/{name}.narinfo"), b"");
         assert_eq!((received.status, received.body.len() > MIB - 1000), (200, true));
     }
-    // Twice 64 MiB of text at most, and what a request takes meanwhile.
+    // At most twice 64 MiB of text, and the memory for the requests.
     let peak = mirror.peak_memory();
     assert!(peak < 220 * MIB, "{} MiB", peak / MIB);
 }

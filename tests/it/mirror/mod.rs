@@ -2,28 +2,28 @@
 //!
 //! Programs: lzip, microsocks, nginx, nix, openssl, tinyproxy.
 
-/// TLS.
+/// Certificates of upstreams.
 mod certificates;
-/// The variables, and what is said of those that cannot be.
+/// The settings, and errors in them.
 mod config;
-/// Many clients at once.
-mod crowd;
-/// Every kind of trouble that an upstream can make.
+/// Concurrent clients.
+mod concurrent;
+/// Failures of upstreams.
 mod faults;
-/// What it remembers.
+/// The memory for facts about upstreams.
 mod memory;
-/// A real, unmodified Nix on one side and real caches on the other.
+/// Nix as the client, and real caches as upstreams.
 mod nix;
-/// Proxies on the way to an upstream.
+/// Proxies between the mirror and an upstream.
 mod proxies;
-/// Caches that do not know the hash of a NAR's file.
-mod unnamed;
-/// Uploads to a cache that has upstreams.
+/// Upstreams whose narinfos have no hash of the NAR's file.
+mod no_file_hash;
+/// Uploads to a mirror.
 mod uploads;
 
 use crate::support::daemon::{Builder, Daemon};
 
-/// A mirror of these, in this order.
+/// A mirror of these upstreams, in this order.
 fn mirror_of(upstreams: &[&str]) -> Builder {
     Daemon::builder().env("NIX_STORED_UPSTREAMS", &upstreams.join(" "))
 }

@@ -5,21 +5,22 @@ use std::fs;
 use std::path::Path;
 
 use super::mirror_of;
-use crate::support::audit::{assert_nothing_is_false, assert_nothing_is_staged, objects};
+use crate::support::cache_dir::{assert_consistent, assert_staging_is_empty, objects};
 use crate::support::daemon::Daemon;
 use crate::support::fixture::{closure_nix, fixture};
-use crate::support::neighbour::Neighbour;
 use crate::support::nix::{Nix, utf8, with_paths};
 use crate::support::scratch::Scratch;
+use crate::support::server_process::ServerProcess;
 
-/// A daemon that has these paths of the shared store.
+/// A daemon with these paths of the shared store.
 fn upstream_with(paths: &[String]) -> Daemon {
     let daemon = Daemon::start();
     fixture().nix().copy_to(daemon.url(), paths);
     daemon
 }
 
-/// A daemon that has these paths of the shared store for a read user, `reader` with `read-secret`.
+/// A daemon with these paths of the shared store, and the read user `reader` with password
+/// `read-secret`.
 fn private_upstream_with(paths: &[String]) -> Daemon {
     let daemon = Daemon::builder()
         .env("NIX_STORED_USER_READ", "reader")
@@ -31,14 +32,14 @@ fn private_upstream_with(paths: &[String]) -> Daemon {
     daemon
 }
 
-/// A directory that Nix wrote these paths of the shared store into.
+/// A directory to which Nix copied these paths of the shared store.
 fn directory_with(paths: &[String]) -> Scratch {
     let directory = Scratch::new();
     fixture().nix().copy_to(&format!("file://{}", utf8(directory.path())), paths);
     directory
 }
 
-/// Takes these paths into an empty store, from a home that remembers nothing.
+/// Substitutes these paths into an empty store, without cached lookups.
 #[track_caller]
 fn assert_comes_from(url: &str, paths: &[String]) {
     let copied = fixture().reader();
@@ -46,16 +47,16 @@ fn assert_comes_from(url: &str, paths: &[String]) {
     copied.assert_has_the_same(&fixture().nix(), paths);
 }
 
-/// The narinfo of a store path, by its key.
+/// The key of the narinfo of a store path.
 fn narinfo(path: &str) -> String {
     let name = path.strip_prefix("/nix/store/").expect("a store path is in the store");
-    format!("{}.narinfo", name.split('-').next().expect("split yields something"))
+    format!("{}.narinfo", name.split('-').next().expect("split yields an item"))
 }
 
-/// What the narinfos in a directory say of where they come from.
+/// The upstreams recorded in the narinfos of a directory.
 fn origins(dir: &Path, paths: &[String]) -> Vec<Option<String>> {
     let origin = |path: &String| {
-        let text = fs::read_to_string(dir.join(narinfo(path))).expect("it is there");
+        let text = fs::read_to_string(dir.join(narinfo(path))).expect("present");
         text.lines().find_map(|line| line.strip_prefix("Upstream: ")).map(str::to_owned)
     };
     paths.iter().map(origin).collect()
@@ -67,7 +68,7 @@ fn paths_from_two_upstreams_are_served_without_them() {
     let (ours, theirs) = (fixture.outputs("split"), fixture.outputs("app"));
     let paths = [ours.clone(), theirs.clone()].concat();
     let directory = directory_with(&theirs);
-    let (daemon, nginx) = (upstream_with(&ours), Neighbour::nginx(directory.path()));
+    let (daemon, nginx) = (upstream_with(&ours), ServerProcess::nginx(directory.path()));
     let nginx_url = format!("http://{}", nginx.address());
     let mirror = mirror_of(&[daemon.url(), &nginx_url]).start();
 
@@ -84,9 +85,9 @@ fn paths_from_two_upstreams_are_served_without_them() {
     substituted.realise(&paths);
     substituted.assert_has_the_same(&fixture.nix(), &paths);
 
-    // Another daemon over the same directory, which remembers nothing and knows no upstream.
+    // Another daemon on the same directory, without cached facts and upstreams.
     let dir = Scratch::new();
-    fs::rename(mirror.dir(), dir.join("cache")).expect("it can be moved");
+    fs::rename(mirror.dir(), dir.join("cache")).expect("renamed");
     mirror.kill();
     assert_comes_from(Daemon::builder().dir(&dir.join("cache")).start().url(), &paths);
 }
@@ -99,7 +100,7 @@ fn a_directory_is_an_upstream_too() {
     assert_comes_from(mirror.url(), &paths);
     drop(directory);
     assert_comes_from(mirror.url(), &paths);
-    assert!(assert_nothing_is_false(mirror.dir()) >= paths.len());
+    assert!(assert_consistent(mirror.dir()) >= paths.len());
 }
 
 #[test]
@@ -111,7 +112,7 @@ fn a_mirror_without_storage_passes_every_object_on() {
     assert_comes_from(mirror.url(), &paths);
     assert_eq!(objects(mirror.dir()), [""; 0]);
     mirror.wait_until("nothing is staged", || {
-        crate::support::audit::staging(mirror.dir()).len() == 1
+        crate::support::cache_dir::staging(mirror.dir()).len() == 1
     });
     upstream.stop();
     let reader = fixture().reader();
@@ -126,7 +127,10 @@ fn credentials_in_the_url_open_an_upstream() {
     assert_comes_from(mirror.url(), &paths);
     let closure = fixture().nix().closure(&paths);
     let origin = Some(upstream.url().to_owned());
-    assert!(origins(mirror.dir(), &closure).iter().all(|it| *it == origin), "no password in it");
+    assert!(
+        origins(mirror.dir(), &closure).iter().all(|it| *it == origin),
+        "the password is in the narinfo"
+    );
     let (_, log) = mirror.stop();
     assert!(!log.contains("read-secret"), "a password in the log:\n{log}");
 }
@@ -160,15 +164,15 @@ fn only_paths_signed_by_a_trusted_key_are_mirrored() {
     let fixture = fixture();
     let paths = fixture.outputs("app");
     let upstream = upstream_with(&paths);
-    let stranger = Nix::new().signing_key("stranger-1").public;
+    let other_key = Nix::new().signing_key("stranger-1").public;
     let path = format!("/{}", narinfo(&paths[0]));
 
     let mirror =
-        mirror_of(&[&format!("{}?trusted-public-keys={stranger}", upstream.url())]).start();
+        mirror_of(&[&format!("{}?trusted-public-keys={other_key}", upstream.url())]).start();
     assert_eq!(mirror.get(&path).0, 404);
     assert_eq!(objects(mirror.dir()), [""; 0]);
 
-    let keys = format!("{stranger}%20{}", fixture.public_key());
+    let keys = format!("{other_key}%20{}", fixture.public_key());
     let mirror = mirror_of(&[&format!("{}?trusted-public-keys={keys}", upstream.url())]).start();
     assert_comes_from(mirror.url(), &paths);
 }
@@ -177,8 +181,8 @@ fn only_paths_signed_by_a_trusted_key_are_mirrored() {
 fn a_path_without_a_trusted_signature_comes_from_the_next_upstream() {
     let paths = fixture().outputs("app");
     let (one, other) = (upstream_with(&paths), upstream_with(&paths));
-    let stranger = Nix::new().signing_key("stranger-1").public;
-    let one = format!("{}?trusted-public-keys={stranger}", one.url());
+    let other_key = Nix::new().signing_key("stranger-1").public;
+    let one = format!("{}?trusted-public-keys={other_key}", one.url());
     let mirror = mirror_of(&[&one, other.url()]).start();
     assert_comes_from(mirror.url(), &paths);
     assert_eq!(origins(mirror.dir(), &paths), [Some(other.url().to_owned())]);
@@ -233,7 +237,7 @@ fn nix_reads_the_directory_of_a_mirror() {
     let closure = fixture.nix().closure(&paths);
     assert!(origins(dir.path(), &closure).iter().all(Option::is_some));
 
-    // Nix passes over the line that it does not know.
+    // Nix ignores the unknown line.
     let file_url = format!("file://{}", utf8(dir.path()));
     let command = ["nix", "path-info", "-r", "--json", "--store", &file_url];
     let info = fixture.reader().ok(&with_paths(&command, &paths));
@@ -254,16 +258,16 @@ fn an_uploaded_path_is_no_longer_marked_as_mirrored() {
         .env("NIX_STORED_UPSTREAM_ABSENT_TTL", "1s")
         .start();
 
-    // Nix uploads only what it believes to be absent, and would hear that it is there. So it asks
-    // when it is not, and remembers that.
+    // Nix uploads only paths that it believes to be absent, and the mirror would report this one as
+    // present. So Nix first caches a negative lookup.
     let nix = fixture.nix().with("narinfo-cache-negative-ttl", "3600");
     for path in &closure {
         let file = upstream.join(&narinfo(path));
-        fs::rename(&file, file.with_extension("away")).expect("it is there");
+        fs::rename(&file, file.with_extension("away")).expect("present");
         nix.fails(&["nix", "path-info", "--store", mirror.url(), path]);
-        fs::rename(file.with_extension("away"), &file).expect("it is there");
+        fs::rename(file.with_extension("away"), &file).expect("present");
     }
-    mirror.wait_until("the mirror asks again", || {
+    mirror.wait_until("the mirror sends another request", || {
         closure.iter().all(|path| mirror.get(&format!("/{}", narinfo(path))).0 == 200)
     });
     assert_comes_from(mirror.url(), &paths);
@@ -272,5 +276,5 @@ fn an_uploaded_path_is_no_longer_marked_as_mirrored() {
     nix.copy_to(mirror.url(), &paths);
     assert!(origins(mirror.dir(), &closure).iter().all(Option::is_none));
     assert_comes_from(mirror.url(), &paths);
-    assert_nothing_is_staged(mirror.dir());
+    assert_staging_is_empty(mirror.dir());
 }

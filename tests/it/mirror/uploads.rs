@@ -1,12 +1,12 @@
 //! Uploads to a cache with upstreams: the paths of an upstream count as present.
 
 use super::mirror_of;
-use crate::support::audit::assert_nothing_is_false;
+use crate::support::cache_dir::assert_consistent;
 use crate::support::objects::{Sample, sample};
-use crate::support::scripted::{Asked, Gate, Scripted};
+use crate::support::scripted_upstream::{Gate, RecordedRequest, ScriptedUpstream};
 use crate::support::wire::Wire;
 
-/// The same path, which refers to another.
+/// The sample with a reference to another.
 fn referring(sample: &Sample, to: &Sample) -> Sample {
     let name = to.store_path.trim_start_matches("/nix/store/");
     let narinfo = sample.narinfo.replace("References: \n", &format!("References: {name}\n"));
@@ -16,23 +16,23 @@ fn referring(sample: &Sample, to: &Sample) -> Sample {
 #[test]
 fn a_nar_that_an_upstream_has_need_not_be_uploaded() {
     let sample = sample(1, &[7; 100_000]);
-    let upstream = Scripted::start();
+    let upstream = ScriptedUpstream::start();
     upstream.has(&sample.nar_path, &sample.nar);
     let mirror = mirror_of(&[&upstream.url()]).start();
     let mut wire = Wire::to(&mirror);
-    // Nix asks first, and does not send what is there.
+    // Nix looks for a NAR first, and does not upload a present one.
     assert_eq!(wire.request("HEAD", &sample.nar_path, b"").status, 200);
     let narinfo = sample.narinfo.as_bytes();
     assert_eq!(Wire::to(&mirror).request("PUT", &sample.narinfo_path, narinfo).status, 201);
     upstream.stop();
     assert_eq!(mirror.get(&sample.nar_path), (200, sample.nar.clone()));
-    assert_eq!(assert_nothing_is_false(mirror.dir()), 1);
+    assert_eq!(assert_consistent(mirror.dir()), 1);
 }
 
 #[test]
 fn a_reference_that_an_upstream_has_counts_as_present() {
     let (theirs, absent) = (sample(1, b"theirs"), sample(2, b"absent"));
-    let upstream = Scripted::with(&[&theirs]);
+    let upstream = ScriptedUpstream::with(&[&theirs]);
     let mirror = mirror_of(&[&upstream.url()]).env("NIX_STORED_REQUIRE_REFERENCES", "1").start();
     for (number, to, status) in [(3, &theirs, 201), (4, &absent, 422)] {
         let sample = referring(&sample(number, &[number]), to);
@@ -47,17 +47,17 @@ fn a_reference_that_an_upstream_has_counts_as_present() {
 #[test]
 fn a_mirrored_path_may_lack_its_references() {
     let sample = referring(&sample(1, b"some"), &sample(2, b"absent"));
-    let upstream = Scripted::with(&[&sample]);
+    let upstream = ScriptedUpstream::with(&[&sample]);
     let mirror = mirror_of(&[&upstream.url()]).env("NIX_STORED_REQUIRE_REFERENCES", "1").start();
     assert_eq!(mirror.get(&sample.narinfo_path).0, 200);
     assert_eq!(mirror.get(&sample.nar_path), (200, sample.nar.clone()));
-    assert_eq!(assert_nothing_is_false(mirror.dir()), 1);
+    assert_eq!(assert_consistent(mirror.dir()), 1);
 }
 
 #[test]
 fn head_of_a_nar_sends_only_a_head_request_to_the_upstream() {
     let sample = sample(1, &[7; 100_000]);
-    let upstream = Scripted::start();
+    let upstream = ScriptedUpstream::start();
     upstream.has(&sample.nar_path, &sample.nar);
     let mirror = mirror_of(&[&upstream.url()]).start();
     let head = Wire::to(&mirror).request("HEAD", &sample.nar_path, b"");
@@ -65,16 +65,16 @@ fn head_of_a_nar_sends_only_a_head_request_to_the_upstream() {
         (head.status, head.header("content-length")),
         (200, sample.nar.len().to_string().as_str())
     );
-    let asked = upstream.asked();
-    assert!(asked.iter().all(Asked::is_head), "{asked:?}");
+    let request = upstream.requests();
+    assert!(request.iter().all(RecordedRequest::is_head), "{request:?}");
 }
 
 #[test]
 fn an_upstream_without_head_gets_a_get_request() {
     let sample = sample(1, &[7; 100_000]);
-    let upstream = Scripted::start();
+    let upstream = ScriptedUpstream::start();
     let nar = sample.nar.clone();
-    upstream.on(&sample.nar_path, move |exchange| match exchange.asked.is_head() {
+    upstream.on(&sample.nar_path, move |exchange| match exchange.request.is_head() {
         true => exchange.status(405, ""),
         false => exchange.send(&nar),
     });
@@ -89,7 +89,7 @@ fn an_upstream_without_head_gets_a_get_request() {
 #[test]
 fn head_of_a_nar_that_is_being_fetched_sends_no_request() {
     let sample = sample(1, &[7; 100_000]);
-    let upstream = Scripted::start();
+    let upstream = ScriptedUpstream::start();
     let gate = Gate::default();
     let (opened, nar) = (gate.clone(), sample.nar.clone());
     upstream.on(&sample.nar_path, move |exchange| {
@@ -102,11 +102,11 @@ fn head_of_a_nar_that_is_being_fetched_sends_no_request() {
     let mut fetch = Wire::to(&mirror);
     let path = &sample.nar_path;
     fetch.send(&format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"));
-    // It is answered while it is fetched, so the mirror knows of it from now on.
+    // The response arrives during the fetch, so from now on the mirror knows the NAR.
     assert_eq!(fetch.head().status, 200);
     let head = Wire::to(&mirror).request("HEAD", path, b"");
     assert_eq!(head.header("content-length"), sample.nar.len().to_string());
-    assert_eq!(upstream.count(path), 1, "{:?}", upstream.asked());
+    assert_eq!(upstream.count(path), 1, "{:?}", upstream.requests());
     gate.open();
     assert!(fetch.rest() == sample.nar, "other bytes");
 }

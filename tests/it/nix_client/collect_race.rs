@@ -1,9 +1,9 @@
-//! Collections, one after the other and by two daemons on the same directory, while clients upload and substitute
-//! paths that are about to be removed. No client fails, and every closure that is kept is complete.
+//! Collections, one after the other and by two daemons on the same directory, while clients upload
+//! and substitute paths that are about to be removed. No client fails, and every kept closure is
+//! complete.
 //!
-//! The grace is seconds here instead of a day. A client relies on what it was told for as long as
-//! the grace lasts, so one that needs longer, because the machine has other things to do, proves
-//! nothing and is not counted.
+//! The grace period is seconds instead of a day. A client relies on a lookup for the grace period,
+//! so a client that took longer, because the machine is busy, proves nothing and is not counted.
 //!
 //! The long run is `NIX_STORED_TEST_RACE_SECONDS=180 cargo test --test it collect_race`.
 
@@ -16,39 +16,39 @@ use nix_stored::cache::{Actor, Cache};
 use nix_stored::retention::{Analysis, CollectError, Collector, GcReport, Limits};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::audit::assert_nothing_is_false;
-use crate::support::closures::{Layers, assert_closures_are_whole};
+use crate::support::cache_dir::assert_consistent;
+use crate::support::closures::{Layers, assert_closures_are_complete};
+use crate::support::in_process::{InProcessServer, open_cache};
 use crate::support::nix::Nix;
 use crate::support::noise::Noise;
 use crate::support::plain_client::{Paths, PlainClient};
 use crate::support::rounds::number;
 use crate::support::scratch::Scratch;
-use crate::support::served::{Served, open_cache};
 
-/// How long clients and collections go on before everything stands still and is looked at.
+/// The duration of a round, after which everything stops and the cache is checked.
 const ROUND: Duration = Duration::from_secs(4);
 
-/// The roots are in use by turns, each third of them for as long as the grace. The others rest, and
-/// go.
+/// Each third of the roots is in use for one grace period at a time. The others are unused, and are
+/// removed.
 const TURNS: usize = 3;
 
-/// A served cache that is collected from two sides.
+/// A served cache with two collectors.
 struct Race {
-    served: Served,
-    /// As another process on the same directory would have it.
+    served: InProcessServer,
+    /// The cache as another process on the same directory has it.
     other: Arc<Cache>,
     scratch: Scratch,
     grace: Duration,
     began: Instant,
     roots: Vec<Root>,
-    pulse: Pulse,
+    pulse: RoundState,
     counts: Counts,
 }
 
-/// Something that clients upload and substitute.
+/// A root that clients upload and substitute.
 #[derive(Default)]
 struct Root {
-    /// When the last client began to which all of it was there.
+    /// The start of the last client that had the whole closure.
     used: Mutex<Option<Instant>>,
 }
 
@@ -56,35 +56,35 @@ struct Root {
 struct Counts {
     uploads: AtomicUsize,
     substitutions: AtomicUsize,
-    /// Clients that took so long that they proved nothing.
+    /// Clients that took too long to prove anything.
     slow: AtomicUsize,
     collections: AtomicUsize,
-    /// Store paths that went.
+    /// Store paths that were removed.
     gone: AtomicUsize,
-    /// Store paths that were to go when somebody began to use them.
+    /// Store paths that were planned for removal, and used before it.
     kept_in_use: AtomicUsize,
 }
 
-/// What a round's threads know of each other: that clients go on, and that the round is over.
+/// The state of a round: the progress of clients, and whether the round is over.
 #[derive(Default)]
-struct Pulse {
-    beats: Mutex<u64>,
+struct RoundState {
+    steps: Mutex<u64>,
     changed: Condvar,
     over: AtomicBool,
 }
 
-impl Pulse {
-    fn beat(&self) {
-        *self.beats.lock().expect("nobody panics with it locked") += 1;
+impl RoundState {
+    fn step(&self) {
+        *self.steps.lock().expect("the lock is not poisoned") += 1;
         self.changed.notify_all();
     }
 
-    /// Waits until clients have done `count` things more, or for `at_most`.
+    /// Waits until clients have made `count` more steps, or for `at_most`.
     fn wait(&self, count: u64, at_most: Duration) {
-        let beats = self.beats.lock().expect("nobody panics with it locked");
-        let until = *beats + count;
-        let waited = self.changed.wait_timeout_while(beats, at_most, |beats| *beats < until);
-        drop(waited.expect("nobody panics with it locked"));
+        let steps = self.steps.lock().expect("the lock is not poisoned");
+        let until = *steps + count;
+        let waited = self.changed.wait_timeout_while(steps, at_most, |steps| *steps < until);
+        drop(waited.expect("the lock is not poisoned"));
     }
 
     fn is_over(&self) -> bool {
@@ -92,16 +92,16 @@ impl Pulse {
     }
 }
 
-/// Says that a round is over, however that comes: who panics ends it for all.
-struct Over<'a>(&'a Pulse);
+/// Ends a round on drop, so that a panic ends it for all threads.
+struct EndOnDrop<'a>(&'a RoundState);
 
-impl Drop for Over<'_> {
+impl Drop for EndOnDrop<'_> {
     fn drop(&mut self) {
         self.0.over.store(true, Ordering::SeqCst);
     }
 }
 
-/// How long a test races, if nothing else is said.
+/// The duration of a test, from the environment or this default.
 fn seconds(default: u64) -> Duration {
     Duration::from_secs(number("NIX_STORED_TEST_RACE_SECONDS").unwrap_or(default))
 }
@@ -111,22 +111,22 @@ impl Race {
         let scratch = Scratch::new();
         let dir = scratch.join("cache");
         Self {
-            served: Served::start(&dir, grace),
+            served: InProcessServer::start(&dir, grace),
             other: open_cache(&dir, grace),
             scratch,
             grace,
             began: Instant::now(),
             roots: std::iter::repeat_with(Root::default).take(roots).collect(),
-            pulse: Pulse::default(),
+            pulse: RoundState::default(),
             counts: Counts::default(),
         }
     }
 
-    /// Runs rounds of `clients` threads for `time`. Each calls `client` again and again, which
-    /// uploads and substitutes what it is given.
+    /// Runs rounds of `clients` threads for `time`. Each thread gets a client from `client`, and
+    /// uploads and substitutes repeatedly.
     fn run<C: Client>(&self, time: Duration, clients: u64, client: impl Fn() -> C + Sync) {
         let dir = self.scratch.join("cache");
-        let mut noise = Noise::new(Noise::seed_of_today());
+        let mut noise = Noise::new(Noise::random_seed());
         let began = Instant::now();
         while began.elapsed() < time {
             self.pulse.over.store(false, Ordering::SeqCst);
@@ -138,11 +138,11 @@ impl Race {
                 for _ in 0..clients {
                     let seed = noise.next();
                     let client = &client;
-                    scope.spawn(move || self.go_on(client(), Noise::new(seed), until));
+                    scope.spawn(move || self.run_client(client(), Noise::new(seed), until));
                 }
             });
-            assert_nothing_is_false(&dir);
-            assert_closures_are_whole(&dir);
+            assert_consistent(&dir);
+            assert_closures_are_complete(&dir);
         }
         eprintln!("{:?}: {:?}", began.elapsed(), self.counts);
         let Counts { uploads, substitutions, gone, .. } = &self.counts;
@@ -152,14 +152,14 @@ impl Race {
         }
     }
 
-    /// Whatever may go, goes.
+    /// Limits that remove every path that may be removed.
     fn limits(&self) -> Limits {
         Limits { max_size: Some(0), max_age: None, grace: self.grace }
     }
 
-    /// As the daemon does, but without a pause.
+    /// Collects like the daemon, but without a pause.
     fn collect_all_the_time(&self) {
-        let _over = Over(&self.pulse);
+        let _over = EndOnDrop(&self.pulse);
         while !self.pulse.is_over() {
             let (limits, stop) = (self.limits(), CancellationToken::new());
             let collector = self.served.collector();
@@ -173,26 +173,27 @@ impl Race {
         }
     }
 
-    /// As another process does in a cache that is large: what it has planned it does a while later.
+    /// Collects like another process in a large cache: the plan is executed some time after it was
+    /// made.
     fn collect_what_was_planned_before(&self, mut noise: Noise) {
-        let _over = Over(&self.pulse);
+        let _over = EndOnDrop(&self.pulse);
         let other = Collector::new(Arc::clone(&self.other), Actor::collector());
         while !self.pulse.is_over() {
             let _lock = loop {
                 let lock = self.served.wait_for(other.lock());
-                match lock.expect("the lock can be asked for") {
+                match lock.expect("the lock request succeeds") {
                     Some(lock) => break lock,
                     None => self.pulse.wait(1, Duration::from_millis(1)),
                 }
             };
             let (limits, now) = (self.limits(), SystemTime::now());
             let inventory = self.served.wait_for(self.other.inventory(|_| {}));
-            let inventory = inventory.expect("all can be read");
+            let inventory = inventory.expect("the listing succeeds");
             let plan = Analysis::new(&inventory, &[]).plan(&limits, now);
             self.pulse.wait(noise.below(64), self.grace / 3);
             let stop = CancellationToken::new();
             let applied = other.execute(&inventory, &plan, &limits, now, &stop, |_| {});
-            let outcome = self.served.wait_for(applied).expect("all can be removed");
+            let outcome = self.served.wait_for(applied).expect("the removal succeeds");
             self.count(&GcReport::new(&inventory, &plan, &outcome));
         }
     }
@@ -203,15 +204,15 @@ impl Race {
         self.counts.kept_in_use.fetch_add(report.kept_in_use, Ordering::SeqCst);
     }
 
-    /// Uploads and substitutes until it is time to stop.
-    fn go_on<C: Client>(&self, mut client: C, mut noise: Noise, until: Instant) {
-        let _over = Over(&self.pulse);
+    /// Uploads and substitutes until the round ends.
+    fn run_client<C: Client>(&self, mut client: C, mut noise: Noise, until: Instant) {
+        let _over = EndOnDrop(&self.pulse);
         while Instant::now() < until && !self.pulse.is_over() {
             let root = self.choose(&mut noise);
             let began = Instant::now();
             let uploaded = client.upload(root, &mut noise);
             self.judge(root, began, uploaded, &self.counts.uploads);
-            self.pulse.beat();
+            self.pulse.step();
 
             let root = if noise.below(2) == 0 { root } else { self.choose(&mut noise) };
             let began = Instant::now();
@@ -229,12 +230,12 @@ impl Race {
                         self.judge(root, began, whole, &self.counts.substitutions);
                     }
                 }
-                self.pulse.beat();
+                self.pulse.step();
             }
         }
     }
 
-    /// One of the roots whose turn it is, or one that is about to go.
+    /// Chooses one of the roots in use, or one that is about to be removed.
     fn choose(&self, noise: &mut Noise) -> usize {
         let turn = (self.began.elapsed().as_millis() / self.grace.as_millis()) as usize;
         if noise.below(2) == 0 {
@@ -242,7 +243,7 @@ impl Race {
                 let unused = self.unused(*root);
                 unused.is_some_and(|unused| unused.abs_diff(self.grace) < self.grace / 5)
             };
-            // Not every one, or none would go.
+            // Not every root, or none would be removed.
             let mut roots = (0..self.roots.len()).step_by(2);
             if let Some(root) = roots.find(about_to_go) {
                 return root;
@@ -252,23 +253,23 @@ impl Race {
         in_turn * TURNS + turn % TURNS
     }
 
-    /// For how long nobody has begun to upload or substitute a root; none if nobody ever has.
+    /// The time since a client last started with this root, or none if there was no client.
     fn unused(&self, root: usize) -> Option<Duration> {
-        let used = *self.roots[root].used.lock().expect("nobody panics with it locked");
+        let used = *self.roots[root].used.lock().expect("the lock is not poisoned");
         used.map(|used| used.elapsed())
     }
 
-    /// What became of a client that began then.
+    /// Counts the result of a client that started at this time.
     #[track_caller]
     fn judge(&self, root: usize, began: Instant, done: Result<(), String>, count: &AtomicUsize) {
         match done {
             Ok(()) => {
                 count.fetch_add(1, Ordering::SeqCst);
                 let used = &self.roots[root].used;
-                *used.lock().expect("nobody panics with it locked") = Some(began);
+                *used.lock().expect("the lock is not poisoned") = Some(began);
             }
-            Err(told) if began.elapsed() < self.grace / 3 => {
-                panic!("root {root}, after {:?}: {told}", began.elapsed())
+            Err(error) if began.elapsed() < self.grace / 3 => {
+                panic!("root {root}, after {:?}: {error}", began.elapsed())
             }
             Err(_) => {
                 self.counts.slow.fetch_add(1, Ordering::SeqCst);
@@ -277,20 +278,19 @@ impl Race {
     }
 }
 
-/// Somebody who uploads and substitutes.
+/// A client that uploads and substitutes.
 trait Client {
-    /// Whether it may ask for what is not there.
+    /// Whether it may request absent paths.
     const ASKS_FOR_ANYTHING: bool;
 
-    /// Sends a root and all that it needs; an error says what went wrong.
+    /// Uploads the closure of a root.
     fn upload(&mut self, root: usize, noise: &mut Noise) -> Result<(), String>;
 
-    /// Takes a root and all that it needs. False if the root is not there; an error says what went
-    /// wrong.
+    /// Substitutes the closure of a root. Returns false if the root is absent.
     fn substitute(&mut self, root: usize) -> Result<bool, String>;
 }
 
-/// The real one. It remembers nothing from one run to the next.
+/// A real Nix, without cached lookups.
 struct RealNix<'a> {
     source: &'a Nix,
     roots: &'a [String],
@@ -311,7 +311,7 @@ impl Client for RealNix<'_> {
     const ASKS_FOR_ANYTHING: bool = false;
 
     fn upload(&mut self, root: usize, noise: &mut Noise) -> Result<(), String> {
-        // A Nix that does not look again for a path that it has found absent, which is how it comes.
+        // Nix with its default of caching negative lookups.
         let nix = self.source.fresh_home().with("narinfo-cache-negative-ttl", "3600");
         let compression = ["none", "zstd"][noise.below(2) as usize];
         let url = format!("{}?compression={compression}", self.url);

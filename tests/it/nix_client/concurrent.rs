@@ -7,14 +7,14 @@ use crate::support::daemon::Daemon;
 use crate::support::fixture::fixture;
 use crate::support::nix::Nix;
 
-/// A client that does not look again for a path that it has found absent, which is how Nix comes.
-/// Without that memory, Nix 2.8 looks just before each upload, and gives up with "coroutine has
-/// finished" when another client was faster.
+/// A client that caches negative lookups, which is Nix's default. Without that cache, Nix 2.8 looks
+/// again just before each upload, and fails with "coroutine has finished" if another client was
+/// faster.
 fn forgetting_nothing(nix: &Nix) -> Nix {
     nix.fresh_home().with("narinfo-cache-negative-ttl", "3600")
 }
 
-/// Four uploads at once, each with its own home and its own store URL parameters.
+/// Four concurrent uploads, each with its own home and store URL parameters.
 fn four_at_once(daemon: &Daemon, source: &Nix, parameters: [&str; 4], paths: &[String]) {
     let together = Barrier::new(4);
     thread::scope(|scope| {
@@ -28,7 +28,7 @@ fn four_at_once(daemon: &Daemon, source: &Nix, parameters: [&str; 4], paths: &[S
     });
 }
 
-/// Both ways of reading work, and the cache is right from end to end.
+/// Checks that both ways of reading work, and that the cache is consistent.
 #[track_caller]
 fn assert_whole(daemon: &Daemon, source: &Nix, paths: &[String]) {
     let fixture = fixture();
@@ -70,7 +70,7 @@ fn four_stores_upload_overlapping_closures_at_once() {
                     attributes.iter().flat_map(|name| fixture.outputs(name)).collect();
                 let store = fixture.reader();
                 store.copy_from_store(&fixture.nix(), &shared);
-                // the same forty in every store, and forty of its own
+                // the same forty paths in every store, and forty different ones
                 let same = store.add_tiny_files("same", 40);
                 let own = store.add_tiny_files(&format!("own-{number}"), 40);
                 let paths = [shared, same, own].concat();

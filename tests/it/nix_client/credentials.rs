@@ -5,7 +5,7 @@ use crate::support::daemon::Daemon;
 use crate::support::fixture::fixture;
 use crate::support::nix::{Nix, with_paths};
 
-/// What Nix says before it tries again, seconds later.
+/// The message of Nix before it tries again some seconds later.
 const RETRY: &str = "retrying in";
 
 /// A daemon with a read user and a write user.
@@ -18,7 +18,7 @@ fn private() -> Daemon {
         .start()
 }
 
-/// A daemon that anyone may read.
+/// A daemon with public reads.
 fn public() -> Daemon {
     Daemon::builder()
         .env("NIX_STORED_USER_WRITE", "writer")
@@ -26,7 +26,7 @@ fn public() -> Daemon {
         .start()
 }
 
-/// Fails, and at once: what Nix said.
+/// Checks that Nix fails without a retry, and returns its error.
 #[track_caller]
 fn refused(nix: &Nix, direction: &str, url: &str, paths: &[String]) -> String {
     let error = nix.fails(&with_paths(&["nix", "copy", direction, url], paths));
@@ -34,7 +34,7 @@ fn refused(nix: &Nix, direction: &str, url: &str, paths: &[String]) -> String {
     error
 }
 
-/// The sentence of the daemon that Nix shows.
+/// The daemon's message, as Nix shows it.
 fn reason(error: &str) -> &str {
     error.split_once("response body:").map_or("", |(_, body)| body.trim())
 }
@@ -120,8 +120,8 @@ fn a_download_with_the_wrong_password_fails_at_once() {
 
     let reader = fixture.reader().with_netrc("reader", "wrong-secret");
     let error = refused(&reader, "--from", daemon.url(), &app);
-    // before 2.26, Nix takes a 401 for "there is no cache", tries to make one, and hides why that
-    // failed
+    // Before 2.26, Nix takes a 401 for an absent cache, tries to create one, and hides why that
+    // failed.
     let named = ["HTTP error 401", "does not appear to be a binary cache"];
     assert!(named.iter().any(|part| error.contains(part)), "{error}");
     assert!(!daemon.log().contains("wrong-secret"), "a password in the log:\n{}", daemon.log());

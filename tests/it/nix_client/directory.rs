@@ -54,26 +54,26 @@ fn the_directory_and_the_daemon_have_the_same_cache_info() {
     daemon.wait_for_log("wrote nix-cache-info");
     let text = daemon.get("/nix-cache-info").1;
     assert!(String::from_utf8_lossy(&text).contains("Priority: 41\n"));
-    assert_eq!(fs::read(&file).expect("it was written"), text);
+    assert_eq!(fs::read(&file).expect("written"), text);
     drop(daemon);
 
-    // What Nix writes is less, and what somebody wrote may be more.
+    // Nix writes fewer fields, and users may write more.
     let theirs = "StoreDir: /nix/store\nWantMassQuery: 1\nPriority: 41\nSomething: else\n";
     fs::write(&file, theirs).expect("written");
     let daemon = start("41");
     daemon.get("/health");
     drop(daemon);
-    assert_eq!(fs::read_to_string(&file).expect("it is there"), theirs);
+    assert_eq!(fs::read_to_string(&file).expect("present"), theirs);
     for other in ["StoreDir: /nix/store\n", "StoreDir: /nix/store\nPriority: 10\n"] {
         fs::write(&file, other).expect("written");
         let daemon = start("41");
         daemon.wait_for_log("replaced nix-cache-info");
-        assert_eq!(fs::read(&file).expect("it is there"), text);
+        assert_eq!(fs::read(&file).expect("present"), text);
     }
 
-    // Where it cannot be written, everything else is served.
-    fs::remove_file(&file).expect("it is there");
-    fs::create_dir(&file).expect("made");
+    // If the file cannot be written, everything else is served.
+    fs::remove_file(&file).expect("present");
+    fs::create_dir(&file).expect("created");
     let daemon = start("41");
     daemon.wait_for_log("cannot write nix-cache-info");
     assert_eq!(daemon.get("/nix-cache-info"), (200, text));
@@ -87,7 +87,7 @@ fn a_web_server_serves_what_the_daemon_stored() {
     let daemon = Daemon::builder().dir(dir.path()).start();
     fixture.nix().copy_to(daemon.url(), &paths);
     drop(daemon);
-    let server = crate::support::neighbour::Neighbour::nginx(dir.path());
+    let server = crate::support::server_process::ServerProcess::nginx(dir.path());
     let url = format!("http://{}", server.address());
     let copied = fixture.reader();
     copied.copy_from(&url, &paths);

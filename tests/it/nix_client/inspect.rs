@@ -1,6 +1,6 @@
 //! Requests of Nix other than copies, and the queries before a copy.
 
-use crate::support::daemon::{Daemon, Logged, requests};
+use crate::support::daemon::{Daemon, LoggedRequest, requests};
 use crate::support::fixture::{closure_nix, fixture};
 use crate::support::nix::{Nix, with_paths};
 use crate::support::scratch::Scratch;
@@ -9,7 +9,7 @@ use crate::support::scratch::Scratch;
 fn a_second_copy_uploads_nothing() {
     let (dir, fixture) = (Scratch::new(), fixture());
     let paths = fixture.all();
-    // each time from a home that remembers nothing, to a daemon that has just started
+    // each time from a new home without cached lookups, and to a new daemon
     let copy = || {
         let daemon = Daemon::builder().dir(dir.path()).env("NIX_STORED_LOG_LEVEL", "debug").start();
         fixture.nix().copy_to(daemon.url(), &paths);
@@ -36,14 +36,14 @@ fn a_second_copy_uploads_nothing() {
     assert_eq!(names(&second, "PUT", ""), [""; 0], "and uploads nothing");
 }
 
-/// The name of a store path's narinfo in the cache.
+/// The key of a store path's narinfo.
 fn narinfo(path: &str) -> String {
     let name = path.strip_prefix("/nix/store/").expect("a store path is in the store");
-    format!("/{}.narinfo", name.split('-').next().expect("split yields something"))
+    format!("/{}.narinfo", name.split('-').next().expect("split yields an item"))
 }
 
 /// The paths of the requests with this method whose path ends like this.
-fn names(requests: &[Logged], method: &str, ending: &str) -> Vec<String> {
+fn names(requests: &[LoggedRequest], method: &str, ending: &str) -> Vec<String> {
     let chosen = requests
         .iter()
         .filter(|request| request.method == method && request.path.ends_with(ending));
@@ -59,11 +59,11 @@ fn a_build_log_can_be_uploaded_and_read() {
     nix.copy_to(daemon.url(), std::slice::from_ref(&app));
     nix.ok(&["nix", "store", "copy-log", "--to", daemon.url(), &drv]);
 
-    // Nix finds the log of an output through the deriver that its narinfo names
+    // Nix finds the log of an output by the deriver in its narinfo
     let expected = "building app, and this is its log";
     assert_eq!(fixture.reader().ok(&["nix", "log", "--store", daemon.url(), &app]), expected);
 
-    // who has only the derivation asks its substituters
+    // with only the derivation, Nix asks the substituters
     let reader = Nix::new().substituting_from(daemon.url(), fixture.public_key());
     assert_eq!(reader.instantiate(&closure_nix(), "app"), drv);
     assert_eq!(reader.ok(&["nix", "log", &drv]), expected);
@@ -152,8 +152,7 @@ fn a_signature_added_later_is_enough_to_substitute() {
     let nix = fixture.nix();
     nix.copy_to(daemon.url(), &app);
 
-    // signs in the cache, without the paths: Nix reads each narinfo and uploads it again with one
-    // line more
+    // `nix store sign` on a cache reads each narinfo, and uploads it again with another signature
     let key = nix.signing_key("later-1");
     let secret = key.secret.display().to_string();
     nix.ok(&with_paths(

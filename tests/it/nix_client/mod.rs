@@ -5,23 +5,23 @@
 //!
 //! Programs: nix.
 
-/// Garbage is collected while clients upload and substitute.
+/// Collections while clients upload and substitute.
 mod collect_race;
-/// Two uploads at the same time, of the same things.
+/// Concurrent uploads of the same paths.
 mod concurrent;
-/// netrc: who may read, who may write, and what the others are told.
+/// Users in netrc, and the messages for others.
 mod credentials;
-/// The directory is a `file://` cache of Nix's own, in both directions.
+/// The directory as a `file://` cache of Nix.
 mod directory;
-/// Everything that Nix can ask a cache besides copying.
+/// Requests of Nix other than copies.
 mod inspect;
-/// Store URL parameters that change what is uploaded.
+/// Store URL parameters that change the uploaded objects.
 mod options;
-/// A builder that uploads from its post-build hook.
+/// Uploads by a post-build hook.
 mod post_build_hook;
-/// What Nix shows when an upload is not taken.
+/// The messages of Nix for refused uploads.
 mod refusals;
-/// A cache that is sized down.
+/// A cache whose limit shrinks.
 mod retention;
-/// What goes in comes out: `nix copy --to`, then `nix copy --from` and substitution.
+/// `nix copy --to`, then `nix copy --from` and substitution.
 mod round_trip;

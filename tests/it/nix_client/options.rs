@@ -3,7 +3,7 @@
 use crate::support::daemon::Daemon;
 use crate::support::fixture::fixture;
 
-/// Uploads a closure with this compression and takes it back; the names that its NARs got.
+/// Uploads a closure with this compression and substitutes it. Returns the names of the NARs.
 #[track_caller]
 fn round_trip_compressed(compression: &str, extension: &str) {
     let (daemon, fixture) = (Daemon::start(), fixture());
@@ -78,7 +78,7 @@ fn index_debug_info_makes_debug_info_findable_by_build_id() {
     let url = format!("{}?index-debug-info=true", daemon.url());
     fixture.nix().copy_to(&url, &debug);
 
-    // Nix uploads the one name, debuggers ask for the other
+    // Nix uploads one name, and debuggers request the other
     let id = "c0ffee0123456789abcdef0123456789abcdef01";
     for name in [format!("/debuginfo/{id}.debug"), format!("/debuginfo/{id}")] {
         let (status, link) = daemon.get(&name);
@@ -93,5 +93,5 @@ fn index_debug_info_makes_debug_info_findable_by_build_id() {
 /// The hash part of a store path.
 fn hash_part(path: &str) -> &str {
     let name = path.strip_prefix("/nix/store/").expect("a store path is in the store");
-    name.split('-').next().expect("split yields something")
+    name.split('-').next().expect("split yields an item")
 }

@@ -7,14 +7,14 @@ use crate::support::daemon::Daemon;
 use crate::support::fixture::closure_nix;
 use crate::support::nix::{Nix, utf8};
 
-/// Debian's Nix 2.8.0 leaves `OUT_PATHS` empty; the derivation knows the outputs too.
+/// Debian's Nix 2.8.0 leaves `OUT_PATHS` empty; the outputs can be read from the derivation.
 const HOOK: &str = r#"#!/bin/sh
 set -eu
 paths=${OUT_PATHS:-$(nix-store -q --outputs "$DRV_PATH")}
 exec nix copy --to "$CACHE" $paths
 "#;
 
-/// A Nix that uploads to `daemon` what it has built.
+/// A Nix that uploads its builds to `daemon`.
 fn builder(daemon: &Daemon) -> Nix {
     let nix = Nix::new();
     let hook = nix.file("upload");

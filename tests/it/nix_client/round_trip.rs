@@ -5,7 +5,7 @@ use crate::support::daemon::Daemon;
 use crate::support::fixture::{closure_nix, fixture};
 use crate::support::nix::{Nix, utf8, with_paths};
 
-/// Uploads these paths of `source`, signed with `key`, and takes them back in both ways.
+/// Uploads these paths of `source`, signed with `key`, and substitutes them in both ways.
 #[track_caller]
 fn round_trip(source: &Nix, key: &str, parameters: &str, paths: &[String]) {
     let daemon = Daemon::start();
@@ -50,7 +50,7 @@ fn a_200_mib_path_comes_back() {
     let key = source.signing_key("big-1");
     let paths = [source.add_big_file(200)];
     source.sign(&key, &paths);
-    // xz, the default, would take Nix longer than all other tests together
+    // xz, the default, would take longer than all other tests together
     round_trip(&source, &key.public, "?compression=zstd", &paths);
 }
 
@@ -77,7 +77,7 @@ fn a_content_addressed_derivation_is_found_by_its_realisation() {
     copied.copy_from(daemon.url(), &outputs);
     copied.assert_has_the_same(&fixture.nix(), &outputs);
 
-    // this store has never seen the outputs' paths: they come from the realisations in the cache
+    // this store does not know the output paths: they come from the realisations in the cache
     let substituted = Nix::new().substituting_from(daemon.url(), fixture.public_key());
     for attribute in ["addressed", "addressedUser"] {
         assert_eq!(substituted.build(&file, attribute), fixture.outputs(attribute));
@@ -91,11 +91,11 @@ fn a_path_without_a_trusted_signature_is_not_substituted() {
     let app = fixture.outputs("app");
     fixture.nix().copy_to(daemon.url(), &app);
 
-    let stranger = Nix::new();
-    let other_key = stranger.signing_key("stranger-1");
-    let stranger = stranger.substituting_from(daemon.url(), &other_key.public);
-    stranger.fails(&with_paths(&["nix-store", "-r"], &app));
-    stranger.fails(&with_paths(&["nix", "copy", "--from", daemon.url()], &app));
+    let untrusting_nix = Nix::new();
+    let other_key = untrusting_nix.signing_key("stranger-1");
+    let untrusting_nix = untrusting_nix.substituting_from(daemon.url(), &other_key.public);
+    untrusting_nix.fails(&with_paths(&["nix-store", "-r"], &app));
+    untrusting_nix.fails(&with_paths(&["nix", "copy", "--from", daemon.url()], &app));
 }
 
 #[test]

@@ -10,11 +10,11 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::support::daemon::Daemon;
-use crate::support::neighbour::Neighbour;
 use crate::support::nix::utf8;
 use crate::support::noise::Noise;
 use crate::support::objects::{nar_of_file, sample};
 use crate::support::scratch::Scratch;
+use crate::support::server_process::ServerProcess;
 use crate::support::wire::Wire;
 
 fn repository(file: &str) -> PathBuf {
@@ -25,7 +25,7 @@ fn read(file: &str) -> String {
     fs::read_to_string(repository(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
 }
 
-/// Runs a program that has to succeed; its standard output.
+/// Runs a program that must succeed, and returns its standard output.
 #[track_caller]
 fn run(program: &str, args: &[&str]) -> String {
     let output = Command::new(program)
@@ -34,8 +34,8 @@ fn run(program: &str, args: &[&str]) -> String {
         .output()
         .unwrap_or_else(|error| panic!("{program}: {error}: run tests/run, which installs it"));
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let said = [text(&output.stdout), text(&output.stderr)].concat();
-    assert!(output.status.success(), "{program} {}: {said}", args.join(" "));
+    let printed = [text(&output.stdout), text(&output.stderr)].concat();
+    assert!(output.status.success(), "{program} {}: {printed}", args.join(" "));
     text(&output.stdout)
 }
 
@@ -55,9 +55,9 @@ fn the_daemon_accepts_the_settings_of_compose_and_the_dockerfile() {
     let dir = Scratch::new();
     let password = dir.join("write-pass");
     fs::write(&password, "long\n").expect("writable");
-    let told = service["environment"].as_object().expect("a map").iter().map(|(name, value)| {
+    let printed = service["environment"].as_object().expect("a map").iter().map(|(name, value)| {
         let value = value.as_str().expect("a text");
-        // Where Docker puts secrets.
+        // The folder of Docker's secrets.
         (name.clone(), value.replace("/run/secrets/write-pass", utf8(&password)))
     });
     let image = read("contrib/docker/Dockerfile");
@@ -66,13 +66,13 @@ fn the_daemon_accepts_the_settings_of_compose_and_the_dockerfile() {
         let (name, value) = line[at..].trim_end_matches(" \\").split_once('=')?;
         Some((name.to_owned(), value.to_owned()))
     });
-    let all: Vec<_> = told.chain(image).collect();
+    let all: Vec<_> = printed.chain(image).collect();
     assert!(all.len() >= 7, "{all:?}");
-    Config::from_vars(all).expect("the daemon takes them");
+    Config::from_vars(all).expect("the daemon accepts the uploads");
 
-    // The proxy that the upstream is reached through is one of the services.
+    // The proxy for the upstream is one of the services.
     let upstreams = service["environment"]["NIX_STORED_UPSTREAMS"].as_str().expect("a text");
-    let (_, proxy) = upstreams.split_once("proxy=http://").expect("there is a proxy");
+    let (_, proxy) = upstreams.split_once("proxy=http://").expect("the URL has a proxy");
     let proxy = proxy.split(':').next().expect("a host");
     assert!(compose["services"][proxy].is_object(), "{proxy}");
     let dockerfile = service["build"]["dockerfile"].as_str().expect("a text");
@@ -83,7 +83,7 @@ fn the_daemon_accepts_the_settings_of_compose_and_the_dockerfile() {
 #[test]
 fn the_image_is_built_from_existing_files_and_has_one_binary() {
     let file = read("contrib/docker/Dockerfile");
-    let (build, image) = file.split_once("FROM scratch\n").expect("the image starts from nothing");
+    let (build, image) = file.split_once("FROM scratch\n").expect("the image starts from scratch");
     let ignored = read("contrib/docker/Dockerfile.dockerignore");
     let copied = build.lines().filter_map(|line| line.strip_prefix("COPY "));
     for source in copied.flat_map(|line| line.rsplit_once(' ').expect("a target").0.split(' ')) {
@@ -119,7 +119,7 @@ fn every_file_of_the_debian_package_exists() {
         let targets = assets.iter().map(|asset| format!("{} {}", asset[0], asset[1]));
         assert!(targets.into_iter().any(|target| target.contains(wanted)), "{wanted}");
     }
-    // What root may edit is not overwritten.
+    // Configuration files, which are not overwritten by updates.
     for file in deb["conf-files"].as_array().expect("a list") {
         let file = file.as_str().expect("a text").trim_start_matches('/');
         let name = file.rsplit('/').next().expect("a name");
@@ -140,8 +140,8 @@ fn caddy_accepts_its_configuration() {
         .envs([("HOME", utf8(home.path())), ("XDG_DATA_HOME", utf8(home.path()))])
         .output()
         .expect("caddy is installed: tests/run does that");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success() && !said.contains("not formatted"), "{said}");
+    let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && !printed.contains("not formatted"), "{printed}");
 }
 
 #[test]
@@ -155,11 +155,11 @@ fn the_traefik_configuration_routes_to_the_daemon() {
 }
 
 /// nginx with the committed configuration, in front of this daemon.
-fn nginx(upstream: &str) -> Neighbour {
+fn nginx(upstream: &str) -> ServerProcess {
     let config = read("contrib/proxies/nginx.conf");
     let (listen, server) = ("listen 80;", "server 127.0.0.1:8100;");
     assert!(config.contains(listen) && config.contains(server), "{config}");
-    Neighbour::nginx_with(|address| {
+    ServerProcess::nginx_with(|address| {
         config
             .replace(listen, &format!("listen {address};"))
             .replace(server, &format!("server {upstream};"))
@@ -177,7 +177,7 @@ fn an_upload_of_two_gigabytes_through_nginx_is_not_buffered() {
     let proxy = nginx(daemon.url().trim_start_matches("http://"));
     let chunk = Noise::new(7).bytes(CHUNK);
     let empty = nar_of_file(b"");
-    // The length of the contents, eight bytes, and a closing parenthesis, sixteen, come last.
+    // A NAR ends with the length of the contents, eight bytes, and a closing parenthesis, sixteen.
     let head = [&empty[..empty.len() - 24], &((CHUNK * CHUNKS) as u64).to_le_bytes()].concat();
     let tail = &empty[empty.len() - 16..];
     let mut hasher = Sha256::new();
@@ -194,22 +194,24 @@ fn an_upload_of_two_gigabytes_through_nginx_is_not_buffered() {
     ));
     wire.send_bytes(&head);
     (0..CHUNKS / 8).for_each(|_| wire.send_bytes(&chunk));
-    // nginx passes on what it has, and does not wait for the rest.
-    daemon.wait_until("an eighth is here", || staged(&daemon) >= (CHUNK * CHUNKS / 16) as u64);
+    // nginx passes the body on as it arrives.
+    daemon.wait_until("an eighth of the body has arrived", || {
+        staged(&daemon) >= (CHUNK * CHUNKS / 16) as u64
+    });
     (CHUNKS / 8..CHUNKS).for_each(|_| wire.send_bytes(&chunk));
     wire.send_bytes(tail);
-    let answer = wire.answer();
-    assert_eq!(answer.status, 201, "{}", answer.text());
+    let response = wire.response();
+    assert_eq!(response.status, 201, "{}", response.text());
 
     let grown = daemon.peak_memory() - before;
     assert!(grown < 16 * 1024 * 1024, "{grown} bytes more");
     let head = wire.request("HEAD", &format!("/nar/{name}.nar"), b"");
     assert_eq!((head.status, head.header("content-length")), (200, &*length.to_string()));
-    let stored = fs::metadata(daemon.dir().join(format!("nar/{name}.nar"))).expect("it is there");
+    let stored = fs::metadata(daemon.dir().join(format!("nar/{name}.nar"))).expect("present");
     assert_eq!(stored.len(), length as u64);
 }
 
-/// How much of unfinished uploads is on the disk.
+/// The size of the files of unfinished uploads, in bytes.
 fn staged(daemon: &Daemon) -> u64 {
     fn below(dir: &Path) -> u64 {
         let Ok(entries) = fs::read_dir(dir) else { return 0 };
@@ -234,12 +236,12 @@ fn the_response_to_an_upload_passes_nginx() {
     let mut wire = Wire::to_address(&proxy.address());
     let small = sample(1, b"small");
     assert_eq!(wire.request("PUT", &small.nar_path, &small.nar).status, 201);
-    let answer = wire.request("GET", &small.nar_path, b"");
-    assert_eq!((answer.status, &answer.body), (200, &small.nar));
+    let response = wire.request("GET", &small.nar_path, b"");
+    assert_eq!((response.status, &response.body), (200, &small.nar));
     let large = sample(2, &[0; 4096]);
-    let answer = wire.request("PUT", &large.nar_path, &large.nar);
-    assert_eq!(answer.status, 413);
-    assert!(answer.text().contains("larger than the limit of 1024 bytes"), "{}", answer.text());
+    let response = wire.request("PUT", &large.nar_path, &large.nar);
+    assert_eq!(response.status, 413);
+    assert!(response.text().contains("larger than the limit of 1024 bytes"), "{}", response.text());
 }
 
 #[test]
@@ -266,7 +268,7 @@ fn without_users_uploads_through_nginx_are_refused() {
     let refused = wire.request("PUT", &small.nar_path, &small.nar);
     assert_eq!(refused.status, 401, "{}", refused.text());
     assert!(refused.text().contains("set NIX_STORED_USER_WRITE"), "{}", refused.text());
-    // Past nginx, on the same machine.
+    // Without nginx, on the same machine.
     assert_eq!(Wire::to(&daemon).request("PUT", &small.nar_path, &small.nar).status, 201);
     let got = Wire::to_address(&proxy.address()).request("GET", &small.nar_path, b"");
     assert_eq!((got.status, got.body), (200, small.nar));

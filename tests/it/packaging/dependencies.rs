@@ -7,7 +7,7 @@ use std::process::Command;
 use serde_json::Value;
 use spdx::{Expression, LicenseReq, ParseMode};
 
-/// The packages of a build of the program for this platform, itself included.
+/// The packages of a build of the program for this platform, including itself.
 fn packages() -> Vec<Value> {
     let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let output = Command::new(env!("CARGO"))
@@ -18,7 +18,7 @@ fn packages() -> Vec<Value> {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let metadata: Value = serde_json::from_slice(&output.stdout).expect("JSON");
 
-    // Dependencies of tests do not count.
+    // Without the dependencies of tests.
     let mut wanted = vec![metadata["resolve"]["root"].as_str().expect("a root")];
     let mut found = BTreeSet::new();
     while let Some(id) = wanted.pop() {
@@ -47,7 +47,7 @@ fn text<'a>(package: &'a Value, field: &str) -> &'a str {
     package[field].as_str().unwrap_or_else(|| panic!("{} has no {field}", package["name"]))
 }
 
-/// The strings behind a key in the lines of a list in `deny.toml`.
+/// The values of a key in the lines of a list in `deny.toml`.
 fn deny_list(list: &str, key: &str) -> BTreeSet<String> {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/deny.toml");
     let rules = std::fs::read_to_string(file).expect("deny.toml can be read");
@@ -57,7 +57,7 @@ fn deny_list(list: &str, key: &str) -> BTreeSet<String> {
     lines.lines().map(|line| value(line).expect("a string in each line")).collect()
 }
 
-/// A version as numbers, of which later ones may be missing.
+/// A version as numbers. Trailing ones may be missing.
 fn version(text: &str) -> Vec<u32> {
     text.split('.').map(|part| part.parse().expect("a number")).collect()
 }

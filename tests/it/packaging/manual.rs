@@ -1,7 +1,7 @@
-//! The README's table of variables, the man page and the shell completions: generated from the table of
-//! settings and from the command definition, and committed.
+//! The README's table of variables, the man page and the shell completions: generated from the
+//! table of settings and from the command definition, and committed.
 //!
-//! `NIX_STORED_TEST_WRITE=1 cargo test --test it manual` writes them anew.
+//! `NIX_STORED_TEST_WRITE=1 cargo test --test it manual` rewrites them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ fn read(file: &str) -> String {
     fs::read_to_string(repository(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
 }
 
-/// Compares a file with what it should be, or writes it.
+/// Compares a file with the generated text, or writes it.
 #[track_caller]
 fn assert_current(file: &str, text: &str) {
     if std::env::var_os("NIX_STORED_TEST_WRITE").is_some() {
@@ -33,7 +33,7 @@ fn assert_current(file: &str, text: &str) {
     assert!(read(file) == text, "{file} is out of date: run {hint}");
 }
 
-/// Text as roff takes it.
+/// Escapes a text for roff.
 fn escape(text: &str) -> String {
     let text = text.replace('\\', "\\e").replace('-', "\\-").replace('…', "\\&...");
     let guard = |line: &str| {
@@ -42,7 +42,7 @@ fn escape(text: &str) -> String {
     text.lines().map(guard).collect::<Vec<_>>().join("\n")
 }
 
-/// Markdown's `code` in bold.
+/// Converts Markdown's `code` to bold.
 fn bold_code(text: &str) -> String {
     let parts = text.split('`').enumerate();
     parts
@@ -81,25 +81,25 @@ fn environment() -> String {
     format!(".SH ENVIRONMENT\n{}", rows.collect::<String>())
 }
 
-/// When the text of the page that stands here last changed.
+/// The date of the last change of the page.
 const DATE: &str = "2026-11-30";
 
-/// What `clap_mangen` writes, without what every page begins with.
+/// The output of `clap_mangen`, without its common header.
 fn rendered(render: impl FnOnce(&mut Vec<u8>) -> std::io::Result<()>) -> String {
     let mut text = Vec::new();
-    render(&mut text).expect("memory takes everything");
+    render(&mut text).expect("writing to memory succeeds");
     let text = String::from_utf8(text).expect("UTF-8");
-    text.strip_prefix(&Roff::new().render()).expect("it begins like every page").to_owned()
+    text.strip_prefix(&Roff::new().render()).expect("the page has the common header").to_owned()
 }
 
-/// A section for each command: what it does, its arguments, what its exit statuses mean.
+/// A section for each command, with its description, arguments and exit statuses.
 fn commands() -> String {
     let mut all = command();
     all.build();
     let sections = all.get_subcommands_mut().filter(|one| one.get_name() != "help").map(|one| {
         let usage = one.render_usage().to_string();
         let usage = usage.trim_start_matches("Usage: ");
-        let about = one.get_about().expect("every command says what it does").to_string();
+        let about = one.get_about().expect("every command has a description").to_string();
         let man = Man::new(one.clone());
         let options = rendered(|text| man.render_options_section(text));
         let options = options.split_once('\n').expect("a heading").1;
@@ -171,10 +171,12 @@ fn the_man_page_is_good_roff() {
         .args(["-T", "lint", "-W", "warning", utf8(&page)])
         .output()
         .expect("mandoc is installed: Debian's package mandoc has it");
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success() && said.is_empty(), "{said}");
-    let output =
-        Command::new("mandoc").args(["-T", "utf8", utf8(&page)]).output().expect("it ran before");
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && printed.is_empty(), "{printed}");
+    let output = Command::new("mandoc")
+        .args(["-T", "utf8", utf8(&page)])
+        .output()
+        .expect("mandoc is installed");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(text.contains("NIX_STORED_PATH") && !text.contains("\\f"), "{text}");
 }
@@ -189,8 +191,8 @@ fn the_completions_are_those_of_the_commands() {
     for (shell, file) in shells {
         let mut text = Vec::new();
         clap_complete::generate(shell, &mut command(), "nix-stored", &mut text);
-        // For bash, clap_complete 4.6.11 has two names for a program with a hyphen, so that its
-        // commands are completed by nothing.
+        // For bash, clap_complete 4.6.11 uses two names for a program with a hyphen, so that its
+        // commands are not completed.
         let text = String::from_utf8(text).expect("UTF-8");
         let text = text.replace("nix__subcmd__stored", "nix__stored");
         assert_current(&format!("contrib/completions/{file}"), &text);
@@ -209,8 +211,8 @@ fn bash_completes() {
             utf8(&file)
         );
         let output = Command::new("bash").args(["-c", &script]).output().expect("bash starts");
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        said.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        printed.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
     };
     assert_eq!(completed("nix-stored ver", 1), ["verify"]);
     assert_eq!(completed("nix-stored gc --dr", 2), ["--dry-run"]);

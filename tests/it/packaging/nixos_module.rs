@@ -8,14 +8,14 @@ use serde_json::Value;
 
 use crate::support::scratch::Scratch;
 
-/// What `tests/nixos-module/eval.nix` comes to.
+/// The result of `tests/nixos-module/eval.nix`.
 pub fn evaluate() -> Value {
     let home = Scratch::new();
     let output = Command::new("nix-instantiate")
         .args(["--eval", "--strict", "--json", "tests/nixos-module/eval.nix"])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .env("HOME", home.path())
-        // Evaluation needs no store, and must not make one.
+        // The evaluation needs no store, and must not create one.
         .env("NIX_REMOTE", "dummy://")
         .output()
         .expect("nix-instantiate is installed");
@@ -39,7 +39,7 @@ fn environment(case: &Value) -> Vec<(String, String)> {
 fn the_module_has_every_variable_and_no_other() {
     let module = evaluate();
     let settings = module["defaults"].as_object().expect("an attribute set").keys().cloned();
-    // What names a file that systemd hands over has an option of its own.
+    // Settings that name a file passed by systemd have options of their own.
     let files = environment(&module["cases"]["full"])
         .into_iter()
         .filter_map(|(name, value)| value.starts_with("%d/").then_some(name));
@@ -47,7 +47,7 @@ fn the_module_has_every_variable_and_no_other() {
     let variables: BTreeSet<String> = SETTINGS
         .iter()
         .map(|setting| setting.name.to_owned())
-        // Passwords come as files.
+        // Passwords are passed as files.
         .filter(|name| !name.ends_with("_PASS"))
         .collect();
     assert_eq!(options, variables);
@@ -135,7 +135,7 @@ fn systemd_opens_the_socket_if_configured() {
     assert_eq!(socket("defaults"), None);
     let tcp = socket("activated").expect("a socket");
     assert!(tcp.contains("\nListenStream=[::]:80\n"), "{tcp}");
-    // Who binds the port needs a capability for it, and that is systemd then.
+    // The process that binds the port needs a capability for it, which is systemd here.
     let bounds =
         |case: &str| module["cases"][case]["serviceConfig"]["CapabilityBoundingSet"].clone();
     assert_eq!(bounds("activated"), "");

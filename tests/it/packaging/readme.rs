@@ -1,8 +1,8 @@
-//! The snippets of the README and of `docs/deployment.md`, run as they stand.
+//! The snippets of the README and of `docs/deployment.md`, run unchanged.
 //!
-//! Of a shell block, every command has to succeed; one that serves has to begin to listen. nix.conf
-//! is read by Nix, configurations of NixOS are evaluated, nginx reads its own. What cannot run here has
-//! a comment above it, `<!-- not run: the reason -->`.
+//! Every command of a shell block must succeed; a server must begin to listen. nix.conf is read by
+//! Nix, NixOS configurations are evaluated, and nginx reads its own. A snippet that cannot run here
+//! has a comment above it, `<!-- not run: the reason -->`.
 
 use std::cell::Cell;
 use std::fs;
@@ -16,20 +16,20 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::support::daemon::Daemon;
 use crate::support::fixture::fixture;
-use crate::support::neighbour::Neighbour;
 use crate::support::nix::{Nix, utf8};
-use crate::support::scratch::{Leash, Scratch};
+use crate::support::scratch::{KillAtExit, Scratch};
+use crate::support::server_process::ServerProcess;
 
 const NOT_RUN: &str = "<!-- not run: ";
 
 /// A block of code.
 #[derive(Debug)]
 struct Snippet {
-    /// Its file and line.
+    /// The file and line.
     place: String,
     language: String,
     text: String,
-    /// Why it is not run.
+    /// The reason why it is not run.
     not_run: Option<String>,
 }
 
@@ -38,7 +38,7 @@ fn repository(file: &str) -> PathBuf {
 }
 
 fn snippets(file: &str) -> Vec<Snippet> {
-    let page = fs::read_to_string(repository(file)).expect("the page is there");
+    let page = fs::read_to_string(repository(file)).expect("the page exists");
     parse(file, &page)
 }
 
@@ -63,36 +63,37 @@ fn parse(file: &str, page: &str) -> Vec<Snippet> {
     found
 }
 
-/// A machine with a cache and a builder on it, where the snippets of one page run in their order.
-struct Site {
+/// A machine with a cache and a builder, where the snippets of one page run in order.
+struct TestMachine {
     dir: Scratch,
     nix: Nix,
     daemon: Daemon,
 }
 
-impl Site {
+impl TestMachine {
     fn new() -> Self {
         let dir = Scratch::new();
         let daemon = Daemon::builder().dir(&dir.join("cache")).start();
-        // A store of its own, because snippets sign what is in it.
+        // A separate store, because snippets sign its paths.
         let nix = Nix::new();
         let (app, exchange) = (fixture().output("app"), format!("file://{}", utf8(&dir.join("x"))));
         fixture().nix().ok(&["nix", "copy", "--no-check-sigs", "--to", &exchange, &app]);
         nix.ok(&["nix", "copy", "--no-check-sigs", "--from", &exchange, &app]);
-        symlink(fixture().output("app"), dir.join("result")).expect("a link can be made");
-        fs::create_dir_all(dir.join("etc/nix")).expect("a folder can be made");
-        fs::create_dir(dir.join("bin")).expect("a folder can be made");
+        symlink(fixture().output("app"), dir.join("result")).expect("the link is created");
+        fs::create_dir_all(dir.join("etc/nix")).expect("the folder is created");
+        fs::create_dir(dir.join("bin")).expect("the folder is created");
         let binary = env!("CARGO_BIN_EXE_nix-stored");
-        symlink(binary, dir.join("bin/nix-stored")).expect("a link can be made");
-        // What it would build is built.
+        symlink(binary, dir.join("bin/nix-stored")).expect("the link is created");
+        // `cargo run --release` runs the binary that is already built.
         let cargo = format!("#!/bin/sh\n[ \"$*\" = 'run --release' ] && exec {binary}\n");
         let file = dir.join("bin/cargo");
         fs::write(&file, cargo).expect("writable");
-        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).expect("it is ours");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755))
+            .expect("the owner may change it");
         Self { dir, nix, daemon }
     }
 
-    /// The text with the addresses and folders of this machine.
+    /// Replaces the addresses and folders of a text by those of the test.
     fn here(&self, text: &str) -> String {
         let etc = utf8(&self.dir.join("etc")).to_owned();
         text.replace("http://cache.example.org:8100", self.daemon.url())
@@ -111,7 +112,7 @@ impl Site {
         command
     }
 
-    /// Runs a block until it ends, or begins to listen. What was wrong, if anything.
+    /// Runs a block until it ends or listens. Returns the output of a failed one.
     fn shell(&self, text: &str) -> Result<(), String> {
         let mut child = self
             .command("/bin/sh")
@@ -121,33 +122,33 @@ impl Site {
             .spawn()
             .expect("sh starts");
         let pid = Pid::from_child(&child);
-        let _leash = Leash::new(pid);
-        let mut said = String::new();
+        let _guard = KillAtExit::new(pid);
+        let mut printed = String::new();
         let mut listens = false;
-        for line in BufReader::new(child.stderr.take().expect("it is piped")).lines() {
+        for line in BufReader::new(child.stderr.take().expect("piped")).lines() {
             let line = line.expect("UTF-8");
             if line.contains("listening on ") && !listens {
                 listens = true;
-                kill_process_group(pid, Signal::TERM).expect("it is there");
+                kill_process_group(pid, Signal::TERM).expect("present");
             }
-            said.push_str(&line);
-            said.push('\n');
+            printed.push_str(&line);
+            printed.push('\n');
         }
-        let status = child.wait().expect("it is a child of ours");
-        if listens || status.success() { Ok(()) } else { Err(format!("{status}: {said}")) }
+        let status = child.wait().expect("a child process");
+        if listens || status.success() { Ok(()) } else { Err(format!("{status}: {printed}")) }
     }
 
-    /// Lets Nix read a nix.conf.
+    /// Checks that Nix reads a nix.conf.
     fn nix_conf(&self, text: &str) -> Result<(), String> {
         let conf = self.dir.join("conf");
-        fs::create_dir_all(&conf).expect("a folder can be made");
+        fs::create_dir_all(&conf).expect("the folder is created");
         fs::write(conf.join("nix.conf"), self.here(text)).expect("writable");
         // `show-config` is the name of `config show` before Nix 2.20.
-        let mut said = String::new();
+        let mut printed = String::new();
         for words in [["config", "show"].as_slice(), &["show-config"]] {
             let output = self.command("nix").args(words).env("NIX_CONF_DIR", &conf).output();
             let output = output.expect("nix starts");
-            said = String::from_utf8_lossy(&output.stderr).into_owned();
+            printed = String::from_utf8_lossy(&output.stderr).into_owned();
             if !output.status.success() {
                 continue;
             }
@@ -157,12 +158,13 @@ impl Site {
             let unknown = names
                 .map(|name| name.trim_start_matches("extra-"))
                 .find(|name| !shown.lines().any(|line| line.starts_with(&format!("{name} = "))));
-            return unknown.map_or(Ok(()), |name| Err(format!("Nix does not know {name}: {said}")));
+            return unknown
+                .map_or(Ok(()), |name| Err(format!("Nix does not know {name}: {printed}")));
         }
-        Err(said)
+        Err(printed)
     }
 
-    /// Evaluates a flake, or a configuration of NixOS, with stand-ins for nixpkgs.
+    /// Evaluates a flake or a NixOS configuration, with stand-ins for nixpkgs.
     fn evaluate(&self, text: &str) -> Result<(), String> {
         let file = self.dir.join("snippet.nix");
         fs::write(&file, text).expect("writable");
@@ -172,10 +174,10 @@ impl Site {
             .envs([("HOME", utf8(self.dir.path())), ("NIX_REMOTE", "dummy://")])
             .output()
             .expect("nix-instantiate starts");
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let printed = String::from_utf8_lossy(&output.stderr).into_owned();
         match String::from_utf8_lossy(&output.stdout).trim() {
             "[]" if output.status.success() => Ok(()),
-            failed => Err(format!("{failed} {said}")),
+            failed => Err(format!("{failed} {printed}")),
         }
     }
 
@@ -192,18 +194,18 @@ impl Site {
                 right.into_iter().all(|right| right).then_some(()).ok_or("no netrc".to_owned())
             }
             "nginx" => {
-                // It panics when nginx does not start.
-                Neighbour::nginx_with(|address| {
+                // Panics if nginx does not start.
+                ServerProcess::nginx_with(|address| {
                     format!("server {{ listen {address};\n{}\n}}", snippet.text)
                 });
                 Ok(())
             }
-            other => Err(format!("nobody knows how to run “{other}”")),
+            other => Err(format!("“{other}” cannot be run")),
         }
     }
 
-    /// Substitutes what `./result` is, and all that it needs, into a new store that wants everything
-    /// signed by the key in `/etc/nix/cache.secret`.
+    /// Substitutes the closure of `./result` into a new store that requires signatures by the key
+    /// in `/etc/nix/cache.secret`.
     fn substitute(&self) {
         let key = "nix key convert-secret-to-public < /etc/nix/cache.secret";
         let key = self.command("/bin/sh").args(["-euc", &self.here(key)]).output();
@@ -215,7 +217,7 @@ impl Site {
         assert!(closure.lines().count() > 1, "one path shows nothing: {closure}");
     }
 
-    /// Runs all snippets of a page in their order, and `check` after each.
+    /// Runs all snippets of a page in order, and `check` after each.
     #[track_caller]
     fn run_all(&self, file: &str, check: impl Fn(&Snippet)) {
         let (skipped, runnable): (Vec<_>, Vec<_>) =
@@ -236,20 +238,20 @@ impl Site {
 
 #[test]
 fn the_readmes_snippets_work() {
-    let site = Site::new();
+    let machine = TestMachine::new();
     let signed = Cell::new(false);
-    site.run_all("README.md", |snippet| {
-        // Whatever a reader has done before, here it ends in a cache that can be substituted from.
+    machine.run_all("README.md", |snippet| {
+        // After this snippet the cache is ready for substitution.
         if snippet.text.contains("--store http://cache.example.org:8100") {
-            site.substitute();
+            machine.substitute();
             signed.set(true);
         }
     });
     assert!(signed.get());
 }
 
-impl Site {
-    /// Runs the snippets of the README that contain `part`, at least one.
+impl TestMachine {
+    /// Runs the snippets of the README that contain `part`; there must be at least one.
     #[track_caller]
     fn run_those_with(&self, part: &str) {
         let chosen = snippets("README.md").into_iter().filter(|it| it.text.contains(part));
@@ -262,32 +264,32 @@ impl Site {
 
 #[test]
 fn paths_signed_and_uploaded_as_in_the_readme_can_be_substituted() {
-    let site = Site::new();
-    site.run_those_with("nix key generate-secret");
-    site.run_those_with("machine cache.example.org");
-    site.run_those_with("nix store sign -r --key-file /etc/nix/cache.secret ./result");
-    site.substitute();
+    let machine = TestMachine::new();
+    machine.run_those_with("nix key generate-secret");
+    machine.run_those_with("machine cache.example.org");
+    machine.run_those_with("nix store sign -r --key-file /etc/nix/cache.secret ./result");
+    machine.substitute();
 }
 
 #[test]
 fn unsigned_paths_can_be_signed_in_the_cache_as_in_the_readme() {
-    let site = Site::new();
+    let machine = TestMachine::new();
     let app = fixture().output("app");
-    site.shell(&format!("nix copy --to {} ./result", site.daemon.url())).unwrap();
-    site.run_those_with("nix key generate-secret");
-    site.run_those_with("machine cache.example.org");
-    // Copying what is signed now changes nothing.
-    site.run_those_with("nix store sign -r --key-file /etc/nix/cache.secret ./result");
+    machine.shell(&format!("nix copy --to {} ./result", machine.daemon.url())).unwrap();
+    machine.run_those_with("nix key generate-secret");
+    machine.run_those_with("machine cache.example.org");
+    // Copying signed paths again changes nothing.
+    machine.run_those_with("nix store sign -r --key-file /etc/nix/cache.secret ./result");
     let narinfo = format!("/{}.narinfo", &app[11..43]);
-    let text = String::from_utf8(site.daemon.get(&narinfo).1).unwrap();
+    let text = String::from_utf8(machine.daemon.get(&narinfo).1).unwrap();
     assert!(!text.contains("Sig: cache.example.org-1"), "{text}");
-    site.run_those_with("--store http://cache.example.org:8100");
-    site.substitute();
+    machine.run_those_with("--store http://cache.example.org:8100");
+    machine.substitute();
 }
 
 #[test]
 fn the_snippets_about_deployment_work() {
-    Site::new().run_all("docs/deployment.md", |_| {});
+    TestMachine::new().run_all("docs/deployment.md", |_| {});
 }
 
 #[test]
@@ -295,13 +297,13 @@ fn a_new_snippet_is_run_or_has_a_reason() {
     let page = "text\n```sh\nfalse\n```\n<!-- not run: why -->\n```sh\nfalse\n```\n```toml\n```\n";
     let [first, second, third] = &parse("page", page)[..] else { panic!("three") };
     assert_eq!((first.not_run.as_deref(), second.not_run.as_deref()), (None, Some("why")));
-    let site = Site::new();
-    assert!(site.run(first).is_err());
-    assert!(site.run(third).is_err());
+    let machine = TestMachine::new();
+    assert!(machine.run(first).is_err());
+    assert!(machine.run(third).is_err());
     let broken = |language: &str, text: &str| {
         let (language, text) = (language.to_owned(), text.to_owned());
         let snippet = Snippet { place: String::new(), language, text, not_run: None };
-        assert!(site.run(&snippet).is_err(), "{snippet:?}");
+        assert!(machine.run(&snippet).is_err(), "{snippet:?}");
     };
     broken("ini", "no-such-setting = 1\n");
     broken("nix", "{ services.nix-stored.enable = true; services.nix-stored.port = 1; }");
@@ -310,13 +312,13 @@ fn a_new_snippet_is_run_or_has_a_reason() {
 
 #[test]
 fn every_link_in_the_documentation_works() {
-    let docs = fs::read_dir(repository("docs")).expect("the folder can be read");
+    let docs = fs::read_dir(repository("docs")).expect("readable");
     let docs = docs.map(|entry| entry.expect("an entry can be read").file_name());
     let docs = docs.filter_map(|name| Some(format!("docs/{}", name.to_str()?)));
     let top = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"].map(str::to_owned);
     for file in docs.filter(|name| name.ends_with(".md")).chain(top) {
         let file = file.as_str();
-        let page = fs::read_to_string(repository(file)).expect("the page is there");
+        let page = fs::read_to_string(repository(file)).expect("the page exists");
         let folder = repository(file).parent().expect("a folder").to_owned();
         for link in page.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
             if link.starts_with("http") {
@@ -327,7 +329,7 @@ fn every_link_in_the_documentation_works() {
             assert!(target.exists(), "{file}: {link}");
             if !heading.is_empty() {
                 let text = fs::read_to_string(&target).expect("a page");
-                // As GitHub makes an anchor of a heading.
+                // The anchor that GitHub makes of a heading.
                 let has = text.lines().filter(|line| line.starts_with('#')).any(|line| {
                     let words = line.trim_start_matches(['#', ' ']).to_lowercase();
                     let is_kept = |c: &char| c.is_alphanumeric() || " -_".contains(*c);
@@ -343,15 +345,13 @@ fn every_link_in_the_documentation_works() {
 /// "The same" is the file of the row before.
 #[test]
 fn the_architecture_page_names_what_is_in_the_linked_files() {
-    let page = fs::read_to_string(repository("docs/architecture.md")).expect("the page is there");
+    let page = fs::read_to_string(repository("docs/architecture.md")).expect("the page exists");
     let mut texts = Vec::new();
     let mut names = 0;
     for cell in page.lines().filter(|line| line.starts_with('|')).flat_map(|line| line.split('|')) {
         let links = cell.split("](../src/").skip(1).filter_map(|rest| rest.split(')').next());
         let linked: Vec<String> = links
-            .map(|link| {
-                fs::read_to_string(repository("src").join(link)).expect("the file is there")
-            })
+            .map(|link| fs::read_to_string(repository("src").join(link)).expect("the file exists"))
             .collect();
         if !linked.is_empty() {
             texts = linked;

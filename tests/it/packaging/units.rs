@@ -11,7 +11,7 @@ use super::nixos_module::evaluate;
 use crate::support::nix::utf8;
 use crate::support::scratch::Scratch;
 
-/// How exposed a unit may be, in tenths, on the scale of `systemd-analyze security`.
+/// The limit for the exposure of a unit, in tenths, on the scale of `systemd-analyze security`.
 const EXPOSURE: &str = "--threshold=15";
 
 fn read(file: &str) -> String {
@@ -25,13 +25,13 @@ fn analyze(args: &[&str]) -> String {
         .args(args)
         .output()
         .expect("systemd-analyze is installed: Debian's package systemd has it");
-    let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8_lossy(&said).into_owned();
-    assert!(output.status.success(), "systemd-analyze {}: {said}", args.join(" "));
-    said
+    let printed = [output.stdout, output.stderr].concat();
+    let printed = String::from_utf8_lossy(&printed).into_owned();
+    assert!(output.status.success(), "systemd-analyze {}: {printed}", args.join(" "));
+    printed
 }
 
-/// Checks how exposed the unit is.
+/// Checks the exposure of a unit.
 #[track_caller]
 fn assert_hardened(name: &str, text: &str) {
     let scratch = Scratch::new();
@@ -40,7 +40,8 @@ fn assert_hardened(name: &str, text: &str) {
     analyze(&["security", "--offline=true", "--no-pager", EXPOSURE, utf8(&unit)]);
 }
 
-/// Checks that systemd understands every line of these units. What they start is not on this machine.
+/// Checks that systemd accepts every line of these units. The programs that they start are not
+/// installed here.
 #[track_caller]
 fn assert_understood(units: &[(String, String)]) {
     let scratch = Scratch::new();
@@ -57,13 +58,13 @@ fn assert_understood(units: &[(String, String)]) {
         })
         .collect();
     let args = ["verify", "--man=no"].into_iter().chain(files.iter().map(String::as_str));
-    let said = analyze(&args.collect::<Vec<_>>());
-    // It also tells of other units of this machine.
+    let printed = analyze(&args.collect::<Vec<_>>());
+    // It also reports other units of this machine.
     let ours = |line: &&str| line.contains(utf8(scratch.path()));
-    assert_eq!(said.lines().filter(ours).collect::<Vec<_>>(), [""; 0]);
+    assert_eq!(printed.lines().filter(ours).collect::<Vec<_>>(), [""; 0]);
 }
 
-/// The words of each directive of a section.
+/// The words of each directive in a section.
 fn directives(unit: &str, section: &str) -> BTreeMap<String, Vec<String>> {
     let mut found = BTreeMap::<String, Vec<String>>::new();
     let mut inside = false;
@@ -78,7 +79,7 @@ fn directives(unit: &str, section: &str) -> BTreeMap<String, Vec<String>> {
     found
 }
 
-/// The units of a case of the module, with their names.
+/// The names and texts of the units of a case of the module.
 fn of_module(case: &Value) -> Vec<(String, String)> {
     let units = |kind: &str, extension: &str| -> Vec<(String, String)> {
         let units = case["units"][kind].as_object().expect("an attribute set");
@@ -142,7 +143,7 @@ fn an_exposed_service_is_detected() {
     assert_hardened("nix-stored.service", &weaker);
 }
 
-/// What differs between NixOS and elsewhere.
+/// Removes the differences between NixOS and other systems.
 fn common(mut service: BTreeMap<String, Vec<String>>) -> BTreeMap<String, Vec<String>> {
     for key in ["Environment", "EnvironmentFile", "ExecStart", "ExecReload", "LoadCredential"] {
         service.remove(key);

@@ -13,20 +13,26 @@ use crate::support::noise::Noise;
 use crate::support::objects::nar_of_file;
 use crate::support::scratch::Scratch;
 
-/// A page that there is not: the browser complains about that.
+/// A page that does not exist, which the browser reports as an error.
 const NOTHING: &str = "/browse/nothing";
 
 const WIDTHS: [u32; 3] = [360, 768, 1280];
 
-/// A store path as an uploader may have put it into the directory.
-struct Written {
+/// A store path, written to the directory without checks.
+struct WrittenPath {
     hash: String,
     name: String,
     nar: String,
 }
 
-/// Writes a path and its NAR, and what else there shall be in the narinfo.
-fn write(dir: &Path, number: u32, name: &str, references: &[&Written], more: &str) -> Written {
+/// Writes a path and its NAR, with additional lines in the narinfo.
+fn write(
+    dir: &Path,
+    number: u32,
+    name: &str,
+    references: &[&WrittenPath],
+    more: &str,
+) -> WrittenPath {
     let mut bytes = [0; 20];
     Noise::new(u64::from(number) + 1)
         .bytes(20)
@@ -45,18 +51,18 @@ fn write(dir: &Path, number: u32, name: &str, references: &[&Written], more: &st
         nar.len(),
         names.join(" "),
     );
-    fs::create_dir_all(dir.join("nar")).expect("a folder can be made");
+    fs::create_dir_all(dir.join("nar")).expect("the folder is created");
     let key = format!("nar/{}.nar", file_hash.to_nix32());
-    fs::write(dir.join(&key), nar).expect("a NAR is written");
+    fs::write(dir.join(&key), nar).expect("the NAR is written");
     fs::write(dir.join(format!("{hash}.narinfo")), narinfo).expect("a narinfo is written");
-    Written { hash, name: name.to_owned(), nar: key }
+    WrittenPath { hash, name: name.to_owned(), nar: key }
 }
 
 const SIGNATURE: &str =
     "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA==";
 
-/// A cache as it may be after some weeks.
-fn furnished(dir: &Path) -> Vec<Written> {
+/// A cache with realistic content.
+fn realistic_cache(dir: &Path) -> Vec<WrittenPath> {
     let glibc = write(dir, 0, "glibc-2.40-66", &[], "");
     let names = [
         "hello-2.12.2",
@@ -100,7 +106,7 @@ fn furnished(dir: &Path) -> Vec<Written> {
     written
 }
 
-/// Waits until the daemon knows what it has.
+/// Waits until the daemon has built the index.
 #[track_caller]
 fn wait_for_index(daemon: &Daemon) {
     daemon.wait_until("the index is built", || {
@@ -110,14 +116,14 @@ fn wait_for_index(daemon: &Daemon) {
     });
 }
 
-fn check_all_is_quiet(browser: &Browser, daemon: &Daemon) {
-    let complaints = browser.complaints();
-    assert_eq!(complaints.iter().find(|told| !told.contains(NOTHING)), None);
+fn assert_no_errors(browser: &Browser, daemon: &Daemon) {
+    let complaints = browser.errors();
+    assert_eq!(complaints.iter().find(|printed| !printed.contains(NOTHING)), None);
     let elsewhere = |url: &&String| !url.starts_with(daemon.url()) && !url.starts_with("data:");
     let requests = browser.requests();
     assert!(requests.len() > 2, "{requests:?}");
     assert_eq!(requests.iter().find(elsewhere), None);
-    // One document, and nothing with it.
+    // Only the document is loaded.
     assert!(
         !requests
             .iter()
@@ -126,12 +132,12 @@ fn check_all_is_quiet(browser: &Browser, daemon: &Daemon) {
 }
 
 #[track_caller]
-fn check_it_fits(browser: &mut Browser, what: &str) {
+fn assert_fits_width(browser: &mut Browser, what: &str) {
     let widths = browser.eval("[document.scrollingElement.scrollWidth, innerWidth]");
     assert!(widths[0].as_u64() <= widths[1].as_u64(), "{what}: {widths}");
 }
 
-/// The text with the least contrast against what is behind it, and that contrast (WCAG 2.2, 1.4.3).
+/// The text with the least contrast to its background, and that contrast (WCAG 2.2, 1.4.3).
 const LEAST_CONTRAST: &str = "(() => {
   const light = color => {
     const [r, g, b] = color.match(/[\\d.]+/g).slice(0, 3).map(c => c / 255)
@@ -155,7 +161,7 @@ const LEAST_CONTRAST: &str = "(() => {
 })()";
 
 #[track_caller]
-fn check_it_can_be_read(browser: &mut Browser, what: &str) {
+fn assert_contrast(browser: &mut Browser, what: &str) {
     let least = browser.eval(LEAST_CONTRAST);
     assert!(least[0].as_f64() >= Some(4.5), "{what}: {least}");
     let outline = browser.eval(
@@ -171,7 +177,7 @@ fn check_it_can_be_read(browser: &mut Browser, what: &str) {
 #[test]
 fn every_page_fits_every_screen_in_light_and_dark_and_asks_for_nothing_else() {
     let scratch = Scratch::new();
-    let written = furnished(scratch.path());
+    let written = realistic_cache(scratch.path());
     let daemon = Daemon::builder()
         .dir(scratch.path())
         .env("NIX_STORED_MAX_SIZE", "40M")
@@ -190,18 +196,18 @@ fn every_page_fits_every_screen_in_light_and_dark_and_asks_for_nothing_else() {
         ("needed", format!("/browse/{}", written[0].hash)),
         ("nothing", NOTHING.to_owned()),
     ];
-    // As behind a proxy.
+    // The headers of a proxy.
     let headers = serde_json::json!({ "X-Forwarded-Host": "cache.example.org", "X-Forwarded-Proto": "https" });
-    browser.tell("Network.setExtraHTTPHeaders", serde_json::json!({ "headers": headers }));
+    browser.call("Network.setExtraHTTPHeaders", serde_json::json!({ "headers": headers }));
     for scheme in ["light", "dark"] {
-        browser.scheme(scheme);
+        browser.set_color_scheme(scheme);
         for width in WIDTHS {
-            browser.width(width);
+            browser.set_width(width);
             for (name, path) in &pages {
                 browser.open(&format!("{}{path}", daemon.url()));
-                check_it_fits(&mut browser, &format!("{name} at {width}"));
-                check_it_can_be_read(&mut browser, &format!("{name}, {scheme}"));
-                browser.show(&format!("{name}-{width}-{scheme}"));
+                assert_fits_width(&mut browser, &format!("{name} at {width}"));
+                assert_contrast(&mut browser, &format!("{name}, {scheme}"));
+                browser.save_screenshot(&format!("{name}-{width}-{scheme}"));
             }
         }
         let paper =
@@ -210,18 +216,18 @@ fn every_page_fits_every_screen_in_light_and_dark_and_asks_for_nothing_else() {
     }
     browser.open(daemon.url());
     assert_eq!(browser.texts("h1"), ["cache.example.org"]);
-    check_all_is_quiet(&browser, &daemon);
+    assert_no_errors(&browser, &daemon);
 }
 
 #[test]
 fn search_references_and_back_work_in_a_browser() {
     let scratch = Scratch::new();
-    let written = furnished(scratch.path());
+    let written = realistic_cache(scratch.path());
     let daemon = Daemon::builder().dir(scratch.path()).start();
     wait_for_index(&daemon);
     let mut browser = Browser::start();
-    // Nothing of this needs a script.
-    browser.scripts(false);
+    // None of this needs a script.
+    browser.set_scripts_enabled(false);
     browser.open(daemon.url());
     browser.search("input[name=q]", "HELLO 2.12.2");
     assert_eq!(browser.texts("h1"), ["Paths matching “HELLO 2.12.2”"]);
@@ -231,24 +237,24 @@ fn search_references_and_back_work_in_a_browser() {
         names.len() > 10 && names.iter().all(|name| name.starts_with("hello-2.12.2")),
         "{names:?}"
     );
-    browser.follow("tbody a");
+    browser.click("tbody a");
     assert_eq!(browser.texts("h1"), ["hello-2.12.2"]);
     assert_eq!(
         browser.texts(".paste code")[0],
         format!("/nix/store/{}-hello-2.12.2", written[1].hash)
     );
     assert_eq!(browser.texts("h2#references + ul a"), ["glibc-2.40-66"]);
-    browser.follow("h2#references + ul a");
+    browser.click("h2#references + ul a");
     assert_eq!(browser.texts("h1"), ["glibc-2.40-66"]);
-    // All others need it.
+    // All other paths refer to it.
     assert_eq!(browser.texts("h2#referrers .soft"), ["239 paths"]);
     assert!(browser.texts("h2#referrers + ul a").contains(&"hello-2.12.2".to_owned()));
     browser.search("input[name=q]", &format!("/nix/store/{}-zlib-1.3.1", written[2].hash));
     assert_eq!(browser.texts("h1"), ["zlib-1.3.1"]);
-    browser.follow("a.brand");
+    browser.click("a.brand");
     assert_eq!(browser.texts("h1"), ["127.0.0.1"]);
     assert_eq!(browser.texts("dl.figures dd")[0], "240");
-    check_all_is_quiet(&browser, &daemon);
+    assert_no_errors(&browser, &daemon);
 }
 
 #[test]
@@ -268,13 +274,12 @@ fn text_from_uploads_is_escaped() {
         "to": { "type": "symlink", "target": format!("/nix/store/{}-x/{EVIL}", "0".repeat(32)) },
         "bin": { "type": "directory", "entries": { (name): { "type": "regular", "executable": true } } },
     } } });
-    fs::write(scratch.join(&format!("{}.ls", path.hash)), listing.to_string())
-        .expect("it is written");
+    fs::write(scratch.join(&format!("{}.ls", path.hash)), listing.to_string()).expect("written");
     let daemon = Daemon::builder().dir(scratch.path()).start();
     wait_for_index(&daemon);
     let mut browser = Browser::start();
     for width in [360, 1280] {
-        browser.width(width);
+        browser.set_width(width);
         browser.open(&format!("{}/browse/{}", daemon.url(), path.hash));
         assert_eq!(browser.texts("h1"), ["a=b?c+d._-e"]);
         assert_eq!(
@@ -299,10 +304,10 @@ fn text_from_uploads_is_escaped() {
         let files = browser.texts("table.files .name");
         assert!(files.iter().any(|file| file == &shown), "{files:?}");
         assert!(files.iter().any(|file| file == &format!("link → {shown}")), "{files:?}");
-        // It cannot be typed, so it is not offered.
+        // The name cannot be typed in a shell, so no command is shown.
         assert!(!browser.texts("main").concat().contains("--command"));
-        check_it_fits(&mut browser, "odd names");
-        browser.show(&format!("odd-{width}"));
+        assert_fits_width(&mut browser, "odd names");
+        browser.save_screenshot(&format!("odd-{width}"));
     }
     browser.open(&format!(
         "{}/browse?q=%3Cscript%3Ewindow.got%3D1%3C%2Fscript%3E%22%3E%3Cimg%20src%3Dx%3E",
@@ -316,7 +321,7 @@ fn text_from_uploads_is_escaped() {
         browser.eval("document.querySelectorAll('img').length + document.scripts.length"),
         1
     );
-    check_all_is_quiet(&browser, &daemon);
+    assert_no_errors(&browser, &daemon);
 }
 
 #[test]
@@ -324,7 +329,7 @@ fn a_button_copies_the_commands_where_scripts_run() {
     let daemon = Daemon::start();
     wait_for_index(&daemon);
     let mut browser = Browser::start();
-    browser.tell("Emulation.setFocusEmulationEnabled", serde_json::json!({ "enabled": true }));
+    browser.call("Emulation.setFocusEmulationEnabled", serde_json::json!({ "enabled": true }));
     browser.open(daemon.url());
     assert_eq!(browser.texts(".paste button").len(), browser.texts("pre").len());
     browser.eval("document.querySelector('.paste button').click()");
@@ -334,8 +339,8 @@ fn a_button_copies_the_commands_where_scripts_run() {
     );
     assert_eq!(copied[0], "Copied");
     assert!(copied[1].as_str().is_some_and(|text| text.starts_with(&format!("extra-substituters = {}", daemon.url()))), "{copied}");
-    assert_eq!(browser.complaints(), [""; 0]);
-    browser.scripts(false);
+    assert_eq!(browser.errors(), [""; 0]);
+    browser.set_scripts_enabled(false);
     browser.open(daemon.url());
     assert_eq!(browser.texts(".paste button"), [""; 0]);
 }

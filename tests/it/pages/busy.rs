@@ -12,18 +12,18 @@ use crate::support::daemon::Daemon;
 use crate::support::objects::{Sample, sample};
 use crate::support::wire::Wire;
 
-/// How long a narinfo may take for somebody else. Generous.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// The limit for a narinfo request of another client.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 const MIB: usize = 1024 * 1024;
 
 /// The name of the key in [`KEY`].
 const NAME: &str = "test-1";
 
-/// Any public key that is one.
+/// A valid public key.
 const KEY: &str = "test-1:Q50WW5eEQ+zEAmyYW6qFkj+SuOGipY/hpNhJkXYQOKo=";
 
-/// A signature that is none, by this number: to know that takes as much time as for one that is.
+/// An invalid signature with this number. Checking it takes as long as checking a valid one.
 fn signature(number: usize) -> String {
     use base64::Engine;
     let mut bytes = [0; 64];
@@ -42,9 +42,9 @@ fn daemon_with(sample: &Sample, narinfo: &str, more: &[(&str, &[u8])]) -> Daemon
     daemon
 }
 
-/// Looks at a page so many times at once, and meanwhile asks for `nix-cache-info` as fast as it
-/// comes; the statuses of the pages, and the longest time that it took.
-fn look(daemon: &Daemon, path: &str, times: usize) -> (Vec<u16>, Duration) {
+/// Requests a page several times concurrently, and meanwhile `nix-cache-info` repeatedly. Returns
+/// the statuses of the pages, and the longest duration of the other requests.
+fn request_pages(daemon: &Daemon, path: &str, times: usize) -> (Vec<u16>, Duration) {
     let done = AtomicBool::new(false);
     let mut wires: Vec<Wire> = (0..times).map(|_| Wire::to(daemon)).collect();
     for wire in &mut wires {
@@ -54,16 +54,16 @@ fn look(daemon: &Daemon, path: &str, times: usize) -> (Vec<u16>, Duration) {
         let other = scope.spawn(|| {
             let mut longest = Duration::ZERO;
             while !done.load(Ordering::Relaxed) {
-                let begun = Instant::now();
-                let answer = Wire::to(daemon).request("GET", "/nix-cache-info", b"");
-                assert_eq!(answer.status, 200);
-                longest = longest.max(begun.elapsed());
+                let started = Instant::now();
+                let response = Wire::to(daemon).request("GET", "/nix-cache-info", b"");
+                assert_eq!(response.status, 200);
+                longest = longest.max(started.elapsed());
             }
             longest
         });
-        let statuses = wires.iter_mut().map(|wire| wire.answer().status).collect();
+        let statuses = wires.iter_mut().map(|wire| wire.response().status).collect();
         done.store(true, Ordering::Relaxed);
-        (statuses, other.join().expect("it goes on"))
+        (statuses, other.join().expect("reading succeeds"))
     })
 }
 
@@ -72,9 +72,9 @@ fn thousands_of_signatures_delay_no_other_request() {
     let sample = sample(1, b"x");
     let signatures: String = (0..9000).map(signature).collect();
     let daemon = daemon_with(&sample, &format!("{}{signatures}", sample.narinfo), &[]);
-    let (_, longest) = look(&daemon, &page_of(&sample), 48);
-    assert!(longest < PATIENCE, "{longest:?}");
-    // The same as an upload.
+    let (_, longest) = request_pages(&daemon, &page_of(&sample), 48);
+    assert!(longest < TIMEOUT, "{longest:?}");
+    // The same narinfo as an upload.
     let narinfo = format!("{}{signatures}", sample.narinfo);
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -90,14 +90,14 @@ fn thousands_of_signatures_delay_no_other_request() {
             .collect();
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
-                let begun = Instant::now();
-                let answer = Wire::to(&daemon).request("GET", "/nix-cache-info", b"");
-                assert_eq!(answer.status, 200);
-                assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
+                let started = Instant::now();
+                let response = Wire::to(&daemon).request("GET", "/nix-cache-info", b"");
+                assert_eq!(response.status, 200);
+                assert!(started.elapsed() < TIMEOUT, "{:?}", started.elapsed());
             }
         });
         for upload in uploads {
-            assert!([400, 422].contains(&upload.join().expect("it is answered")));
+            assert!([400, 422].contains(&upload.join().expect("a response arrives")));
         }
         done.store(true, Ordering::Relaxed);
     });
@@ -106,7 +106,7 @@ fn thousands_of_signatures_delay_no_other_request() {
 #[test]
 fn large_listings_take_little_memory() {
     let sample = sample(1, b"x");
-    // What the old tree of a listing was largest for: many empty directories.
+    // The worst case for the memory of a listing's tree: many empty directories.
     let mut listing = "{\"version\":1,\"root\":{\"type\":\"directory\",\"entries\":{".to_owned();
     let entry =
         |number: usize| format!("\"{number:06}\":{{\"type\":\"symlink\",\"target\":\"x\"}},");
@@ -115,21 +115,21 @@ fn large_listings_take_little_memory() {
     assert!(listing.len() < 2 * MIB, "{}", listing.len());
     let path = sample.narinfo_path.replace(".narinfo", ".ls");
     let daemon = daemon_with(&sample, &sample.narinfo, &[(&path, listing.as_bytes())]);
-    assert_eq!(look(&daemon, &page_of(&sample), 1).0, [200]);
+    assert_eq!(request_pages(&daemon, &page_of(&sample), 1).0, [200]);
     let before = daemon.memory();
-    let (statuses, longest) = look(&daemon, &page_of(&sample), 32);
+    let (statuses, longest) = request_pages(&daemon, &page_of(&sample), 32);
     assert!(statuses.iter().all(|status| [200, 503].contains(status)), "{statuses:?}");
-    assert!(longest < PATIENCE, "{longest:?}");
+    assert!(longest < TIMEOUT, "{longest:?}");
     let grown = daemon.peak_memory().saturating_sub(before);
     assert!(grown < 64 * MIB, "{grown} bytes");
 }
 
-/// A path with a file of zeros, compressed by zstd with such a window.
+/// A path with a file of zeros, compressed by zstd with this window.
 fn with_window(number: u8, window_log: u32) -> Sample {
     let contents = [&[number], &vec![0; 150 * MIB][..]].concat();
     let sample = sample(number, &contents);
     let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).expect("an encoder");
-    encoder.window_log(window_log).expect("it is allowed");
+    encoder.window_log(window_log).expect("allowed");
     for chunk in sample.nar.chunks(MIB) {
         std::io::Write::write_all(&mut encoder, chunk).expect("packed");
     }
@@ -154,7 +154,7 @@ fn nars_whose_files_are_listed_share_one_budget() {
         let mut wire = Wire::to(&daemon);
         let path = page_of(sample);
         wire.send(&format!("GET {path} HTTP/1.1\r\nHost: x\r\nAccept: text/html\r\n\r\n"));
-        wire.answer().text()
+        wire.response().text()
     };
     let before = daemon.memory();
     std::thread::scope(|scope| {
@@ -165,38 +165,38 @@ fn nars_whose_files_are_listed_share_one_budget() {
     let grown = daemon.peak_memory().saturating_sub(before);
     assert!(grown < 96 * MIB + 32 * MIB, "{grown} bytes");
     daemon.wait_until("the file is listed", || page(&samples[0]).contains("the path itself"));
-    let is_told = || page(&samples[5]).contains("needs more memory than pages may use");
-    daemon.wait_until("it is not unpacked for a page", is_told);
+    let is_too_large = || page(&samples[5]).contains("needs more memory than pages may use");
+    daemon.wait_until("the page does not unpack it", is_too_large);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn page_requests_that_would_wait_too_long_are_503() {
     let cache = TestCache::new();
-    let (end, ended) = std::sync::mpsc::channel::<()>();
-    let ended = Arc::new(std::sync::Mutex::new(ended));
+    let (end, result) = std::sync::mpsc::channel::<()>();
+    let result = Arc::new(std::sync::Mutex::new(result));
     let mut work = Vec::new();
     for _ in 0..2 {
-        let (browser, ended) = (Arc::clone(cache.browser()), Arc::clone(&ended));
-        let (begins, begun) = tokio::sync::oneshot::channel();
+        let (browser, result) = (Arc::clone(cache.browser()), Arc::clone(&result));
+        let (begins, started) = tokio::sync::oneshot::channel();
         work.push(tokio::spawn(async move {
             let wait = move || {
-                begins.send(()).expect("somebody waits for it");
-                let _ = ended.lock().expect("nobody panics with it").recv();
+                begins.send(()).expect("a receiver waits");
+                let _ = result.lock().expect("the lock is not poisoned").recv();
             };
-            browser.render(wait).await.expect("there is a turn");
+            browser.render(wait).await.expect("a permit is free");
         }));
-        begun.await.expect("it begins");
+        started.await.expect("the task starts");
     }
     for path in ["/", "/browse", "/browse/8ha1dhmx807czjczmwy078s4r9s254il"] {
-        let answer = cache.get_with(path, &[BROWSER, ("host", "x")]).await.is(503);
-        assert_eq!(answer.header("retry-after"), "5");
-        answer.says("try again in a moment");
+        let response = cache.get_with(path, &[BROWSER, ("host", "x")]).await.is(503);
+        assert_eq!(response.header("retry-after"), "5");
+        response.contains("try again in a moment");
     }
-    // What is not a page does not wait.
+    // Other requests do not wait.
     cache.get("/nix-cache-info").await.is(200);
     drop(end);
     for work in work {
-        work.await.expect("it ends");
+        work.await.expect("the process ends");
     }
     cache.get_with("/browse", &[BROWSER, ("host", "x")]).await.is(200);
 }

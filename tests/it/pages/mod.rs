@@ -2,15 +2,15 @@
 //!
 //! Programs: chromium, nix.
 
-/// In a real browser.
+/// The pages in Chromium.
 mod browser;
-/// What much work for pages keeps waiting.
+/// Expensive pages.
 mod busy;
 
-use crate::support::cache::{Answer, TestCache};
+use crate::support::cache::{TestCache, TestResponse};
 use crate::support::objects::{Sample, sample};
 
-/// What Chromium sends.
+/// The `Accept` header of Chromium.
 const BROWSER: (&str, &str) =
     ("accept", "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8");
 
@@ -19,7 +19,7 @@ async fn upload(cache: &TestCache, sample: &Sample) {
     cache.put(&sample.narinfo_path, sample.narinfo.clone()).await.is(201);
 }
 
-/// The page of a path.
+/// The path of a store path's page.
 fn page_of(sample: &Sample) -> String {
     format!("/browse/{}", &sample.narinfo_path[1..33])
 }
@@ -28,11 +28,12 @@ fn page_of(sample: &Sample) -> String {
 /// take some time.
 const NOT_YET: &str = "index is being built";
 
-async fn page(cache: &TestCache, path: &str) -> Answer {
+async fn page(cache: &TestCache, path: &str) -> TestResponse {
     loop {
-        let answer = cache.get_with(path, &[BROWSER, ("host", "cache.test:8100")]).await;
-        if !answer.text().contains(NOT_YET) && !answer.text().contains("try again in a moment") {
-            return answer;
+        let response = cache.get_with(path, &[BROWSER, ("host", "cache.test:8100")]).await;
+        if !response.text().contains(NOT_YET) && !response.text().contains("try again in a moment")
+        {
+            return response;
         }
     }
 }
@@ -42,16 +43,19 @@ async fn browsers_get_a_page_and_other_clients_nix_cache_info() {
     let cache = TestCache::new();
     let text = cache.get("/nix-cache-info").await.text();
     for accept in [&[][..], &[("accept", "*/*")], &[("accept", "text/plain, text/html;q=0.5")]] {
-        let answer = cache.get_with("/", accept).await.is(200);
-        assert_eq!(answer.header("content-type"), "text/x-nix-cache-info");
-        assert_eq!(answer.header("vary"), "accept");
-        assert_eq!(answer.text(), text);
+        let response = cache.get_with("/", accept).await.is(200);
+        assert_eq!(response.header("content-type"), "text/x-nix-cache-info");
+        assert_eq!(response.header("vary"), "accept");
+        assert_eq!(response.text(), text);
     }
-    let answer =
-        page(&cache, "/").await.is(200).says("<!DOCTYPE html>").says("http://cache.test:8100");
-    assert_eq!(answer.header("content-type"), "text/html; charset=utf-8");
-    assert_eq!(answer.header("vary"), "accept");
-    assert_eq!(answer.header("cache-control"), "private, no-cache");
+    let response = page(&cache, "/")
+        .await
+        .is(200)
+        .contains("<!DOCTYPE html>")
+        .contains("http://cache.test:8100");
+    assert_eq!(response.header("content-type"), "text/html; charset=utf-8");
+    assert_eq!(response.header("vary"), "accept");
+    assert_eq!(response.header("cache-control"), "private, no-cache");
 }
 
 #[tokio::test]
@@ -62,8 +66,8 @@ async fn every_page_forbids_other_resources_and_frames() {
     for (path, status) in
         [("/", 200), ("/browse", 200), ("/browse/nothing", 404), (&page_of(&sample), 200)]
     {
-        let answer = page(&cache, path).await.is(status);
-        let policy = answer.header("content-security-policy");
+        let response = page(&cache, path).await.is(status);
+        let policy = response.header("content-security-policy");
         for part in [
             "default-src 'none'",
             "frame-ancestors 'none'",
@@ -74,12 +78,12 @@ async fn every_page_forbids_other_resources_and_frames() {
             assert!(policy.contains(part), "{path}: {policy}");
         }
         assert!(!policy.contains("unsafe") && !policy.contains('*'), "{policy}");
-        assert_eq!(answer.header("x-content-type-options"), "nosniff");
-        assert_eq!(answer.header("referrer-policy"), "no-referrer");
-        // Handlers and styles in attributes are what the policy forbids, and links to elsewhere what
-        // nobody shall need.
+        assert_eq!(response.header("x-content-type-options"), "nosniff");
+        assert_eq!(response.header("referrer-policy"), "no-referrer");
+        // The content security policy forbids handlers and styles in attributes, and links to other
+        // sites should not be needed.
         for part in [" onclick", " style=", "src=", "href=\"http", "javascript:"] {
-            assert!(!answer.text().contains(part), "{path}: {part}");
+            assert!(!response.text().contains(part), "{path}: {part}");
         }
     }
 }
@@ -106,8 +110,8 @@ async fn uploads_to_the_paths_of_pages_are_refused() {
     for path in ["/", "/browse", "/browse/8ha1dhmx807czjczmwy078s4r9s254il"] {
         cache.put(path, "x").await.is(400);
     }
-    // What only begins like it is a name like any other.
-    page(&cache, "/browser").await.is(404).says("not a name of a binary cache");
+    // A name that only begins with the name of a page is not one.
+    page(&cache, "/browser").await.is(404).contains("not a name of a binary cache");
 }
 
 #[tokio::test]
@@ -117,12 +121,15 @@ async fn a_path_is_found_by_its_hash_part_and_in_full() {
     upload(&cache, &sample).await;
     for query in [&sample.store_path, &sample.store_path[11..], &sample.store_path[11..43]] {
         let query = query.replace('/', "%2F");
-        let answer = page(&cache, &format!("/browse?q={query}")).await.is(303);
-        assert_eq!(answer.header("location"), page_of(&sample));
+        let response = page(&cache, &format!("/browse?q={query}")).await.is(303);
+        assert_eq!(response.header("location"), page_of(&sample));
     }
-    page(&cache, &page_of(&sample)).await.is(200).says(&sample.store_path[44..]);
+    page(&cache, &page_of(&sample)).await.is(200).contains(&sample.store_path[44..]);
     page(&cache, &format!("/browse/{}", &sample.store_path[11..])).await.is(200);
-    page(&cache, "/browse/8ha1dhmx807czjczmwy078s4r9s254il").await.is(404).says("not in the cache");
+    page(&cache, "/browse/8ha1dhmx807czjczmwy078s4r9s254il")
+        .await
+        .is(404)
+        .contains("not in the cache");
 }
 
 #[tokio::test]
@@ -135,10 +142,10 @@ async fn viewing_a_path_does_not_count_as_use() {
     for key in [narinfo, &sample.nar_path[1..]] {
         crate::support::closures::last_used(&cache.dir(), key, ago);
     }
-    let before = std::fs::metadata(cache.dir().join(narinfo)).expect("it is there");
-    page(&cache, &page_of(&sample)).await.is(200).says("20 days ago");
+    let before = std::fs::metadata(cache.dir().join(narinfo)).expect("present");
+    page(&cache, &page_of(&sample)).await.is(200).contains("20 days ago");
     page(&cache, "/").await.is(200);
-    let after = std::fs::metadata(cache.dir().join(narinfo)).expect("it is there");
+    let after = std::fs::metadata(cache.dir().join(narinfo)).expect("present");
     assert_eq!(before.accessed().ok(), after.accessed().ok());
 }
 
@@ -147,12 +154,12 @@ async fn files_are_listed_from_the_listing_or_else_from_the_nar() {
     let cache = TestCache::new();
     let sample = sample(1, b"twelve bytes");
     upload(&cache, &sample).await;
-    page(&cache, &page_of(&sample)).await.is(200).says("the path itself").says("12 B");
+    page(&cache, &page_of(&sample)).await.is(200).contains("the path itself").contains("12 B");
     let listing = r#"{"version":1,"root":{"type":"directory","entries":{"bin":{"type":"directory","entries":{
         "tool":{"type":"regular","size":77,"executable":true}}}}}}"#;
     cache.put(&sample.narinfo_path.replace(".narinfo", ".ls"), listing).await.is(201);
-    let answer = page(&cache, &page_of(&sample)).await.is(200).says("77 B");
-    answer.says(&format!(
+    let response = page(&cache, &page_of(&sample)).await.is(200).contains("77 B");
+    response.contains(&format!(
         "nix shell --extra-substituters http://cache.test:8100 {} --command tool",
         sample.store_path
     ));
@@ -163,12 +170,12 @@ async fn the_page_of_a_path_without_its_nar_says_so() {
     let cache = TestCache::new();
     let sample = sample(1, b"x");
     upload(&cache, &sample).await;
-    std::fs::remove_file(cache.dir().join(&sample.nar_path[1..])).expect("it was there");
+    std::fs::remove_file(cache.dir().join(&sample.nar_path[1..])).expect("present");
     page(&cache, &page_of(&sample))
         .await
         .is(200)
-        .says("the path cannot be fetched")
-        .says("the NAR is not in this cache");
+        .contains("the path cannot be fetched")
+        .contains("the NAR is not in this cache");
 }
 
 #[tokio::test]
@@ -190,8 +197,8 @@ async fn the_commands_to_paste_have_the_keys_and_the_netrc_if_needed() {
         ("x-forwarded-proto", "https"),
         ("authorization", "Basic cmVhZGVyOmh1c2g="),
     ];
-    let answer = cache.get_with("/", &headers).await.is(200);
-    let text = answer.text();
+    let response = cache.get_with("/", &headers).await.is(200);
+    let text = response.text();
     for part in [
         "extra-substituters = https://cache.test\n".to_owned(),
         format!("extra-trusted-public-keys = {key}\nnetrc-file = /etc/nix/netrc"),
@@ -212,13 +219,14 @@ async fn lists_come_in_pages() {
     for number in 0..60 {
         upload(&cache, &sample(number, &[number])).await;
     }
-    let first = page(&cache, "/browse?q=sample").await.is(200).says("60 paths").says("page 1 of 2");
+    let first =
+        page(&cache, "/browse?q=sample").await.is(200).contains("60 paths").contains("page 1 of 2");
     assert_eq!(first.text().matches("href=\"/browse/").count(), 50);
-    let first = first.says("/browse?q=sample&amp;page=2");
+    let first = first.contains("/browse?q=sample&amp;page=2");
     assert!(!first.text().contains("Previous"));
-    let second = page(&cache, "/browse?q=sample&page=2").await.is(200).says("page=1");
+    let second = page(&cache, "/browse?q=sample&page=2").await.is(200).contains("page=1");
     assert_eq!(second.text().matches("href=\"/browse/").count(), 10);
-    // Beyond the end is the end.
-    page(&cache, "/browse?q=sample&page=99").await.is(200).says("page 2 of 2");
-    page(&cache, "/browse?q=nothing+here").await.is(200).says("No path has all these words");
+    // A page after the last one shows the last one.
+    page(&cache, "/browse?q=sample&page=99").await.is(200).contains("page 2 of 2");
+    page(&cache, "/browse?q=nothing+here").await.is(200).contains("No path has all these words");
 }

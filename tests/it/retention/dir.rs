@@ -1,4 +1,4 @@
-//! A cache directory, written file by file with chosen times.
+//! A cache directory, written file by file with known times.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, FileTimes};
@@ -11,12 +11,12 @@ use nix_stored::nix::cache_path::{NarExtension, NarName};
 use nix_stored::nix::{CachePath, NarInfo, Sha256Hash, StoreDir, StorePath, StorePathHash};
 use rustix::fs::OFlags;
 
-use crate::support::audit;
+use crate::support::cache_dir;
 
 pub const HOUR: Duration = Duration::from_secs(3600);
 pub const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// Now, as every file system can keep it.
+/// The current time, in a precision that every file system supports.
 pub fn now() -> SystemTime {
     let since = SystemTime::UNIX_EPOCH.elapsed().expect("after 1970");
     SystemTime::UNIX_EPOCH + Duration::from_secs(since.as_secs())
@@ -58,7 +58,7 @@ pub fn log(number: usize) -> String {
     CachePath::Log(derivation(number)).key()
 }
 
-/// What a narinfo says; `length` makes it longer.
+/// The text of a narinfo, made longer by `length`.
 pub fn narinfo_text(
     number: usize,
     nar: usize,
@@ -85,55 +85,55 @@ pub fn narinfo_text(
     .to_string()
 }
 
-/// Makes an object that was written and used at `used`.
+/// Writes an object with the times of an upload and last use at `used`.
 pub fn put(dir: &Path, key: &str, bytes: impl AsRef<[u8]>, used: SystemTime) {
     let file = dir.join(key);
-    fs::create_dir_all(file.parent().expect("it is below the cache")).expect("made");
+    fs::create_dir_all(file.parent().expect("the path is in the cache")).expect("created");
     fs::write(file, bytes).expect("written");
     set_used(dir, key, used);
 }
 
-/// A path with a NAR of its own, all of it used at `used`.
+/// Writes a path with its own NAR, last used at `used`.
 pub fn put_path(dir: &Path, number: usize, references: &[usize], used: SystemTime) {
     put(dir, &narinfo(number), narinfo_text(number, number, references, None, 0), used);
     put(dir, &nar(number), format!("the NAR of path {number}"), used);
 }
 
-/// Says of an object that it was written and used at `used`.
+/// Sets the times of an object to `used`.
 pub fn set_used(dir: &Path, key: &str, used: SystemTime) {
     set_times(dir, key, FileTimes::new().set_accessed(used).set_modified(used));
 }
 
 pub fn set_times(dir: &Path, key: &str, times: FileTimes) {
-    let file = File::options().write(true).open(dir.join(key)).expect("it is there");
-    file.set_times(times).expect("its owner may");
+    let file = File::options().write(true).open(dir.join(key)).expect("present");
+    file.set_times(times).expect("the owner may change it");
 }
 
-/// When an object was used, as far as that is recorded.
+/// The recorded last use of an object.
 pub fn used(dir: &Path, key: &str) -> SystemTime {
-    fs::metadata(dir.join(key)).expect("it is there").accessed().expect("recorded")
+    fs::metadata(dir.join(key)).expect("present").accessed().expect("recorded")
 }
 
-/// All objects with their lengths.
+/// All objects with their sizes.
 pub fn sizes(dir: &Path) -> BTreeMap<String, u64> {
-    let keys = audit::objects(dir).into_iter();
-    // It may go while this looks.
+    let keys = cache_dir::objects(dir).into_iter();
+    // A file may be removed meanwhile.
     keys.filter_map(|key| Some((fs::metadata(dir.join(&key)).ok()?.len(), key)))
         .map(|(size, key)| (key, size))
         .collect()
 }
 
-/// What is in a file, without a trace of having read it.
+/// Reads a file without changing its access time.
 fn read(file: &Path) -> Vec<u8> {
     let flags = OFlags::NOATIME.bits().cast_signed();
-    let mut file = File::options().read(true).custom_flags(flags).open(file).expect("it is there");
+    let mut file = File::options().read(true).custom_flags(flags).open(file).expect("present");
     let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes).expect("it can be read");
+    file.read_to_end(&mut bytes).expect("readable");
     bytes
 }
 
-/// Checks that every narinfo that can be read has its NAR, and all references that it had in a cache
-/// of these objects.
+/// Checks that every readable narinfo has its NAR, and all references that it had in a cache with
+/// these objects.
 #[track_caller]
 pub fn assert_whole(dir: &Path, before: &BTreeMap<String, u64>) {
     let objects = sizes(dir);

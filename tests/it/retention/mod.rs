@@ -2,20 +2,20 @@
 //!
 //! Programs: nix, strace.
 
-/// A directory with chosen times.
+/// A cache directory with known times.
 mod dir;
-/// Caches made up at random.
-mod world;
+/// Random caches.
+mod random_cache;
 
-/// Narinfos that the strict parser refuses, and large ones.
+/// Unusual and large narinfos.
 mod odd_narinfos;
-/// Any cache, any limits.
+/// Random caches and limits.
 mod properties;
-/// What is recorded of uses, and when.
+/// Recorded uses.
 mod uses;
-/// What gets into the way of a collection.
+/// Interference with collections.
 mod collecting;
-/// The daemon collects by itself.
+/// Collections by the daemon.
 mod running;
-/// The power fails meanwhile.
+/// Power cuts during collections.
 mod power_cut;

@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-use crate::commands::given::{Given, path};
+use crate::commands::command_cache::{CommandCache, path};
 use crate::support::daemon::Daemon;
 use crate::support::nix::{Nix, utf8};
 use crate::support::objects::{Sample, sample};
@@ -22,7 +22,7 @@ use crate::support::scratch::Scratch;
 const ZEROS: &str =
     "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA==";
 
-/// A path with so many more references, none of which is in the cache.
+/// A path with this many additional references, all absent.
 fn with_references(sample: &Sample, count: u16) -> String {
     let absent = (0..count).map(|number| {
         let mut bytes = [0xaa; 20];
@@ -36,20 +36,20 @@ fn with_references(sample: &Sample, count: u16) -> String {
     sample.narinfo.replace("References: ", &format!("References: {names} "))
 }
 
-/// What every command makes of the path 1, which refers to 2; both are 20 and 40 days old.
+/// Checks every command on path 1, which refers to 2; they are 20 and 40 days old.
 #[track_caller]
-fn is_known_to_every_command(cache: &Given) {
+fn check_every_command(cache: &CommandCache) {
     let (one, two) = (path(1), path(2));
     cache.run(&["gc"]).is(0);
     assert!(cache.holds(&one) && cache.holds(&two), "without a limit");
     cache.run(&["gc", "--max-age", "30d"]).is(0);
     assert!(cache.holds(&one) && cache.holds(&two), "2 is as young as 1");
     cache.run(&["pin", "it", &one.store_path]).is(0);
-    cache.run(&["pins"]).is(0).says("2 paths");
+    cache.run(&["pins"]).is(0).prints("2 paths");
     cache.run(&["gc", "--max-age", "2d"]).is(0);
     assert!(cache.holds(&one) && cache.holds(&two), "pinned");
     cache.run(&["unpin", "it"]).is(0);
-    // To pin is to use.
+    // Pinning counts as a use.
     for (sample, days) in [(&one, 20), (&two, 40)] {
         cache.age(&sample.narinfo_path, days);
         cache.age(&sample.nar_path, days);
@@ -57,11 +57,11 @@ fn is_known_to_every_command(cache: &Given) {
     let refused = cache.run(&["delete", &two.store_path]).is(2);
     assert!(refused.err.contains(&one.store_path[11..43]), "{refused:?}");
     cache.run(&["gc", "--max-age", "2d"]).is(0);
-    assert!(!cache.holds(&one) && !cache.holds(&two), "they go together");
+    assert!(!cache.holds(&one) && !cache.holds(&two), "both paths are removed");
 }
 
-fn cache_with(narinfo: impl Fn(&Sample) -> String) -> Given {
-    let cache = Given::new();
+fn cache_with(narinfo: impl Fn(&Sample) -> String) -> CommandCache {
+    let cache = CommandCache::new();
     let one = cache.add(1, &[2], 20);
     cache.add(2, &[], 40);
     cache.put(&one.narinfo_path, narinfo(&one), 20);
@@ -75,7 +75,7 @@ fn a_narinfo_of_more_than_a_megabyte_is_read_by_every_command() {
     let narinfo = fs::read_to_string(cache.dir().join(&one.narinfo_path[1..])).unwrap();
     assert!(narinfo.len() > 1_200_000, "{}", narinfo.len());
 
-    // It is one that Nix reads.
+    // Nix accepts this narinfo.
     let nix = Nix::new();
     fs::write(cache.dir().join("nix-cache-info"), "StoreDir: /nix/store\n").unwrap();
     let url = format!("file://{}", utf8(cache.dir()));
@@ -85,13 +85,13 @@ fn a_narinfo_of_more_than_a_megabyte_is_read_by_every_command() {
     let daemon = Daemon::builder().dir(cache.dir()).start();
     assert_eq!(daemon.get(&one.narinfo_path), (200, narinfo.clone().into_bytes()));
     drop(daemon);
-    cache.run(&["verify", "--deep"]).is(0).says("checked 2 paths, 2 NARs").says("no damage");
+    cache.run(&["verify", "--deep"]).is(0).prints("checked 2 paths, 2 NARs").prints("no damage");
 
     let copy = Scratch::new();
     let to = copy.join("cache");
-    cache.run(&["migrate", utf8(cache.dir()), utf8(&to)]).is(0).says("copied 2 paths");
+    cache.run(&["migrate", utf8(cache.dir()), utf8(&to)]).is(0).prints("copied 2 paths");
     assert_eq!(fs::read_to_string(to.join(&one.narinfo_path[1..])).unwrap().len(), narinfo.len());
-    is_known_to_every_command(&cache);
+    check_every_command(&cache);
 }
 
 #[tokio::test]
@@ -116,7 +116,7 @@ fn every_command_reads_what_an_odd_narinfo_names() {
             notes["notes"].as_array().unwrap().iter().map(|it| &it["kind"]).collect();
         assert_eq!(kinds, ["unparsed"], "{odd}");
         assert!(cache.holds(&path(1)), "{odd}");
-        is_known_to_every_command(&cache);
+        check_every_command(&cache);
     }
 }
 
@@ -124,16 +124,16 @@ fn every_command_reads_what_an_odd_narinfo_names() {
 fn duplicate_signatures_are_stored_once() {
     let cache =
         cache_with(|one| format!("{0}Sig: key-1:{ZEROS}\nSig: key-1:{ZEROS}\n", one.narinfo));
-    cache.run(&["verify", "--deep"]).is(0).says("no damage, 0 notes");
-    is_known_to_every_command(&cache);
+    cache.run(&["verify", "--deep"]).is(0).prints("no damage, 0 notes");
+    check_every_command(&cache);
 }
 
 #[test]
 fn a_narinfo_that_is_left_out_of_a_migration_is_reported() {
     let cache = cache_with(|one| format!("{}Sig: short:c2hvcnQ=\n", one.narinfo));
     let copy = Scratch::new();
-    let ended = cache.run(&["migrate", utf8(cache.dir()), utf8(&copy.join("cache"))]).is(2);
-    ended.says(&path(1).narinfo_path[1..]).says("copied 1 path");
+    let result = cache.run(&["migrate", utf8(cache.dir()), utf8(&copy.join("cache"))]).is(2);
+    result.prints(&path(1).narinfo_path[1..]).prints("copied 1 path");
 }
 
 #[test]
@@ -142,11 +142,11 @@ fn files_that_are_no_narinfos_are_reported_and_protect_and_block_nothing() {
     let cut_off = path(3);
     cache.put(&cut_off.narinfo_path, &cut_off.narinfo[..60], 40);
     cache.put(&path(4).narinfo_path, "hello", 40);
-    cache.run(&["verify"]).is(2).says("is not a narinfo").says(&path(4).narinfo_path[1..]);
-    let told = cache.run(&["gc", "--max-age", "30d", "--json"]).is(0);
-    let told: serde_json::Value = serde_json::from_str(&told.out).unwrap();
-    assert_eq!(told["unparsed_narinfos"]["garbage"], 1);
-    assert_eq!(told["unparsed_narinfos"]["lenient"], 1);
+    cache.run(&["verify"]).is(2).prints("is not a narinfo").prints(&path(4).narinfo_path[1..]);
+    let printed = cache.run(&["gc", "--max-age", "30d", "--json"]).is(0);
+    let printed: serde_json::Value = serde_json::from_str(&printed.out).unwrap();
+    assert_eq!(printed["unparsed_narinfos"]["garbage"], 1);
+    assert_eq!(printed["unparsed_narinfos"]["lenient"], 1);
     assert!(cache.holds(&path(1)) && cache.holds(&path(2)));
     assert!(!cache.has(&cut_off.narinfo_path) && !cache.has(&path(4).narinfo_path));
 }
@@ -165,15 +165,15 @@ fn nothing_is_removed_while_a_narinfo_cannot_be_read() {
             assert!(refused.err.contains(&path(1).narinfo_path[1..]), "{what}: {refused:?}");
         }
         assert_eq!(cache.objects(), before, "{what}");
-        cache.run(&["stats"]).is(0).says("1 narinfo cannot be read");
-        cache.run(&["verify"]).is(1).says("cannot be read").says("1 object unreadable");
+        cache.run(&["stats"]).is(0).prints("1 narinfo cannot be read");
+        cache.run(&["verify"]).is(1).prints("cannot be read").prints("1 object unreadable");
     };
     let name = cache.dir().join(&path(1).narinfo_path[1..]);
     fs::write(&name, vec![b'x'; narinfo::MAX_SIZE as usize + 1]).unwrap();
     refuses("too large");
     fs::write(&name, &path(1).narinfo).unwrap();
     if rustix::process::geteuid().is_root() {
-        // Root may read everything; a link to itself cannot be opened by anyone.
+        // Root may read every file, but not a link to itself.
         fs::remove_file(&name).unwrap();
         std::os::unix::fs::symlink(name.file_name().unwrap(), &name).unwrap();
     } else {
@@ -194,7 +194,7 @@ fn the_daemon_logs_that_it_cannot_collect() {
         .env("NIX_STORED_GC_INTERVAL", "1s")
         .start();
     daemon.wait_for_log("garbage collection failed");
-    daemon.wait_until("a failed collection in the metrics", || {
+    daemon.wait_until("the metrics count a failed collection", || {
         let metrics = daemon.get("/metrics").1;
         let metrics = String::from_utf8(metrics).unwrap();
         metrics.lines().any(|line| {
@@ -207,7 +207,7 @@ fn the_daemon_logs_that_it_cannot_collect() {
     assert!(before.iter().all(|key| objects.contains(key)), "{objects:?}");
 }
 
-/// One line of a narinfo, spelled in a way that some Nix may accept.
+/// One line of a narinfo, in a spelling that some Nix may accept.
 fn odd_line(key: &'static str, value: String) -> impl Strategy<Value = String> {
     let (one, two, three) = (value.clone(), value.clone(), value.clone());
     prop_oneof![
@@ -220,7 +220,7 @@ fn odd_line(key: &'static str, value: String) -> impl Strategy<Value = String> {
     ]
 }
 
-/// Lines that some Nix passes over.
+/// Lines that some Nix ignores.
 fn odd_extra() -> impl Strategy<Value = String> {
     prop_oneof![
         Just(String::new()),
@@ -242,7 +242,7 @@ fn odd_extra() -> impl Strategy<Value = String> {
     ]
 }
 
-/// The URL of a NAR, as clients resolve it.
+/// The URL of a NAR, in a form that clients resolve to it.
 fn odd_url(nar: &str) -> impl Strategy<Value = String> + use<> {
     let name = nar.trim_start_matches('/').to_owned();
     let base = name.trim_start_matches("nar/").to_owned();
@@ -256,7 +256,7 @@ fn odd_url(nar: &str) -> impl Strategy<Value = String> + use<> {
     ]
 }
 
-/// A hash in every form that some Nix parses, and a size likewise.
+/// A hash in every form that some Nix parses.
 fn odd_hash(hash: &str) -> impl Strategy<Value = String> + use<> {
     let parsed = Sha256Hash::parse(hash).unwrap();
     let base64 = base64::engine::general_purpose::STANDARD.encode(parsed.as_bytes());
@@ -280,7 +280,7 @@ fn odd_size(size: &str) -> impl Strategy<Value = String> + use<> {
     ]
 }
 
-/// References to one path.
+/// Forms of references to one path.
 fn odd_references(name: &str) -> impl Strategy<Value = String> + use<> {
     prop_oneof![
         6 => Just(name.to_owned()),
@@ -296,7 +296,7 @@ fn odd_references(name: &str) -> impl Strategy<Value = String> + use<> {
     ]
 }
 
-/// A narinfo of path 1, which refers to path 2.
+/// A narinfo of path 1 with a reference to path 2.
 fn odd_narinfo() -> impl Strategy<Value = String> {
     let (one, two) = (path(1), path(2));
     let field = |key: &str| {
@@ -326,11 +326,11 @@ fn odd_narinfo() -> impl Strategy<Value = String> {
         })
 }
 
-/// The number of narinfos drawn, if `NIX_STORED_TEST_NARINFOS` does not set it. Each takes a Nix some
+/// The default of `NIX_STORED_TEST_NARINFOS`, the number of random narinfos. Each takes a Nix some
 /// 30 ms.
 const DRAWN: u64 = 150;
 
-/// Further Nix programs, separated by colons. Versions differ in the narinfos that they accept.
+/// Additional Nix programs, separated by colons. Versions differ in the narinfos that they accept.
 const PROGRAMS: &str = "NIX_STORED_TEST_NIX_PROGRAMS";
 
 /// The `nix` on PATH, and the programs in [`PROGRAMS`].
@@ -340,8 +340,8 @@ fn programs() -> Vec<String> {
     std::iter::once("nix".to_owned()).chain(more).collect()
 }
 
-/// The references that a Nix reads in the narinfo of a path, in its JSON; nothing if the Nix does not
-/// accept the narinfo.
+/// The JSON output of a Nix for the narinfo of a path, or nothing if it does not accept the
+/// narinfo.
 fn accepted_by(nix: &Nix, program: &str, url: &str, sample: &Sample) -> Option<String> {
     nix.forget_caches();
     let info = nix.run(&[program, "path-info", "--json", "--store", url, &sample.store_path]);
@@ -350,13 +350,13 @@ fn accepted_by(nix: &Nix, program: &str, url: &str, sample: &Sample) -> Option<S
     (info.status.success() && out.contains("narHash")).then_some(out)
 }
 
-/// Each in a cache of its own, because the names of a cache are those of its paths.
+/// Each narinfo has its own cache, because they all describe the same path.
 #[test]
 fn what_some_nix_accepts_is_served_and_protected() {
     let drawn = number("NIX_STORED_TEST_NARINFOS").unwrap_or(DRAWN);
     let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
     let mut runner = TestRunner::new_with_rng(Config::default(), rng);
-    // A home for each, because a later version may change what an earlier one cannot read.
+    // A home for each version, because an earlier version may not read the files of a later one.
     let nixes: Vec<_> = programs().into_iter().map(|program| (program, Nix::new())).collect();
     let (one, two) = (path(1), path(2));
     let mut accepted = vec![BTreeSet::new(); nixes.len()];
@@ -378,10 +378,10 @@ fn what_some_nix_accepts_is_served_and_protected() {
             continue;
         }
         cache.run(&["gc"]).is(0);
-        assert!(cache.has(&one.nar_path), "its NAR is gone: {text:?}");
+        assert!(cache.has(&one.nar_path), "its NAR was removed: {text:?}");
         cache.run(&["gc", "--max-age", "30d"]).is(0);
-        assert!(!refers || cache.holds(&two), "what it refers to is gone: {text:?}");
-        // What is served is what Nix accepts, and what is accepted is served.
+        assert!(!refers || cache.holds(&two), "its reference was removed: {text:?}");
+        // The daemon serves what Nix accepts.
         let daemon = crate::support::cache::TestCache::over(cache.dir(), GRACE);
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
         runtime.block_on(async {
@@ -389,7 +389,7 @@ fn what_some_nix_accepts_is_served_and_protected() {
             assert_eq!((served.status.as_u16(), served.text()), (200, text.clone()));
         });
     }
-    // The test is worth nothing where a Nix accepts none of them.
+    // The test proves nothing if a Nix accepts none of the narinfos.
     for ((program, _), accepted) in nixes.iter().zip(&accepted) {
         let odd = accepted.iter().filter(|text| **text != one.narinfo).count();
         eprintln!("{program} accepted {odd} of {drawn}");

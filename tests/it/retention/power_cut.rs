@@ -3,17 +3,18 @@
 
 use std::process::{Command, Stdio};
 
-use crate::commands::given::Given;
+use crate::commands::command_cache::CommandCache;
 use crate::support::nix::utf8;
 use crate::support::scratch::Scratch;
-use crate::support::trace::{Call, Traced, parse};
+use crate::support::trace::{Call, TracedDaemon, parse};
 
 use super::dir::{self, DAY};
 
-/// Where objects go on their way out, and from where they are put back after a crash.
+/// The folder that objects are moved to before they are removed, and from which they are restored
+/// after a crash.
 const TRASH: &str = ".nix-stored/trash";
 
-/// How the promise was broken for these pairs of a narinfo and its NAR, a sentence each.
+/// The violations of the promise for these pairs of a narinfo and its NAR, a sentence each.
 fn broken(trace: &[Call], root: &str, pairs: &[(String, String)]) -> Vec<String> {
     pairs.iter().filter_map(|(narinfo, nar)| judge(trace, root, narinfo, nar).err()).collect()
 }
@@ -22,11 +23,11 @@ fn judge(trace: &[Call], root: &str, narinfo: &str, nar: &str) -> Result<(), Str
     let of = |key: &str| format!("{root}/{key}");
     let leaves = |key: &str| {
         let path = of(key);
-        let mut calls = trace.iter().filter(|call| call.worked());
-        calls.find(|call| is_left_by(call, &path)).ok_or(format!("{path} did not go"))
+        let mut calls = trace.iter().filter(|call| call.succeeded());
+        calls.find(|call| removes_name(call, &path)).ok_or(format!("{path} was not removed"))
     };
     let nar = leaves(nar)?;
-    // Its name goes, then what may still be under another name.
+    // First its name is removed, then other links to it.
     let gone = leaves(narinfo)?;
     let trashed = leaves(&format!("{TRASH}/{narinfo}"));
     let steps = [(Ok(gone), root.to_owned()), (trashed, of(TRASH))];
@@ -40,7 +41,7 @@ fn judge(trace: &[Call], root: &str, narinfo: &str, nar: &str) -> Result<(), Str
                 "syncfs" => sync.descriptor(0).is_some_and(|name| name.starts_with(root)),
                 _ => false,
             };
-            covers && sync.worked() && sync.begin > step.end && sync.end < nar.begin
+            covers && sync.succeeded() && sync.begin > step.end && sync.end < nar.begin
         });
         if !synced {
             return Err(format!("{folder} was not synced between {step} and {nar}"));
@@ -49,8 +50,8 @@ fn judge(trace: &[Call], root: &str, narinfo: &str, nar: &str) -> Result<(), Str
     Ok(())
 }
 
-/// Whether a call takes this name away.
-fn is_left_by(call: &Call, path: &str) -> bool {
+/// Whether a call removes this name.
+fn removes_name(call: &Call, path: &str) -> bool {
     let from = match call.name.as_str() {
         "rename" | "unlink" => call.path(0),
         "renameat" | "renameat2" | "unlinkat" => call.path_at(0),
@@ -65,11 +66,11 @@ fn removals_of_narinfos_are_synced_before_their_nars_are_removed() {
     let root = scratch.join("cache");
     let old = dir::now() - DAY * 40;
     let mut pairs = Vec::new();
-    // From an earlier collection: making it would sync its parent.
-    std::fs::create_dir_all(root.join(TRASH).join("nar")).expect("it can be made");
+    // Left by an earlier collection: creating it would sync its parent.
+    std::fs::create_dir_all(root.join(TRASH).join("nar")).expect("created");
     for path in 0..20 {
         let references: Vec<usize> = (0..path).collect();
-        // Two paths have one NAR.
+        // Two paths share a NAR.
         let nar = path / 2;
         let text = dir::narinfo_text(path, nar, &references, None, 0);
         dir::put(&root, &dir::narinfo(path), text, old);
@@ -77,26 +78,26 @@ fn removals_of_narinfos_are_synced_before_their_nars_are_removed() {
         pairs.push((dir::narinfo(path), dir::nar(nar)));
     }
     let env = [("NIX_STORED_MAX_AGE", "30d"), ("NIX_STORED_GC_INTERVAL", "1s")];
-    let daemon = Traced::start_with(&root, &env);
+    let daemon = TracedDaemon::start_with(&root, &env);
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
     while !dir::sizes(&root).is_empty() {
-        assert!(std::time::Instant::now() < deadline, "it does not collect");
+        assert!(std::time::Instant::now() < deadline, "the collection did not remove everything");
         std::thread::yield_now();
     }
     let (trace, _) = daemon.stop();
-    let root = root.canonicalize().expect("it is there");
+    let root = root.canonicalize().expect("present");
     let broken = broken(&trace, root.to_str().expect("UTF-8"), &pairs);
     assert!(broken.is_empty(), "{broken:#?}");
 }
 
 #[test]
 fn a_collection_syncs_earlier_removals_that_could_not_be_synced() {
-    let cache = Given::new();
+    let cache = CommandCache::new();
     cache.add(1, &[], 90);
     cache.add(2, &[], 90);
-    // From an earlier collection: making it would fail before anything is removed.
-    std::fs::create_dir_all(cache.dir().join(TRASH).join("nar")).expect("it can be made");
-    let (dir, trace) = (cache.dir().canonicalize().expect("it is there"), Scratch::new());
+    // Left by an earlier collection: creating it would fail before anything is removed.
+    std::fs::create_dir_all(cache.dir().join(TRASH).join("nar")).expect("created");
+    let (dir, trace) = (cache.dir().canonicalize().expect("present"), Scratch::new());
     let traced = |options: &[&str]| {
         let file = trace.join("trace");
         let status = Command::new("strace")
@@ -109,7 +110,7 @@ fn a_collection_syncs_earlier_removals_that_could_not_be_synced() {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .status();
-        let text = std::fs::read_to_string(file).expect("it is written");
+        let text = std::fs::read_to_string(file).expect("written");
         (status.expect("strace starts").code(), parse(&text).expect("a trace"))
     };
     let broken = ["-P", utf8(&dir), "-e", "inject=fsync:error=EIO"];
@@ -117,25 +118,25 @@ fn a_collection_syncs_earlier_removals_that_could_not_be_synced() {
     assert_eq!(code, Some(1));
     let left = cache.objects();
     assert!(left.iter().all(|key| key.starts_with("nar/")) && left.len() == 2, "{left:?}");
-    // The next one finds no narinfo, and must know nevertheless that it is gone for good.
+    // The next collection finds no narinfo, and must sync the directory nevertheless.
     let (code, calls) = traced(&[]);
     assert_eq!(code, Some(0));
-    let goes = calls
-        .iter()
-        .find(|call| is_left_by(call, &format!("{}/{}", utf8(&dir), left[0])) && call.worked());
-    let goes = goes.expect("it is removed");
+    let removal = calls.iter().find(|call| {
+        removes_name(call, &format!("{}/{}", utf8(&dir), left[0])) && call.succeeded()
+    });
+    let removal = removal.expect("removed");
     let synced = calls.iter().any(|call| {
         call.name == "fsync"
             && call.descriptor(0) == Some(utf8(&dir))
-            && call.worked()
-            && call.end < goes.begin
+            && call.succeeded()
+            && call.end < removal.begin
     });
     assert!(synced, "{calls:?}");
     assert!(cache.objects().is_empty());
 }
 
 mod proof {
-    //! A trace that keeps the promise, and what can be wrong with it.
+    //! A trace that keeps the promise, and each possible violation.
 
     use super::broken;
     use crate::support::trace::parse;
@@ -174,7 +175,7 @@ mod proof {
 
     #[test]
     fn every_violation_of_the_order_is_detected() {
-        // A sync is missing, too early, too late, or failed.
+        // A sync that is missing, too early, too late, or failed.
         for (line, folder) in [(2, "/c/.nix-stored/trash"), (3, "/c")] {
             let mut lines = GOOD.to_vec();
             lines.remove(line);
@@ -187,7 +188,7 @@ mod proof {
                 assert!(broken.iter().any(|why| why.contains(&reason)), "{broken:?} {lines:#?}");
             }
         }
-        // The NAR goes first, or nobody saw anything.
+        // The NAR is removed first, or nothing was traced.
         assert!(!judged(&moved(4, 0)).is_empty());
         assert!(!judged(&[]).is_empty());
     }

@@ -27,12 +27,12 @@ fn the_daemon_enforces_its_limit_and_logs_it() {
         collecting(scratch.path()).env("NIX_STORED_MAX_SIZE", &(size / 2).to_string()).start();
     let line = daemon.wait_for_log("collected 6 paths and 6 other objects");
     assert!(line.contains(&format!("size_before={size}")), "{line}");
-    // The latest are there, and served.
+    // The most recently used paths are kept and served.
     assert_eq!(count(scratch.path()), 8);
     assert_eq!(daemon.get(&format!("/{}", dir::narinfo(3))).0, 200);
     assert_eq!(daemon.get(&format!("/{}", dir::narinfo(4))).0, 404);
 
-    // It goes on: what gets old while it runs goes too, and who is satisfied says nothing.
+    // Later collections remove paths that have become old, and log nothing if there are none.
     dir::put_path(scratch.path(), 20, &[], now - DAY * 40);
     dir::put(scratch.path(), &dir::nar(20), vec![0; size as usize], now - DAY * 40);
     daemon.wait_for_log("collected 1 paths and 1 other objects");
@@ -77,13 +77,13 @@ fn harmful_or_unreachable_limits_are_logged() {
 #[test]
 fn a_daemon_that_stops_during_a_collection_leaves_every_closure_complete() {
     for end in [terminate, Daemon::kill] {
-        // It might be done before it hears of it; it is not every time.
+        // The collection may end before it is stopped, but not every time.
         let stopped = (0..10).any(|_| is_stopped_half_way(end));
         assert!(stopped, "no collection was stopped before its end");
     }
 }
 
-/// Paths, the oldest with the highest number; each refers to those after it.
+/// The number of paths. Higher numbers are older, and each path refers to those after it.
 const PATHS: usize = 2000;
 
 fn is_stopped_half_way(end: fn(Daemon)) -> bool {
@@ -95,14 +95,14 @@ fn is_stopped_half_way(end: fn(Daemon)) -> bool {
     let before = dir::sizes(scratch.path());
     let daemon = collecting(scratch.path()).env("NIX_STORED_MAX_AGE", "30d").start();
     let first = scratch.join(&dir::narinfo(PATHS - 1));
-    daemon.wait_until("the first path goes", || !first.exists());
+    daemon.wait_until("the first path is removed", || !first.exists());
     end(daemon);
     dir::assert_whole(scratch.path(), &before);
     let left = count(scratch.path());
 
-    // Whoever comes next finishes it.
+    // The next daemon completes the collection.
     let daemon = collecting(scratch.path()).env("NIX_STORED_MAX_AGE", "30d").start();
-    daemon.wait_until("the last one goes", || count(scratch.path()) == 0);
+    daemon.wait_until("the last path is removed", || count(scratch.path()) == 0);
     left > 0
 }
 

@@ -11,12 +11,12 @@ use nix_stored::retention::Limits;
 use tokio_util::sync::CancellationToken;
 
 use super::dir::{self, DAY, HOUR};
-use crate::support::cache::{Answer, TestCache, request};
+use crate::support::cache::{TestCache, TestResponse, request};
 use crate::support::disk::Disk;
 use crate::support::objects::sample;
 use crate::support::scratch::Scratch;
 
-/// An object of every kind that is served, and a NAR so large that it is sent from its file.
+/// Writes an object of every kind, and a NAR that is large enough to be sent from its file.
 fn put_one_of_each(dir: &Path, used: SystemTime) -> Vec<String> {
     let link = format!("{{\"archive\": \"../{}\"}}", dir::nar(1));
     let objects = [
@@ -34,60 +34,63 @@ fn put_one_of_each(dir: &Path, used: SystemTime) -> Vec<String> {
     objects.map(|(key, _)| key).into()
 }
 
-async fn ask(cache: &TestCache, method: &Method, key: &str) -> Answer {
+async fn ask(cache: &TestCache, method: &Method, key: &str) -> TestResponse {
     cache.send(request(method.clone(), &format!("/{key}"), Body::empty())).await
 }
 
-/// Whether the use that is recorded is not from before `since`. The clock of file systems is a few
-/// milliseconds late.
+/// Whether a use since `since` is recorded. The clock of file systems is a few milliseconds late.
 fn is_recorded(dir: &Path, key: &str, since: SystemTime) -> bool {
     dir::used(dir, key) > since - Duration::from_secs(60)
 }
 
-/// Waits until `state` is so.
+/// Waits until `state` returns true.
 async fn until(what: &str, state: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !state() {
-        assert!(Instant::now() < deadline, "never: {what}");
+        assert!(Instant::now() < deadline, "timeout while waiting until {what}");
         tokio::task::yield_now().await;
     }
 }
 
-/// Waits until every use so far has been recorded that is going to be.
+/// Waits until all uses so far are recorded.
 ///
-/// All uses wait in one queue. One that is recorded before its answer is behind all others there,
-/// and the second one behind those too that have only been on their way to it.
+/// Uses are recorded in the order of a queue. The use of the first request is recorded before its
+/// response, so all queued uses are recorded then; the second request follows those that were just
+/// being queued.
 async fn settle(cache: &TestCache) {
     let key = dir::nar(99);
     for _ in 0..2 {
         dir::put(&cache.dir(), &key, "x", dir::now() - 20 * HOUR);
         ask(cache, &Method::HEAD, &key).await.is(200);
-        assert!(is_recorded(&cache.dir(), &key, dir::now()), "it was not recorded at once");
+        assert!(is_recorded(&cache.dir(), &key, dir::now()), "the use was recorded late");
     }
-    fs::remove_file(cache.dir().join(key)).expect("it is there");
+    fs::remove_file(cache.dir().join(key)).expect("present");
 }
 
-/// Every kind of object by both methods, in a directory of this kind of file system.
+/// Requests every kind of object by GET and HEAD, in a directory on this kind of file system.
 async fn check_that_uses_are_recorded(dir: &Path) {
     for method in [Method::GET, Method::HEAD] {
         let now = dir::now();
         let cache = TestCache::over(dir, GRACE);
         for key in put_one_of_each(dir, now - 2 * HOUR) {
-            let before = fs::metadata(dir.join(&key)).expect("it is there");
+            let before = fs::metadata(dir.join(&key)).expect("present");
             let first = ask(&cache, &method, &key).await.is(200);
             until(&format!("{method} of {key} is recorded"), || is_recorded(dir, &key, now)).await;
-            let after = fs::metadata(dir.join(&key)).expect("it is there");
+            let after = fs::metadata(dir.join(&key)).expect("present");
             assert_eq!(after.modified().unwrap(), before.modified().unwrap(), "{key}");
             let second = ask(&cache, &method, &key).await.is(200);
             for header in ["etag", "last-modified"] {
                 assert_eq!(first.header(header), second.header(header), "{header} of {key}");
             }
         }
-        // Another one, which has nothing in memory.
+        // Another cache, which has nothing in memory.
         let cache = TestCache::over(dir, GRACE);
         for key in put_one_of_each(dir, now - 13 * HOUR) {
             ask(&cache, &method, &key).await.is(200);
-            assert!(is_recorded(dir, &key, now), "{key} was answered before it was recorded");
+            assert!(
+                is_recorded(dir, &key, now),
+                "the response for {key} came before the record of its use"
+            );
         }
         let cache = TestCache::over(dir, GRACE);
         for key in put_one_of_each(dir, now - HOUR / 2) {
@@ -99,20 +102,21 @@ async fn check_that_uses_are_recorded(dir: &Path) {
     }
 }
 
-/// Going through everything does not look like use.
+/// Checks that listing and reading the whole cache does not count as use.
 async fn check_that_looking_leaves_no_trace(dir: &Path) {
     let cache = TestCache::over(dir, GRACE);
     let now = dir::now();
     let keys = put_one_of_each(dir, now - 2 * DAY);
     for key in &keys {
-        // `relatime` would record a reading of what was written after it was read.
+        // With `relatime`, a read updates the access time if it is before the modification time.
         dir::set_times(dir, key, FileTimes::new().set_accessed(now - 3 * DAY));
     }
     cache.cache().inventory(|_| {}).await.expect("readable");
     let limits = Limits { max_size: Some(1 << 40), max_age: Some(30 * DAY), grace: GRACE };
     let stop = CancellationToken::new();
-    // Nobody needs the large NAR, and it has not been used for long.
-    let report = cache.collector().collect(&limits, now, &stop, |_| {}).await.expect("it works");
+    // The large NAR has no referrers and has not been used for long.
+    let report =
+        cache.collector().collect(&limits, now, &stop, |_| {}).await.expect("the request succeeds");
     assert_eq!((report.paths, report.shared, report.unowned), (0, 1, 0));
     for key in keys.iter().filter(|key| **key != dir::nar(2)) {
         assert_eq!(dir::used(dir, key), now - 3 * DAY, "{key}");
@@ -150,18 +154,18 @@ async fn a_scan_does_not_count_as_use() {
 #[tokio::test]
 async fn a_response_from_memory_counts_as_use() {
     let scratch = Scratch::new();
-    // Every use is recorded, before it is answered.
+    // Every use is recorded, before the response.
     let cache = TestCache::over(scratch.path(), Duration::ZERO);
     let (key, now) = (dir::narinfo(1), dir::now());
     dir::put_path(scratch.path(), 1, &[], now - 2 * HOUR);
     for method in [Method::GET, Method::HEAD] {
         let text = ask(&cache, &Method::GET, &key).await.is(200).text();
-        // As long as nobody looks at the file, it can be another one.
+        // The narinfo in memory is used until the file is checked again.
         dir::put(scratch.path(), &key, "something else", now - 2 * HOUR);
         let begin = Instant::now();
-        let answer = ask(&cache, &method, &key).await.is(200);
+        let response = ask(&cache, &method, &key).await.is(200);
         if begin.elapsed() < Duration::from_secs(1) && method == Method::GET {
-            assert_eq!(answer.text(), text, "it was not served from memory");
+            assert_eq!(response.text(), text, "the narinfo was not served from memory");
         }
         assert!(is_recorded(scratch.path(), &key, now), "{method}");
     }
@@ -181,7 +185,7 @@ async fn a_use_from_memory_is_recorded_once_an_hour() {
         dir::set_times(scratch.path(), &key, FileTimes::new().set_accessed(earlier));
         ask(&cache, &Method::GET, &key).await.is(200);
         settle(&cache).await;
-        // After three seconds it looks at the file again, and believes what that says.
+        // After three seconds the file is checked again, and its content is used.
         if begin.elapsed() < Duration::from_secs(2) {
             assert_eq!(dir::used(scratch.path(), &key), earlier, "recorded twice");
             break;
@@ -197,8 +201,8 @@ async fn a_removed_narinfo_in_memory_is_absent_when_its_use_is_recorded() {
     for method in [Method::GET, Method::HEAD] {
         dir::put_path(scratch.path(), 1, &[], dir::now() - DAY);
         ask(&cache, &Method::GET, &key).await.is(200);
-        // As another process would do it.
-        fs::remove_file(scratch.join(&key)).expect("it is there");
+        // As another process would.
+        fs::remove_file(scratch.join(&key)).expect("present");
         ask(&cache, &method, &key).await.is(404);
         ask(&cache, &method, &key).await.is(404);
     }
@@ -222,9 +226,10 @@ async fn an_upload_counts_as_use_of_its_references() {
     for key in [nar, narinfo, &dir::narinfo(1)] {
         assert!(is_recorded(dir, key, now), "{key}");
     }
-    until("the use of the other reference", || is_recorded(dir, &dir::narinfo(2), now)).await;
+    until("the use of the other reference is recorded", || is_recorded(dir, &dir::narinfo(2), now))
+        .await;
 
-    // The same again stores nothing, and is a use all the same.
+    // The same upload again stores nothing, but counts as a use.
     for key in [nar, narinfo] {
         dir::set_used(dir, key, now - 13 * HOUR);
     }

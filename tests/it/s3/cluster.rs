@@ -8,30 +8,30 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::commands::run;
-use super::place::{assert_nothing_is_false, over};
+use super::server::{assert_consistent, over};
 use crate::support::daemon::Daemon;
-use crate::support::neighbour::Neighbour;
 use crate::support::nix::Nix;
 use crate::support::noise::Noise;
 use crate::support::objects::{Sample, sample};
 use crate::support::rounds::number;
 use crate::support::s3_bucket::Bucket;
 use crate::support::s3_garage::Garage;
+use crate::support::server_process::ServerProcess;
 
-/// How long clients go on, if `NIX_STORED_TEST_CLUSTER_SECONDS` does not say it.
+/// The default of `NIX_STORED_TEST_CLUSTER_SECONDS`.
 const SECONDS: u64 = 30;
 
-/// How long something is away, and how long everything is there again.
+/// How long a server or daemon is stopped, and how long all of them run between.
 const AWAY: Duration = Duration::from_millis(2500);
 const BACK: Duration = Duration::from_millis(1500);
 
-/// Clients besides Nix.
+/// The number of clients besides Nix.
 const CLIENTS: u64 = 3;
 
-/// Nix asks so often for what it could not read (`download-attempts`).
+/// The default of Nix's `download-attempts`.
 const ATTEMPTS: usize = 5;
 
-/// The daemons, each at an address that it keeps.
+/// The daemons, each with a fixed address.
 struct Daemons {
     bucket: Bucket,
     addresses: Vec<String>,
@@ -47,28 +47,28 @@ impl Daemons {
     }
 
     fn kill(&mut self, which: usize) {
-        self.running[which].take().expect("it runs").kill();
+        self.running[which].take().expect("the process runs").kill();
     }
 
-    fn start_again(&mut self, which: usize) {
+    fn restart(&mut self, which: usize) {
         let listen = &self.addresses[which];
         let daemon = over(&self.bucket).env("NIX_STORED_LISTEN_INTERFACE", listen).start();
         self.running[which] = Some(daemon);
     }
 }
 
-/// What clients say of their work.
+/// The results of the clients.
 #[derive(Default)]
 struct Work {
     stop: AtomicBool,
     acknowledged: Mutex<Vec<Sample>>,
-    /// Closures that Nix has copied there and back.
+    /// Closures copied by Nix in both directions.
     by_nix: AtomicUsize,
-    /// What went wrong for a client, which should be nothing.
+    /// Failures of clients, of which there should be none.
     failures: Mutex<Vec<String>>,
 }
 
-/// Ends the work, whatever happens to who holds it.
+/// Ends the work on drop, also in a panic.
 struct Stop<'a>(&'a AtomicBool);
 
 impl Drop for Stop<'_> {
@@ -78,16 +78,16 @@ impl Drop for Stop<'_> {
 }
 
 impl Work {
-    fn goes_on(&self) -> bool {
+    fn is_running(&self) -> bool {
         !self.stop.load(Ordering::SeqCst)
     }
 
     fn failed(&self, what: String) {
-        self.failures.lock().expect("nobody panics with it").push(what);
+        self.failures.lock().expect("the lock is not poisoned").push(what);
     }
 }
 
-/// One request over a connection of its own; an error where the answer is not whole.
+/// Sends a request over a new connection. An incomplete response is an error.
 fn request(address: &str, method: &str, path: &str, body: &[u8]) -> Result<(u16, Vec<u8>), String> {
     let ask = || -> std::io::Result<Vec<u8>> {
         let mut stream = TcpStream::connect(address)?;
@@ -99,26 +99,26 @@ fn request(address: &str, method: &str, path: &str, body: &[u8]) -> Result<(u16,
         );
         stream.write_all(head.as_bytes())?;
         stream.write_all(body)?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer)?;
-        Ok(answer)
+        let mut response = Vec::new();
+        stream.read_to_end(&mut response)?;
+        Ok(response)
     };
-    let answer = ask().map_err(|error| format!("{method} {path}: {error}"))?;
-    let end = answer.windows(4).position(|four| four == b"\r\n\r\n");
+    let response = ask().map_err(|error| format!("{method} {path}: {error}"))?;
+    let end = response.windows(4).position(|four| four == b"\r\n\r\n");
     let end = end.ok_or_else(|| format!("{method} {path}: no answer"))?;
-    let head = String::from_utf8_lossy(&answer[..end]).to_ascii_lowercase();
+    let head = String::from_utf8_lossy(&response[..end]).to_ascii_lowercase();
     let status = head.get(9..12).and_then(|code| code.parse().ok()).unwrap_or(0);
     let mut lines = head.lines();
     let length: Option<usize> =
         lines.find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
-    let body = answer[end + 4..].to_vec();
+    let body = response[end + 4..].to_vec();
     match length {
         Some(length) if body.len() != length => Err(format!("{method} {path}: cut short")),
         _ => Ok((status, body)),
     }
 }
 
-/// A download, as Nix does it: what fails is tried again, and what is absent is not.
+/// Downloads like Nix: errors are retried, and a 404 is not.
 fn download(address: &str, path: &str) -> Result<Vec<u8>, String> {
     let mut last = String::new();
     for attempt in 0..ATTEMPTS {
@@ -133,15 +133,15 @@ fn download(address: &str, path: &str) -> Result<Vec<u8>, String> {
     Err(last)
 }
 
-/// Uploads are not tried again: most versions of Nix cannot.
+/// Uploads are not retried, because most versions of Nix cannot.
 fn upload(address: &str, sample: &Sample) -> Result<(), String> {
     for (path, body) in [
         (&sample.nar_path, sample.nar.as_slice()),
         (&sample.narinfo_path, sample.narinfo.as_bytes()),
     ] {
-        let (status, told) = request(address, "PUT", path, body)?;
+        let (status, printed) = request(address, "PUT", path, body)?;
         if !matches!(status, 200 | 201) {
-            return Err(format!("PUT {path}: {status} {}", String::from_utf8_lossy(&told)));
+            return Err(format!("PUT {path}: {status} {}", String::from_utf8_lossy(&printed)));
         }
     }
     Ok(())
@@ -160,13 +160,13 @@ fn substitute(address: &str, sample: &Sample) -> Result<(), String> {
 fn client(address: &str, seed: u64, work: &Work) {
     let mut noise = Noise::new(seed);
     let mut mine: Vec<Sample> = Vec::new();
-    while work.goes_on() {
+    while work.is_running() {
         let length = 100 + noise.below(if mine.len() % 8 == 7 { 8 << 20 } else { 200_000 });
         let contents = noise.bytes(length as usize);
         let new = sample(0, &contents).named(&mut noise);
         match upload(address, &new) {
             Ok(()) => {
-                work.acknowledged.lock().expect("nobody panics with it").push(new.clone());
+                work.acknowledged.lock().expect("the lock is not poisoned").push(new.clone());
                 mine.push(new);
             }
             Err(error) => work.failed(error),
@@ -180,10 +180,10 @@ fn client(address: &str, seed: u64, work: &Work) {
     }
 }
 
-/// Copies small closures there and back.
+/// Copies small closures in both directions.
 fn nix_client(url: &str, work: &Work) {
     for round in 0.. {
-        if !work.goes_on() {
+        if !work.is_running() {
             return;
         }
         let source = Nix::new();
@@ -211,10 +211,10 @@ fn no_client_fails_and_nothing_is_lost_while_servers_and_daemons_restart() {
     let mut garage = Garage::start(3);
     let bucket = garage.bucket("cache");
     let nodes: Vec<String> = garage.addresses().iter().map(ToString::to_string).collect();
-    let servers = Neighbour::balancer(&nodes);
+    let servers = ServerProcess::balancer(&nodes);
     let bucket = bucket.through(servers.address().parse().expect("an address"));
     let mut daemons = Daemons::start(bucket.clone(), 2);
-    let balancer = Neighbour::balancer(&daemons.addresses);
+    let balancer = ServerProcess::balancer(&daemons.addresses);
     let (address, url) = (balancer.address(), format!("http://{}", balancer.address()));
 
     let seconds = number("NIX_STORED_TEST_CLUSTER_SECONDS").unwrap_or(SECONDS);
@@ -226,34 +226,35 @@ fn no_client_fails_and_nothing_is_lost_while_servers_and_daemons_restart() {
         }
         scope.spawn(|| nix_client(&url, &work));
         let _stop = Stop(&work.stop);
-        let begun = Instant::now();
-        let mut noise = Noise::new(Noise::seed_of_today());
-        while begun.elapsed() < Duration::from_secs(seconds) {
+        let started = Instant::now();
+        let mut noise = Noise::new(Noise::random_seed());
+        while started.elapsed() < Duration::from_secs(seconds) {
             let (node, daemon) = (noise.below(3) as usize, noise.below(2) as usize);
             garage.kill(node);
             std::thread::sleep(AWAY / 2);
             daemons.kill(daemon);
             std::thread::sleep(AWAY / 2);
-            daemons.start_again(daemon);
+            daemons.restart(daemon);
             std::thread::sleep(BACK);
-            // Whoever takes the next one away before this is one of them again, takes two.
-            garage.start_again(node);
+            // Waits until the node is healthy, because stopping another one before would leave no
+            // quorum.
+            garage.restart(node);
             std::thread::sleep(BACK);
         }
     });
 
-    let failures = work.failures.into_inner().expect("nobody panicked with it");
+    let failures = work.failures.into_inner().expect("the lock is not poisoned");
     assert!(failures.is_empty(), "{failures:#?}\n{}\n{}", balancer.log(), servers.log());
-    let acknowledged = work.acknowledged.into_inner().expect("nobody panicked with it");
+    let acknowledged = work.acknowledged.into_inner().expect("the lock is not poisoned");
     assert!(acknowledged.len() > 10, "{} paths in {seconds} s", acknowledged.len());
-    assert!(work.by_nix.load(Ordering::SeqCst) > 0, "Nix came to no end");
+    assert!(work.by_nix.load(Ordering::SeqCst) > 0, "Nix did not finish");
     for address in &daemons.addresses {
         for sample in &acknowledged {
             substitute(address, sample).unwrap();
         }
     }
-    assert!(assert_nothing_is_false(&bucket) >= acknowledged.len());
-    run(&bucket, &["verify", "--deep"]).is(0).says("no damage");
+    assert!(assert_consistent(&bucket) >= acknowledged.len());
+    run(&bucket, &["verify", "--deep"]).is(0).prints("no damage");
     eprintln!(
         "{} paths by clients, {} closures by Nix, in {seconds} s",
         acknowledged.len(),

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::place::{Place, get, on_every_server, over, upload};
-use crate::commands::given::Ended;
+use super::server::{TestServer, get, on_every_server, over, upload};
+use crate::commands::command_cache::CommandOutput;
 use crate::support::daemon::on_cache;
 use crate::support::objects::{Sample, sample};
 use crate::support::s3_bucket::Bucket;
@@ -20,15 +20,15 @@ on_every_server! {
 
 /// Runs the binary on a bucket.
 #[track_caller]
-pub fn run(bucket: &Bucket, args: &[&str]) -> Ended {
+pub fn run(bucket: &Bucket, args: &[&str]) -> CommandOutput {
     let mut command = on_cache(Path::new(&bucket.url()), args);
     command.envs(bucket.env());
-    Ended::of(command.output().expect("the binary starts"))
+    CommandOutput::of(command.output().expect("the binary starts"))
 }
 
-/// A bucket with so many paths, filled by a daemon.
-fn filled(place: &Place, count: u8) -> (Bucket, Vec<Sample>) {
-    let bucket = place.bucket();
+/// A bucket with this many paths, uploaded through a daemon.
+fn filled(server: &TestServer, count: u8) -> (Bucket, Vec<Sample>) {
+    let bucket = server.bucket();
     let daemon = over(&bucket).start();
     let samples: Vec<Sample> = (1..=count).map(|number| sample(number, &[number; 5000])).collect();
     samples.iter().for_each(|sample| upload(&daemon, sample));
@@ -40,45 +40,45 @@ fn json(bucket: &Bucket, args: &[&str]) -> Value {
     run(bucket, args).is(0).json()
 }
 
-fn stats_and_verify_report_the_content_of_the_bucket(place: &Place) {
-    let (bucket, samples) = filled(place, 3);
+fn stats_and_verify_report_the_content_of_the_bucket(server: &TestServer) {
+    let (bucket, samples) = filled(server, 3);
     assert_eq!(json(&bucket, &["stats", "--json"])["paths"], samples.len());
-    let told = json(&bucket, &["verify", "--deep", "--json"]);
-    assert_eq!(told["checked"]["paths"], samples.len());
-    assert_eq!(told["checked"]["nars"], samples.len());
+    let printed = json(&bucket, &["verify", "--deep", "--json"]);
+    assert_eq!(printed["checked"]["paths"], samples.len());
+    assert_eq!(printed["checked"]["nars"], samples.len());
 }
 
-fn damaged_objects_are_quarantined(place: &Place) {
-    let (bucket, samples) = filled(place, 3);
+fn damaged_objects_are_quarantined(server: &TestServer) {
+    let (bucket, samples) = filled(server, 3);
     let (nar, narinfo) = (&samples[0].nar_path[1..], &samples[0].narinfo_path[1..]);
     let mut bytes = samples[0].nar.clone();
     bytes[300] ^= 1;
     bucket.put(nar, &bytes);
-    run(&bucket, &["verify"]).is(2).says("does not match its name");
+    run(&bucket, &["verify"]).is(2).prints("does not match its name");
     assert_eq!(bucket.get(nar).as_ref(), Some(&bytes));
-    run(&bucket, &["verify", "--repair"]).is(2).says("quarantined 2 objects");
+    run(&bucket, &["verify", "--repair"]).is(2).prints("quarantined 2 objects");
     assert_eq!((bucket.get(nar), bucket.get(narinfo)), (None, None));
     assert_eq!(bucket.get(&format!(".nix-stored/quarantine/{nar}")), Some(bytes));
     run(&bucket, &["verify", "--deep"]).is(0);
     upload(&over(&bucket).start(), &samples[0]);
-    run(&bucket, &["verify", "--deep"]).is(0).says("checked 3 paths");
+    run(&bucket, &["verify", "--deep"]).is(0).prints("checked 3 paths");
 }
 
-fn a_deleted_path_is_removed_with_its_unreferenced_objects(place: &Place) {
-    let (bucket, samples) = filled(place, 3);
+fn a_deleted_path_is_removed_with_its_unreferenced_objects(server: &TestServer) {
+    let (bucket, samples) = filled(server, 3);
     run(&bucket, &["delete", &samples[0].store_path]).is(0);
     assert_eq!(bucket.get(&samples[0].nar_path[1..]), None);
     assert_eq!(bucket.get(&samples[0].narinfo_path[1..]), None);
-    run(&bucket, &["verify", "--deep"]).is(0).says("checked 2 paths");
-    // And another one at once.
+    run(&bucket, &["verify", "--deep"]).is(0).prints("checked 2 paths");
+    // Another deletion immediately after it.
     run(&bucket, &["delete", &samples[1].store_path]).is(0);
     let daemon = over(&bucket).start();
     assert_eq!(get(&daemon, &samples[1].narinfo_path).status, 404);
     assert_eq!(get(&daemon, &samples[2].narinfo_path).status, 200);
 }
 
-fn pins_are_kept_in_the_bucket(place: &Place) {
-    let (bucket, samples) = filled(place, 2);
+fn pins_are_kept_in_the_bucket(server: &TestServer) {
+    let (bucket, samples) = filled(server, 2);
     run(&bucket, &["pin", "release", &samples[0].store_path]).is(0);
     assert!(bucket.get(".nix-stored/pins/release").is_some());
     assert_eq!(json(&bucket, &["pins", "--json"])["pins"][0]["closure_paths"], 1);
@@ -87,9 +87,9 @@ fn pins_are_kept_in_the_bucket(place: &Place) {
     run(&bucket, &["delete", &samples[0].store_path]).is(0);
 }
 
-fn collections_follow_each_other(place: &Place) {
-    let (bucket, samples) = filled(place, 2);
-    // Everything was uploaded just now, so it stays, and that is too much.
+fn collections_follow_each_other(server: &TestServer) {
+    let (bucket, samples) = filled(server, 2);
+    // Everything was uploaded just now, so it is kept, and the cache stays over its limit.
     for _ in 0..2 {
         run(&bucket, &["gc", "--max-size", "1"]).is(2);
     }

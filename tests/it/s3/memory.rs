@@ -3,28 +3,28 @@
 use nix_stored::nix::Sha256Hash;
 use sha2::{Digest, Sha256};
 
-use super::place::{Place, get, on_every_server, over, upload};
+use super::server::{TestServer, get, on_every_server, over, upload};
 use crate::support::daemon::Daemon;
 use crate::support::noise::Noise;
 use crate::support::objects::{nar_of_file, sample};
-use crate::support::trickle::raise_file_limit;
+use crate::support::slow_uploads::raise_file_limit;
 use crate::support::wire::Wire;
 
-/// As documented, for 32 at a time.
+/// The documented limit for 32 concurrent uploads.
 const LIMIT: usize = 512 << 20;
 
-/// Uploads at a time.
+/// The number of concurrent uploads.
 const UPLOADS: usize = 32;
 
-/// Paths that are read, and the memory that they may leave behind, which is a few times what their
-/// narinfos are long and a tenth of the buffers that they came in.
+/// The number of paths that are read, and the memory that may remain in use: a few times the length
+/// of their narinfos, and a tenth of the buffers of their responses.
 const READ: usize = 600;
 const LEFT: usize = 8 << 20;
 
-/// Clients that download slowly at the same time, and the memory that they may take together. The
-/// daemon holds two chunks of the store's answer for each: one that is being sent, and the next one.
-/// hyper's client reads at most 408 KiB at a time, and how much of that depends on what the store has
-/// sent by then. At 1 MiB for each client it would be 300 MiB.
+/// The number of concurrent slow downloads, and the limit for their memory. The daemon holds two
+/// chunks of the store's response for each: the one being sent, and the next one. hyper's client
+/// reads at most 408 KiB at a time, depending on how much the store has sent by then. At 1 MiB for
+/// each client it would be 300 MiB.
 const SLOW: usize = 300;
 const FOR_SLOW: usize = 280 << 20;
 
@@ -34,7 +34,7 @@ on_every_server! {
     clients_that_download_slowly_cost_little_memory
 }
 
-/// A NAR of so many MiB that exists only while it is sent.
+/// A NAR of this many MiB that is generated while it is sent.
 struct Large<'a> {
     head: Vec<u8>,
     block: &'a [u8],
@@ -44,7 +44,7 @@ struct Large<'a> {
 
 impl<'a> Large<'a> {
     fn new(number: u8, block: &'a [u8], blocks: usize) -> Self {
-        // The contents begin with these, each another one; as many as need no padding.
+        // The contents begin with these bytes, unique for each NAR, of a length without padding.
         let first = [number; 8];
         let mut head = nar_of_file(&first);
         let tail = head.split_off(head.len() - 16);
@@ -74,10 +74,10 @@ impl<'a> Large<'a> {
     }
 }
 
-/// Together they are larger than the limit, several times if the variable says so.
-fn memory_does_not_grow_with_large_uploads(place: &Place) {
+/// The total is larger than the limit; the variable can make it several times larger.
+fn memory_does_not_grow_with_large_uploads(server: &TestServer) {
     let mib = crate::support::rounds::number("NIX_STORED_TEST_UPLOAD_MIB").unwrap_or(24);
-    let bucket = place.bucket();
+    let bucket = server.bucket();
     let daemon = over(&bucket).start();
     let block = Noise::new(1).bytes(1 << 20);
     std::thread::scope(|scope| {
@@ -90,12 +90,12 @@ fn memory_does_not_grow_with_large_uploads(place: &Place) {
     let peak = daemon.peak_memory();
     eprintln!("{} MiB for {UPLOADS} uploads of {mib} MiB", peak >> 20);
     assert!(peak < LIMIT);
-    assert_eq!(place.unfinished(&bucket), 0);
+    assert_eq!(server.unfinished(&bucket), 0);
     assert_eq!(bucket.keys().iter().filter(|key| key.starts_with("nar/")).count(), UPLOADS);
 }
 
-fn memory_does_not_grow_with_paths_that_are_read(place: &Place) {
-    let daemon = over(&place.bucket()).start();
+fn memory_does_not_grow_with_paths_that_are_read(server: &TestServer) {
+    let daemon = over(&server.bucket()).start();
     let mut noise = Noise::new(2);
     let mut after_warming_up = 0;
     for number in 0..READ + READ / 4 {
@@ -112,16 +112,16 @@ fn memory_does_not_grow_with_paths_that_are_read(place: &Place) {
     assert!(grown < LEFT, "{} KiB for {READ} paths", grown >> 10);
 }
 
-fn clients_that_download_slowly_cost_little_memory(place: &Place) {
+fn clients_that_download_slowly_cost_little_memory(server: &TestServer) {
     raise_file_limit();
-    let bucket = place.bucket();
+    let bucket = server.bucket();
     let large = sample(1, &Noise::new(3).bytes(8 << 20));
     bucket.put(&large.nar_path[1..], &large.nar);
     bucket.put(&large.narinfo_path[1..], large.narinfo.as_bytes());
     let daemon = over(&bucket).start();
     assert!(get(&daemon, &large.nar_path).body == large.nar);
     let before = daemon.memory();
-    // What the kernel would take from the daemon costs the daemon nothing.
+    // A small receive buffer, because bytes in the kernel's buffers cost the daemon nothing.
     let mut clients: Vec<Wire> =
         (0..SLOW).map(|_| Wire::with_receive_buffer(&daemon, 16 << 10)).collect();
     for client in &mut clients {
@@ -130,7 +130,7 @@ fn clients_that_download_slowly_cost_little_memory(place: &Place) {
     for client in &mut clients {
         assert_eq!(client.head().status, 200);
     }
-    // Each waits for its turn with a body that the daemon has begun to send, until an eighth is read.
+    // Reads an eighth of each body in turn, so that all responses are in progress.
     let mut read = vec![0; SLOW];
     while read.iter().any(|&read| read < 1 << 20) {
         for (client, read) in clients.iter_mut().zip(&mut read) {

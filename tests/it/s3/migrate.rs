@@ -7,18 +7,18 @@ use std::time::Duration;
 
 use rustix::process::Pid;
 
-use super::place::{Place, assert_nothing_is_false, on_every_server, over};
-use crate::commands::given::{Ended, Given};
-use crate::support::audit::objects;
+use super::server::{TestServer, assert_consistent, on_every_server, over};
+use crate::commands::command_cache::{CommandCache, CommandOutput};
+use crate::support::cache_dir::objects;
 use crate::support::closures::{Layers, narinfo_of};
 use crate::support::daemon::on_cache;
 use crate::support::fixture::fixture;
 use crate::support::nix::{Nix, utf8, with_paths};
 use crate::support::noise::Noise;
 use crate::support::objects::sample;
-use crate::support::rounds::{Kills, SeedOfFailure};
+use crate::support::rounds::{KillRounds, SeedOfFailure};
 use crate::support::s3_bucket::Bucket;
-use crate::support::scratch::{Leash, Scratch};
+use crate::support::scratch::{KillAtExit, Scratch};
 
 on_every_server! {
     a_cache_that_is_migrated_to_a_bucket_and_back_is_unchanged
@@ -34,12 +34,12 @@ fn migrate(bucket: &Bucket, from: &str, to: &str) -> Command {
 }
 
 #[track_caller]
-fn ended(mut command: Command) -> Ended {
-    Ended::of(command.output().expect("the binary starts"))
+fn result(mut command: Command) -> CommandOutput {
+    CommandOutput::of(command.output().expect("the binary starts"))
 }
 
-fn a_cache_that_is_migrated_to_a_bucket_and_back_is_unchanged(place: &Place) {
-    let from = Given::new();
+fn a_cache_that_is_migrated_to_a_bucket_and_back_is_unchanged(server: &TestServer) {
+    let from = CommandCache::new();
     from.add(1, &[], 5);
     from.add(2, &[1], 4);
     // More than one part.
@@ -48,30 +48,34 @@ fn a_cache_that_is_migrated_to_a_bucket_and_back_is_unchanged(place: &Place) {
     from.put(&large.narinfo_path, &large.narinfo, 0);
     from.put(&format!("{}.ls", &large.narinfo_path[1..33]), "{}", 0);
     from.run(&["pin", "release", &large.store_path]).is(0);
-    let (bucket, other) = (place.bucket(), place.bucket());
-    let told = ended(migrate(&bucket, utf8(from.dir()), &bucket.url())).is(0).json();
-    assert_eq!([&told["paths"], &told["pins"]], [3, 1], "{told}");
-    let told = ended(migrate(&bucket, utf8(from.dir()), &bucket.url())).is(0).json();
-    assert_eq!([&told["paths"], &told["objects"], &told["present"]], [0, 0, 3], "{told}");
-    let told = ended(migrate(&bucket, &bucket.url(), &other.url())).is(0).json();
-    assert_eq!([&told["paths"], &told["pins"]], [3, 1], "{told}");
-    assert_eq!(assert_nothing_is_false(&other), 3);
-    assert_eq!(place.unfinished(&other), 0);
+    let (bucket, other) = (server.bucket(), server.bucket());
+    let printed = result(migrate(&bucket, utf8(from.dir()), &bucket.url())).is(0).json();
+    assert_eq!([&printed["paths"], &printed["pins"]], [3, 1], "{printed}");
+    let printed = result(migrate(&bucket, utf8(from.dir()), &bucket.url())).is(0).json();
+    assert_eq!(
+        [&printed["paths"], &printed["objects"], &printed["present"]],
+        [0, 0, 3],
+        "{printed}"
+    );
+    let printed = result(migrate(&bucket, &bucket.url(), &other.url())).is(0).json();
+    assert_eq!([&printed["paths"], &printed["pins"]], [3, 1], "{printed}");
+    assert_eq!(assert_consistent(&other), 3);
+    assert_eq!(server.unfinished(&other), 0);
 
     let back = Scratch::new();
     let dir = back.join("cache");
-    ended(migrate(&bucket, &other.url(), utf8(&dir))).is(0);
+    result(migrate(&bucket, &other.url(), utf8(&dir))).is(0);
     let contents = |dir: &Path| -> Vec<(String, Vec<u8>)> {
         let keys = objects(dir).into_iter().filter(|key| key != "nix-cache-info");
         keys.map(|key| (key.clone(), fs::read(dir.join(key)).unwrap())).collect()
     };
     assert!(contents(&dir) == contents(from.dir()), "{:?}", objects(&dir));
-    let pins = Given::at(&dir).run(&["pins"]).is(0);
-    pins.says("release: keeps 1 path");
+    let pins = CommandCache::at(&dir).run(&["pins"]).is(0);
+    pins.prints("release: keeps 1 path");
 }
 
-fn damaged_paths_in_a_bucket_are_reported_and_not_copied(place: &Place) {
-    let bucket = place.bucket();
+fn damaged_paths_in_a_bucket_are_reported_and_not_copied(server: &TestServer) {
+    let bucket = server.bucket();
     let (right, false_) = (sample(1, &[1; 100_000]), sample(2, &[2; 100_000]));
     for sample in [&right, &false_] {
         bucket.put(&sample.nar_path[1..], &sample.nar);
@@ -82,8 +86,8 @@ fn damaged_paths_in_a_bucket_are_reported_and_not_copied(place: &Place) {
     bucket.put(&false_.nar_path[1..], &bytes);
     let scratch = Scratch::new();
     let dir = scratch.join("cache");
-    let told = ended(migrate(&bucket, &bucket.url(), utf8(&dir))).is(2).json();
-    let damaged: Vec<&str> = told["damage"]
+    let printed = result(migrate(&bucket, &bucket.url(), utf8(&dir))).is(2).json();
+    let damaged: Vec<&str> = printed["damage"]
         .as_array()
         .unwrap()
         .iter()
@@ -92,11 +96,11 @@ fn damaged_paths_in_a_bucket_are_reported_and_not_copied(place: &Place) {
     let mut expected = [&false_.nar_path[1..], &false_.narinfo_path[1..]];
     expected.sort_unstable_by_key(|key| key.parse::<nix_stored::nix::CachePath>().unwrap());
     assert_eq!(damaged, expected);
-    assert_eq!(told["paths"], 1);
-    assert!(Given::at(&dir).holds(&right) && !Given::at(&dir).holds(&false_));
+    assert_eq!(printed["paths"], 1);
+    assert!(CommandCache::at(&dir).holds(&right) && !CommandCache::at(&dir).holds(&false_));
 }
 
-fn a_migration_into_a_bucket_that_was_killed_goes_on(place: &Place) {
+fn a_migration_into_a_bucket_that_was_killed_goes_on(server: &TestServer) {
     let nix = Nix::new();
     let layers = Layers::new("bucket", 20, 200_000);
     let texts = nix.add_texts(&layers.texts);
@@ -106,38 +110,38 @@ fn a_migration_into_a_bucket_that_was_killed_goes_on(place: &Place) {
     nix.ok(&with_paths(&["nix", "copy", "--to", &url], &roots));
     let everything = nix.closure(&roots);
 
-    let Kills { rounds, first } = Kills::from_env();
+    let KillRounds { rounds, first } = KillRounds::from_env();
     for round in 0..rounds.min(3) {
         let seed = first.wrapping_add(round);
-        let _told = SeedOfFailure(seed);
+        let _seed = SeedOfFailure(seed);
         let wanted = Noise::new(seed).below(everything.len() as u64) as usize;
-        let (bucket, key) = (place.bucket(), narinfo_of(&everything[wanted]));
+        let (bucket, key) = (server.bucket(), narinfo_of(&everything[wanted]));
         let mut migrating = migrate(&bucket, utf8(dir.path()), &bucket.url())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .expect("the binary starts");
-        let leash = Leash::new(Pid::from_child(&migrating));
+        let guard = KillAtExit::new(Pid::from_child(&migrating));
         while bucket.get(&key).is_none() && migrating.try_wait().expect("a child").is_none() {
             std::thread::sleep(Duration::from_millis(5));
         }
         let _ = migrating.kill();
-        migrating.wait().expect("a child of ours");
-        drop(leash);
-        let here = assert_nothing_is_false(&bucket);
-        let told = ended(migrate(&bucket, utf8(dir.path()), &bucket.url())).is(0).json();
-        assert_eq!(told["present"], here, "{told}");
-        assert_eq!(assert_nothing_is_false(&bucket), everything.len());
+        migrating.wait().expect("a child process");
+        drop(guard);
+        let here = assert_consistent(&bucket);
+        let printed = result(migrate(&bucket, utf8(dir.path()), &bucket.url())).is(0).json();
+        assert_eq!(printed["present"], here, "{printed}");
+        assert_eq!(assert_consistent(&bucket), everything.len());
     }
 }
 
-fn nix_substitutes_from_the_bucket_after_the_migration(place: &Place) {
+fn nix_substitutes_from_the_bucket_after_the_migration(server: &TestServer) {
     let fixture = fixture();
     let dir = Scratch::new();
     let all = fixture.all();
     fixture.nix().copy_to(&format!("file://{}?compression=xz", utf8(dir.path())), &all);
-    let bucket = place.bucket();
-    ended(migrate(&bucket, utf8(dir.path()), &bucket.url())).is(0);
+    let bucket = server.bucket();
+    result(migrate(&bucket, utf8(dir.path()), &bucket.url())).is(0);
     let daemon = over(&bucket).start();
     let substituted = Nix::new().substituting_from(daemon.url(), fixture.public_key());
     substituted.realise(&all);

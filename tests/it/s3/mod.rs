@@ -2,37 +2,37 @@
 //!
 //! Programs: curl, nginx, nix, openssl.
 
-/// Servers with buckets, and daemons over them.
-pub mod place;
+/// S3 servers, and daemons with buckets on them.
+pub mod server;
 
-/// The commands, on a bucket.
+/// Commands on a bucket.
 mod commands;
-/// Several processes act on the same objects at the same time.
-mod at_once;
-/// What a daemon that was killed leaves.
+/// Concurrent changes of the same objects.
+mod concurrent;
+/// Killed daemons.
 mod kill;
-/// Many large uploads at once.
+/// Memory for many large uploads.
 mod memory;
-/// From a directory into a bucket, and back.
+/// Migrations between directories and buckets.
 mod migrate;
-/// What Nix puts in comes out.
+/// Copies by Nix.
 mod nix;
-/// Downloads that do not pass through the daemon.
+/// Redirects to the server.
 mod redirect;
-/// Several daemons over one bucket.
-mod several;
-/// Uploads that hardly arrive.
+/// Several daemons on one bucket.
+mod several_daemons;
+/// Slow uploads.
 mod slow;
-/// The server, or a client, stands still in the middle of a read.
+/// Stalled servers and clients.
 mod stalls;
-/// What a start finds out.
+/// Checks at start.
 mod start;
-/// Something else than the server answers.
-mod strangers;
+/// Responses of other servers.
+mod foreign_responses;
 /// Temporary files.
 mod temporary;
-/// The server is in trouble.
-mod trouble;
+/// Errors of the server.
+mod errors;
 
-/// Three servers that hold the same, two daemons, and a balancer, while some of them are killed.
+/// Three servers with replicas, two daemons, and a load balancer, some of which are killed.
 mod cluster;

@@ -2,9 +2,9 @@
 
 use std::fs;
 
-use super::place::{Place, assert_nothing_is_false, at, get, on_every_server, over, put, upload};
+use super::server::{TestServer, assert_consistent, at, get, on_every_server, over, put, upload};
 use crate::store::conformance::KEYS;
-use crate::support::audit;
+use crate::support::cache_dir;
 use crate::support::daemon::requests;
 use crate::support::fixture::fixture;
 use crate::support::nix::{Nix, utf8, with_paths};
@@ -24,39 +24,39 @@ on_every_server! {
     objects_have_the_content_types_that_nix_gives_them
 }
 
-fn a_closure_comes_back_whole(place: &Place) {
-    let (bucket, fixture) = (place.bucket(), fixture());
+fn a_closure_comes_back_whole(server: &TestServer) {
+    let (bucket, fixture) = (server.bucket(), fixture());
     let daemon = over(&bucket).start();
     let app = fixture.outputs("app");
     fixture.nix().copy_to(daemon.url(), &app);
-    assert_eq!(assert_nothing_is_false(&bucket), 4, "app, its two libraries, and their base");
-    assert_eq!(place.unfinished(&bucket), 0);
+    assert_eq!(assert_consistent(&bucket), 4, "app, its two libraries, and their base");
+    assert_eq!(server.unfinished(&bucket), 0);
 
     let copied = fixture.reader();
     copied.copy_from(daemon.url(), &app);
     copied.assert_has_the_same(&fixture.nix(), &app);
 
-    // By another daemon, which has seen nothing of this.
+    // By another daemon, without anything in memory.
     drop(daemon);
     let daemon = over(&bucket).start();
     let substituted = Nix::new().substituting_from(daemon.url(), fixture.public_key());
     substituted.realise(&app);
     substituted.assert_has_the_same(&fixture.nix(), &app);
 
-    let stranger = Nix::new();
-    let other_key = stranger.signing_key("stranger-1");
-    let stranger = stranger.substituting_from(daemon.url(), &other_key.public);
-    stranger.fails(&with_paths(&["nix-store", "-r"], &app));
+    let untrusting_nix = Nix::new();
+    let other_key = untrusting_nix.signing_key("stranger-1");
+    let untrusting_nix = untrusting_nix.substituting_from(daemon.url(), &other_key.public);
+    untrusting_nix.fails(&with_paths(&["nix-store", "-r"], &app));
 }
 
-fn a_second_copy_to_the_bucket_uploads_nothing(place: &Place) {
-    let (bucket, fixture) = (place.bucket(), fixture());
+fn a_second_copy_to_the_bucket_uploads_nothing(server: &TestServer) {
+    let (bucket, fixture) = (server.bucket(), fixture());
     let daemon = over(&bucket).env("NIX_STORED_LOG_LEVEL", "debug").start();
     let all = fixture.all();
     fixture.nix().copy_to(daemon.url(), &all);
     let before = bucket.keys();
     let sent = requests(&daemon.log()).len();
-    // From a home that remembers nothing.
+    // From a new home without cached lookups.
     fixture.nix().copy_to(daemon.url(), &all);
     let (_, log) = daemon.stop();
     let again = &requests(&log)[sent..];
@@ -66,23 +66,23 @@ fn a_second_copy_to_the_bucket_uploads_nothing(place: &Place) {
     assert_eq!(bucket.keys(), before);
 }
 
-fn a_large_path_comes_back(place: &Place) {
-    let bucket = place.bucket();
+fn a_large_path_comes_back(server: &TestServer) {
+    let bucket = server.bucket();
     let daemon = over(&bucket).start();
     let source = Nix::new();
     let key = source.signing_key("big-1");
     let paths = [source.add_big_file(40)];
     source.sign(&key, &paths);
     source.copy_to(&format!("{}?compression=none", daemon.url()), &paths);
-    assert_eq!(assert_nothing_is_false(&bucket), 1);
-    assert_eq!(place.unfinished(&bucket), 0);
+    assert_eq!(assert_consistent(&bucket), 1);
+    assert_eq!(server.unfinished(&bucket), 0);
     let substituted = Nix::new().substituting_from(daemon.url(), &key.public);
     substituted.realise(&paths);
     substituted.assert_has_the_same(&source, &paths);
 }
 
-fn a_cache_below_a_prefix_is_one_of_its_own(place: &Place) {
-    let (bucket, fixture) = (place.bucket(), fixture());
+fn a_cache_below_a_prefix_is_one_of_its_own(server: &TestServer) {
+    let (bucket, fixture) = (server.bucket(), fixture());
     let above = over(&bucket).start();
     let below = at(&bucket, &bucket.url_below("some/prefix")).start();
     let app = fixture.outputs("app");
@@ -97,18 +97,18 @@ fn a_cache_below_a_prefix_is_one_of_its_own(place: &Place) {
     copied.assert_has_the_same(&fixture.nix(), &app);
 }
 
-/// Puts into a bucket what Nix writes into a directory: the layout is the same.
+/// Stores in a bucket what Nix writes to a directory: the layout is the same.
 fn fill_like_nix(bucket: &Bucket, paths: &[String]) {
     let dir = Scratch::new();
     let url = format!("file://{}?compression=xz", utf8(dir.path()));
     fixture().nix().copy_to(&url, paths);
-    for key in audit::objects(dir.path()).into_iter().chain(["nix-cache-info".to_owned()]) {
-        bucket.put(&key, &fs::read(dir.join(&key)).expect("it can be read"));
+    for key in cache_dir::objects(dir.path()).into_iter().chain(["nix-cache-info".to_owned()]) {
+        bucket.put(&key, &fs::read(dir.join(&key)).expect("readable"));
     }
 }
 
-fn a_bucket_filled_without_the_daemon_is_served_unchanged(place: &Place) {
-    let (bucket, fixture) = (place.bucket(), fixture());
+fn a_bucket_filled_without_the_daemon_is_served_unchanged(server: &TestServer) {
+    let (bucket, fixture) = (server.bucket(), fixture());
     let all = fixture.all();
     fill_like_nix(&bucket, &all);
     let before = bucket.keys();
@@ -116,13 +116,13 @@ fn a_bucket_filled_without_the_daemon_is_served_unchanged(place: &Place) {
     let substituted = Nix::new().substituting_from(daemon.url(), fixture.public_key());
     substituted.realise(&all);
     substituted.assert_has_the_same(&fixture.nix(), &all);
-    // Nothing is uploaded a second time.
+    // Nothing is uploaded again.
     fixture.nix().copy_to(daemon.url(), &all);
     assert_eq!(bucket.keys(), before);
 }
 
-fn everything_that_nix_can_store_comes_back(place: &Place) {
-    let (bucket, fixture) = (place.bucket(), fixture());
+fn everything_that_nix_can_store_comes_back(server: &TestServer) {
+    let (bucket, fixture) = (server.bucket(), fixture());
     let daemon = over(&bucket).start();
     let file = crate::support::fixture::closure_nix();
     let url = format!("{}?write-nar-listing=1&index-debug-info=1", daemon.url());
@@ -134,9 +134,9 @@ fn everything_that_nix_can_store_comes_back(place: &Place) {
         assert!(keys.iter().any(|key| key.contains(part)), "no {part} in {keys:?}");
     }
     for key in keys {
-        let answer = get(&daemon, &format!("/{key}"));
-        assert_eq!(answer.status, 200, "{key}");
-        assert!(Some(answer.body) == bucket.get(&key), "{key} comes out otherwise");
+        let response = get(&daemon, &format!("/{key}"));
+        assert_eq!(response.status, 200, "{key}");
+        assert!(Some(response.body) == bucket.get(&key), "{key} differs");
     }
     let substituted = Nix::new().substituting_from(daemon.url(), fixture.public_key());
     for attribute in ["addressed", "addressedUser"] {
@@ -144,12 +144,12 @@ fn everything_that_nix_can_store_comes_back(place: &Place) {
     }
 }
 
-/// As in Nix's `src/libstore/binary-cache-store.cc`.
-fn objects_have_the_content_types_that_nix_gives_them(place: &Place) {
+/// The content types in Nix's `src/libstore/binary-cache-store.cc`.
+fn objects_have_the_content_types_that_nix_gives_them(server: &TestServer) {
     const LOG: &str = "log/7b42idxwrsfbjmqz2d4h92x2w6z2lrkg-hello-2.12.2.drv";
-    let bucket = place.bucket();
+    let bucket = server.bucket();
     let daemon = over(&bucket).start();
-    // In one piece, and in parts.
+    // As single requests and in parts.
     upload(&daemon, &sample(1, b"small"));
     upload(&daemon, &sample(2, &Noise::new(2).bytes(12 << 20)));
     let json = ["8ha1dhmx807czjczmwy078s4r9s254il.ls", KEYS[5], KEYS[6], KEYS[7]];
@@ -166,15 +166,15 @@ fn objects_have_the_content_types_that_nix_gives_them(place: &Place) {
             key if key.starts_with("nar/") => "application/x-nix-nar",
             _ => "application/json",
         };
-        let answer = bucket.head(&key);
-        assert_eq!((answer.status, answer.header("content-type")), (200, expected), "{key}");
-        assert_eq!(answer.header("content-encoding"), "", "{key}");
+        let response = bucket.head(&key);
+        assert_eq!((response.status, response.header("content-type")), (200, expected), "{key}");
+        assert_eq!(response.header("content-encoding"), "", "{key}");
     }
 }
 
 #[test]
 fn a_server_without_keys_gets_requests_without_signatures() {
-    let server = S3Server::for_everyone();
+    let server = S3Server::unauthenticated();
     let bucket = server.bucket("cache");
     let daemon = at(&bucket, &bucket.url())
         .env("AWS_SKIP_SIGNATURE", "1")
@@ -182,26 +182,26 @@ fn a_server_without_keys_gets_requests_without_signatures() {
         .start();
     let sample = sample(1, &Noise::new(1).bytes(100_000));
     upload(&daemon, &sample);
-    // Listing and deleting are requests that `object_store` does not send.
+    // Listing and deleting are not sent by `object_store`.
     let gc = crate::support::daemon::command(env!("CARGO_BIN_EXE_nix-stored"), &["gc", "--json"])
         .env("NIX_STORED_PATH", bucket.url())
         .envs(bucket.env())
         .env("AWS_SKIP_SIGNATURE", "true")
         .output()
-        .expect("it runs");
+        .expect("the process runs");
     assert!(gc.status.success(), "{}", String::from_utf8_lossy(&gc.stderr));
     let link = get(&daemon, &sample.nar_path);
     assert_eq!(link.status, 307, "{}", link.text());
     assert!(!link.header("location").contains("X-Amz"), "{}", link.header("location"));
-    assert_eq!(assert_nothing_is_false(&bucket), 1);
+    assert_eq!(assert_consistent(&bucket), 1);
 }
 
 #[test]
 #[ignore = "needs a Nix with s3:// stores; Debian's has none before 2.34"]
 fn nix_reads_from_the_bucket_what_the_daemon_stored_and_the_other_way_round() {
-    let (server, fixture) = (S3Server::for_everyone(), fixture());
+    let (server, fixture) = (S3Server::unauthenticated(), fixture());
     let bucket = server.bucket("cache");
-    // Nix signs where it has keys, and has none here.
+    // Nix signs requests if it has keys, and has none here.
     let daemon = over(&bucket).env("AWS_SKIP_SIGNATURE", "true").start();
     let url = format!("s3://cache?endpoint={}&scheme=http&region=us-east-1", server.address());
     let (app, split) = (fixture.outputs("app"), fixture.outputs("split"));
@@ -214,5 +214,5 @@ fn nix_reads_from_the_bucket_what_the_daemon_stored_and_the_other_way_round() {
     let copied = fixture.reader();
     copied.copy_from(daemon.url(), &split);
     copied.assert_has_the_same(&fixture.nix(), &split);
-    assert!(assert_nothing_is_false(&bucket) > 4);
+    assert!(assert_consistent(&bucket) > 4);
 }

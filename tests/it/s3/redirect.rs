@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use super::place::{Place, get, head, on_every_server, over, upload};
+use super::server::{TestServer, get, head, on_every_server, over, upload};
 use crate::support::daemon::requests;
 use crate::support::fixture::fixture;
 use crate::support::nix::Nix;
@@ -17,25 +17,25 @@ on_every_server! {
     without_the_setting_nothing_is_redirected
 }
 
-fn only_downloads_of_nars_are_redirected_to_the_server(place: &Place) {
-    let bucket = place.bucket();
+fn only_downloads_of_nars_are_redirected_to_the_server(server: &TestServer) {
+    let bucket = server.bucket();
     let daemon = over(&bucket).env("NIX_STORED_S3_REDIRECT", "1").start();
     let (one, absent) = (sample(1, &Noise::new(1).bytes(500_000)), sample(2, b"absent"));
     upload(&daemon, &one);
 
-    let answer = get(&daemon, &one.nar_path);
-    assert_eq!(answer.status, 307, "{}", answer.head);
-    assert_eq!(answer.header("cache-control"), "no-store");
-    assert_eq!(answer.header("accept-ranges"), "bytes");
-    let link = answer.header("location").to_owned();
+    let response = get(&daemon, &one.nar_path);
+    assert_eq!(response.status, 307, "{}", response.head);
+    assert_eq!(response.header("cache-control"), "no-store");
+    assert_eq!(response.header("accept-ranges"), "bytes");
+    let link = response.header("location").to_owned();
     let rest = link.strip_prefix("http://").expect("a URL");
     let (address, path) = rest.split_once('/').expect("a URL with a path");
     assert!(bucket.url().contains(address), "{link} is not at {}", bucket.url());
-    // It says all that there is to say: who follows has no keys.
+    // The URL is complete: the client has no keys.
     let fetch = |path: &str| {
         let mut wire = Wire::to_address(address);
         wire.send(&format!("GET /{path} HTTP/1.1\r\nHost: {address}\r\n\r\n"));
-        wire.answer()
+        wire.response()
     };
     let followed = fetch(path);
     assert_eq!(followed.status, 200, "{}", followed.text());
@@ -49,7 +49,7 @@ fn only_downloads_of_nars_are_redirected_to_the_server(place: &Place) {
     let counted = get(&daemon, "/metrics").text();
     let label = r#"kind="nar",method="GET",status="307""#;
     assert!(counted.contains(&format!("nix_stored_http_requests_total{{{label}}} 1")), "{counted}");
-    // And once by HEAD.
+    // The other one is the HEAD request.
     assert!(counted.contains(r#"nix_stored_hits_total{kind="nar"} 2"#), "{counted}");
     for method in ["GET", "HEAD"] {
         assert_eq!(Wire::to(&daemon).request(method, &one.narinfo_path, b"").status, 200);
@@ -58,8 +58,8 @@ fn only_downloads_of_nars_are_redirected_to_the_server(place: &Place) {
     }
 }
 
-fn nix_follows_redirects(place: &Place) {
-    let (bucket, fixture) = (place.bucket(), fixture());
+fn nix_follows_redirects(server: &TestServer) {
+    let (bucket, fixture) = (server.bucket(), fixture());
     let daemon = over(&bucket)
         .env("NIX_STORED_S3_REDIRECT", "1")
         .env("NIX_STORED_LOG_LEVEL", "debug")
@@ -79,8 +79,8 @@ fn nix_follows_redirects(place: &Place) {
     assert!(statuses.len() >= 8 && statuses.iter().all(|status| status == "307"), "{statuses:?}");
 }
 
-fn curl_follows_redirects_of_range_requests(place: &Place) {
-    let bucket = place.bucket();
+fn curl_follows_redirects_of_range_requests(server: &TestServer) {
+    let bucket = server.bucket();
     let daemon = over(&bucket).env("NIX_STORED_S3_REDIRECT", "1").start();
     let one = sample(1, &Noise::new(2).bytes(400_000));
     upload(&daemon, &one);
@@ -96,12 +96,12 @@ fn curl_follows_redirects_of_range_requests(place: &Place) {
     assert!(curl(&["-C", "300000"]) == one.nar[300_000..], "other bytes");
 }
 
-fn without_the_setting_nothing_is_redirected(place: &Place) {
-    let bucket = place.bucket();
+fn without_the_setting_nothing_is_redirected(server: &TestServer) {
+    let bucket = server.bucket();
     let daemon = over(&bucket).start();
     let one = sample(1, &Noise::new(3).bytes(400_000));
     upload(&daemon, &one);
-    let answer = get(&daemon, &one.nar_path);
-    assert_eq!(answer.status, 200);
-    assert!(answer.body == one.nar, "other bytes");
+    let response = get(&daemon, &one.nar_path);
+    assert_eq!(response.status, 200);
+    assert!(response.body == one.nar, "other bytes");
 }

@@ -2,14 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use super::place::{Place, get, on_every_server, over, upload};
+use super::server::{TestServer, get, on_every_server, over, upload};
 use crate::support::daemon::Daemon;
 use crate::support::noise::Noise;
 use crate::support::objects::{Sample, sample};
-use crate::support::trickle::Trickle;
+use crate::support::slow_uploads::SlowUploads;
 
-/// How long an upload may take for somebody who is not slow. Generous.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The limit for an upload of a client that is not slow.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 on_every_server! {
     slow_uploads_hold_no_memory_for_parts
@@ -23,7 +23,7 @@ fn large(number: u8, length: usize) -> Sample {
     sample(number, &Noise::new(number.into()).bytes(length))
 }
 
-/// How many files without a name a daemon has open.
+/// The number of unlinked files that a daemon has open.
 fn nameless_files(daemon: &Daemon) -> usize {
     let folder = format!("/proc/{}/fd", daemon.pid().as_raw_nonzero());
     let files = std::fs::read_dir(folder).expect("the daemon is there").flatten();
@@ -31,53 +31,53 @@ fn nameless_files(daemon: &Daemon) -> usize {
     files.flat_map(|file| std::fs::read_link(file.path())).filter(is_nameless).count()
 }
 
-/// Uploads of others are not held up.
+/// Checks that uploads of other clients are not delayed.
 #[track_caller]
 fn assert_others_can_upload(daemon: &Daemon) {
     for number in 100..103 {
-        let begun = Instant::now();
+        let started = Instant::now();
         upload(daemon, &large(number, 400_000));
-        assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
+        assert!(started.elapsed() < TIMEOUT, "{:?}", started.elapsed());
     }
 }
 
-fn slow_uploads_hold_no_memory_for_parts(place: &Place) {
-    let bucket = place.bucket();
+fn slow_uploads_hold_no_memory_for_parts(server: &TestServer) {
+    let bucket = server.bucket();
     let daemon = over(&bucket).start();
     let slow = large(1, 300_000);
-    // More than there is memory for parts.
+    // More than the memory for parts.
     let bodies = vec![(&*slow.nar_path, &*slow.nar); 80];
-    let trickle = Trickle::start(&daemon, &bodies, 100_000);
+    let slow_uploads = SlowUploads::start(&daemon, &bodies, 100_000);
     assert_others_can_upload(&daemon);
-    let answers = trickle.finish();
-    assert!(answers.iter().all(|answer| answer.status == 200 || answer.status == 201));
+    let responses = slow_uploads.finish();
+    assert!(responses.iter().all(|response| response.status == 200 || response.status == 201));
     assert_eq!(get(&daemon, &slow.nar_path).body, slow.nar);
 }
 
-fn slow_uploads_of_unknown_length_hold_no_memory_for_parts(place: &Place) {
-    let bucket = place.bucket();
+fn slow_uploads_of_unknown_length_hold_no_memory_for_parts(server: &TestServer) {
+    let bucket = server.bucket();
     let daemon = over(&bucket).start();
     let slow = large(1, 300_000);
-    // Their parts have 16 MiB, so that these take all memory for parts.
+    // Parts have 16 MiB here, so these uploads would use all memory for parts.
     let bodies = vec![(&*slow.nar_path, &*slow.nar); 16];
-    let trickle = Trickle::start_chunked(&daemon, &bodies, 100_000);
+    let slow_uploads = SlowUploads::start_chunked(&daemon, &bodies, 100_000);
     assert_others_can_upload(&daemon);
-    let answers = trickle.finish();
-    assert!(answers.iter().all(|answer| answer.status == 200 || answer.status == 201));
+    let responses = slow_uploads.finish();
+    assert!(responses.iter().all(|response| response.status == 200 || response.status == 201));
     assert_eq!(get(&daemon, &slow.nar_path).body, slow.nar);
 }
 
-/// More than there is memory for parts.
+/// More than the memory for parts.
 #[cfg(feature = "upstream")]
 const FETCHES: u8 = 66;
 
 #[cfg(feature = "upstream")]
-fn nars_of_a_slow_upstream_hold_no_memory_for_parts(place: &Place) {
-    use crate::support::scripted::Scripted;
+fn nars_of_a_slow_upstream_hold_no_memory_for_parts(server: &TestServer) {
+    use crate::support::scripted_upstream::ScriptedUpstream;
     use crate::support::wire::Wire;
 
     let slow: Vec<Sample> = (1..=FETCHES).map(|number| large(number, 300_000)).collect();
-    let upstream = Scripted::start();
+    let upstream = ScriptedUpstream::start();
     for sample in &slow {
         upstream.has(&sample.narinfo_path, sample.narinfo.as_bytes());
         let nar = sample.nar.clone();
@@ -92,8 +92,8 @@ fn nars_of_a_slow_upstream_hold_no_memory_for_parts(place: &Place) {
             }
         });
     }
-    let mirror = over(&place.bucket()).env("NIX_STORED_UPSTREAMS", &upstream.url()).start();
-    // Whoever may read can make the daemon fetch.
+    let mirror = over(&server.bucket()).env("NIX_STORED_UPSTREAMS", &upstream.url()).start();
+    // Any client with read access can make the daemon fetch.
     let fetches: Vec<Wire> = slow
         .iter()
         .map(|sample| {
@@ -108,17 +108,17 @@ fn nars_of_a_slow_upstream_hold_no_memory_for_parts(place: &Place) {
     drop(fetches);
 }
 
-fn an_upload_that_was_slow_in_any_part_is_stored_completely(place: &Place) {
-    let bucket = place.bucket();
+fn an_upload_that_was_slow_in_any_part_is_stored_completely(server: &TestServer) {
+    let bucket = server.bucket();
     let daemon = over(&bucket).start();
     // Parts have 5 MiB: slow in the first, at its end, in the second, and in the last.
     let nar = large(2, 12 << 20);
     for at in [100, (5 << 20) - 1, 5 << 20, 7 << 20, nar.nar.len() - 20] {
-        let trickle = Trickle::start(&daemon, &[(&nar.nar_path, &nar.nar)], at);
+        let slow_uploads = SlowUploads::start(&daemon, &[(&nar.nar_path, &nar.nar)], at);
         daemon.wait_until("the part is kept in a file", || nameless_files(&daemon) > 0);
-        let status = trickle.finish()[0].status;
+        let status = slow_uploads.finish()[0].status;
         assert!(status == 200 || status == 201, "{at}: {status}");
         assert!(get(&daemon, &nar.nar_path).body == nar.nar, "{at}");
     }
-    assert_eq!(place.unfinished(&bucket), 0);
+    assert_eq!(server.unfinished(&bucket), 0);
 }

@@ -1,18 +1,18 @@
 //! Checks at start, each reported in one sentence.
 
-use super::place::{at, get, over, put, upload};
+use super::server::{at, get, over, put, upload};
 use crate::support::certificates::Authority;
 use crate::support::daemon::{Builder, Failed};
-use crate::support::neighbour::Neighbour;
 use crate::support::noise::Noise;
 use crate::support::objects::sample;
-use crate::support::s3::{NOBODY, READER, S3Server};
+use crate::support::s3::{NO_RIGHTS, READER, S3Server};
 use crate::support::s3_bucket::Keys;
-use crate::support::s3_faults::{Fate, Faults};
+use crate::support::s3_faults::{Action, FaultProxy};
+use crate::support::server_process::ServerProcess;
 
-/// Fails, and says this and the bucket's name, in one line.
+/// Checks that the start fails with this message and the bucket's name, in one line.
 #[track_caller]
-fn assert_it_says(builder: Builder, parts: &[&str]) {
+fn assert_start_fails(builder: Builder, parts: &[&str]) {
     let Failed { code, log } = builder.start_fails();
     assert_eq!(code, 1, "{log}");
     let errors: Vec<&str> = log.lines().filter(|line| line.starts_with("nix-stored: ")).collect();
@@ -26,15 +26,15 @@ fn assert_it_says(builder: Builder, parts: &[&str]) {
 #[test]
 fn a_missing_bucket_is_reported() {
     let server = S3Server::start();
-    let bucket = server.bucket_that_is_not_made("cache");
-    assert_it_says(over(&bucket), &["the bucket does not exist", "NoSuchBucket"]);
+    let bucket = server.missing_bucket("cache");
+    assert_start_fails(over(&bucket), &["the bucket does not exist", "NoSuchBucket"]);
 }
 
 #[test]
 fn missing_rights_of_a_key_are_listed() {
     let server = S3Server::start();
-    let bucket = server.bucket("cache").as_user(NOBODY);
-    assert_it_says(over(&bucket), &["s3:ListBucket", "s3:GetObject", "AccessDenied"]);
+    let bucket = server.bucket("cache").as_user(NO_RIGHTS);
+    assert_start_fails(over(&bucket), &["s3:ListBucket", "s3:GetObject", "AccessDenied"]);
 }
 
 #[test]
@@ -42,9 +42,9 @@ fn a_wrong_key_is_reported() {
     let server = S3Server::start();
     let bucket = server.bucket("cache");
     let wrong = Keys { id: READER.id, secret: "not-the-readers" };
-    assert_it_says(over(&bucket.as_user(wrong)), &["cannot be read", "SignatureDoesNotMatch"]);
+    assert_start_fails(over(&bucket.as_user(wrong)), &["cannot be read", "SignatureDoesNotMatch"]);
     let unknown = Keys { id: "AKIASTRANGER", secret: "x" };
-    assert_it_says(over(&bucket.as_user(unknown)), &["cannot be read"]);
+    assert_start_fails(over(&bucket.as_user(unknown)), &["cannot be read"]);
 }
 
 #[test]
@@ -52,7 +52,7 @@ fn an_unreachable_server_is_reported() {
     let mut server = S3Server::start();
     let bucket = server.bucket("cache");
     server.stop();
-    assert_it_says(over(&bucket), &["cannot be read"]);
+    assert_start_fails(over(&bucket), &["cannot be read"]);
 }
 
 #[test]
@@ -65,13 +65,13 @@ fn a_read_only_key_serves_and_logs_that_uploads_are_impossible() {
     daemon.wait_for_log("the key may not write to the bucket");
     daemon.wait_for_log("not protected from collection");
     for (path, bytes) in [(&one.narinfo_path, one.narinfo.as_bytes()), (&one.nar_path, &one.nar)] {
-        let answer = get(&daemon, path);
-        assert_eq!((answer.status, answer.body.as_slice()), (200, bytes), "{path}");
+        let response = get(&daemon, path);
+        assert_eq!((response.status, response.body.as_slice()), (200, bytes), "{path}");
     }
-    let answer = put(&daemon, &two.nar_path, &two.nar);
-    assert!(answer.status >= 500, "{}", answer.head);
+    let response = put(&daemon, &two.nar_path, &two.nar);
+    assert!(response.status >= 500, "{}", response.head);
     assert_eq!(get(&daemon, &two.nar_path).status, 404);
-    // Whoever watches it hears the same, unless nobody was to upload anyway.
+    // The health check reports the same, unless uploads are disabled.
     let health = get(&daemon, "/health");
     assert_eq!(health.status, 503);
     assert!(health.text().contains("\"writable\":false"), "{}", health.text());
@@ -85,66 +85,72 @@ fn a_read_only_key_serves_and_logs_that_uploads_are_impossible() {
 fn nothing_is_deleted_in_bulk() {
     let server = S3Server::start();
     let bucket = server.bucket("cache");
-    let faults = Faults::before(server.address());
+    let faults = FaultProxy::in_front_of(server.address());
     let through = bucket.through(faults.address());
     let daemon = over(&through).start();
     upload(&daemon, &sample(1, b"one"));
     daemon.stop();
     super::commands::run(&through, &["delete", &sample(1, b"one").store_path]).is(0);
     assert_eq!(bucket.keys(), ["nix-cache-info"]);
-    let asked = faults.asked();
+    let asked = faults.requests();
     assert!(asked.iter().any(|line| line.starts_with("DELETE ")), "{asked:#?}");
     assert!(!asked.iter().any(|line| line.contains("?delete")), "{asked:#?}");
 }
 
-/// What a start says to a server that answers such requests so.
-fn told_by(
-    answers: impl Fn(&str) -> bool + Send + 'static,
+/// The error of a start if the server answers matching requests like this.
+fn start_error(
+    responses: impl Fn(&str) -> bool + Send + 'static,
     status: u16,
     code: &'static str,
 ) -> String {
     let server = S3Server::start();
     let bucket = server.bucket("cache");
-    let faults = Faults::before(server.address());
-    faults.on(move |head| if answers(head) { Fate::Error(status, code) } else { Fate::Passes });
+    let faults = FaultProxy::in_front_of(server.address());
+    faults.on(move |head| if responses(head) { Action::Error(status, code) } else { Action::Pass });
     let builder = over(&bucket.through(faults.address()));
     let Failed { code, log } = builder.start_fails();
     assert_eq!(code, 1, "{log}");
-    log.lines().find(|line| line.starts_with("nix-stored: ")).expect("it says why").to_owned()
+    log.lines()
+        .find(|line| line.starts_with("nix-stored: "))
+        .expect("the reason is printed")
+        .to_owned()
 }
 
 #[test]
 fn the_error_starts_with_the_reason_and_lists_only_missing_rights() {
-    let told = told_by(|_| true, 403, "RequestTimeTooSkewed");
-    assert!(told.contains("the clocks of this machine and of the server differ"), "{told}");
-    assert!(!told.contains("the permissions"), "{told}");
-    let told = told_by(|_| true, 403, "InvalidAccessKeyId");
+    let printed = start_error(|_| true, 403, "RequestTimeTooSkewed");
+    assert!(printed.contains("the clocks of this machine and of the server differ"), "{printed}");
+    assert!(!printed.contains("the permissions"), "{printed}");
+    let printed = start_error(|_| true, 403, "InvalidAccessKeyId");
     assert!(
-        told.contains("the server rejected the key") && !told.contains("the permissions"),
-        "{told}"
+        printed.contains("the server rejected the key") && !printed.contains("the permissions"),
+        "{printed}"
     );
-    let told = told_by(|_| true, 500, "InternalError");
-    assert!(told.contains("cannot be read") && !told.contains("the permissions"), "{told}");
+    let printed = start_error(|_| true, 500, "InternalError");
+    assert!(
+        printed.contains("cannot be read") && !printed.contains("the permissions"),
+        "{printed}"
+    );
 }
 
 #[test]
 fn a_missing_right_to_delete_is_reported_and_leaves_one_object() {
     let server = S3Server::start();
     let bucket = server.bucket("cache");
-    let faults = Faults::before(server.address());
+    let faults = FaultProxy::in_front_of(server.address());
     faults.on(|head| match head.starts_with("DELETE ") {
-        true => Fate::Error(403, "AccessDenied"),
-        false => Fate::Passes,
+        true => Action::Error(403, "AccessDenied"),
+        false => Action::Pass,
     });
     for _ in 0..3 {
-        assert_it_says(
+        assert_start_fails(
             over(&bucket.through(faults.address())),
             &["s3:DeleteObject", "AccessDenied"],
         );
     }
     assert_eq!(bucket.all_keys().len(), 1, "{:?}", bucket.all_keys());
-    // Which goes when the right is there.
-    faults.all(Fate::Passes);
+    // The message disappears when the permission is granted.
+    faults.all(Action::Pass);
     over(&bucket.through(faults.address())).start().stop();
     assert_eq!(bucket.all_keys(), ["nix-cache-info"]);
 }
@@ -153,10 +159,10 @@ fn a_missing_right_to_delete_is_reported_and_leaves_one_object() {
 fn a_missing_right_to_abort_uploads_is_reported() {
     let server = S3Server::start();
     let bucket = server.bucket("cache");
-    let faults = Faults::before(server.address());
+    let faults = FaultProxy::in_front_of(server.address());
     faults.on(|head| match head.starts_with("DELETE ") && head.contains("uploadId=") {
-        true => Fate::Error(403, "AccessDenied"),
-        false => Fate::Passes,
+        true => Action::Error(403, "AccessDenied"),
+        false => Action::Pass,
     });
     let daemon = over(&bucket.through(faults.address())).start();
     daemon.wait_for_log("s3:AbortMultipartUpload");
@@ -168,7 +174,7 @@ fn conditional_writes_are_tested_at_start() {
     let bucket = server.bucket("cache");
     let daemon = over(&bucket).env("NIX_STORED_LOG_LEVEL", "debug").start();
     daemon.wait_for_log("conditional_writes");
-    // What was tried is gone.
+    // The objects of the check are removed.
     let probes = bucket.all_keys().into_iter().filter(|key| key.contains("probe"));
     assert_eq!(probes.collect::<Vec<_>>(), [""; 0]);
 }
@@ -192,7 +198,7 @@ fn a_server_certificate_of_a_private_ca_is_accepted_if_nix_accepts_it() {
     let (server, authority) = (S3Server::start(), Authority::new());
     let bucket = server.bucket("cache");
     let address = server.address().to_string();
-    let nginx = Neighbour::tls_before(&address, |address| authority.server(address));
+    let nginx = ServerProcess::tls_in_front_of(&address, |address| authority.server(address));
     let url = bucket.through(nginx.address().parse().expect("an address")).url();
     let url = url.replace("http://", "https://");
     let one = sample(1, &Noise::new(1).bytes(6 << 20));
@@ -202,7 +208,7 @@ fn a_server_certificate_of_a_private_ca_is_accepted_if_nix_accepts_it() {
         .start();
     upload(&daemon, &one);
     assert!(get(&daemon, &one.nar_path).body == one.nar);
-    // What is asked by signed URLs is asked over TLS, too; this server cannot answer it.
+    // Presigned URLs are requested over TLS, too. This server cannot answer them.
     daemon.wait_for_log("the server cannot list unfinished uploads");
     let Failed { code, log } = at(&bucket, &url).start_fails();
     assert_eq!(code, 1, "{log}");

@@ -1,12 +1,12 @@
 //! Temporary files cannot be written, or fill their disk: the daemon works without them.
 
-use crate::s3::place::{Place, assert_nothing_is_false, get, over};
+use crate::s3::server::{TestServer, assert_consistent, get, over};
 use crate::support::daemon::Daemon;
 use crate::support::disk::Disk;
 use crate::support::noise::Noise;
 use crate::support::objects::{Sample, sample};
 use crate::support::s3_bucket::Bucket;
-use crate::support::scripted::{Gate, Scripted};
+use crate::support::scripted_upstream::{Gate, ScriptedUpstream};
 use crate::support::wire::Wire;
 
 const NOWHERE: &str = "/nonexistent/temporary";
@@ -15,16 +15,16 @@ fn large(number: u8) -> Sample {
     sample(number, &Noise::new(number.into()).bytes(6 << 20))
 }
 
-/// A mirror over a bucket, with its temporary files there.
-fn mirror(bucket: &Bucket, upstream: &Scripted, temporary: &str) -> Daemon {
+/// A mirror with its cache in a bucket, and this directory for temporary files.
+fn mirror(bucket: &Bucket, upstream: &ScriptedUpstream, temporary: &str) -> Daemon {
     over(bucket).env("TMPDIR", temporary).env("NIX_STORED_UPSTREAMS", &upstream.url()).start()
 }
 
 #[test]
 fn an_upstreams_nars_are_served_without_temporary_files() {
-    let place = Place::folder();
-    let (bucket, sample) = (place.bucket(), large(1));
-    let upstream = Scripted::with(&[&sample]);
+    let server = TestServer::folder();
+    let (bucket, sample) = (server.bucket(), large(1));
+    let upstream = ScriptedUpstream::with(&[&sample]);
     let mirror = mirror(&bucket, &upstream, NOWHERE);
     let line = mirror.wait_for_log("cannot write temporary files");
     assert!(line.contains(NOWHERE) && line.contains("TMPDIR"), "{line}");
@@ -34,14 +34,14 @@ fn an_upstreams_nars_are_served_without_temporary_files() {
         assert_eq!((nar.status, nar.body == sample.nar), (200, true));
     }
     assert_eq!(upstream.count(&sample.nar_path), 1);
-    assert_eq!(assert_nothing_is_false(&bucket), 1);
+    assert_eq!(assert_consistent(&bucket), 1);
 }
 
 #[test]
 fn a_full_disk_for_temporary_files_stops_no_reader() {
-    let (place, disk) = (Place::folder(), Disk::new("size=1m"));
-    let (bucket, sample) = (place.bucket(), large(1));
-    let (upstream, gate) = (Scripted::with(&[&sample]), Gate::default());
+    let (server, disk) = (TestServer::folder(), Disk::new("size=1m"));
+    let (bucket, sample) = (server.bucket(), large(1));
+    let (upstream, gate) = (ScriptedUpstream::with(&[&sample]), Gate::default());
     let (opened, nar) = (gate.clone(), sample.nar.clone());
     upstream.on(&sample.nar_path, move |exchange| {
         exchange.head(0, nar.len());
@@ -49,11 +49,11 @@ fn a_full_disk_for_temporary_files_stops_no_reader() {
         opened.wait(1);
         exchange.raw(&nar[500_000..]);
     });
-    let temporary = disk.path().to_str().expect("a path of ours");
+    let temporary = disk.path().to_str().expect("a valid path");
     let mirror = mirror(&bucket, &upstream, temporary);
     let request =
         format!("GET {} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", sample.nar_path);
-    // One reads what fits the disk, and the rest as the others do.
+    // One client reads what fits on the disk, and the rest with the others.
     let mut early = Wire::to(&mirror);
     early.send(&request);
     assert_eq!(early.head().status, 200);
@@ -67,8 +67,8 @@ fn a_full_disk_for_temporary_files_stops_no_reader() {
 
 #[test]
 fn a_slow_upload_stays_in_memory() {
-    let place = Place::folder();
-    let (bucket, sample) = (place.bucket(), large(1));
+    let server = TestServer::folder();
+    let (bucket, sample) = (server.bucket(), large(1));
     let daemon = over(&bucket).env("TMPDIR", NOWHERE).start();
     let mut slow = Wire::to(&daemon);
     let length = sample.nar.len();
@@ -77,11 +77,11 @@ fn a_slow_upload_stays_in_memory() {
         sample.nar_path
     ));
     slow.send_bytes(&sample.nar[..300_000]);
-    // It is slow from now on, because no more has come for a second.
+    // The transfer is slow now, because no bytes have arrived for a second.
     daemon.wait_for_log("stays in memory");
     slow.send_bytes(&sample.nar[300_000..]);
-    assert_eq!(slow.answer().status, 201);
+    assert_eq!(slow.response().status, 201);
     let put = Wire::to(&daemon).request("PUT", &sample.narinfo_path, sample.narinfo.as_bytes());
     assert_eq!(put.status, 201, "{}", put.text());
-    assert_eq!(assert_nothing_is_false(&bucket), 1);
+    assert_eq!(assert_consistent(&bucket), 1);
 }

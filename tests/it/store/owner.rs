@@ -6,39 +6,39 @@ use std::path::Path;
 
 use rustix::process::geteuid;
 
-use crate::commands::given::{self, Given};
-use crate::support::audit::{assert_nothing_is_false, staging};
+use crate::commands::command_cache::{self, CommandCache};
+use crate::support::cache_dir::{assert_consistent, staging};
 use crate::support::daemon::{Builder, Daemon};
 use crate::support::nix::utf8;
 use crate::support::objects::sample;
 use crate::support::scratch::Scratch;
 use crate::support::wire::Wire;
 
-/// `nobody`, where the tests run as root; else whoever runs them, and then nothing changes.
+/// `nobody` if the tests run as root. Otherwise the user who runs them, and then nothing changes.
 fn owner() -> u32 {
     if geteuid().is_root() { 65_534 } else { geteuid().as_raw() }
 }
 
-fn own(path: &Path) {
-    chown(path, Some(owner()), Some(owner())).expect("root may");
+fn change_owner(path: &Path) {
+    chown(path, Some(owner()), Some(owner())).expect("root may change it");
 }
 
-/// A directory of that user's, which that user can reach.
+/// A directory of that user, in a parent that the user can enter.
 fn directory(scratch: &Scratch) -> std::path::PathBuf {
-    for above in [scratch.path(), scratch.path().parent().expect("it is below another")] {
-        fs::set_permissions(above, Permissions::from_mode(0o711)).expect("it is ours");
+    for above in [scratch.path(), scratch.path().parent().expect("the path has a parent")] {
+        fs::set_permissions(above, Permissions::from_mode(0o711)).expect("the owner may change it");
     }
     let dir = scratch.join("cache");
-    fs::create_dir(&dir).expect("made");
-    own(&dir);
+    fs::create_dir(&dir).expect("created");
+    change_owner(&dir);
     dir
 }
 
-/// The users and groups of all threads of a process.
+/// The user and group IDs of all threads of a process.
 fn identities(daemon: &Daemon) -> Vec<String> {
     let tasks = format!("/proc/{}/task", daemon.pid().as_raw_nonzero());
     let mut found: Vec<String> = fs::read_dir(tasks)
-        .expect("it is there")
+        .expect("present")
         .map(|task| fs::read_to_string(task.expect("readable").path().join("status")))
         .flat_map(|status| {
             let status = status.unwrap_or_default();
@@ -55,10 +55,10 @@ fn identities(daemon: &Daemon) -> Vec<String> {
     found
 }
 
-/// A password in a file that only root may read.
+/// Sets a password in a file that only root may read.
 fn with_password(builder: Builder, file: &Path) -> Builder {
     fs::write(file, "secret").expect("written");
-    fs::set_permissions(file, Permissions::from_mode(0o600)).expect("it is ours");
+    fs::set_permissions(file, Permissions::from_mode(0o600)).expect("the owner may change it");
     builder
         .env("NIX_STORED_USER_WRITE", "builder")
         .env("NIX_STORED_USER_WRITE_PASSFILE", utf8(file))
@@ -71,7 +71,7 @@ fn root_serves_as_the_owner_of_the_directory() {
     }
     let scratch = Scratch::new();
     let dir = directory(&scratch);
-    // Root's own, and taken over with the rest.
+    // The file is owned by root.
     let passwords = scratch.join("password");
     let daemon = with_password(Daemon::builder().dir(&dir), &passwords).start();
     let user = owner();
@@ -87,7 +87,7 @@ fn root_serves_as_the_owner_of_the_directory() {
             body.len()
         ));
         wire.send_bytes(body);
-        assert_eq!(wire.answer().status, 201);
+        assert_eq!(wire.response().status, 201);
     };
     put(&sample.nar_path, &sample.nar);
     put(&sample.narinfo_path, sample.narinfo.as_bytes());
@@ -95,15 +95,16 @@ fn root_serves_as_the_owner_of_the_directory() {
     for key in
         [".nix-stored", "nar", "nix-cache-info", &sample.nar_path[1..], &sample.narinfo_path[1..]]
     {
-        let made = fs::metadata(dir.join(key)).expect("it was made");
+        let made = fs::metadata(dir.join(key)).expect("created");
         assert_eq!((made.uid(), made.gid()), (user, user), "{key}");
     }
     assert!(daemon.log().contains("switched to user 65534"), "{}", daemon.log());
-    // What only root may read cannot be read again, which is said; it holds on.
+    // The file cannot be read again after the change of the user. This is logged, and the password
+    // stays in use.
     daemon.reload();
     assert!(daemon.log().contains("the previous value stays in use"), "{}", daemon.log());
     put("/log/7b42idxwrsfbjmqz2d4h92x2w6z2lrkg-hello-2.12.2.drv", b"text");
-    assert_eq!(assert_nothing_is_false(&dir), 1);
+    assert_eq!(assert_consistent(&dir), 1);
     assert_eq!(daemon.stop().0.code(), Some(0));
 }
 
@@ -112,37 +113,38 @@ fn no_start_follows_a_link_in_the_daemons_own_folder() {
     let scratch = Scratch::new();
     let dir = directory(&scratch);
     let precious = scratch.join("precious");
-    fs::create_dir_all(precious.join("4711-0")).expect("made");
+    fs::create_dir_all(precious.join("4711-0")).expect("created");
     fs::write(precious.join("file"), "data").expect("written");
     fs::write(precious.join("4711-0/file"), "data").expect("written");
-    // Whoever could change it as root or as himself would be let to.
+    // Paths whose owner or mode would let another user change the directory.
     for (at, mode) in [("", 0o777), ("4711-0", 0o777), ("file", 0o666), ("4711-0/file", 0o666)] {
-        fs::set_permissions(precious.join(at), Permissions::from_mode(mode)).expect("ours");
+        fs::set_permissions(precious.join(at), Permissions::from_mode(mode))
+            .expect("the owner may change it");
     }
-    fs::create_dir(dir.join(".nix-stored")).expect("made");
-    own(&dir.join(".nix-stored"));
+    fs::create_dir(dir.join(".nix-stored")).expect("created");
+    change_owner(&dir.join(".nix-stored"));
     for link in [".nix-stored/staging", ".nix-stored"] {
         if link == ".nix-stored" {
-            fs::remove_dir_all(dir.join(link)).expect("it is there");
+            fs::remove_dir_all(dir.join(link)).expect("present");
         }
-        symlink(&precious, dir.join(link)).expect("made");
+        symlink(&precious, dir.join(link)).expect("created");
         let failed = Daemon::builder().env("NIX_STORED_PATH", utf8(&dir)).start_fails();
         assert_eq!(failed.code, 1);
         assert!(failed.log.contains("is a symbolic link"), "{}", failed.log);
-        fs::remove_file(dir.join(link)).expect("it is there");
-        fs::create_dir_all(dir.join(".nix-stored")).expect("made");
-        own(&dir.join(".nix-stored"));
+        fs::remove_file(dir.join(link)).expect("present");
+        fs::create_dir_all(dir.join(".nix-stored")).expect("created");
+        change_owner(&dir.join(".nix-stored"));
         for file in ["file", "4711-0/file"] {
-            assert_eq!(fs::read(precious.join(file)).expect("it is there"), b"data");
+            assert_eq!(fs::read(precious.join(file)).expect("present"), b"data");
         }
         assert_eq!(fs::read_dir(&precious).expect("readable").count(), 2);
     }
-    // One in the staging folder is no folder of a process.
-    fs::create_dir(dir.join(".nix-stored/staging")).expect("made");
-    own(&dir.join(".nix-stored/staging"));
-    symlink(&precious, dir.join(".nix-stored/staging/4711-0")).expect("made");
+    // A file in the staging folder is not the folder of a process.
+    fs::create_dir(dir.join(".nix-stored/staging")).expect("created");
+    change_owner(&dir.join(".nix-stored/staging"));
+    symlink(&precious, dir.join(".nix-stored/staging/4711-0")).expect("created");
     let daemon = Daemon::builder().dir(&dir).start();
-    assert_eq!(fs::read(precious.join("4711-0/file")).expect("it is there"), b"data");
+    assert_eq!(fs::read(precious.join("4711-0/file")).expect("present"), b"data");
     assert!(staging(&dir).iter().any(|name| name.starts_with("4711-0")));
     drop(daemon);
 }
@@ -154,7 +156,8 @@ fn root_reports_what_to_do_where_the_owner_cannot_reach_the_directory() {
     }
     let scratch = Scratch::new();
     let dir = directory(&scratch);
-    fs::set_permissions(scratch.path(), Permissions::from_mode(0o700)).expect("it is ours");
+    fs::set_permissions(scratch.path(), Permissions::from_mode(0o700))
+        .expect("the owner may change it");
     let failed = Daemon::builder().env("NIX_STORED_PATH", utf8(&dir)).start_fails();
     assert_eq!(failed.code, 1);
     assert!(failed.log.contains("let this user enter the parent directories"), "{}", failed.log);
@@ -167,7 +170,7 @@ fn files_created_by_root_are_reported_with_a_remedy() {
     }
     let scratch = Scratch::new();
     let dir = directory(&scratch);
-    fs::create_dir_all(dir.join(".nix-stored/staging")).expect("made");
+    fs::create_dir_all(dir.join(".nix-stored/staging")).expect("created");
     let failed = Daemon::builder().env("NIX_STORED_PATH", utf8(&dir)).start_fails();
     assert_eq!(failed.code, 1);
     assert!(failed.log.contains(&format!("chown -R {} {}", owner(), utf8(&dir))), "{}", failed.log);
@@ -179,25 +182,26 @@ fn unremovable_objects_of_another_user_are_reported_with_a_remedy() {
     if !geteuid().is_root() {
         return;
     }
-    let cache = Given::new();
+    let cache = CommandCache::new();
     cache.add(1, &[], 90);
     cache.add(2, &[], 90);
-    own(cache.dir());
-    own(&cache.dir().join("nar"));
-    // As `nix copy` leaves it when root runs it.
-    let foreign = given::path(1);
-    for sample in [&foreign, &given::path(2)] {
-        own(&cache.dir().join(&sample.nar_path[1..]));
+    change_owner(cache.dir());
+    change_owner(&cache.dir().join("nar"));
+    // Like the files of `nix copy`, run by root.
+    let foreign = command_cache::path(1);
+    for sample in [&foreign, &command_cache::path(2)] {
+        change_owner(&cache.dir().join(&sample.nar_path[1..]));
     }
-    own(&cache.dir().join(&given::path(2).narinfo_path[1..]));
+    change_owner(&cache.dir().join(&command_cache::path(2).narinfo_path[1..]));
     for command in [&["stats"][..], &["gc", "--max-age", "30d"]] {
-        let ended = cache.run(command).is(0);
-        let told = ended.err.lines().find(|line| line.contains("belong to another user"));
-        let told = told.unwrap_or_else(|| panic!("{command:?} does not say it: {}", ended.err));
+        let result = cache.run(command).is(0);
+        let printed = result.err.lines().find(|line| line.contains("belong to another user"));
+        let printed =
+            printed.unwrap_or_else(|| panic!("{command:?} does not say it: {}", result.err));
         assert!(
-            told.contains(&foreign.narinfo_path[1..]) && told.contains("chown -R 65534"),
-            "{told}"
+            printed.contains(&foreign.narinfo_path[1..]) && printed.contains("chown -R 65534"),
+            "{printed}"
         );
-        assert!(told.contains("count=1"), "{told}");
+        assert!(printed.contains("count=1"), "{printed}");
     }
 }

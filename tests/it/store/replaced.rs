@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::support::audit::{assert_nothing_is_false, objects};
+use crate::support::cache_dir::{assert_consistent, objects};
 use crate::support::daemon::Daemon;
 use crate::support::disk::Disk;
 use crate::support::nix::Nix;
@@ -31,82 +31,82 @@ fn status(daemon: &Daemon, path: &str) -> u16 {
 }
 
 #[track_caller]
-fn serves(daemon: &Daemon, sample: &Sample) {
+fn assert_serves(daemon: &Daemon, sample: &Sample) {
     assert_eq!(status(daemon, &sample.nar_path), 200);
     let (status, narinfo) = daemon.get(&sample.narinfo_path);
     assert_eq!((status, narinfo), (200, sample.narinfo.clone().into_bytes()));
 }
 
-/// A cache at a path that is a link, which can lead somewhere else later.
-struct Linked {
+/// A cache at a symbolic link, whose target can change.
+struct LinkedCache {
     scratch: Scratch,
     daemon: Daemon,
 }
 
-impl Linked {
+impl LinkedCache {
     fn new() -> Self {
         let scratch = Scratch::new();
-        fs::create_dir(scratch.join("here")).expect("made");
-        symlink(scratch.join("here"), scratch.join("cache")).expect("made");
+        fs::create_dir(scratch.join("here")).expect("created");
+        symlink(scratch.join("here"), scratch.join("cache")).expect("created");
         let daemon = Daemon::builder().dir(&scratch.join("cache")).start();
         Self { scratch, daemon }
     }
 
-    fn lead_to(&self, target: &Path) {
-        fs::remove_file(self.scratch.join("cache")).expect("it is there");
-        symlink(target, self.scratch.join("cache")).expect("made");
+    fn point_to(&self, target: &Path) {
+        fs::remove_file(self.scratch.join("cache")).expect("present");
+        symlink(target, self.scratch.join("cache")).expect("created");
     }
 }
 
 #[test]
 fn readers_get_503_while_the_directory_is_on_another_disk() {
-    let cache = Linked::new();
+    let cache = LinkedCache::new();
     let (stored, refused) = (sample(1, b"x"), sample(2, &[2; 200_000]));
     upload(&cache.daemon, &stored);
     assert_eq!(status(&cache.daemon, ABSENT), 404);
     let disk = Disk::new("size=8m");
-    cache.lead_to(disk.path());
-    cache.daemon.wait_until("it is seen", || status(&cache.daemon, ABSENT) == 503);
+    cache.point_to(disk.path());
+    cache.daemon.wait_until("the change is noticed", || status(&cache.daemon, ABSENT) == 503);
     for path in [ABSENT, &refused.narinfo_path, &refused.nar_path] {
         assert_eq!(status(&cache.daemon, path), 503, "{path}");
     }
-    // A name that no object can have is absent wherever the disk is.
+    // An invalid name is a 404 whatever the state of the directory.
     assert_eq!(status(&cache.daemon, "/nar/x"), 404);
     assert_eq!(put(&cache.daemon, &refused.nar_path, &refused.nar), 503);
     assert_eq!(put(&cache.daemon, &refused.narinfo_path.replace("narinfo", "ls"), "{}"), 503);
     assert_eq!(status(&cache.daemon, "/health"), 503);
-    assert_eq!(fs::read_dir(disk.path()).expect("it can be read").count(), 0);
+    assert_eq!(fs::read_dir(disk.path()).expect("readable").count(), 0);
     cache.daemon.wait_for_log("is on another file system than when the daemon started");
     let retry = Wire::to(&cache.daemon).request("GET", ABSENT, b"");
     assert_eq!((retry.status, retry.header("retry-after")), (503, "1"));
 
-    // The right one is back, and no restart is needed.
-    cache.lead_to(&cache.scratch.join("here"));
-    cache.daemon.wait_until("it is seen", || status(&cache.daemon, ABSENT) == 404);
-    serves(&cache.daemon, &stored);
+    // The original directory is back, and no restart is needed.
+    cache.point_to(&cache.scratch.join("here"));
+    cache.daemon.wait_until("the change is noticed", || status(&cache.daemon, ABSENT) == 404);
+    assert_serves(&cache.daemon, &stored);
     assert_eq!(objects(&cache.scratch.join("here")).len(), 2);
     upload(&cache.daemon, &refused);
-    serves(&cache.daemon, &refused);
+    assert_serves(&cache.daemon, &refused);
 }
 
 #[test]
 fn a_disk_that_is_gone_is_not_replaced_by_the_one_under_its_mount_point() {
-    let cache = Linked::new();
+    let cache = LinkedCache::new();
     let stored = sample(1, b"x");
     upload(&cache.daemon, &stored);
-    // The directory is missing, and what is above it is on another disk.
+    // The directory is missing, and its parent is on another file system.
     let disk = Disk::new("size=8m");
-    fs::remove_file(cache.scratch.join("cache")).expect("it is there");
+    fs::remove_file(cache.scratch.join("cache")).expect("present");
     fs::rename(cache.scratch.join("here"), cache.scratch.join("elsewhere")).expect("renamed");
-    symlink(disk.path().join("missing"), cache.scratch.join("cache")).expect("made");
-    cache.daemon.wait_until("it is seen", || status(&cache.daemon, ABSENT) == 503);
-    // Longer than it takes to make a directory that was only removed.
-    let begun = Instant::now();
-    while begun.elapsed() < Duration::from_secs(3) {
+    symlink(disk.path().join("missing"), cache.scratch.join("cache")).expect("created");
+    cache.daemon.wait_until("the change is noticed", || status(&cache.daemon, ABSENT) == 503);
+    // Longer than the daemon takes to create a removed directory.
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(3) {
         assert_eq!(status(&cache.daemon, ABSENT), 503);
     }
     assert_eq!(put(&cache.daemon, &stored.nar_path, &stored.nar), 503);
-    assert_eq!(fs::read_dir(disk.path()).expect("it can be read").count(), 0);
+    assert_eq!(fs::read_dir(disk.path()).expect("readable").count(), 0);
 }
 
 #[test]
@@ -117,17 +117,17 @@ fn a_wiped_directory_is_created_again_and_accepts_uploads_at_once() {
     let (before, after) = (sample(1, b"x"), sample(2, &[2; 200_000]));
     upload(&daemon, &before);
     for round in 0..2 {
-        // With its parent the second time.
+        // In the second round with its parent.
         let wiped = if round == 0 { &dir } else { &scratch.join("a") };
-        fs::remove_dir_all(wiped).expect("it is there");
-        // It waits until the directory is there again.
+        fs::remove_dir_all(wiped).expect("present");
+        // The upload waits until the directory exists again.
         upload(&daemon, &after);
-        serves(&daemon, &after);
+        assert_serves(&daemon, &after);
         for path in [&before.narinfo_path, &before.nar_path] {
-            daemon.wait_until("it is gone for readers, too", || status(&daemon, path) == 404);
+            daemon.wait_until("readers get a 404", || status(&daemon, path) == 404);
         }
-        assert_eq!(assert_nothing_is_false(&dir), 1);
-        let info = fs::read(dir.join("nix-cache-info")).expect("it was written again");
+        assert_eq!(assert_consistent(&dir), 1);
+        let info = fs::read(dir.join("nix-cache-info")).expect("written again");
         assert_eq!(info, daemon.get("/nix-cache-info").1);
     }
     assert_eq!(status(&daemon, "/health"), 200);
@@ -138,9 +138,9 @@ fn a_wiped_directory_is_created_again_by_reads_alone() {
     let scratch = Scratch::new();
     let dir = scratch.join("cache");
     let daemon = Daemon::builder().dir(&dir).start();
-    fs::remove_dir_all(&dir).expect("it is there");
-    // Until the directory is there again, a miss is an error and no 404.
-    daemon.wait_until("it is made", || {
+    fs::remove_dir_all(&dir).expect("present");
+    // Until the directory exists again, an absent object is an error and not a 404.
+    daemon.wait_until("the directory is created", || {
         let status = status(&daemon, ABSENT);
         assert!(status == 503 || dir.exists(), "{status} without a directory");
         status == 404
@@ -148,10 +148,10 @@ fn a_wiped_directory_is_created_again_by_reads_alone() {
     assert!(dir.join("nar").is_dir());
 }
 
-/// A copy of a cache's directory, as a backup has it.
+/// A copy of a cache's directory, like a backup.
 fn copy(from: &Path, to: &Path) {
-    fs::create_dir(to).expect("made");
-    fs::create_dir(to.join("nar")).expect("made");
+    fs::create_dir(to).expect("created");
+    fs::create_dir(to.join("nar")).expect("created");
     for key in objects(from) {
         fs::copy(from.join(&key), to.join(&key)).expect("copied");
     }
@@ -168,7 +168,7 @@ fn a_directory_that_was_restored_from_a_backup_is_served_within_seconds() {
     let resigned = format!("{}Sig: backup-1:{}==\n", old.narinfo, "A".repeat(86));
     fs::write(backup.join(&old.narinfo_path[1..]), &resigned).expect("written");
     upload(&daemon, &new);
-    // It is known to be absent, and will not be.
+    // A cached negative lookup, which the restore makes wrong.
     let planted = sample(4, b"z");
     for _ in 0..3 {
         assert_eq!(status(&daemon, &planted.narinfo_path), 404);
@@ -181,18 +181,20 @@ fn a_directory_that_was_restored_from_a_backup_is_served_within_seconds() {
     fs::rename(&dir, scratch.join("before")).expect("renamed");
     fs::rename(&backup, &dir).expect("renamed");
 
-    // It was found all the time, and that it is another one is seen as well.
+    // The file was found all the time; the daemon also notices that it is another one.
     daemon.wait_until("the restored narinfo is served", || {
         daemon.get(&old.narinfo_path).1 == resigned.as_bytes()
     });
     for path in [&new.narinfo_path, &new.nar_path] {
-        daemon.wait_until("what is not in the backup is absent", || status(&daemon, path) == 404);
+        daemon.wait_until("objects that are not in the backup are absent", || {
+            status(&daemon, path) == 404
+        });
     }
-    serves(&daemon, &planted);
+    assert_serves(&daemon, &planted);
     upload(&daemon, &later);
     assert!(dir.join(&later.nar_path[1..]).exists());
     assert_eq!(objects(&scratch.join("before")).len(), 4, "something was stored there");
-    assert_eq!(assert_nothing_is_false(&dir), 3);
+    assert_eq!(assert_consistent(&dir), 3);
 }
 
 #[test]
@@ -201,7 +203,7 @@ fn an_upload_is_not_acknowledged_in_a_directory_that_was_replaced_during_it() {
     let dir = scratch.join("cache");
     let daemon = Daemon::builder().dir(&dir).start();
     let sample = sample(1, &[1; 300_000]);
-    // That is staged, too.
+    // The file is staged, too.
     daemon.wait_for_log("wrote nix-cache-info");
     let mut wire = Wire::to(&daemon);
     wire.send(&format!(
@@ -210,19 +212,19 @@ fn an_upload_is_not_acknowledged_in_a_directory_that_was_replaced_during_it() {
         sample.nar.len()
     ));
     wire.send_bytes(&sample.nar[..100_000]);
-    daemon.wait_until("it is being staged", || {
-        let staged = crate::support::audit::staging(&dir);
+    daemon.wait_until("the upload is being staged", || {
+        let staged = crate::support::cache_dir::staging(&dir);
         staged.iter().any(|name| !name.ends_with('/'))
     });
     fs::rename(&dir, scratch.join("before")).expect("renamed");
-    fs::create_dir(&dir).expect("made");
+    fs::create_dir(&dir).expect("created");
     wire.send_bytes(&sample.nar[100_000..]);
-    assert_eq!(wire.answer().status, 503);
+    assert_eq!(wire.response().status, 503);
     assert_eq!(objects(&scratch.join("before")), [""; 0]);
     assert_eq!(objects(&dir), [""; 0]);
     upload(&daemon, &sample);
-    serves(&daemon, &sample);
-    assert_eq!(assert_nothing_is_false(&dir), 1);
+    assert_serves(&daemon, &sample);
+    assert_eq!(assert_consistent(&dir), 1);
 }
 
 #[test]
@@ -232,16 +234,16 @@ fn folders_in_the_directory_may_be_removed_at_any_time() {
         [&[".nix-stored"], &["nar"], &[".nix-stored/staging"], &["nar", ".nix-stored"]];
     for (number, folders) in (1..).zip(folders) {
         for folder in folders {
-            fs::remove_dir_all(daemon.dir().join(folder)).expect("it is there");
+            fs::remove_dir_all(daemon.dir().join(folder)).expect("present");
         }
-        // One through memory, one through the staging folder.
+        // One is collected in memory, one is staged.
         for sample in [sample(number, &[number]), sample(number + 100, &[number; 200_000])] {
             upload(&daemon, &sample);
-            serves(&daemon, &sample);
+            assert_serves(&daemon, &sample);
         }
     }
     let old = sample(1, &[1]);
-    assert_eq!(status(&daemon, &old.nar_path), 404, "it went with its folder");
+    assert_eq!(status(&daemon, &old.nar_path), 404, "the object was removed with its folder");
 }
 
 #[test]
@@ -270,18 +272,21 @@ fn uploads_of_many_clients_survive_replaced_directories() {
                 .collect();
             let before = scratch.join(&format!("before-{round}"));
             fs::rename(&dir, &before).expect("renamed");
-            fs::create_dir(&dir).expect("made");
+            fs::create_dir(&dir).expect("created");
             gone.push(before);
-            uploads.into_iter().flat_map(|upload| upload.join().expect("it ends")).collect()
+            uploads
+                .into_iter()
+                .flat_map(|upload| upload.join().expect("the process ends"))
+                .collect()
         });
-        // What is acknowledged was in the directory that was there then.
+        // Acknowledged objects are in the directory of that time.
         for path in acknowledged {
             let there = gone.iter().chain([&dir]).any(|dir| dir.join(&path[1..]).exists());
             assert!(there, "{path} is nowhere");
         }
     }
     assert_eq!(put(&daemon, &sample(250, b"x").nar_path, &sample(250, b"x").nar), 201);
-    assert_nothing_is_false(&dir);
+    assert_consistent(&dir);
 }
 
 #[test]
@@ -292,12 +297,12 @@ fn nix_uploads_and_substitutes_again_after_the_directory_was_wiped() {
     let nix = Nix::new();
     let paths = nix.add_tiny_files("wiped", 20);
     nix.copy_to(daemon.url(), &paths);
-    fs::remove_dir_all(&dir).expect("it is there");
-    // Another machine, which does not remember what the cache had.
+    fs::remove_dir_all(&dir).expect("present");
+    // Another machine, without cached lookups.
     let other = Nix::new();
     let paths = other.add_tiny_files("wiped", 20);
     other.copy_to(daemon.url(), &paths);
-    assert_eq!(assert_nothing_is_false(&dir), 20);
+    assert_eq!(assert_consistent(&dir), 20);
     let reader = Nix::new();
     reader.copy_from(daemon.url(), &paths);
     reader.assert_has_the_same(&other, &paths);

@@ -10,15 +10,15 @@ use crate::support::daemon::Daemon;
 use crate::support::objects::sample;
 use crate::support::wire::Wire;
 
-/// A control group whose processes read one megabyte a second from one disk.
+/// A control group whose processes read one megabyte per second from one disk.
 struct Throttle(PathBuf);
 
 impl Throttle {
     fn new(on_the_disk_of: &Path) -> Self {
-        let device = std::fs::metadata(on_the_disk_of).expect("it is there").dev();
+        let device = std::fs::metadata(on_the_disk_of).expect("present").dev();
         let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
         let name = format!("nix-stored-test-{}", std::process::id());
-        // Version 1 of control groups, and version 2.
+        // Control groups version 1, and version 2.
         let one = PathBuf::from("/sys/fs/cgroup/blkio").join(&name);
         let two = PathBuf::from("/sys/fs/cgroup").join(&name);
         let (group, file, limit) = if Path::new("/sys/fs/cgroup/blkio").exists() {
@@ -34,13 +34,13 @@ impl Throttle {
 
     fn hold(&self, daemon: &Daemon) {
         let pid = daemon.pid().as_raw_nonzero().to_string();
-        std::fs::write(self.0.join("cgroup.procs"), pid).expect("the process can be moved");
+        std::fs::write(self.0.join("cgroup.procs"), pid).expect("the process is moved");
     }
 }
 
 impl Drop for Throttle {
     fn drop(&mut self) {
-        // The daemon is gone by now; the kernel may need a moment to notice.
+        // The daemon has ended; the kernel may need a moment to remove it.
         for _ in 0..10_000 {
             if std::fs::remove_dir(&self.0).is_ok() {
                 return;
@@ -50,10 +50,10 @@ impl Drop for Throttle {
     }
 }
 
-/// Puts a file out of the page cache.
+/// Removes a file from the page cache.
 fn evict(file: &Path) {
-    let file = File::open(file).expect("it is there");
-    file.sync_all().expect("it can be synced");
+    let file = File::open(file).expect("present");
+    file.sync_all().expect("synced");
     let is_cold = || {
         let mut byte = [0];
         let mut slices = [IoSliceMut::new(&mut byte)];
@@ -61,7 +61,8 @@ fn evict(file: &Path) {
         read == Err(Errno::AGAIN)
     };
     for _ in 0..1000 {
-        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("advice is taken");
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)
+            .expect("the page cache is dropped");
         if is_cold() {
             return;
         }
@@ -73,9 +74,9 @@ fn evict(file: &Path) {
 fn a_cold_nar_on_a_slow_disk_delays_no_other_request() {
     let cold = sample(1, &(0..8_000_000u32).map(|at| (at / 7) as u8).collect::<Vec<_>>());
     let warm = sample(2, &[7; 500_000]);
-    // Dropped after the daemon, which it holds.
+    // Dropped after the daemon, which is in the group.
     let throttle = Throttle::new(Path::new(env!("CARGO_TARGET_TMPDIR")));
-    // One worker: if that waits for the disk, everybody does.
+    // One worker thread: if it waits for the disk, all requests do.
     let daemon = Daemon::builder().cpus("0").start();
     for sample in [&cold, &warm] {
         assert_eq!(Wire::to(&daemon).request("PUT", &sample.nar_path, &sample.nar).status, 201);
@@ -92,16 +93,16 @@ fn a_cold_nar_on_a_slow_disk_delays_no_other_request() {
 
     let mut slow = Wire::to(&daemon);
     slow.send(&format!("GET {} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", cold.nar_path));
-    let slow = std::thread::spawn(move || slow.answer());
+    let slow = std::thread::spawn(move || slow.response());
     let mut others = Wire::to(&daemon);
     for _ in 0..100 {
         assert_eq!(others.request("GET", &warm.narinfo_path, b"").status, 200);
         assert!(others.request("GET", &warm.nar_path, b"").body == warm.nar);
         assert_eq!(others.request("GET", "/nix-cache-info", b"").status, 200);
     }
-    // Eight megabytes take eight seconds; three hundred answers that each waited for one of them
+    // Eight megabytes take eight seconds. Three hundred responses that each waited for one megabyte
     // would take minutes.
     assert!(!slow.is_finished(), "the slow one was done before the others");
-    let received = slow.join().expect("it is answered");
+    let received = slow.join().expect("a response arrives");
     assert!(received.body == cold.nar);
 }

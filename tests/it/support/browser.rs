@@ -15,12 +15,12 @@ use rustix::process::Pid;
 use serde_json::{Value, json};
 
 use super::nix::utf8;
-use super::scratch::{Leash, Scratch};
+use super::scratch::{KillAtExit, Scratch};
 
-/// Only a failing test waits so long.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// Only failing tests wait this long.
+const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// The browser reads what it is told from 3 and answers on 4.
+/// Chromium reads requests from descriptor 3 and writes responses and events to 4.
 const START: &str = "exec chromium \"$@\" 3<&0 4>&1 < /dev/null > /dev/null";
 
 /// A browser with one tab. Killed on drop.
@@ -28,19 +28,19 @@ pub struct Browser {
     child: Child,
     input: ChildStdin,
     messages: Receiver<Value>,
-    /// What happened that nobody has asked for yet.
+    /// Events that have not been read yet.
     events: VecDeque<Value>,
     session: Option<String>,
     last: u64,
-    /// What it has said so far, and who listens.
+    /// The standard error so far, and the thread that reads it.
     log: Arc<Mutex<String>>,
     listener: Option<JoinHandle<()>>,
-    _leash: Leash,
+    _guard: KillAtExit,
     _scratch: Scratch,
 }
 
 impl Browser {
-    /// One with nothing open.
+    /// A browser with an empty tab.
     #[track_caller]
     pub fn start() -> Self {
         let scratch = Scratch::new();
@@ -49,7 +49,7 @@ impl Browser {
             .args(["--headless", "--no-sandbox", "--remote-debugging-pipe", "--disable-gpu"])
             .args(["--disable-dev-shm-usage", "--disable-background-networking", "--no-first-run"])
             .args(["--disable-component-update", "--disable-extensions", "--hide-scrollbars"])
-            // Nothing but this machine, whatever it wants by itself.
+            // The browser may connect only to this machine.
             .arg("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
             .arg(format!("--user-data-dir={}", utf8(&scratch.join("profile"))))
             .env("HOME", scratch.path())
@@ -58,16 +58,16 @@ impl Browser {
             .stderr(Stdio::piped())
             .spawn()
             .expect("/bin/sh starts");
-        let leash = Leash::new(Pid::from_child(&child));
-        let input = child.stdin.take().expect("it is piped");
-        let output = child.stdout.take().expect("it is piped");
-        let errors = child.stderr.take().expect("it is piped");
+        let guard = KillAtExit::new(Pid::from_child(&child));
+        let input = child.stdin.take().expect("piped");
+        let output = child.stdout.take().expect("piped");
+        let errors = child.stderr.take().expect("piped");
         let log = Arc::new(Mutex::new(String::new()));
         let listener = std::thread::spawn({
             let log = Arc::clone(&log);
             move || {
                 for line in BufReader::new(errors).lines().map_while(Result::ok) {
-                    *log.lock().expect("nobody panics with it") += &(line + "\n");
+                    *log.lock().expect("the lock is not poisoned") += &(line + "\n");
                 }
             }
         });
@@ -90,22 +90,22 @@ impl Browser {
             last: 0,
             log,
             listener: Some(listener),
-            _leash: leash,
+            _guard: guard,
             _scratch: scratch,
         };
-        let tab = browser.tell("Target.createTarget", json!({ "url": "about:blank" }));
+        let tab = browser.call("Target.createTarget", json!({ "url": "about:blank" }));
         let attach = json!({ "targetId": tab["targetId"], "flatten": true });
-        let attached = browser.tell("Target.attachToTarget", attach);
+        let attached = browser.call("Target.attachToTarget", attach);
         browser.session = attached["sessionId"].as_str().map(str::to_owned);
         for domain in ["Page", "Runtime", "Log", "Network", "Audits"] {
-            browser.tell(&format!("{domain}.enable"), json!({}));
+            browser.call(&format!("{domain}.enable"), json!({}));
         }
         browser
     }
 
-    /// Does something, and returns what came of it.
+    /// Calls a method of the protocol and returns its result.
     #[track_caller]
-    pub fn tell(&mut self, method: &str, params: Value) -> Value {
+    pub fn call(&mut self, method: &str, params: Value) -> Value {
         self.last += 1;
         let mut message = json!({ "id": self.last, "method": method, "params": params });
         if let Some(session) = &self.session {
@@ -117,7 +117,7 @@ impl Browser {
             "chromium has ended: install it, or run tests/run, which does\n{}",
             self.log()
         );
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let message = self.receive(deadline, method);
             if message["id"] == self.last {
@@ -136,49 +136,48 @@ impl Browser {
     }
 
     fn log(&self) -> String {
-        self.log.lock().expect("nobody panics with it").clone()
+        self.log.lock().expect("the lock is not poisoned").clone()
     }
 
-    /// Does what opens a page, and waits until that is there, as a whole.
+    /// Calls `open`, which opens a page, and waits until the page is loaded.
     #[track_caller]
     fn until_loaded(&mut self, open: impl FnOnce(&mut Self)) {
         let is_load = |message: &Value| message["method"] == "Page.loadEventFired";
-        // Of a page before.
+        // The load events of earlier pages.
         self.events.retain(|message| !is_load(message));
         open(self);
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while !self.events.iter().any(is_load) {
             let message = self.receive(deadline, "a page");
             self.events.push_back(message);
         }
     }
 
-    /// Opens a page.
     #[track_caller]
     pub fn open(&mut self, url: &str) {
         self.until_loaded(|browser| {
-            let opened = browser.tell("Page.navigate", json!({ "url": url }));
+            let opened = browser.call("Page.navigate", json!({ "url": url }));
             assert!(opened["errorText"].is_null(), "{url}: {opened}");
         });
     }
 
-    /// Clicks on what a selector names, which leads to another page.
+    /// Clicks on the element that matches a selector and waits for the page it leads to.
     #[track_caller]
-    pub fn follow(&mut self, selector: &str) {
+    pub fn click(&mut self, selector: &str) {
         self.until_loaded(|browser| {
             browser.eval(&format!("document.querySelector({}).click()", json!(selector)));
         });
     }
 
-    /// Types a text into a field, and Enter.
+    /// Types a text into a field and presses Enter.
     #[track_caller]
     pub fn search(&mut self, selector: &str, text: &str) {
         self.until_loaded(|browser| {
             browser.eval(&format!("document.querySelector({}).focus()", json!(selector)));
-            browser.tell("Input.insertText", json!({ "text": text }));
+            browser.call("Input.insertText", json!({ "text": text }));
             let enter = |kind: &str| json!({ "type": kind, "key": "Enter", "code": "Enter", "text": "\r", "windowsVirtualKeyCode": 13 });
-            browser.tell("Input.dispatchKeyEvent", enter("keyDown"));
-            browser.tell("Input.dispatchKeyEvent", enter("keyUp"));
+            browser.call("Input.dispatchKeyEvent", enter("keyDown"));
+            browser.call("Input.dispatchKeyEvent", enter("keyUp"));
         });
     }
 
@@ -186,12 +185,12 @@ impl Browser {
     #[track_caller]
     pub fn eval(&mut self, expression: &str) -> Value {
         let params = json!({ "expression": expression, "returnByValue": true, "awaitPromise": true, "userGesture": true });
-        let answer = self.tell("Runtime.evaluate", params);
-        assert!(answer["exceptionDetails"].is_null(), "{expression}: {answer}");
-        answer["result"]["value"].clone()
+        let response = self.call("Runtime.evaluate", params);
+        assert!(response["exceptionDetails"].is_null(), "{expression}: {response}");
+        response["result"]["value"].clone()
     }
 
-    /// The text of all that a selector names.
+    /// The texts of all elements that match a selector.
     #[track_caller]
     pub fn texts(&mut self, selector: &str) -> Vec<String> {
         let all =
@@ -199,42 +198,41 @@ impl Browser {
         serde_json::from_value(self.eval(&all)).expect("texts")
     }
 
-    /// Makes the window so many pixels wide.
-    pub fn width(&mut self, width: u32) {
+    /// Sets the width of the window, in pixels.
+    pub fn set_width(&mut self, width: u32) {
         let phone = width < 600;
         let metrics =
             json!({ "width": width, "height": 800, "deviceScaleFactor": 1, "mobile": phone });
-        self.tell("Emulation.setDeviceMetricsOverride", metrics);
+        self.call("Emulation.setDeviceMetricsOverride", metrics);
     }
 
-    /// Makes the visitor one who likes `light` or `dark`.
-    pub fn scheme(&mut self, scheme: &str) {
+    /// Sets the preferred color scheme, `light` or `dark`.
+    pub fn set_color_scheme(&mut self, scheme: &str) {
         let features = json!([{ "name": "prefers-color-scheme", "value": scheme }]);
-        self.tell("Emulation.setEmulatedMedia", json!({ "features": features }));
+        self.call("Emulation.setEmulatedMedia", json!({ "features": features }));
     }
 
-    /// Lets scripts run, or not.
-    pub fn scripts(&mut self, on: bool) {
-        self.tell("Emulation.setScriptExecutionDisabled", json!({ "value": !on }));
+    pub fn set_scripts_enabled(&mut self, on: bool) {
+        self.call("Emulation.setScriptExecutionDisabled", json!({ "value": !on }));
     }
 
-    /// A picture of the whole page, as PNG.
-    pub fn picture(&mut self) -> Vec<u8> {
-        let picture = self.tell("Page.captureScreenshot", json!({ "captureBeyondViewport": true }));
+    /// A PNG of the whole page.
+    pub fn screenshot(&mut self) -> Vec<u8> {
+        let picture = self.call("Page.captureScreenshot", json!({ "captureBeyondViewport": true }));
         let text = picture["data"].as_str().expect("base 64");
         base64::engine::general_purpose::STANDARD.decode(text).expect("base 64")
     }
 
-    /// Writes a picture into the folder that the environment names, for who wants to look.
-    pub fn show(&mut self, name: &str) {
+    /// Writes a screenshot into the folder `NIX_STORED_TEST_PICTURES`, if it is set.
+    pub fn save_screenshot(&mut self, name: &str) {
         if let Some(folder) = std::env::var_os("NIX_STORED_TEST_PICTURES") {
-            let picture = self.picture();
+            let picture = self.screenshot();
             let file = Path::new(&folder).join(name).with_extension("png");
-            fs::write(file, picture).expect("a picture is written");
+            fs::write(file, picture).expect("the screenshot is written");
         }
     }
 
-    /// What pages have asked for since this was called last.
+    /// The URLs requested since the last page was opened.
     pub fn requests(&self) -> Vec<String> {
         let requests =
             self.events.iter().filter(|event| event["method"] == "Network.requestWillBeSent");
@@ -243,19 +241,19 @@ impl Browser {
             .collect()
     }
 
-    /// What the browser and scripts have complained about.
-    pub fn complaints(&self) -> Vec<String> {
-        const COMPLAINTS: [&str; 4] = [
+    /// Errors of the browser and of scripts.
+    pub fn errors(&self) -> Vec<String> {
+        const ERROR_EVENTS: [&str; 4] = [
             "Log.entryAdded",
             "Runtime.exceptionThrown",
             "Runtime.consoleAPICalled",
             "Audits.issueAdded",
         ];
-        let told = self
+        let printed = self
             .events
             .iter()
-            .filter(|event| COMPLAINTS.iter().any(|method| event["method"] == *method));
-        told.map(|event| event["params"].to_string()).collect()
+            .filter(|event| ERROR_EVENTS.iter().any(|method| event["method"] == *method));
+        printed.map(|event| event["params"].to_string()).collect()
     }
 }
 
@@ -263,7 +261,8 @@ impl Drop for Browser {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        // Its children write into its folder until they notice; they have its standard error, too.
+        // Its child processes hold its standard error, and write into its folder until they notice
+        // that it has ended.
         if let Some(listener) = self.listener.take() {
             let _ = listener.join();
         }

@@ -18,7 +18,7 @@ use tower::ServiceExt;
 
 use super::scratch::Scratch;
 
-/// The whole stack over a directory of its own.
+/// The router over a temporary directory.
 pub struct TestCache {
     app: App,
     cache: Arc<Cache>,
@@ -27,21 +27,21 @@ pub struct TestCache {
     _scratch: Option<Scratch>,
 }
 
-/// An answer, whole.
+/// A complete response.
 #[derive(Debug)]
-pub struct Answer {
+pub struct TestResponse {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub body: Bytes,
 }
 
 impl TestCache {
-    /// A cache on a loopback socket with nothing configured: anybody may read and upload.
+    /// A cache on a loopback socket with no settings: anyone may read and upload.
     pub fn new() -> Self {
         Self::configured(&[], true)
     }
 
-    /// A cache with these variables, `NIX_STORED_` left out, on a socket that is local or not.
+    /// A cache with these settings, named without `NIX_STORED_`, on a local socket or another.
     pub fn configured(vars: &[(&str, &str)], local: bool) -> Self {
         let scratch = Scratch::new();
         let mut cache = Self::in_directory(scratch.join("cache"), vars, local);
@@ -49,7 +49,7 @@ impl TestCache {
         cache
     }
 
-    /// Another daemon's cache over the same directory, with these variables.
+    /// A second cache over the same directory, with these settings.
     pub fn reconfigured(&self, vars: &[(&str, &str)]) -> Self {
         Self::in_directory(self.dir(), vars, true)
     }
@@ -58,15 +58,15 @@ impl TestCache {
         let vars =
             vars.iter().map(|(name, value)| (format!("NIX_STORED_{name}"), (*value).to_owned()));
         let config = Config::from_vars(vars).expect("the test's configuration is right");
-        let store = FsStore::open(&dir, config.min_free_space).expect("the store can be opened");
+        let store = FsStore::open(&dir, config.min_free_space).expect("the store opens");
         let cache = Cache::new(Arc::new(store.into()), config.cache_info, config.admission);
         Self::serving(Arc::new(cache), config.users.access(local), dir)
     }
 
-    /// A cache over a directory of the caller's, where what was used within `grace` is safe.
+    /// A cache over the caller's directory that keeps paths used within `grace`.
     pub fn over(dir: &Path, grace: Duration) -> Self {
-        let config = Config::from_vars([]).expect("nothing is a whole configuration");
-        let store = FsStore::open(dir, 0).expect("the store can be opened");
+        let config = Config::from_vars([]).expect("an empty configuration is valid");
+        let store = FsStore::open(dir, 0).expect("the store opens");
         let cache = Cache::new(Arc::new(store.into()), config.cache_info, config.admission);
         let cache = Arc::new(cache.with_grace(grace));
         Self::serving(cache, config.users.access(true), dir.to_owned())
@@ -82,12 +82,10 @@ impl TestCache {
         &self.browser
     }
 
-    /// What is behind the stack.
     pub fn cache(&self) -> &Arc<Cache> {
         &self.cache
     }
 
-    /// The collector of the cache.
     pub fn collector(&self) -> Collector {
         Collector::new(Arc::clone(&self.cache), Actor::collector())
     }
@@ -96,14 +94,15 @@ impl TestCache {
         self.dir.clone()
     }
 
-    /// The files that are visible in the cache, the daemon's own folder left out.
+    /// The files in the cache, except those of the daemon itself.
     pub fn objects(&self) -> Vec<String> {
         let mut found = Vec::new();
         let mut folders = vec![self.dir()];
         while let Some(folder) = folders.pop() {
             for entry in std::fs::read_dir(folder).expect("a folder of the cache can be read") {
                 let path = entry.expect("an entry can be read").path();
-                let name = path.strip_prefix(self.dir()).expect("it is below").to_owned();
+                let name =
+                    path.strip_prefix(self.dir()).expect("the path is in the directory").to_owned();
                 if path.is_dir() && name.as_os_str() != ".nix-stored" {
                     folders.push(path);
                 } else if path.is_file() {
@@ -115,10 +114,9 @@ impl TestCache {
         found
     }
 
-    /// What is left of uploads that were given up.
+    /// The number of files left of abandoned uploads.
     pub fn staged(&self) -> usize {
-        let folders =
-            std::fs::read_dir(self.dir().join(".nix-stored/staging")).expect("it is there");
+        let folders = std::fs::read_dir(self.dir().join(".nix-stored/staging")).expect("present");
         folders
             .map(|folder| {
                 std::fs::read_dir(folder.expect("readable").path()).expect("readable").count()
@@ -126,26 +124,26 @@ impl TestCache {
             .sum()
     }
 
-    pub async fn send(&self, request: Request<Body>) -> Answer {
-        let answer = self.app.clone().oneshot(request).await;
-        let (head, body) = answer.unwrap_or_else(|never| match never {}).into_parts();
-        let body = body.collect().await.expect("the answer is whole").to_bytes();
-        Answer { status: head.status, headers: head.headers, body }
+    pub async fn send(&self, request: Request<Body>) -> TestResponse {
+        let response = self.app.clone().oneshot(request).await;
+        let (head, body) = response.unwrap_or_else(|never| match never {}).into_parts();
+        let body = body.collect().await.expect("the response is complete").to_bytes();
+        TestResponse { status: head.status, headers: head.headers, body }
     }
 
-    pub async fn get(&self, path: &str) -> Answer {
+    pub async fn get(&self, path: &str) -> TestResponse {
         self.send(request(Method::GET, path, Body::empty())).await
     }
 
-    pub async fn head(&self, path: &str) -> Answer {
+    pub async fn head(&self, path: &str) -> TestResponse {
         self.send(request(Method::HEAD, path, Body::empty())).await
     }
 
-    pub async fn put(&self, path: &str, body: impl Into<Body>) -> Answer {
+    pub async fn put(&self, path: &str, body: impl Into<Body>) -> TestResponse {
         self.send(request(Method::PUT, path, body.into())).await
     }
 
-    pub async fn get_with(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
+    pub async fn get_with(&self, path: &str, headers: &[(&str, &str)]) -> TestResponse {
         let mut request = request(Method::GET, path, Body::empty());
         for (name, value) in headers {
             let name = http::HeaderName::try_from(*name).expect("a header's name");
@@ -154,14 +152,14 @@ impl TestCache {
         self.send(request).await
     }
 
-    /// Uploads in a task of its own, so that the test can go on in the middle of it.
+    /// Uploads in another task, so that the test can act during the upload.
     pub fn put_in_the_background(
         &self,
         path: &str,
         body: Body,
     ) -> tokio::task::JoinHandle<StatusCode> {
-        let answer = self.app.clone().oneshot(request(Method::PUT, path, body));
-        tokio::spawn(async move { answer.await.unwrap_or_else(|never| match never {}).status() })
+        let response = self.app.clone().oneshot(request(Method::PUT, path, body));
+        tokio::spawn(async move { response.await.unwrap_or_else(|never| match never {}).status() })
     }
 }
 
@@ -169,7 +167,7 @@ pub fn request(method: Method, path: &str, body: Body) -> Request<Body> {
     Request::builder().method(method).uri(path).body(body).expect("a request")
 }
 
-impl Answer {
+impl TestResponse {
     #[track_caller]
     pub fn is(self, status: u16) -> Self {
         assert_eq!(self.status.as_u16(), status, "{:?} {}", self.headers, self.text());
@@ -177,7 +175,7 @@ impl Answer {
     }
 
     #[track_caller]
-    pub fn says(self, part: &str) -> Self {
+    pub fn contains(self, part: &str) -> Self {
         assert!(self.text().contains(part), "“{part}” is not in “{}”", self.text());
         self
     }
@@ -192,7 +190,7 @@ impl Answer {
     }
 }
 
-/// A body whose chunks the test hands out one by one.
+/// A body whose chunks the test sends one by one.
 pub struct SlowBody(tokio::sync::mpsc::Sender<std::io::Result<Bytes>>);
 
 impl SlowBody {
@@ -202,16 +200,16 @@ impl SlowBody {
         (Self(sender), Body::from_stream(chunks))
     }
 
-    /// Hands out a chunk, and returns when it was taken.
+    /// Sends a chunk, and returns when it was read.
     pub async fn send(&self, chunk: &[u8]) {
         let sent = self.0.send(Ok(Bytes::copy_from_slice(chunk))).await;
         sent.expect("the body is being read");
-        // A second place in the channel is free only when the first chunk has been taken.
+        // The channel has capacity again only after the first chunk was read.
         let _ = self.0.reserve().await;
     }
 
-    /// Breaks the connection off.
-    pub async fn break_off(self) {
+    /// Ends the body with an error, like a lost connection.
+    pub async fn disconnect(self) {
         let _ = self.0.send(Err(std::io::ErrorKind::ConnectionReset.into())).await;
     }
 }

@@ -8,19 +8,19 @@ use std::process::Command;
 use super::nix::utf8;
 use super::scratch::Scratch;
 
-/// A new key that nobody else has.
+/// The options of openssl for a new key.
 const NEW_KEY: &str = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
 
-/// Who signs certificates.
+/// A certificate authority.
 pub struct Authority {
     dir: Scratch,
     file: PathBuf,
     issued: Cell<u32>,
 }
 
-/// A certificate and its key, in files.
+/// The files of a certificate and its key.
 #[derive(Debug, Clone)]
-pub struct Issued {
+pub struct CertFiles {
     pub cert: PathBuf,
     pub key: PathBuf,
 }
@@ -35,38 +35,38 @@ impl Authority {
         authority
     }
 
-    /// Its own certificate, by which others know it.
+    /// The file of the CA's certificate.
     pub fn file(&self) -> &str {
         utf8(&self.file)
     }
 
-    /// For a server at an address.
-    pub fn server(&self, address: &str) -> Issued {
+    /// Issues a certificate for a server at an address.
+    pub fn server(&self, address: &str) -> CertFiles {
         self.issue("server", &format!("subjectAltName=IP:{address}"), 2)
     }
 
-    /// For a server at an address, until yesterday.
-    pub fn expired_server(&self, address: &str) -> Issued {
+    /// Issues a certificate for a server that expired yesterday.
+    pub fn expired_server(&self, address: &str) -> CertFiles {
         self.issue("server", &format!("subjectAltName=IP:{address}"), -1)
     }
 
-    /// For a client with a name.
-    pub fn client(&self, name: &str) -> Issued {
+    /// Issues a client certificate for a name.
+    pub fn client(&self, name: &str) -> CertFiles {
         self.issue(name, "extendedKeyUsage=clientAuth", 2)
     }
 
-    /// For a client with a name, until yesterday.
-    pub fn expired_client(&self, name: &str) -> Issued {
+    /// Issues a client certificate that expired yesterday.
+    pub fn expired_client(&self, name: &str) -> CertFiles {
         self.issue(name, "extendedKeyUsage=clientAuth", -1)
     }
 
-    fn issue(&self, name: &str, extension: &str, days: i32) -> Issued {
+    fn issue(&self, name: &str, extension: &str, days: i32) -> CertFiles {
         let number = self.issued.get();
         self.issued.set(number + 1);
         let file = |kind: &str| self.dir.join(&format!("{number}.{kind}"));
-        let issued = Issued { cert: file("pem"), key: file("key") };
+        let issued = CertFiles { cert: file("pem"), key: file("key") };
         let extensions = format!("basicConstraints=critical,CA:FALSE\n{extension}\n");
-        fs::write(file("extensions"), extensions).expect("it is written");
+        fs::write(file("extensions"), extensions).expect("written");
         self.openssl(&format!(
             "req -new {NEW_KEY} -keyout {number}.key -out {number}.request -subj /O=tests/CN={name}"
         ));

@@ -8,33 +8,33 @@ use std::time::{Duration, SystemTime};
 
 use nix_stored::nix::{CachePath, NarInfo, StoreDir};
 
-use super::audit::objects;
+use super::cache_dir::objects;
 use super::nix::{Nix, utf8};
 use super::noise::Noise;
 
-/// A store path that is one text file and names other texts of the same list, which come before it.
+/// A store path that is a text file and refers to earlier texts of the same list.
 #[derive(Debug, Clone)]
 pub struct Text {
     pub name: String,
-    /// How long the text is, about.
+    /// The approximate length of the text, in bytes.
     pub length: usize,
-    /// Texts with the same number that name the same have the same contents, and so the same NAR.
+    /// Texts with equal numbers and references have the same contents, and so the same NAR.
     pub contents: u64,
-    /// The places of what it names.
+    /// The indices of the texts it refers to.
     pub needs: Vec<usize>,
 }
 
-/// Texts in three layers, and which of them are roots.
+/// Texts in three layers, and the indices of the roots.
 #[derive(Debug, Clone)]
 pub struct Layers {
     pub texts: Vec<Text>,
-    /// The places of the texts that no other needs.
+    /// The indices of the texts without referrers.
     pub roots: Vec<usize>,
 }
 
 impl Layers {
-    /// `count` roots that share libraries, which share parts. Each text is about `length` bytes.
-    /// Parts come in pairs that differ in nothing but their names.
+    /// `count` roots that share libraries, which share parts. Each text has about `length` bytes.
+    /// Parts come in pairs that differ only in their names.
     pub fn new(tag: &str, count: usize, length: usize) -> Self {
         let mut noise = Noise::new(count as u64);
         let mut texts: Vec<Text> = Vec::new();
@@ -58,7 +58,7 @@ impl Layers {
         Self { texts, roots }
     }
 
-    /// The text at `place` and all that it needs, what is needed first.
+    /// The closure of the text at index `place`, references first.
     pub fn closure(&self, place: usize) -> Vec<usize> {
         let mut found = BTreeSet::new();
         let mut stack = vec![place];
@@ -67,14 +67,14 @@ impl Layers {
                 stack.extend(&self.texts[place].needs);
             }
         }
-        // Each names only texts that come before it.
+        // Indices are in order because a text refers only to earlier ones.
         found.into_iter().collect()
     }
 }
 
 impl Nix {
-    /// Adds texts; their store paths. Nothing is built for it, and nothing has to be signed: their
-    /// names come from what is in them.
+    /// Adds texts and returns their store paths. The paths are content-addressed, so that they need
+    /// neither a build nor signatures.
     #[track_caller]
     pub fn add_texts(&self, texts: &[Text]) -> Vec<String> {
         let mut expression = String::from("let\n");
@@ -87,10 +87,10 @@ impl Nix {
                 .map(|byte| format!("{byte:02x}"))
                 .collect();
             writeln!(expression, "t{place} = builtins.toFile \"{name}\" \"{needs}{padding}\";")
-                .expect("a string takes everything");
-            write!(list, " t{place}").expect("a string takes everything");
+                .expect("writing to a string succeeds");
+            write!(list, " t{place}").expect("writing to a string succeeds");
         }
-        write!(expression, "in [{list} ]").expect("a string takes everything");
+        write!(expression, "in [{list} ]").expect("writing to a string succeeds");
         let file = self.file("texts.nix");
         fs::write(&file, expression).expect("an expression is written");
         let command =
@@ -99,12 +99,12 @@ impl Nix {
     }
 }
 
-/// The file that says that a cache has a store path.
+/// The key of the narinfo of a store path.
 pub fn narinfo_of(store_path: &str) -> String {
     format!("{}.narinfo", &store_path["/nix/store/".len()..][..32])
 }
 
-/// What each store path in the cache refers to, itself left out.
+/// The references of each store path in the cache, without those to itself.
 pub fn references(dir: &Path) -> BTreeMap<String, Vec<String>> {
     let store_dir = StoreDir::default();
     let narinfos = objects(dir).into_iter().filter(|key| key.ends_with(".narinfo"));
@@ -118,14 +118,14 @@ pub fn references(dir: &Path) -> BTreeMap<String, Vec<String>> {
     parsed.collect()
 }
 
-/// Checks that all that a path refers to is there. To be asked of caches only that got nothing but
-/// whole closures.
+/// Checks that all references of all paths are in the cache. Only for caches to which only complete
+/// closures were uploaded.
 #[track_caller]
-pub fn assert_closures_are_whole(dir: &Path) {
+pub fn assert_closures_are_complete(dir: &Path) {
     let held = references(dir);
     for (path, references) in &held {
         for reference in references {
-            assert!(held.contains_key(reference), "{path} needs {reference}, which is gone");
+            assert!(held.contains_key(reference), "{path} refers to {reference}, which is absent");
         }
     }
 }
@@ -146,17 +146,17 @@ pub fn assert_no_orphans(dir: &Path) {
     }
 }
 
-/// What lies where objects are on their way out.
+/// The files in the folder that a collection moves objects to before it deletes them.
 pub fn trash(dir: &Path) -> Vec<String> {
     let trash = dir.join(".nix-stored/trash");
     if trash.exists() { objects(&trash) } else { Vec::new() }
 }
 
-/// Makes an object look as if it was uploaded and used for the last time so long ago.
+/// Sets the times of an object as if it was uploaded and last used that long ago.
 #[track_caller]
 pub fn last_used(dir: &Path, key: &str, ago: Duration) {
     let then = SystemTime::now() - ago;
     let times = FileTimes::new().set_accessed(then).set_modified(then);
     let file = File::options().write(true).open(dir.join(key)).expect("the object is there");
-    file.set_times(times).expect("its times can be set");
+    file.set_times(times).expect("the times are set");
 }

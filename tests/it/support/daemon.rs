@@ -17,20 +17,19 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::s3_bucket::Bucket;
 #[cfg(feature = "s3")]
 use super::s3_garage::Garage;
-use super::scratch::{Leash, Scratch};
+use super::scratch::{KillAtExit, Scratch};
 
-/// How long anything that the daemon does on its own may take. Generous: only a failing test waits
-/// so long.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Longer than the daemon takes for anything it does on its own. Only failing tests wait this long.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What a log line of the daemon's start contains, before its address.
+/// The part of the log line before the address.
 const LISTENING: &str = "listening on ";
 
-/// The variable by which caches are in buckets.
+/// If set, the caches of these tests are in S3 buckets.
 #[cfg(feature = "s3")]
 const IN_BUCKETS: &str = "NIX_STORED_TEST_IN_BUCKETS";
 
-/// There are none in such a build.
+/// Without the feature there are no buckets.
 #[cfg(not(feature = "s3"))]
 enum Bucket {}
 
@@ -50,7 +49,6 @@ fn in_a_bucket() -> Option<Bucket> {
     None
 }
 
-/// A running daemon. Killed on drop.
 pub struct Daemon {
     child: Child,
     log: Arc<Log>,
@@ -59,10 +57,10 @@ pub struct Daemon {
     dir: PathBuf,
     in_a_bucket: Option<Bucket>,
     _scratch: Option<Scratch>,
-    _leash: Leash,
+    _guard: KillAtExit,
 }
 
-/// How a daemon will be started.
+/// The settings of a daemon that is not started yet.
 #[derive(Default)]
 pub struct Builder {
     dir: Option<PathBuf>,
@@ -74,37 +72,38 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// Sets a variable of the daemon's environment. The last one of a name wins.
+    /// Sets an environment variable of the daemon. A later call replaces an earlier one.
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.into(), value.into()));
         self
     }
 
-    /// Lets it have so many open files and no more.
+    /// Limits the number of open files.
     pub fn file_limit(mut self, files: u64) -> Self {
         self.file_limit = Some(files);
         self
     }
 
-    /// Lets it run on these processors, in the words of `taskset`.
+    /// Restricts the daemon to these processors, a list as for `taskset`.
     pub fn cpus(mut self, list: &str) -> Self {
         self.cpus = Some(list.into());
         self
     }
 
-    /// Lets system calls, separated by commas, fail each time with this error, in the words of strace.
+    /// Makes system calls, separated by commas, fail every time with this error, named as for
+    /// strace.
     pub fn failing(mut self, calls: &str, error: &str) -> Self {
         self.failing.push(format!("-e trace={calls} -e inject={calls}:error={error}"));
         self
     }
 
-    /// Passes it a socket, as systemd does, and at most two.
+    /// Passes a socket to the daemon, like systemd does; at most two.
     pub fn socket(mut self, socket: impl Into<OwnedFd>) -> Self {
         self.sockets.push(socket.into());
         self
     }
 
-    /// Serves this directory, and not a new empty one.
+    /// Serves this directory instead of a new empty one.
     pub fn dir(mut self, dir: &Path) -> Self {
         self.dir = Some(dir.into());
         self
@@ -119,7 +118,7 @@ impl Builder {
             (None, Some(scratch)) => scratch.join("cache"),
             (None, None) => unreachable!("without a directory there is a scratch directory"),
         };
-        std::fs::create_dir_all(&dir).expect("the cache's directory can be made");
+        std::fs::create_dir_all(&dir).expect("the cache directory is created");
         let in_a_bucket = if self.dir.is_none() { in_a_bucket() } else { None };
 
         let mut child = limited(self.file_limit, self.cpus.as_deref(), self.sockets, &self.failing)
@@ -129,7 +128,7 @@ impl Builder {
             .envs(self.env)
             .spawn()
             .expect("the binary starts");
-        let leash = Leash::new(Pid::from_child(&child));
+        let guard = KillAtExit::new(Pid::from_child(&child));
         let log = Arc::new(Log::default());
         let stderr = child.stderr.take().expect("stderr is piped");
         let reader = std::thread::spawn({
@@ -144,10 +143,10 @@ impl Builder {
             dir,
             in_a_bucket,
             _scratch: scratch,
-            _leash: leash,
+            _guard: guard,
         };
         let line = daemon.wait_for_log(LISTENING);
-        let (_, address) = line.split_once(LISTENING).expect("the line was chosen for it");
+        let (_, address) = line.split_once(LISTENING).expect("the line has this prefix");
         let end = address.find(|c: char| c.is_whitespace() || "\",".contains(c));
         daemon.url = address[..end.unwrap_or(address.len())].trim_end_matches('/').into();
         daemon
@@ -155,7 +154,7 @@ impl Builder {
 }
 
 impl Builder {
-    /// Starts the daemon, which must fail to, and says how.
+    /// Starts the daemon, and expects that it exits with an error.
     #[track_caller]
     pub fn start_fails(self) -> Failed {
         let scratch = Scratch::new();
@@ -165,13 +164,13 @@ impl Builder {
             .envs(self.env)
             .output()
             .expect("the binary starts");
-        let code = output.status.code().expect("no signal ends it");
+        let code = output.status.code().expect("not ended by a signal");
         Failed { code, log: String::from_utf8(output.stderr).expect("UTF-8") }
     }
 }
 
-/// Where [`IN_BUCKETS`] is set, a new bucket at Garage for a cache for which nobody says where it is:
-/// so the tests of one kind of cache are those of the other.
+/// If [`IN_BUCKETS`] is set, a new bucket of Garage for a cache without a directory, so that the
+/// same tests run on both kinds of stores.
 #[cfg(feature = "s3")]
 fn in_a_bucket() -> Option<Bucket> {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
@@ -189,15 +188,16 @@ pub struct Failed {
 
 const BINARY: &str = env!("CARGO_BIN_EXE_nix-stored");
 
-/// The binary with these arguments, as a command on the cache in `dir`; its output is captured.
+/// The command that runs the binary with these arguments on the cache in `dir`, with captured
+/// output.
 pub fn on_cache(dir: &Path, args: &[&str]) -> Command {
     let mut command = command(BINARY, args);
     command.env("NIX_STORED_PATH", dir).stdout(Stdio::piped());
     command
 }
 
-/// The binary, as a process that may have so many open files, runs on these processors, has these
-/// sockets from descriptor 3 on, and whose system calls fail as strace is told.
+/// The command that runs the binary with at most this many open files, on these processors, with
+/// these sockets from descriptor 3 on, and with failing system calls.
 fn limited(
     files: Option<u64>,
     cpus: Option<&str>,
@@ -211,13 +211,13 @@ fn limited(
     }
     let (announce, pass) = match sockets.len() {
         0 => (String::new(), ""),
-        // Whose process this is, its service manager will ask of it too.
+        // The service manager sets `LISTEN_PID` to the process it starts, so the shell sets it.
         count => (
             format!("export LISTEN_FDS={count} LISTEN_PID=$$ WATCHDOG_PID=$$;"),
             ["3<&0", "3<&0 4<&1"][count - 1],
         ),
     };
-    // Beside the process and not above it, so that it has the number that is known here.
+    // strace runs as a separate process (`-D`), so that the daemon keeps the known process ID.
     let strace = match failing {
         [] => String::new(),
         failing => format!(
@@ -238,7 +238,7 @@ fn limited(
     command
 }
 
-/// A program with none of the caller's own settings, nor of a service manager's.
+/// A command without the caller's settings and without the variables of a service manager.
 pub fn command(program: &str, args: &[&str]) -> Command {
     let mut command = Command::new(program);
     command.args(args);
@@ -259,18 +259,18 @@ impl Daemon {
         Builder::default()
     }
 
-    /// A daemon with nothing configured, on an empty directory.
+    /// A daemon without settings, on an empty directory.
     #[track_caller]
     pub fn start() -> Self {
         Self::builder().start()
     }
 
-    /// Its address, `http://127.0.0.1:PORT`.
+    /// The daemon's URL, `http://127.0.0.1:PORT`.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// Its address with credentials in it.
+    /// The daemon's URL with credentials.
     pub fn url_with(&self, user: &str, pass: &str) -> String {
         self.url.replacen("://", &format!("://{user}:{pass}@"), 1)
     }
@@ -284,15 +284,15 @@ impl Daemon {
         Pid::from_child(&self.child)
     }
 
-    /// All log lines so far.
+    /// The log so far.
     pub fn log(&self) -> String {
         self.log.lock().lines.join("\n")
     }
 
-    /// Waits for a log line that contains `part`, from the start of the log on, and returns it.
+    /// Waits for a log line that contains `part`, and returns it. Earlier lines count.
     #[track_caller]
     pub fn wait_for_log(&self, part: &str) -> String {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let mut seen = 0;
         let mut state = self.log.lock();
         loop {
@@ -311,57 +311,61 @@ impl Daemon {
         }
     }
 
-    /// One GET over a connection of its own: status and body.
+    /// Sends a GET request over a new connection. Returns the status and the body.
     #[track_caller]
     pub fn get(&self, path: &str) -> (u16, Vec<u8>) {
         let host = self.url.strip_prefix("http://").expect("plain HTTP");
         let mut stream = TcpStream::connect(host).expect("the daemon accepts connections");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
+        stream.set_read_timeout(Some(TIMEOUT)).expect("the timeout is set");
         write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")
             .expect("the request is sent");
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).expect("the answer ends");
-        let head = answer
+        let mut response = Vec::new();
+        stream.read_to_end(&mut response).expect("the response ends");
+        let head = response
             .windows(4)
             .position(|window| window == b"\r\n\r\n")
-            .expect("the answer has a head");
-        let status = answer.get(9..12).and_then(|digits| std::str::from_utf8(digits).ok());
+            .expect("the response has a head");
+        let status = response.get(9..12).and_then(|digits| std::str::from_utf8(digits).ok());
         let status =
-            status.and_then(|digits| digits.parse().ok()).expect("the answer has a status");
-        (status, answer[head + 4..].to_vec())
+            status.and_then(|digits| digits.parse().ok()).expect("the response has a status");
+        (status, response[head + 4..].to_vec())
     }
 
-    /// SIGHUP, and waits until its files have been read again.
+    /// Sends SIGHUP, and waits until the daemon has reloaded its files.
     #[track_caller]
     pub fn reload(&self) {
         let before = self.log.lock().lines.len();
         kill_process(self.pid(), Signal::HUP).expect("the daemon is still there");
-        self.wait_until("it reads its files again", || {
+        self.wait_until("the files are reloaded", || {
             self.log.lock().lines[before..].iter().any(|line| line.contains("received SIGHUP"))
         });
     }
 
-    /// SIGTERM, without waiting for what comes of it.
+    /// Sends SIGTERM without waiting for the end.
     pub fn terminate(&self) {
         kill_process(self.pid(), Signal::TERM).expect("the daemon is still there");
     }
 
-    /// Waits until `state` is so.
+    /// Waits until `state` returns true.
     #[track_caller]
     pub fn wait_until(&self, what: &str, state: impl Fn() -> bool) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while !state() {
-            assert!(Instant::now() < deadline, "never: {what}; the log:\n{}", self.log());
+            assert!(
+                Instant::now() < deadline,
+                "timeout while waiting until {what}; the log:\n{}",
+                self.log()
+            );
             std::thread::yield_now();
         }
     }
 
-    /// The most memory that it ever had, in bytes.
+    /// The peak of the resident memory, in bytes.
     pub fn peak_memory(&self) -> usize {
         self.status("VmHWM:")
     }
 
-    /// The memory that it has, in bytes.
+    /// The resident memory, in bytes.
     pub fn memory(&self) -> usize {
         self.status("VmRSS:")
     }
@@ -374,7 +378,7 @@ impl Daemon {
         kib.parse::<usize>().expect("digits") * 1024
     }
 
-    /// The names of the objects in a folder, wherever they are.
+    /// The names of the objects in a folder of the directory or bucket.
     pub fn names_in(&self, folder: &str) -> Vec<String> {
         if let Some(bucket) = &self.in_a_bucket {
             let below = format!("{folder}/");
@@ -388,18 +392,18 @@ impl Daemon {
             .collect()
     }
 
-    /// How many files and sockets it has open.
+    /// The number of open files and sockets.
     pub fn open_files(&self) -> usize {
         let folder = format!("/proc/{}/fd", self.pid().as_raw_nonzero());
         std::fs::read_dir(folder).expect("the daemon is still there").count()
     }
 
-    /// SIGTERM; then everything it logged, and how it ended.
+    /// Sends SIGTERM. Returns the exit status and the log.
     #[track_caller]
     pub fn stop(mut self) -> (ExitStatus, String) {
-        // It may have been told before, and then be gone already.
+        // The daemon may have ended already, after an earlier signal.
         let _ = kill_process(self.pid(), Signal::TERM);
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let mut state = self.log.lock();
         while !state.closed {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -415,15 +419,15 @@ impl Daemon {
         (status, self.log())
     }
 
-    /// SIGKILL, as a power cut would end it, but for the page cache.
+    /// Sends SIGKILL. Unlike in a power cut, the page cache is kept.
     pub fn kill(mut self) {
         let _ = self.child.kill();
         self.end();
     }
 
-    /// Waits for a process that has ended or is about to.
+    /// Waits for the end of the process.
     fn end(&mut self) -> ExitStatus {
-        let status = self.child.wait().expect("the daemon is a child of ours");
+        let status = self.child.wait().expect("a child process");
         if let Some(reader) = self.reader.take() {
             reader.join().expect("reading the log does not panic");
         }
@@ -440,19 +444,19 @@ impl Drop for Daemon {
     }
 }
 
-/// A request as the daemon's log tells it.
+/// A logged request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Logged {
+pub struct LoggedRequest {
     pub method: String,
     pub path: String,
     pub status: String,
 }
 
-/// The requests in a log of level `debug`, in the order of their answers.
-pub fn requests(log: &str) -> Vec<Logged> {
+/// The requests in a log of level `debug`, in the order of their responses.
+pub fn requests(log: &str) -> Vec<LoggedRequest> {
     log.lines()
         .filter_map(|line| {
-            Some(Logged {
+            Some(LoggedRequest {
                 method: field(line, "method")?,
                 path: field(line, "path")?,
                 status: field(line, "status")?,
@@ -474,7 +478,7 @@ fn field(line: &str, name: &str) -> Option<String> {
     })
 }
 
-/// The lines of a log while it is being written.
+/// The lines of a growing log.
 #[derive(Default)]
 struct Log {
     state: Mutex<LogState>,
@@ -489,7 +493,7 @@ struct LogState {
 
 impl Log {
     fn lock(&self) -> MutexGuard<'_, LogState> {
-        self.state.lock().expect("nobody panics with the log locked")
+        self.state.lock().expect("the lock is not poisoned")
     }
 
     fn wait<'a>(
@@ -498,10 +502,10 @@ impl Log {
         at_most: Duration,
     ) -> MutexGuard<'a, LogState> {
         let waited = self.changed.wait_timeout(state, at_most);
-        waited.expect("nobody panics with the log locked").0
+        waited.expect("the lock is not poisoned").0
     }
 
-    /// Collects lines until the other end is closed, which is when the process ends.
+    /// Collects lines until the process ends, which closes the pipe.
     fn read(&self, from: impl Read) {
         for line in BufReader::new(from).split(b'\n') {
             let Ok(line) = line else { break };

@@ -1,5 +1,4 @@
-//! One store with everything that `closure.nix` describes: built and signed once, read by
-//! all tests.
+//! One store with everything in `closure.nix`, built and signed once, and read by all tests.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -7,20 +6,19 @@ use std::sync::OnceLock;
 use super::nix::{Nix, utf8};
 use super::paths::SigningKey;
 
-/// The attributes of the fixture that have outputs known before they are built.
+/// The attributes whose outputs are known before they are built.
 const ATTRIBUTES: [&str; 5] = ["app", "split", "odd", "debug", "fixed"];
 
-/// The attributes of the fixture that are content-addressed derivations.
+/// The attributes that are content-addressed derivations.
 const ADDRESSED: [&str; 2] = ["addressed", "addressedUser"];
 
-/// The shared store.
 pub struct Fixture {
     nix: Nix,
     key: SigningKey,
     outputs: Vec<(&'static str, Vec<String>)>,
 }
 
-/// The shared store; the first one who asks waits a second until it is built.
+/// The shared store. The first call builds it, which takes a second.
 #[track_caller]
 pub fn fixture() -> &'static Fixture {
     static FIXTURE: OnceLock<Fixture> = OnceLock::new();
@@ -41,12 +39,12 @@ impl Fixture {
         Self { nix, key, outputs }
     }
 
-    /// The shared store, used from a home of one's own. Nothing may be added to it.
+    /// The shared store, used from a new home. Nothing may be added to it.
     pub fn nix(&self) -> Nix {
         self.nix.fresh_home()
     }
 
-    /// The public key that everything in the store is signed with.
+    /// The public key of all signatures in the store.
     pub fn public_key(&self) -> &str {
         &self.key.public
     }
@@ -71,7 +69,7 @@ impl Fixture {
         outputs[0].clone()
     }
 
-    /// The outputs of everything whose path is known before it is built.
+    /// All outputs that are known before they are built.
     pub fn all(&self) -> Vec<String> {
         ATTRIBUTES.iter().flat_map(|name| self.outputs(name)).collect()
     }

@@ -8,26 +8,26 @@ use std::process::{Child, Command, Stdio};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::nix::utf8;
-use super::scratch::{Leash, Scratch};
+use super::scratch::{KillAtExit, Scratch};
 use super::trace::{Call, parse};
 
-/// `strace` at work on a process. It lets go of it on drop.
+/// `strace`, attached to a process. It detaches on drop.
 pub struct Injection {
     strace: Child,
     scratch: Scratch,
-    _leash: Leash,
+    _guard: KillAtExit,
 }
 
 impl Injection {
-    /// From now on each of these calls, separated by commas, fails with this error if it is about
-    /// one of these files or directories.
+    /// Makes these calls, separated by commas, fail with this error if they concern one of these
+    /// files or directories.
     #[track_caller]
     pub fn failing(process: Pid, calls: &str, error: &str, paths: &[&Path]) -> Self {
         let inject = format!("inject={calls}:error={error}");
         Self::start(process, calls, &["-e", &inject], paths)
     }
 
-    /// From now on these calls are written down if they are about one of these.
+    /// Records these calls if they concern one of these files or directories.
     #[track_caller]
     pub fn watching(process: Pid, calls: &str, paths: &[&Path]) -> Self {
         Self::start(process, calls, &[], paths)
@@ -48,36 +48,37 @@ impl Injection {
             .stderr(Stdio::piped())
             .spawn()
             .expect("strace starts: install it, or run tests/run, which does that");
-        let leash = Leash::new(Pid::from_child(&strace));
-        let mut lines = BufReader::new(strace.stderr.take().expect("it is piped")).lines();
-        let mut said = String::new();
+        let guard = KillAtExit::new(Pid::from_child(&strace));
+        let mut lines = BufReader::new(strace.stderr.take().expect("piped")).lines();
+        let mut printed = String::new();
         loop {
             let line = lines.next().and_then(Result::ok);
-            let line = line.unwrap_or_else(|| panic!("strace does not attach (may it?): {said}"));
+            let line =
+                line.unwrap_or_else(|| panic!("strace does not attach (may it?): {printed}"));
             if line.contains("attached") {
                 break;
             }
-            said += &line;
+            printed += &line;
         }
-        // It may say more, and must not be kept from going on by that.
+        // The pipe must be read, or strace could block on it.
         std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
-        Self { strace, scratch, _leash: leash }
+        Self { strace, scratch, _guard: guard }
     }
 
-    /// Lets go of the process; the calls that were seen.
+    /// Detaches, and returns the recorded calls.
     pub fn stop(mut self) -> Vec<Call> {
         self.end();
-        let trace = fs::read_to_string(self.scratch.join("trace")).expect("it is written");
+        let trace = fs::read_to_string(self.scratch.join("trace")).expect("written");
         parse(&trace).unwrap_or_else(|error| panic!("{error}"))
     }
 
     fn end(&mut self) {
-        // It ends by itself when the process does; and its number may be another's by then.
+        // strace ends when the process does. Its process ID may have been reused since.
         if matches!(self.strace.try_wait(), Ok(Some(_))) {
             return;
         }
         let _ = kill_process(Pid::from_child(&self.strace), Signal::INT);
-        self.strace.wait().expect("strace is a child of ours");
+        self.strace.wait().expect("a child process");
     }
 }
 

@@ -6,17 +6,17 @@ use std::process::{Command, Stdio};
 
 use super::daemon::Daemon;
 
-/// Every number at one moment, by its whole name with labels.
+/// The values at one moment, by name with labels.
 #[derive(Debug)]
-pub struct Numbers {
+pub struct MetricValues {
     pub text: String,
     numbers: BTreeMap<String, f64>,
 }
 
-impl Numbers {
-    /// What the daemon says now.
+impl MetricValues {
+    /// Requests the metrics of a daemon.
     #[track_caller]
-    pub fn of(daemon: &Daemon) -> Self {
+    pub fn scrape(daemon: &Daemon) -> Self {
         let (status, text) = daemon.get("/metrics");
         assert_eq!(status, 200);
         let text = String::from_utf8(text).expect("UTF-8");
@@ -28,24 +28,24 @@ impl Numbers {
         Self { numbers: numbers.collect(), text }
     }
 
-    /// A number; 0 where there is none of this name.
+    /// The value of a metric, or 0 if it is absent.
     pub fn get(&self, name: &str) -> f64 {
         self.numbers.get(name).copied().unwrap_or_default()
     }
 
-    /// The sum of all numbers whose names begin so.
+    /// The sum of all values whose names begin with `prefix`.
     pub fn sum(&self, prefix: &str) -> f64 {
         self.numbers.iter().filter(|(name, _)| name.starts_with(prefix)).map(|(_, n)| n).sum()
     }
 
-    /// The names of all metrics, without labels and the endings of histograms.
+    /// The names of all metrics, without labels and the suffixes of histograms.
     pub fn names(&self) -> Vec<&str> {
         let types = self.text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
         types.map(|line| line.split(' ').next().expect("a name")).collect()
     }
 }
 
-/// Runs promtool on a text; what it complains about, and whether it is content.
+/// Runs promtool on a text. Returns whether it succeeded, and its output.
 #[track_caller]
 pub fn promtool(args: &[&str], input: &str) -> (bool, String) {
     let mut child = Command::new("promtool")
@@ -55,12 +55,12 @@ pub fn promtool(args: &[&str], input: &str) -> (bool, String) {
         .stderr(Stdio::piped())
         .spawn()
         .expect("promtool is installed: it comes with Debian's prometheus, see tests/run");
-    let mut stdin = child.stdin.take().expect("it is piped");
+    let mut stdin = child.stdin.take().expect("piped");
     let text = input.to_owned();
-    // It may end without reading.
+    // promtool may end without reading its input.
     let writer = std::thread::spawn(move || drop(stdin.write_all(text.as_bytes())));
-    let output = child.wait_with_output().expect("it ends");
+    let output = child.wait_with_output().expect("the process ends");
     writer.join().expect("writing does not panic");
-    let told = [output.stdout, output.stderr].concat();
-    (output.status.success(), String::from_utf8_lossy(&told).into_owned())
+    let printed = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&printed).into_owned())
 }

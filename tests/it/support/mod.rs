@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "a toolbox: not every tool is in use at every time")]
 
 pub mod address;
-pub mod audit;
+pub mod cache_dir;
 #[cfg(feature = "pages")]
 pub mod browser;
 pub mod cache;
@@ -17,7 +17,7 @@ pub mod injection;
 pub mod http2;
 pub mod metrics;
 #[cfg(any(feature = "s3", feature = "upstream"))]
-pub mod neighbour;
+pub mod server_process;
 pub mod nix;
 pub mod noise;
 pub mod objects;
@@ -34,10 +34,10 @@ pub mod s3_faults;
 #[cfg(feature = "s3")]
 pub mod s3_garage;
 pub mod scratch;
-pub mod served;
+pub mod in_process;
 #[cfg(feature = "upstream")]
-pub mod scripted;
+pub mod scripted_upstream;
 pub mod trace;
 pub mod tree;
-pub mod trickle;
+pub mod slow_uploads;
 pub mod wire;

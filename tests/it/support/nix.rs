@@ -11,15 +11,14 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::scratch::{Leash, Scratch};
+use super::scratch::{KillAtExit, Scratch};
 use super::tree::assert_same_tree;
 
-/// No command of a test may take longer. Only a failing test waits so long.
-const PATIENCE: Duration = Duration::from_secs(240);
+/// Longer than any command of a test takes. Only failing tests wait this long.
+const TIMEOUT: Duration = Duration::from_secs(240);
 
-/// What every Nix here has in its configuration. Builds in a store like ours are always sandboxed,
-/// so the host's shell has to be let in, and Nix must not remember from one step of a test to the
-/// next what a cache has.
+/// The configuration of every Nix of the tests. Builds in such a store are always sandboxed, so the
+/// host's shell is added to the sandbox. Nix must not cache lookups between the steps of a test.
 const CONFIG: &str = "\
 build-users-group =
 sandbox = false
@@ -32,7 +31,7 @@ narinfo-cache-negative-ttl = 0
 connect-timeout = 5
 ";
 
-/// A user's home together with a store. Store paths begin with `/nix/store`, the files are under
+/// A home directory and a store. Store paths begin with `/nix/store`; their files are under
 /// [`Nix::real`].
 #[derive(Clone)]
 pub struct Nix {
@@ -53,12 +52,12 @@ impl Nix {
         }
     }
 
-    /// The same home, and what Nix remembers there, with an empty store.
+    /// The same home, with the caches of Nix, and an empty store.
     pub fn fresh_store(&self) -> Self {
         Self { root: Arc::new(Scratch::new()), ..self.clone() }
     }
 
-    /// The same store, used from a home that remembers nothing.
+    /// The same store with a new home, which has no cached lookups.
     pub fn fresh_home(&self) -> Self {
         Self { home: Arc::new(Scratch::new()), ..self.clone() }
     }
@@ -69,7 +68,7 @@ impl Nix {
         self
     }
 
-    /// Sends these credentials to every cache on this machine.
+    /// Sends these credentials to every server on this machine.
     pub fn with_netrc(self, user: &str, pass: &str) -> Self {
         let file = self.home.join("netrc");
         fs::write(&file, format!("machine 127.0.0.1 login {user} password {pass}\n"))
@@ -77,36 +76,36 @@ impl Nix {
         self.with("netrc-file", utf8(&file))
     }
 
-    /// Believes the authority in this file, and no other.
-    pub fn believing(mut self, authority: &str) -> Self {
+    /// Trusts only the CA in this file.
+    pub fn trusting_ca(mut self, authority: &str) -> Self {
         self.authority = Some(authority.into());
         self
     }
 
-    /// Takes what it needs from this cache, signed with this key, and never builds.
+    /// Substitutes from this cache, signed with this key, and never builds.
     pub fn substituting_from(self, url: &str, public_key: &str) -> Self {
         self.with("substituters", url).with("trusted-public-keys", public_key).with("max-jobs", "0")
     }
 
-    /// A file or directory of the home, for whatever a test wants to keep there.
+    /// The path of a file or directory in the home, for use by tests.
     pub fn file(&self, name: &str) -> PathBuf {
         self.home.join(name)
     }
 
-    /// Where a store path really is.
+    /// The location of a store path in the file system.
     pub fn real(&self, store_path: &str) -> PathBuf {
         self.root.join(store_path.trim_start_matches('/'))
     }
 
-    /// Forgets what caches have said.
+    /// Removes the cached lookups.
     pub fn forget_caches(&self) {
         let cache = self.home.join(".cache");
         if cache.exists() {
-            fs::remove_dir_all(cache).expect("the disk cache can be removed");
+            fs::remove_dir_all(cache).expect("the lookup cache is removed");
         }
     }
 
-    /// A command in the environment of this Nix.
+    /// A command with the environment of this Nix.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let dir = |name| {
             let dir = self.home.join(name);
@@ -115,7 +114,7 @@ impl Nix {
         };
         let mut config = format!("{CONFIG}sandbox-paths = {}\n", sandbox_paths());
         for (name, value) in &self.settings {
-            writeln!(config, "{name} = {value}").expect("a string takes everything");
+            writeln!(config, "{name} = {value}").expect("writing to a string succeeds");
         }
         let mut command = Command::new(program);
         command
@@ -150,23 +149,23 @@ impl Nix {
             ),
         };
         let pid = Pid::from_child(&child);
-        let leash = Leash::new(pid);
+        let guard = KillAtExit::new(pid);
         let (done, waiting) = channel::<()>();
         let watchdog = std::thread::spawn(move || {
-            let late = waiting.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout);
+            let late = waiting.recv_timeout(TIMEOUT) == Err(RecvTimeoutError::Timeout);
             if late {
                 let _ = kill_process(pid, Signal::KILL);
             }
             late
         });
-        let output = child.wait_with_output().expect("the output can be read");
-        drop((leash, done));
+        let output = child.wait_with_output().expect("readable");
+        drop((guard, done));
         let late = watchdog.join().expect("the watchdog does not panic");
         assert!(!late, "`{program} {}` took too long:\n{}", args.join(" "), text(&output.stderr));
         output
     }
 
-    /// Runs a command that has to succeed; its standard output.
+    /// Runs a command that must succeed, and returns its standard output.
     #[track_caller]
     pub fn ok<S: AsRef<str>>(&self, args: &[S]) -> String {
         let args: Vec<&str> = args.iter().map(AsRef::as_ref).collect();
@@ -176,7 +175,7 @@ impl Nix {
         text(&output.stdout).trim_end().to_owned()
     }
 
-    /// Runs a command that has to fail; its standard error.
+    /// Runs a command that must fail, and returns its standard error.
     #[track_caller]
     pub fn fails<S: AsRef<str>>(&self, args: &[S]) -> String {
         let args: Vec<&str> = args.iter().map(AsRef::as_ref).collect();
@@ -186,44 +185,40 @@ impl Nix {
         stderr
     }
 
-    /// `nix copy --to`.
     #[track_caller]
     pub fn copy_to(&self, url: &str, paths: &[String]) {
         self.ok(&with_paths(&["nix", "copy", "--to", url], paths));
     }
 
-    /// `nix copy --from`.
     #[track_caller]
     pub fn copy_from(&self, url: &str, paths: &[String]) {
         self.ok(&with_paths(&["nix", "copy", "--from", url], paths));
     }
 
-    /// `nix copy --from` another store on this machine.
+    /// Copies paths from another store on this machine.
     #[track_caller]
     pub fn copy_from_store(&self, other: &Self, paths: &[String]) {
         self.copy_from(&format!("local?root={}", utf8(other.root.path())), paths);
     }
 
-    /// `nix-store -r`.
     #[track_caller]
     pub fn realise(&self, paths: &[String]) -> Vec<String> {
         lines(&self.ok(&with_paths(&["nix-store", "-r"], paths)))
     }
 
-    /// The derivation of an attribute.
     #[track_caller]
     pub fn instantiate(&self, file: &Path, attribute: &str) -> String {
         let drv = self.ok(&["nix-instantiate", utf8(file), "-A", attribute]);
-        drv.split('!').next().expect("split yields something").to_owned()
+        drv.split('!').next().expect("split yields an item").to_owned()
     }
 
-    /// Builds an attribute; all its outputs.
+    /// Builds an attribute, and returns all its outputs.
     #[track_caller]
     pub fn build(&self, file: &Path, attribute: &str) -> Vec<String> {
         self.realise(&[self.instantiate(file, attribute)])
     }
 
-    /// Everything that these paths need, themselves included.
+    /// The closure of these paths.
     #[track_caller]
     pub fn closure(&self, paths: &[String]) -> Vec<String> {
         let mut closure = lines(&self.ok(&with_paths(&["nix-store", "-qR"], paths)));
@@ -232,9 +227,8 @@ impl Nix {
         closure
     }
 
-    /// Checks that these paths and all that they need are here as in `other`: the same closure, the
-    /// same bytes, and nothing that `nix store verify` complains about, which includes the
-    /// signatures when keys are configured.
+    /// Checks that the closure of these paths is the same as in `other`, with the same contents,
+    /// and that `nix store verify` finds no error. It verifies signatures if keys are configured.
     #[track_caller]
     pub fn assert_has_the_same(&self, other: &Self, paths: &[String]) {
         let closure = other.closure(paths);
@@ -246,7 +240,7 @@ impl Nix {
     }
 }
 
-/// What a builder sees of the host: a shell and a few tools.
+/// The host's files that a build can access: a shell and a few tools.
 fn sandbox_paths() -> String {
     assert!(
         Path::new("/usr/bin/mkdir").exists(),
@@ -259,23 +253,23 @@ fn sandbox_paths() -> String {
     std::iter::once("/usr".to_owned()).chain(links).collect::<Vec<_>>().join(" ")
 }
 
-/// A command line: words, then store paths.
+/// Appends store paths to a command line.
 pub fn with_paths<'a>(words: &[&'a str], paths: &'a [String]) -> Vec<&'a str> {
     words.iter().copied().chain(paths.iter().map(String::as_str)).collect()
 }
 
-/// Scratch directories and store paths are always UTF-8 here.
+/// A path as text. Scratch directories and store paths are always UTF-8.
 pub fn utf8(path: &Path) -> &str {
     path.to_str().expect("the path of the target directory is UTF-8")
 }
 
-/// A command line that fits a message.
+/// A command line, shortened for messages.
 fn short(args: &[&str]) -> String {
     let shown = args.iter().take(12).copied().collect::<Vec<_>>().join(" ");
     if args.len() > 12 { format!("{shown} … ({} more)", args.len() - 12) } else { shown }
 }
 
-/// Nix prints one store path a line.
+/// The lines of a text; Nix prints one store path on each.
 pub fn lines(text: &str) -> Vec<String> {
     text.lines().map(str::to_owned).collect()
 }

@@ -2,18 +2,20 @@
 
 use std::time::SystemTime;
 
-/// A stream of numbers (xorshift64*: good enough to choose a moment or fill a file).
+/// A generator of pseudo-random numbers (xorshift64*, which is good enough for choosing times and
+/// filling files).
 #[derive(Debug, Clone)]
 pub struct Noise(u64);
 
 impl Noise {
     pub fn new(seed: u64) -> Self {
-        // Zero would stay zero, and small seeds alike for a while.
+        // The state must not be 0. Without the multiplication, small seeds give similar numbers at
+        // first.
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
-    /// A seed that is another one every time.
-    pub fn seed_of_today() -> u64 {
+    /// A seed from the current time.
+    pub fn random_seed() -> u64 {
         let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
         u64::from(since.subsec_nanos()) ^ u64::from(std::process::id()) << 32
     }
@@ -25,7 +27,7 @@ impl Noise {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    /// From zero to `end`, that one left out.
+    /// A number below `end`.
     pub fn below(&mut self, end: u64) -> u64 {
         self.next() % end
     }

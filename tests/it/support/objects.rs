@@ -4,11 +4,11 @@ use nix_stored::nix::{Sha256Hash, StorePathHash};
 
 use super::noise::Noise;
 
-/// A store path with one file in it, and everything that a cache holds of it.
+/// A store path with one file in it, and its objects in a cache.
 #[derive(Debug, Clone)]
 pub struct Sample {
     pub store_path: String,
-    /// The NAR, not compressed.
+    /// The uncompressed NAR.
     pub nar: Vec<u8>,
     /// `/nar/….nar`
     pub nar_path: String,
@@ -18,9 +18,9 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// The same by a name that nobody else has.
+    /// The same sample with a random store path hash.
     pub fn named(self, noise: &mut Noise) -> Self {
-        let bytes: [u8; 20] = noise.bytes(20).try_into().expect("as long");
+        let bytes: [u8; 20] = noise.bytes(20).try_into().expect("20 bytes");
         let hash_part = |path: &str| path[11..43].to_owned();
         let (old, new) = (hash_part(&self.store_path), StorePathHash::new(bytes).to_string());
         Self {
@@ -32,7 +32,7 @@ impl Sample {
     }
 }
 
-/// The sample with this number; its file holds `contents`.
+/// The sample with this number, whose file contains `contents`.
 pub fn sample(number: u8, contents: &[u8]) -> Sample {
     let hash_part = StorePathHash::new([number; 20]);
     let store_path = format!("/nix/store/{hash_part}-sample-{number}");
@@ -68,7 +68,7 @@ pub fn nar_of_file(contents: &[u8]) -> Vec<u8> {
     nar
 }
 
-/// One path of every kind, none of which is in a new cache.
+/// One path of every kind of object. None of them is in a new cache.
 pub const ONE_OF_EACH: [&str; 9] = [
     "/nix-cache-info",
     "/8ha1dhmx807czjczmwy078s4r9s254il.narinfo",

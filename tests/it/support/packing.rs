@@ -1,4 +1,4 @@
-//! NARs as other programs compress them.
+//! NARs, compressed like other programs do it.
 
 use std::io::{Read, Write};
 
@@ -6,7 +6,7 @@ use nix_stored::nix::{Compression, Sha256Hash};
 
 use super::objects::Sample;
 
-/// `bytes` compressed; none where this is not a compression that can be written here.
+/// Compresses `bytes`. Returns none if the tests have no encoder for this compression.
 pub fn pack(compression: Compression, bytes: &[u8]) -> Option<Vec<u8>> {
     use std::io::Cursor;
     let mut packed = Vec::new();
@@ -47,11 +47,12 @@ pub fn pack(compression: Compression, bytes: &[u8]) -> Option<Vec<u8>> {
                 .stdout(std::process::Stdio::piped())
                 .spawn()
                 .expect("lzip is installed");
-            let mut input = child.stdin.take().expect("it is piped");
+            let mut input = child.stdin.take().expect("piped");
             let bytes = bytes.to_vec();
-            let writer = std::thread::spawn(move || input.write_all(&bytes).expect("it reads"));
-            let output = child.wait_with_output().expect("it ends");
-            writer.join().expect("it wrote");
+            let writer =
+                std::thread::spawn(move || input.write_all(&bytes).expect("the daemon reads"));
+            let output = child.wait_with_output().expect("the process ends");
+            writer.join().expect("the encoder succeeds");
             packed = output.stdout;
         }
         Compression::Compress | Compression::Grzip | Compression::Lrzip | Compression::Lzop => {
@@ -61,7 +62,8 @@ pub fn pack(compression: Compression, bytes: &[u8]) -> Option<Vec<u8>> {
     Some(packed)
 }
 
-/// The compressions of Nix that the cache has no decoder for, and how such a file begins.
+/// The compressions that Nix supports and the cache has no decoder for, and the first bytes of such
+/// a file.
 pub const WITHOUT_DECODER: [(Compression, &[u8]); 4] = [
     (Compression::Compress, b"\x1f\x9d"),
     (Compression::Grzip, b"GRZipII\0"),
@@ -69,7 +71,7 @@ pub const WITHOUT_DECODER: [(Compression, &[u8]); 4] = [
     (Compression::Lzop, b"\x89LZO"),
 ];
 
-/// A file of `length` bytes that begins as one of such a compression.
+/// A file of `length` bytes with the first bytes of such a compression.
 pub fn without_decoder(magic: &[u8], length: usize) -> Vec<u8> {
     let mut file = magic.to_vec();
     file.resize(length, b'x');
@@ -77,7 +79,7 @@ pub fn without_decoder(magic: &[u8], length: usize) -> Vec<u8> {
 }
 
 impl Sample {
-    /// The same store path with its NAR as `file`, which is said to be compressed so.
+    /// The same store path with `file` as its NAR, and with this compression in its narinfo.
     pub fn with_file(&self, compression: Compression, file: Vec<u8>) -> Self {
         let hash = Sha256Hash::of(&file);
         let url = format!("nar/{}.nar{}", hash.to_nix32(), compression.extension().as_str());
@@ -91,9 +93,9 @@ impl Sample {
         Self { narinfo: lines.collect(), nar_path: format!("/{url}"), nar: file, ..self.clone() }
     }
 
-    /// The same store path, compressed.
+    /// The same store path with a compressed NAR.
     pub fn packed(&self, compression: Compression) -> Self {
-        let packed = pack(compression, &self.nar).expect("it can be written here");
+        let packed = pack(compression, &self.nar).expect("the tests have an encoder");
         self.with_file(compression, packed)
     }
 }

@@ -1,13 +1,13 @@
-//! The requests of `nix copy`, without the tenth of a second that Nix needs to start.
+//! The requests of `nix copy`, without the 100 ms that Nix needs to start.
 
 use nix_stored::nix::StorePathHash;
 
 use super::closures::Layers;
 use super::noise::Noise;
 use super::objects::{Sample, sample};
-use super::wire::{Received, Wire};
+use super::wire::{RawResponse, Wire};
 
-/// Store paths in layers, as a client has them.
+/// Store paths in layers, with their objects.
 pub struct Paths {
     pub layers: Layers,
     samples: Vec<Sample>,
@@ -18,9 +18,9 @@ impl Paths {
         Self::numbered(layers, 0)
     }
 
-    /// Paths that another number has not, with other contents.
+    /// Paths with other names and contents than those of any other number.
     pub fn numbered(layers: Layers, number: usize) -> Self {
-        let nobody = StorePathHash::new([0; 20]).to_string();
+        let placeholder = StorePathHash::new([0; 20]).to_string();
         let hash_part = |place: usize| {
             let mut bytes = [1; 20];
             bytes[8..16].copy_from_slice(&(number as u64).to_be_bytes());
@@ -36,7 +36,7 @@ impl Paths {
             let mut sample = sample(0, &contents);
             let own = hash_part(place);
             for text in [&mut sample.store_path, &mut sample.narinfo_path, &mut sample.narinfo] {
-                *text = text.replace(&nobody, &own);
+                *text = text.replace(&placeholder, &own);
             }
             let narinfo =
                 sample.narinfo.replace("References: \n", &format!("References: {needs}\n"));
@@ -51,13 +51,13 @@ impl Paths {
         keys.map(str::to_owned).collect()
     }
 
-    /// The places of what the root with this number needs, itself last.
+    /// The indices of the closure of this root, which comes last.
     fn closure(&self, root: usize) -> Vec<usize> {
         self.layers.closure(self.layers.roots[root])
     }
 }
 
-/// One connection.
+/// A client with one connection.
 pub struct PlainClient<'a> {
     wire: Wire,
     paths: &'a Paths,
@@ -68,7 +68,7 @@ impl<'a> PlainClient<'a> {
         Self { wire: Wire::to_address(address), paths }
     }
 
-    /// `nix copy --to`: asks what is there, and sends the rest. An error says what went wrong.
+    /// Does what `nix copy --to` does: looks for each path, and uploads the missing ones.
     pub fn upload(&mut self, root: usize) -> Result<(), String> {
         let closure = self.paths.closure(root);
         let mut missing = Vec::new();
@@ -82,47 +82,47 @@ impl<'a> PlainClient<'a> {
         }
         for sample in missing {
             if self.wire.request("HEAD", &sample.nar_path, b"").status == 404 {
-                let answer = self.wire.request("PUT", &sample.nar_path, &sample.nar);
-                is_taken(&sample.nar_path, &answer)?;
+                let response = self.wire.request("PUT", &sample.nar_path, &sample.nar);
+                check_stored(&sample.nar_path, &response)?;
             }
             let narinfo = sample.narinfo.as_bytes();
-            let answer = self.wire.request("PUT", &sample.narinfo_path, narinfo);
-            is_taken(&sample.narinfo_path, &answer)?;
+            let response = self.wire.request("PUT", &sample.narinfo_path, narinfo);
+            check_stored(&sample.narinfo_path, &response)?;
         }
         Ok(())
     }
 
-    /// `nix copy --from`: reads a root and all that it needs. False if the root is not there; an
-    /// error says what else is not.
+    /// Does what `nix copy --from` does: reads the closure of a root. Returns false if the root is
+    /// absent; an error names any other absent object.
     pub fn substitute(&mut self, root: usize) -> Result<bool, String> {
         let closure = self.paths.closure(root);
         let samples: Vec<&Sample> =
             closure.iter().rev().map(|&place| &self.paths.samples[place]).collect();
         for sample in &samples {
-            let answer = self.wire.request("GET", &sample.narinfo_path, b"");
-            if answer.status == 404 && sample.store_path == samples[0].store_path {
+            let response = self.wire.request("GET", &sample.narinfo_path, b"");
+            if response.status == 404 && sample.store_path == samples[0].store_path {
                 return Ok(false);
             }
-            is_read(&sample.narinfo_path, &answer, sample.narinfo.as_bytes())?;
+            check_read(&sample.narinfo_path, &response, sample.narinfo.as_bytes())?;
         }
         for sample in &samples {
-            let answer = self.wire.request("GET", &sample.nar_path, b"");
-            is_read(&sample.nar_path, &answer, &sample.nar)?;
+            let response = self.wire.request("GET", &sample.nar_path, b"");
+            check_read(&sample.nar_path, &response, &sample.nar)?;
         }
         Ok(true)
     }
 }
 
-fn is_taken(path: &str, answer: &Received) -> Result<(), String> {
-    match answer.status {
+fn check_stored(path: &str, response: &RawResponse) -> Result<(), String> {
+    match response.status {
         200 | 201 => Ok(()),
-        status => Err(format!("PUT {path}: {status} {}", answer.text())),
+        status => Err(format!("PUT {path}: {status} {}", response.text())),
     }
 }
 
-fn is_read(path: &str, answer: &Received, expected: &[u8]) -> Result<(), String> {
-    match answer.status {
-        200 if answer.body == expected => Ok(()),
-        status => Err(format!("GET {path}: {status} {}", answer.text())),
+fn check_read(path: &str, response: &RawResponse, expected: &[u8]) -> Result<(), String> {
+    match response.status {
+        200 if response.body == expected => Ok(()),
+        status => Err(format!("GET {path}: {status} {}", response.text())),
     }
 }

@@ -1,26 +1,26 @@
-//! Rounds of randomized tests, with numbers from the environment.
+//! The number of rounds of randomized tests, from the environment.
 
 use super::noise::Noise;
 
-/// A number in a variable of the environment.
+/// Parses an environment variable as a number.
 pub fn number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok().filter(|text| !text.is_empty())?;
     Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")))
 }
 
-/// How often something is killed, and the seed of the first time.
+/// The number of kills, and the seed of the first one.
 #[derive(Debug, Clone, Copy)]
-pub struct Kills {
+pub struct KillRounds {
     pub rounds: u64,
     pub first: u64,
 }
 
-impl Kills {
-    /// As `NIX_STORED_TEST_KILL_ROUNDS` and `NIX_STORED_TEST_KILL_SEED` say.
+impl KillRounds {
+    /// Reads `NIX_STORED_TEST_KILL_ROUNDS` and `NIX_STORED_TEST_KILL_SEED`.
     pub fn from_env() -> Self {
         Self {
             rounds: number("NIX_STORED_TEST_KILL_ROUNDS").unwrap_or(10),
-            first: number("NIX_STORED_TEST_KILL_SEED").unwrap_or_else(Noise::seed_of_today),
+            first: number("NIX_STORED_TEST_KILL_SEED").unwrap_or_else(Noise::random_seed),
         }
     }
 
@@ -29,7 +29,7 @@ impl Kills {
     }
 }
 
-/// Says which round it was that failed.
+/// Prints the seed of a round if it panics.
 pub struct SeedOfFailure(pub u64);
 
 impl Drop for SeedOfFailure {

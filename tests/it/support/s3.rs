@@ -16,14 +16,14 @@ use tokio_util::sync::CancellationToken;
 use super::s3_bucket::{Bucket, Keys};
 use super::scratch::Scratch;
 
-/// Who may do everything.
+/// The key of a user with all rights.
 pub const OWNER: Keys = Keys { id: "AKIAOWNER", secret: "the-owners-secret" };
 
-/// Who may read and list.
+/// The key of a user who may read and list.
 pub const READER: Keys = Keys { id: "AKIAREADER", secret: "the-readers-secret" };
 
-/// Who is known, and may do nothing.
-pub const NOBODY: Keys = Keys { id: "AKIANOBODY", secret: "nobodys-secret" };
+/// The key of a user without rights.
+pub const NO_RIGHTS: Keys = Keys { id: "AKIANOBODY", secret: "nobodys-secret" };
 
 /// A server. Stopped on drop, with all its connections.
 pub struct S3Server {
@@ -39,19 +39,19 @@ struct Running {
 }
 
 impl S3Server {
-    /// A server that knows [`OWNER`], [`READER`] and [`NOBODY`].
+    /// A server with the users [`OWNER`], [`READER`] and [`NO_RIGHTS`].
     pub fn start() -> Self {
         Self::with_keys(Some(OWNER))
     }
 
-    /// A server for everyone, who must not sign.
-    pub fn for_everyone() -> Self {
+    /// A server that accepts only unsigned requests, from anyone.
+    pub fn unauthenticated() -> Self {
         Self::with_keys(None)
     }
 
     fn with_keys(keys: Option<Keys>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("there is a free port");
-        let address = listener.local_addr().expect("it is bound");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        let address = listener.local_addr().expect("bound");
         let mut server = Self { address, keys, root: Arc::new(Scratch::new()), running: None };
         server.run(listener);
         server
@@ -67,36 +67,35 @@ impl S3Server {
                     .worker_threads(2)
                     .enable_all()
                     .build()
-                    .expect("a runtime starts");
+                    .expect("the runtime starts");
                 runtime.block_on(serve(listener, service, stop));
-                // Nobody waits for the connections.
+                // Does not wait for the connections.
                 runtime.shutdown_background();
             }
         });
         self.running = Some(Running { stop, thread });
     }
 
-    /// A new bucket.
+    /// Creates a bucket.
     pub fn bucket(&self, name: &str) -> Bucket {
-        std::fs::create_dir(self.root.join(name)).expect("there is none of that name yet");
-        self.bucket_that_is_not_made(name)
+        std::fs::create_dir(self.root.join(name)).expect("the name is unused");
+        self.missing_bucket(name)
     }
 
-    /// The address of a bucket.
-    pub fn bucket_that_is_not_made(&self, name: &str) -> Bucket {
+    /// The address of a bucket that does not exist.
+    pub fn missing_bucket(&self, name: &str) -> Bucket {
         Bucket::new(self.address, name, "us-east-1", self.keys)
     }
 
-    /// Where a bucket's objects are files.
+    /// The folder with the objects of a bucket as files.
     pub fn folder(&self, bucket: &Bucket) -> PathBuf {
         self.root.join(bucket.name())
     }
 
-    /// How many files there are of uploads in parts that did not come to their end: this server
-    /// cannot list them.
+    /// The number of files of unfinished multipart uploads, which this server cannot list.
     pub fn unfinished(&self) -> usize {
         let entries = std::fs::read_dir(self.root.path()).expect("the folder is there");
-        let names = entries.map(|entry| entry.expect("it can be read").file_name());
+        let names = entries.map(|entry| entry.expect("readable").file_name());
         names.filter(|name| name.to_string_lossy().starts_with(".upload")).count()
     }
 
@@ -104,7 +103,7 @@ impl S3Server {
         self.address
     }
 
-    /// Ends it: its connections break, and there are no new ones.
+    /// Stops the server: its connections break, and new ones are refused.
     pub fn stop(&mut self) {
         if let Some(Running { stop, thread }) = self.running.take() {
             stop.cancel();
@@ -112,10 +111,10 @@ impl S3Server {
         }
     }
 
-    /// Starts it again at the same address.
-    pub fn start_again(&mut self) {
+    /// Starts the server again at the same address.
+    pub fn restart(&mut self) {
         self.stop();
-        let listener = TcpListener::bind(self.address).expect("its port is free again");
+        let listener = TcpListener::bind(self.address).expect("the port is free again");
         self.run(listener);
     }
 }
@@ -131,7 +130,7 @@ fn service(root: &Path, signed: bool) -> S3Service {
     let mut builder = S3ServiceBuilder::new(files);
     if signed {
         let mut users = SimpleAuth::new();
-        for Keys { id, secret } in [OWNER, READER, NOBODY] {
+        for Keys { id, secret } in [OWNER, READER, NO_RIGHTS] {
             users.register(id.to_owned(), secret.to_owned().into());
         }
         builder.set_auth(users);
@@ -140,7 +139,7 @@ fn service(root: &Path, signed: bool) -> S3Service {
     builder.build()
 }
 
-/// What each user may do.
+/// The rights of each user.
 struct Rights;
 
 #[async_trait::async_trait]
@@ -157,15 +156,15 @@ impl S3Access for Rights {
 }
 
 async fn serve(listener: TcpListener, service: S3Service, stop: CancellationToken) {
-    listener.set_nonblocking(true).expect("it can be set");
-    let listener = tokio::net::TcpListener::from_std(listener).expect("it listens");
+    listener.set_nonblocking(true).expect("the option is set");
+    let listener = tokio::net::TcpListener::from_std(listener).expect("the listener accepts");
     loop {
         let connection = tokio::select! {
             () = stop.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
         let Ok((socket, _)) = connection else { continue };
-        // As every server does that answers in several pieces.
+        // Without this, Nagle's algorithm delays responses that are written in several pieces.
         let _ = socket.set_nodelay(true);
         let http = hyper::server::conn::http1::Builder::new();
         let connection = http.serve_connection(TokioIo::new(socket), service.clone());

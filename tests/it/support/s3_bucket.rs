@@ -9,9 +9,9 @@ use hmac::{Hmac, KeyInit, Mac};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use sha2::{Digest, Sha256};
 
-use super::wire::{Received, Wire};
+use super::wire::{RawResponse, Wire};
 
-/// Who somebody is to a server.
+/// An access key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Keys {
     pub id: &'static str,
@@ -27,7 +27,7 @@ pub struct Bucket {
     keys: Option<Keys>,
 }
 
-/// What stays as it is in a URL that is signed.
+/// The characters that are not percent-encoded in a signed URL.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 fn encoded(text: &str) -> String {
@@ -43,7 +43,7 @@ impl Bucket {
         &self.name
     }
 
-    /// Where its server is.
+    /// The address of the server.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -53,43 +53,43 @@ impl Bucket {
         Self { keys: Some(keys), ..self.clone() }
     }
 
-    /// The same bucket by another way, such as a proxy.
+    /// The same bucket at another address, such as that of a proxy.
     pub fn through(&self, address: SocketAddr) -> Self {
         Self { address, ..self.clone() }
     }
 
-    /// The URL that `NIX_STORED_PATH`, and Nix, take.
+    /// The URL for `NIX_STORED_PATH` and for Nix.
     pub fn url(&self) -> String {
         self.url_below("")
     }
 
-    /// The same with a prefix.
+    /// The URL with a prefix.
     pub fn url_below(&self, prefix: &str) -> String {
         let Self { address, name, region, .. } = self;
         let slash = if prefix.is_empty() { "" } else { "/" };
         format!("s3://{name}{slash}{prefix}?endpoint=http://{address}&region={region}")
     }
 
-    /// What the daemon's environment says of its keys, and that there are no others.
+    /// The variables that give a daemon the keys of this bucket, and no others.
     pub fn env(&self) -> Vec<(&'static str, String)> {
-        let nowhere = [
+        let no_other_keys = [
             ("AWS_EC2_METADATA_DISABLED", "true"),
             ("AWS_CONFIG_FILE", "/nonexistent"),
             ("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent"),
         ];
-        let nowhere = nowhere.map(|(name, value)| (name, value.to_owned()));
+        let no_other_keys = no_other_keys.map(|(name, value)| (name, value.to_owned()));
         let keys = self.keys.map(|Keys { id, secret }| {
             [("AWS_ACCESS_KEY_ID", id.to_owned()), ("AWS_SECRET_ACCESS_KEY", secret.to_owned())]
         });
-        nowhere.into_iter().chain(keys.into_iter().flatten()).collect()
+        no_other_keys.into_iter().chain(keys.into_iter().flatten()).collect()
     }
 
-    /// All of what a daemon over it is told.
+    /// The variables of a daemon with its cache in this bucket.
     pub fn settings(&self) -> Vec<(&'static str, String)> {
         [("NIX_STORED_PATH", self.url())].into_iter().chain(self.env()).collect()
     }
 
-    /// One signed request.
+    /// Sends a signed request.
     #[track_caller]
     pub fn request(
         &self,
@@ -98,7 +98,7 @@ impl Bucket {
         query: &[(&str, &str)],
         headers: &[(&str, &str)],
         body: &[u8],
-    ) -> Received {
+    ) -> RawResponse {
         let parts: Vec<String> = key.split('/').map(encoded).collect();
         let path = format!("/{}/{}", self.name, parts.join("/"));
         let mut query: Vec<String> = query
@@ -113,7 +113,7 @@ impl Bucket {
         let time = time.replace(['-', ':'], "");
         let mut lines = format!("Host: {host}\r\nContent-Length: {}\r\n", body.len());
         for (name, value) in headers {
-            write!(lines, "{name}: {value}\r\n").expect("a string takes everything");
+            write!(lines, "{name}: {value}\r\n").expect("writing to a string succeeds");
         }
         if let Some(keys) = self.keys {
             let signed = "host;x-amz-content-sha256;x-amz-date";
@@ -135,43 +135,48 @@ impl Bucket {
                 keys.id,
                 HEXLOWER.encode(&signature)
             )
-            .expect("a string takes everything");
+            .expect("writing to a string succeeds");
         }
         let question = if query.is_empty() { "" } else { "?" };
         let mut wire = Wire::to_address(&host);
         wire.send(&format!("{method} {path}{question}{query} HTTP/1.1\r\n{lines}\r\n"));
         wire.send_or_give_up(body);
-        if method == "HEAD" { wire.head() } else { wire.answer() }
+        if method == "HEAD" { wire.head() } else { wire.response() }
     }
 
     /// Stores an object.
     #[track_caller]
     pub fn put(&self, key: &str, bytes: &[u8]) {
-        let answer = self.request("PUT", key, &[], &[], bytes);
-        assert_eq!(answer.status, 200, "{key}: {} {}", answer.head, answer.text());
+        let response = self.request("PUT", key, &[], &[], bytes);
+        assert_eq!(response.status, 200, "{key}: {} {}", response.head, response.text());
     }
 
     /// An object's bytes.
     #[track_caller]
     pub fn get(&self, key: &str) -> Option<Vec<u8>> {
-        let answer = self.request("GET", key, &[], &[], b"");
-        match answer.status {
-            200 => Some(answer.body),
+        let response = self.request("GET", key, &[], &[], b"");
+        match response.status {
+            200 => Some(response.body),
             404 => None,
-            _ => panic!("{key}: {} {}", answer.head, answer.text()),
+            _ => panic!("{key}: {} {}", response.head, response.text()),
         }
     }
 
-    /// What the server says of an object.
+    /// Sends a HEAD request for an object.
     #[track_caller]
-    pub fn head(&self, key: &str) -> Received {
+    pub fn head(&self, key: &str) -> RawResponse {
         self.request("HEAD", key, &[], &[], b"")
     }
 
     #[track_caller]
     pub fn delete(&self, key: &str) {
-        let answer = self.request("DELETE", key, &[], &[], b"");
-        assert!(matches!(answer.status, 200 | 204), "{key}: {} {}", answer.head, answer.text());
+        let response = self.request("DELETE", key, &[], &[], b"");
+        assert!(
+            matches!(response.status, 200 | 204),
+            "{key}: {} {}",
+            response.head,
+            response.text()
+        );
     }
 
     /// The keys of all objects.
@@ -181,9 +186,9 @@ impl Bucket {
         loop {
             let mut query = vec![("list-type", "2")];
             query.extend(token.as_deref().map(|token| ("continuation-token", token)));
-            let answer = self.request("GET", "", &query, &[], b"");
-            let text = answer.text();
-            assert_eq!(answer.status, 200, "{} {text}", answer.head);
+            let response = self.request("GET", "", &query, &[], b"");
+            let text = response.text();
+            assert_eq!(response.status, 200, "{} {text}", response.head);
             keys.extend(elements(&text, "Key"));
             token = elements(&text, "NextContinuationToken").pop();
             if token.is_none() {
@@ -193,7 +198,7 @@ impl Bucket {
         }
     }
 
-    /// The keys of all objects that are not the daemon's own.
+    /// The keys of all objects except the daemon's own.
     #[track_caller]
     pub fn keys(&self) -> Vec<String> {
         let mut keys = self.all_keys();
@@ -201,22 +206,22 @@ impl Bucket {
         keys
     }
 
-    /// The keys of uploads in parts that did not come to their end.
+    /// The keys of unfinished multipart uploads.
     #[track_caller]
     pub fn unfinished(&self) -> Vec<String> {
-        let answer = self.request("GET", "", &[("uploads", "")], &[], b"");
-        assert_eq!(answer.status, 200, "{} {}", answer.head, answer.text());
-        elements(&answer.text(), "Key")
+        let response = self.request("GET", "", &[("uploads", "")], &[], b"");
+        assert_eq!(response.status, 200, "{} {}", response.head, response.text());
+        elements(&response.text(), "Key")
     }
 }
 
 fn mac(key: &[u8], text: &str) -> Vec<u8> {
-    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("every length is one of a key");
+    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("a key may have any length");
     mac.update(text.as_bytes());
     mac.finalize().into_bytes().to_vec()
 }
 
-/// The texts of all elements of this name.
+/// The texts of all elements with this name.
 fn elements(xml: &str, name: &str) -> Vec<String> {
     let (open, close) = (format!("<{name}>"), format!("</{name}>"));
     let texts = xml.split(&open).skip(1).filter_map(|rest| rest.split(&close).next());

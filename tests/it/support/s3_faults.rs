@@ -7,36 +7,37 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// What becomes of one request.
+/// What the proxy does with a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fate {
-    /// It is answered by the server.
-    Passes,
-    /// It is answered with this status and this error of S3.
+pub enum Action {
+    /// Passes it to the server.
+    Pass,
+    /// Answers it with this status and this S3 error code.
     Error(u16, &'static str),
-    /// Something else answers: a status, a header and a body.
+    /// Answers it like another server: with a status line, a header and a body.
     Page(&'static str, &'static str, &'static str),
-    /// It is never answered.
-    Hangs,
-    /// The server gets it, and the connection ends after so many bytes of the answer's body.
+    /// Never answers it.
+    Hang,
+    /// Passes it to the server, and closes the connection after this many bytes of the response's
+    /// body.
     Cut(u64),
-    /// The answer's body pauses for this time after so many bytes.
-    Stalls(u64, Duration),
-    /// The line to and from the server carries so many bytes of a body in a second.
+    /// Pauses for this time after this many bytes of the response's body.
+    Stall(u64, Duration),
+    /// Limits the bodies in both directions to this many bytes per second.
     Slow(u64),
-    /// It is passed on after this time.
-    Late(Duration),
-    /// The connection ends at once.
-    Refused,
+    /// Passes it to the server after this time.
+    Delay(Duration),
+    /// Closes the connection at once.
+    Refuse,
 }
 
-/// In how many pieces a slow line carries what it carries in a second.
+/// The number of pieces in which a slow connection transfers the bytes of one second.
 const SLOW_PIECES: u32 = 20;
 
-type Rule = Box<dyn FnMut(&str) -> Fate + Send>;
+type Rule = Box<dyn FnMut(&str) -> Action + Send>;
 
-/// A proxy that everything passes until it is told otherwise. Gone on drop, with its connections.
-pub struct Faults {
+/// A proxy that passes everything until a rule is set. Stopped on drop, with its connections.
+pub struct FaultProxy {
     address: SocketAddr,
     shared: Arc<Shared>,
     acceptor: Option<JoinHandle<()>>,
@@ -51,17 +52,17 @@ struct Shared {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().expect("nobody panics with a lock held")
+    mutex.lock().expect("the lock is not poisoned")
 }
 
-impl Faults {
-    /// A proxy before a server.
-    pub fn before(server: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("there is a free port");
-        let address = listener.local_addr().expect("it is bound");
+impl FaultProxy {
+    /// A proxy in front of a server.
+    pub fn in_front_of(server: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        let address = listener.local_addr().expect("bound");
         let shared = Arc::new(Shared {
             server,
-            rule: Mutex::new(Box::new(|_| Fate::Passes)),
+            rule: Mutex::new(Box::new(|_| Action::Pass)),
             heads: Mutex::default(),
             connections: Mutex::default(),
             stopped: AtomicBool::new(false),
@@ -77,67 +78,67 @@ impl Faults {
         self.address
     }
 
-    /// From now on this says what becomes of a request, by its head.
-    pub fn on(&self, rule: impl FnMut(&str) -> Fate + Send + 'static) {
+    /// Sets the rule, which chooses the action for a request by its head.
+    pub fn on(&self, rule: impl FnMut(&str) -> Action + Send + 'static) {
         *lock(&self.shared.rule) = Box::new(rule);
     }
 
-    /// From now on this is the fate of every request.
-    pub fn all(&self, fate: Fate) {
-        self.on(move |_| fate);
+    /// Sets the same action for every request.
+    pub fn all(&self, action: Action) {
+        self.on(move |_| action);
     }
 
-    /// This is the fate of the next requests, so many of them.
-    pub fn next(&self, mut count: usize, fate: Fate) {
+    /// Sets the action for the next `count` requests; later ones pass.
+    pub fn next(&self, mut count: usize, action: Action) {
         self.on(move |_| match count {
-            0 => Fate::Passes,
+            0 => Action::Pass,
             _ => {
                 count -= 1;
-                fate
+                action
             }
         });
     }
 
-    /// The first lines of the requests so far.
-    pub fn asked(&self) -> Vec<String> {
+    /// The request lines so far.
+    pub fn requests(&self) -> Vec<String> {
         let heads = lock(&self.shared.heads);
         heads.iter().filter_map(|head| head.lines().next()).map(str::to_owned).collect()
     }
 
-    /// Forgets the requests so far.
-    pub fn forget(&self) {
+    /// Clears the recorded requests.
+    pub fn clear_requests(&self) {
         lock(&self.shared.heads).clear();
     }
 
-    /// Breaks all connections off, also those that hang.
-    pub fn break_off(&self) {
+    /// Closes all connections, also those that hang.
+    pub fn disconnect(&self) {
         for connection in lock(&self.shared.connections).drain(..) {
             let _ = connection.shutdown(Shutdown::Both);
         }
     }
 }
 
-impl Drop for Faults {
+impl Drop for FaultProxy {
     fn drop(&mut self) {
         self.shared.stopped.store(true, Ordering::SeqCst);
-        // Wakes it.
+        // Wakes the acceptor.
         let _ = TcpStream::connect(self.address);
         if let Some(acceptor) = self.acceptor.take() {
             let _ = acceptor.join();
         }
-        self.break_off();
+        self.disconnect();
     }
 }
 
 fn accept(shared: &Arc<Shared>, listener: &TcpListener) {
     loop {
-        let (client, _) = listener.accept().expect("it listens");
+        let (client, _) = listener.accept().expect("the listener accepts");
         if shared.stopped.load(Ordering::SeqCst) {
             return;
         }
         let shared = Arc::clone(shared);
         std::thread::spawn(move || {
-            // Who has gone is not told.
+            // Errors of closed connections are ignored.
             let _ = pass_on(&shared, &client);
             let _ = client.shutdown(Shutdown::Both);
         });
@@ -152,37 +153,37 @@ fn pass_on(shared: &Shared, client: &TcpStream) -> io::Result<()> {
     let mut server: Option<BufReader<TcpStream>> = None;
     while let Some(head) = read_head(&mut from_client)? {
         lock(&shared.heads).push(head.clone());
-        let fate = (lock(&shared.rule))(&head);
+        let action = (lock(&shared.rule))(&head);
         let length = content_length(&head).unwrap_or(0);
-        match fate {
-            Fate::Refused => return Ok(()),
-            Fate::Hangs => {
+        match action {
+            Action::Refuse => return Ok(()),
+            Action::Hang => {
                 io::copy(&mut from_client, &mut io::sink())?;
                 return Ok(());
             }
-            Fate::Error(status, code) => {
+            Action::Error(status, code) => {
                 if expects(&head) {
                     to_client.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
                 }
                 io::copy(&mut (&mut from_client).take(length), &mut io::sink())?;
-                answer(to_client, status, code, head.starts_with("HEAD "))?;
+                response(to_client, status, code, head.starts_with("HEAD "))?;
                 continue;
             }
-            Fate::Page(status, header, body) => {
+            Action::Page(status, header, body) => {
                 if expects(&head) {
                     to_client.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
                 }
                 io::copy(&mut (&mut from_client).take(length), &mut io::sink())?;
                 let length = body.len();
                 let body = if head.starts_with("HEAD ") { "" } else { body };
-                let answer = format!(
+                let response = format!(
                     "HTTP/1.1 {status}\r\n{header}\r\nContent-Length: {length}\r\n\r\n{body}"
                 );
-                to_client.write_all(answer.as_bytes())?;
+                to_client.write_all(response.as_bytes())?;
                 continue;
             }
-            Fate::Late(time) => std::thread::sleep(time),
-            Fate::Passes | Fate::Cut(_) | Fate::Stalls(..) | Fate::Slow(_) => {}
+            Action::Delay(time) => std::thread::sleep(time),
+            Action::Pass | Action::Cut(_) | Action::Stall(..) | Action::Slow(_) => {}
         }
         let server = match &mut server {
             Some(server) => server,
@@ -194,22 +195,22 @@ fn pass_on(shared: &Shared, client: &TcpStream) -> io::Result<()> {
             }
         };
         server.get_ref().write_all(head.as_bytes())?;
-        pass_body(&mut (&mut from_client).take(length), server.get_ref(), fate)?;
-        if !pass_back(server, to_client, head.starts_with("HEAD "), fate)? {
+        pass_body(&mut (&mut from_client).take(length), server.get_ref(), action)?;
+        if !pass_back(server, to_client, head.starts_with("HEAD "), action)? {
             return Ok(());
         }
     }
     Ok(())
 }
 
-/// Passes an answer back; false if the connection cannot be used any more.
+/// Passes a response back. Returns false if the connection cannot be reused.
 fn pass_back(
     server: &mut BufReader<TcpStream>,
     mut client: &TcpStream,
     is_head: bool,
-    fate: Fate,
+    action: Action,
 ) -> io::Result<bool> {
-    let at_most = if let Fate::Cut(bytes) = fate { Some(bytes) } else { None };
+    let at_most = if let Action::Cut(bytes) = action { Some(bytes) } else { None };
     loop {
         let Some(head) = read_head(server)? else {
             return Ok(false);
@@ -231,20 +232,20 @@ fn pass_back(
             }
             _ => {
                 let mut body = server.take(rest);
-                if let Fate::Stalls(bytes, time) = fate {
+                if let Action::Stall(bytes, time) = action {
                     io::copy(&mut (&mut body).take(bytes), &mut client)?;
                     std::thread::sleep(time);
                 }
-                pass_body(&mut body, client, fate)?;
+                pass_body(&mut body, client, action)?;
                 return Ok(at_most.is_none() && length.is_some());
             }
         }
     }
 }
 
-/// Passes a body on, as fast as the line is.
-fn pass_body(body: &mut impl Read, mut to: &TcpStream, fate: Fate) -> io::Result<()> {
-    let Fate::Slow(bytes_per_second) = fate else {
+/// Passes a body on, at the speed of the action.
+fn pass_body(body: &mut impl Read, mut to: &TcpStream, action: Action) -> io::Result<()> {
+    let Action::Slow(bytes_per_second) = action else {
         return io::copy(body, &mut to).map(drop);
     };
     let pieces = u64::from(SLOW_PIECES);
@@ -264,7 +265,7 @@ fn pass_chunks(server: &mut BufReader<TcpStream>, mut client: &TcpStream) -> io:
         client.write_all(line.as_bytes())?;
         let size = line.trim().split(';').next().unwrap_or_default();
         let size = u64::from_str_radix(size, 16).map_err(io::Error::other)?;
-        // Each ends with an empty line, and so do the trailers.
+        // Each chunk ends with an empty line, and so do the trailers.
         io::copy(&mut server.take(size + 2), &mut client)?;
         if size == 0 {
             return Ok(());
@@ -272,7 +273,7 @@ fn pass_chunks(server: &mut BufReader<TcpStream>, mut client: &TcpStream) -> io:
     }
 }
 
-fn answer(mut client: &TcpStream, status: u16, code: &str, is_head: bool) -> io::Result<()> {
+fn response(mut client: &TcpStream, status: u16, code: &str, is_head: bool) -> io::Result<()> {
     let body = format!(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?><Error><Code>{code}</Code>\
          <Message>as the test wants it</Message></Error>"

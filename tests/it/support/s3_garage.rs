@@ -14,15 +14,15 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::address::free_address;
 use super::nix::utf8;
 use super::s3_bucket::{Bucket, Keys};
-use super::scratch::{Leash, Scratch};
+use super::scratch::{KillAtExit, Scratch};
 
-/// Where the program is.
+/// The variable with the path of the program.
 const VARIABLE: &str = "NIX_STORED_TEST_GARAGE";
 
-/// Only a failing test waits so long.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Only failing tests wait this long.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A key as Garage makes them: it takes no others.
+/// A key in the only format that Garage accepts.
 pub const KEYS: Keys = Keys {
     id: "GK0123456789abcdef01234567",
     secret: "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
@@ -44,7 +44,7 @@ struct Node {
 
 struct Process {
     child: Child,
-    _leash: Leash,
+    _guard: KillAtExit,
 }
 
 fn program() -> PathBuf {
@@ -53,13 +53,13 @@ fn program() -> PathBuf {
 }
 
 impl Garage {
-    /// One node that all tests share, each with a bucket of its own.
+    /// One node, shared by all tests. Each test has its own bucket.
     pub fn shared() -> &'static Self {
         static SHARED: OnceLock<Garage> = OnceLock::new();
         SHARED.get_or_init(|| Self::start(1))
     }
 
-    /// So many nodes.
+    /// Starts a cluster of this many nodes.
     pub fn start(nodes: usize) -> Self {
         let program = program();
         let nodes: Vec<Node> = (0..nodes).map(|_| Node::start(&program, nodes)).collect();
@@ -77,7 +77,7 @@ impl Garage {
         Self { nodes }
     }
 
-    /// A new bucket, at the first node.
+    /// Creates a bucket at the first node.
     pub fn bucket(&self, name: &str) -> Bucket {
         let first = &self.nodes[0];
         first.ask(&["bucket", "create", name]);
@@ -85,22 +85,22 @@ impl Garage {
         self.bucket_at(0, name)
     }
 
-    /// The address of a bucket, at any node.
+    /// The address of a bucket at a node.
     pub fn bucket_at(&self, node: usize, name: &str) -> Bucket {
         Bucket::new(self.nodes[node].s3, name, REGION, Some(KEYS))
     }
 
-    /// SIGKILL for a node.
+    /// Sends SIGKILL to a node.
     pub fn kill(&mut self, node: usize) {
         self.nodes[node].process = None;
     }
 
-    /// SIGSTOP for a node: its connections stay, and nothing is answered.
+    /// Sends SIGSTOP to a node: its connections stay open, and requests are not answered.
     pub fn pause(&self, node: usize) {
         self.signal(node, Signal::STOP);
     }
 
-    /// SIGCONT for a node that was paused.
+    /// Sends SIGCONT to a paused node.
     pub fn resume(&self, node: usize) {
         self.signal(node, Signal::CONT);
     }
@@ -110,19 +110,19 @@ impl Garage {
         kill_process(Pid::from_child(&process.child), signal).expect("the node is there");
     }
 
-    /// Starts a node again, and waits until every node sees every other.
-    pub fn start_again(&mut self, node: usize) {
+    /// Starts a node again, and waits until all nodes are connected to each other.
+    pub fn restart(&mut self, node: usize) {
         self.nodes[node].run();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         for node in &self.nodes {
-            while !node.sees_all() {
+            while !node.is_healthy() {
                 assert!(Instant::now() < deadline, "nodes are missing:\n{}", node.log());
                 std::thread::sleep(Duration::from_millis(50));
             }
         }
     }
 
-    /// Where S3 is spoken, node by node.
+    /// The S3 addresses of the nodes.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.nodes.iter().map(|node| node.s3).collect()
     }
@@ -150,55 +150,55 @@ impl Node {
     fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command.arg("-c").arg(self.folder.join("garage.toml")).stdin(Stdio::null());
-        // A configuration that others can read is refused otherwise.
+        // Garage refuses a world-readable configuration otherwise.
         command.env("GARAGE_ALLOW_WORLD_READABLE_SECRETS", "true");
         command
     }
 
     fn run(&mut self) {
         let log = fs::File::options().create(true).append(true).open(self.folder.join("log"));
-        let log = log.expect("a log can be made");
+        let log = log.expect("the log file is created");
         let child = self
             .command()
             .arg("server")
             .env("RUST_LOG", "garage=info")
-            .stdout(log.try_clone().expect("it is open"))
+            .stdout(log.try_clone().expect("open"))
             .stderr(log)
             .spawn()
             .unwrap_or_else(|error| panic!("{} does not start: {error}", self.program.display()));
-        let leash = Leash::new(Pid::from_child(&child));
-        self.process = Some(Process { child, _leash: leash });
+        let guard = KillAtExit::new(Pid::from_child(&child));
+        self.process = Some(Process { child, _guard: guard });
         self.ask(&["status"]);
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while std::net::TcpStream::connect(self.s3).is_err() {
             assert!(Instant::now() < deadline, "it does not listen:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(20));
         }
     }
 
-    /// `<key>@<address>` as other nodes take it.
+    /// The node ID, `<key>@<address>`.
     fn id(&self) -> String {
         self.ask(&["node", "id", "-q"]).trim().to_owned()
     }
 
-    /// Whether all is well in its eyes, and it is ready to answer for all of it.
-    fn sees_all(&self) -> bool {
+    /// Whether the node reports that the cluster is healthy.
+    fn is_healthy(&self) -> bool {
         let health = self.ask(&["json-api", "GetClusterHealth"]);
         let health: serde_json::Value = serde_json::from_str(&health).expect("JSON");
         health["status"] == "healthy"
     }
 
-    /// What a command says. It is given again until it succeeds: nodes find each other in their own
-    /// time.
+    /// Runs a command until it succeeds, and returns its output. It fails while the nodes are not
+    /// connected yet.
     fn ask(&self, words: &[&str]) -> String {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
-            let output = self.command().args(words).output().expect("it starts");
+            let output = self.command().args(words).output().expect("the process starts");
             if output.status.success() {
                 return String::from_utf8_lossy(&output.stdout).into_owned();
             }
-            let told = String::from_utf8_lossy(&output.stderr).into_owned();
-            assert!(Instant::now() < deadline, "garage {words:?}: {told}\n{}", self.log());
+            let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(Instant::now() < deadline, "garage {words:?}: {printed}\n{}", self.log());
             std::thread::sleep(Duration::from_millis(50));
         }
     }

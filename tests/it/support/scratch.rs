@@ -1,4 +1,4 @@
-//! Directories that are removed however the tests end.
+//! Temporary directories that are removed however the tests end.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -10,12 +10,12 @@ use std::sync::OnceLock;
 use rustix::process::Pid;
 use tempfile::TempDir;
 
-/// A directory of one test, removed on drop, with the read-only directories that Nix leaves.
+/// A directory of one test. It is removed on drop, with the read-only directories that Nix leaves.
 #[derive(Debug)]
 pub struct Scratch(PathBuf);
 
 impl Scratch {
-    /// Makes an empty directory.
+    /// Creates an empty directory.
     pub fn new() -> Self {
         let dir = tempfile::Builder::new()
             .prefix("t")
@@ -44,10 +44,10 @@ impl Drop for Scratch {
     }
 }
 
-/// Gives back the permission to remove what is inside `dir`.
+/// Makes `dir` and the directories in it writable, so that they can be removed.
 fn unlock(dir: &Path) -> io::Result<()> {
     match fs::set_permissions(dir, Permissions::from_mode(0o700)) {
-        // A store that was dropped removes its staging folder itself, on a thread of its own.
+        // A dropped store removes its staging folder on another thread.
         Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(()),
         unlocked => unlocked?,
     }
@@ -64,11 +64,11 @@ fn unlock(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Ends a child process when the tests end without having ended it.
-pub struct Leash(PathBuf);
+/// Registers a child process that is killed if it still runs when the test process ends.
+pub struct KillAtExit(PathBuf);
 
-impl Leash {
-    /// To be dropped when the process has ended: its number may then be another's.
+impl KillAtExit {
+    /// The guard must be dropped when the process has ended, because its process ID may be reused.
     pub fn new(pid: Pid) -> Self {
         let file = base().0.join(PROCESSES).join(pid.as_raw_nonzero().to_string());
         fs::write(&file, "").expect("a file can be made under the base directory");
@@ -76,16 +76,16 @@ impl Leash {
     }
 }
 
-impl Drop for Leash {
+impl Drop for KillAtExit {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.0);
     }
 }
 
-/// The folder of the base directory with a file named after each process that may be left.
+/// A folder with a file for each registered process.
 const PROCESSES: &str = "processes";
 
-/// What is left to do when this process is gone.
+/// The cleanup after the test process has ended.
 const JANITOR: &str = r#"
 trap '' HUP INT TERM
 cat
@@ -94,17 +94,18 @@ cd / && chmod -R u+rwX "$0"
 rm -rf "$0"
 "#;
 
-/// The one directory of this test process, and who removes it.
+/// The base directory of this test process, and the shell that removes it.
 ///
-/// A static is never dropped, and a killed process drops nothing at all. So a shell waits for the
-/// end of its standard input, which comes when this process ends in whatever way.
+/// A static is never dropped, and a killed process drops nothing. So a shell waits for the end of
+/// its standard input, which is closed however this process ends.
 fn base() -> &'static (PathBuf, Child) {
     static BASE: OnceLock<(PathBuf, Child)> = OnceLock::new();
     BASE.get_or_init(|| {
         let dir = TempDir::with_prefix_in("it-", env!("CARGO_TARGET_TMPDIR"))
             .expect("a directory can be made under the target directory")
             .keep();
-        fs::create_dir(dir.join(PROCESSES)).expect("and another in it");
+        fs::create_dir(dir.join(PROCESSES))
+            .expect("a directory can be created in the base directory");
         let janitor = Command::new("/bin/sh")
             .args(["-c", JANITOR])
             .arg(&dir)

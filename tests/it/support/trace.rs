@@ -1,7 +1,7 @@
-//! The daemon's system calls, in the order in which they really happened.
+//! The daemon's system calls, in their real order.
 //!
-//! `strace` stops a thread at the beginning and at the end of each call. What one thread does
-//! because of what another has done comes later here too, so "before" can be read off the lines.
+//! `strace` stops a thread at the beginning and at the end of each call. So if a call of one thread
+//! depends on a call of another, it comes later in the trace too.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -15,10 +15,10 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::nix::utf8;
-use super::scratch::{Leash, Scratch};
+use super::scratch::{KillAtExit, Scratch};
 
-/// Everything that makes, fills, names, syncs or removes a file, and everything that sockets are
-/// read and written with. Not every machine has all of them, which the question mark allows.
+/// All calls that create, write, rename, sync or remove files, and all that read and write sockets.
+/// A question mark allows calls that do not exist on every architecture.
 const CALLS: [&str; 38] = [
     "open",
     "openat",
@@ -60,13 +60,13 @@ const CALLS: [&str; 38] = [
     "io_uring_setup",
 ];
 
-/// One system call. `begin` and `end` are places in the trace: `a.end < b.begin` says that `a` was
-/// over when `b` began.
+/// A system call. `begin` and `end` are line numbers of the trace: if `a.end < b.begin`, then `a`
+/// had ended when `b` began.
 #[derive(Debug, Clone)]
 pub struct Call {
     pub name: String,
     pub args: Vec<String>,
-    /// What it returned; none if it never did.
+    /// The return value, or none if the call did not return.
     pub result: Option<i64>,
     pub begin: usize,
     pub end: usize,
@@ -79,18 +79,18 @@ impl fmt::Display for Call {
 }
 
 impl Call {
-    /// It came back without an error.
-    pub fn worked(&self) -> bool {
+    /// Whether it returned without an error.
+    pub fn succeeded(&self) -> bool {
         self.result.is_some_and(|result| result >= 0)
     }
 
-    /// What the descriptor in this argument is open on.
+    /// The file or socket of the descriptor in this argument.
     pub fn descriptor(&self, at: usize) -> Option<&str> {
         let arg = self.args.get(at)?;
         arg[arg.find('<')? + 1..].strip_suffix('>')
     }
 
-    /// The path that the descriptor in one argument and the name in the next stand for.
+    /// The path given by the descriptor in one argument and the name in the next.
     pub fn path_at(&self, at: usize) -> Option<String> {
         let name = self.path(at + 1)?;
         if name.starts_with('/') {
@@ -101,14 +101,14 @@ impl Call {
         Some(if name == "." { folder.to_owned() } else { format!("{folder}/{name}") })
     }
 
-    /// The path that stands in this argument.
+    /// The path in this argument.
     pub fn path(&self, at: usize) -> Option<String> {
         let name = self.args.get(at)?.strip_prefix('"')?.strip_suffix('"')?;
         Some(name.trim_end_matches('/').to_owned())
     }
 }
 
-/// Reads what `strace -f -y` wrote. Calls come in the order in which they began.
+/// Parses the output of `strace -f -y`. Calls are in the order of their beginnings.
 pub fn parse(text: &str) -> Result<Vec<Call>, String> {
     let mut calls = Vec::new();
     let mut unfinished: HashMap<&str, (usize, &str)> = HashMap::new();
@@ -116,7 +116,7 @@ pub fn parse(text: &str) -> Result<Vec<Call>, String> {
         let wrong = |what: &str| format!("line {} of the trace {what}: {line}", number + 1);
         let (thread, event) = line.split_once(' ').ok_or_else(|| wrong("has one word"))?;
         let event = event.trim_start();
-        // The tracer let go of a thread in the middle of a call that nobody knows the end of.
+        // The tracer detached during the call.
         let is_cut_off = event.ends_with("<detached ...>");
         if event.starts_with("+++") || event.starts_with("---") || is_cut_off {
             continue;
@@ -135,7 +135,7 @@ pub fn parse(text: &str) -> Result<Vec<Call>, String> {
         calls.push(call(&whole, begin, number).ok_or_else(|| wrong("is no call"))?);
     }
     for (begin, start) in unfinished.into_values() {
-        // The process ended inside of it.
+        // The process ended during the call.
         let whole = format!("{start}) = ?");
         calls.push(call(&whole, begin, usize::MAX).ok_or_else(|| format!("no call: {start}"))?);
     }
@@ -154,7 +154,7 @@ fn call(text: &str, begin: usize, end: usize) -> Option<Call> {
     Some(Call { name: name.to_owned(), args: split(args), result, begin, end })
 }
 
-/// The arguments: at commas, but not at those in strings, structures and names of descriptors.
+/// Splits the arguments at commas, except in strings, structures and descriptor names.
 fn split(args: &str) -> Vec<String> {
     let mut parts = vec![String::new()];
     let (mut depth, mut quoted, mut escaped) = (0_u32, false, false);
@@ -179,44 +179,43 @@ fn split(args: &str) -> Vec<String> {
     parts.into_iter().map(|part| part.trim().to_owned()).collect()
 }
 
-/// A daemon under `strace`. Killed on drop.
-pub struct Traced {
-    /// The daemon itself: `-D` makes the tracer a process aside.
+pub struct TracedDaemon {
+    /// The daemon itself: with `-D` the tracer is not its parent.
     daemon: Child,
     address: String,
     log: Option<JoinHandle<String>>,
     trace: Option<JoinHandle<String>>,
     _scratch: Scratch,
-    _leash: Leash,
+    _guard: KillAtExit,
 }
 
-impl Traced {
-    /// Starts the daemon on `dir`, which it may have to make, and waits until it listens.
+impl TracedDaemon {
+    /// Starts the daemon on `dir` and waits until it listens.
     #[track_caller]
     pub fn start(dir: &Path) -> Self {
         Self::start_with(dir, &[])
     }
 
-    /// The same, with these variables in its environment.
+    /// Like [`start`](Self::start), with these environment variables.
     #[track_caller]
     pub fn start_with(dir: &Path, env: &[(&str, &str)]) -> Self {
         Self::start_by(&[], dir, env)
     }
 
-    /// The same, started by another program, which is named with its arguments.
+    /// Like [`start_with`](Self::start_with), started by another program with these arguments.
     #[track_caller]
     pub fn start_by(starter: &[&str], dir: &Path, env: &[(&str, &str)]) -> Self {
         let scratch = Scratch::new();
-        // A pipe with a name ends when the last process that could still write to it is gone.
+        // Reading from a named pipe ends when no process has it open for writing any more.
         let pipe = scratch.join("trace");
-        mknodat(CWD, &pipe, FileType::Fifo, Mode::RWXU, 0).expect("a pipe can be made");
+        mknodat(CWD, &pipe, FileType::Fifo, Mode::RWXU, 0).expect("the pipe is created");
         let trace = std::thread::spawn({
             let pipe = pipe.clone();
-            move || String::from_utf8_lossy(&fs::read(pipe).expect("the trace is read")).into()
+            move || String::from_utf8_lossy(&fs::read(pipe).expect("readable")).into()
         });
         let calls = CALLS.map(|call| format!("?{call}")).join(",");
         let mut daemon = Command::new("strace")
-            // the first line of a request or an answer, and the longest name of a file
+            // enough for the first line of a request or response, and for the longest file name
             .args(["-D", "-f", "-y", "-qq", "-s", "200", "-e", "signal=none"])
             .args(["-e", &format!("trace={calls}"), "-o", utf8(&pipe)])
             .args(starter)
@@ -232,7 +231,7 @@ impl Traced {
             .stderr(Stdio::piped())
             .spawn()
             .expect("strace starts: install it, or run tests/run, which does that");
-        let leash = Leash::new(Pid::from_child(&daemon));
+        let guard = KillAtExit::new(Pid::from_child(&daemon));
 
         let mut lines = BufReader::new(daemon.stderr.take().expect("stderr is piped")).lines();
         let mut log = String::new();
@@ -262,7 +261,7 @@ impl Traced {
             log: Some(log),
             trace: Some(trace),
             _scratch: scratch,
-            _leash: leash,
+            _guard: guard,
         }
     }
 
@@ -271,14 +270,14 @@ impl Traced {
         &self.address
     }
 
-    /// Ends the daemon; everything that it did, and what it logged.
+    /// Stops the daemon. Returns its system calls and its log.
     #[track_caller]
     pub fn stop(mut self) -> (Vec<Call>, String) {
-        kill_process(Pid::from_child(&self.daemon), Signal::TERM).expect("it is still there");
-        let status = self.daemon.wait().expect("the daemon is a child of ours");
+        kill_process(Pid::from_child(&self.daemon), Signal::TERM).expect("still running");
+        let status = self.daemon.wait().expect("a child process");
         let (log, trace) = (self.log.take(), self.trace.take());
         let join = |thread: Option<JoinHandle<String>>| {
-            thread.expect("nobody else takes it").join().expect("reading does not panic")
+            thread.expect("taken once").join().expect("reading does not panic")
         };
         let (log, trace) = (join(log), join(trace));
         assert!(status.success(), "{status}; the log:\n{log}");
@@ -286,7 +285,7 @@ impl Traced {
     }
 }
 
-impl Drop for Traced {
+impl Drop for TracedDaemon {
     fn drop(&mut self) {
         if self.trace.is_some() {
             let _ = self.daemon.kill();
@@ -327,6 +326,6 @@ fn overlapping_calls_in_a_trace_are_joined() {
     assert_eq!(calls[1].descriptor(0), Some("/c/a, b/0"));
     assert_eq!(calls[1].args[2], "30");
     assert_eq!(calls[2].args[1], "\"PUT /x HTTP/1.1\\r\\n\"...");
-    assert!(!calls[3].worked());
+    assert!(!calls[3].succeeded());
     assert!(parse("8  <... read resumed>) = 0\n").is_err());
 }

@@ -14,7 +14,7 @@ pub fn assert_same_tree(one: &Path, other: &Path) {
     }
 }
 
-/// What the first difference is, with the name below the top where it was found.
+/// The first difference, with its path below the root.
 fn difference(one: &Path, other: &Path) -> Option<String> {
     let Ok(meta) = fs::symlink_metadata(one) else {
         return Some("the first is absent".into());

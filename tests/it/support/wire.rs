@@ -1,4 +1,4 @@
-//! HTTP by hand, for requests that no client library sends.
+//! Raw HTTP/1.1, for requests that no client library sends.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -11,19 +11,19 @@ use super::daemon::Daemon;
 /// A connection to a daemon.
 pub struct Wire {
     stream: TcpStream,
-    /// What was read beyond the last head.
+    /// Bytes that were read after the last head.
     ahead: Vec<u8>,
 }
 
-/// An answer's head, and its body where it was read.
+/// The head of a response, and the body if it was read.
 #[derive(Debug)]
-pub struct Received {
+pub struct RawResponse {
     pub status: u16,
     pub head: String,
     pub body: Vec<u8>,
 }
 
-impl Received {
+impl RawResponse {
     /// A header's value, empty if there is none.
     pub fn header(&self, name: &str) -> &str {
         self.head
@@ -47,22 +47,22 @@ impl Wire {
         Self::over(TcpStream::connect(address).expect("the daemon accepts connections"))
     }
 
-    /// A connection whose receive buffer has this size, in bytes: what the client does not read stays
-    /// with the daemon.
+    /// A connection whose receive buffer has this size, in bytes. What the client does not read
+    /// stays in the daemon's buffers.
     pub fn with_receive_buffer(daemon: &Daemon, size: usize) -> Self {
         let address: SocketAddr =
             daemon.url().trim_start_matches("http://").parse().expect("an address");
         let socket =
             net::socket(net::AddressFamily::INET, net::SocketType::STREAM, None).expect("a socket");
-        // Set before the connection exists: the window is negotiated with it.
-        net::sockopt::set_socket_recv_buffer_size(&socket, size).expect("a size can be set");
+        // Before connecting, because the window is negotiated during the handshake.
+        net::sockopt::set_socket_recv_buffer_size(&socket, size).expect("the buffer size is set");
         net::connect(&socket, &address).expect("the daemon accepts connections");
         Self::over(socket.into())
     }
 
     fn over(stream: TcpStream) -> Self {
-        // Only a failing test waits so long.
-        stream.set_read_timeout(Some(Duration::from_secs(120))).expect("a timeout can be set");
+        // Only failing tests wait this long.
+        stream.set_read_timeout(Some(Duration::from_secs(120))).expect("the timeout is set");
         Self { stream, ahead: Vec::new() }
     }
 
@@ -74,27 +74,31 @@ impl Wire {
         self.stream.write_all(bytes).expect("the daemon reads");
     }
 
-    /// Sends as much as the daemon takes.
+    /// Sends as much as the daemon accepts.
     pub fn send_or_give_up(&mut self, bytes: &[u8]) {
         let _ = self.stream.write_all(bytes);
     }
 
-    /// Whether anything has come by now.
+    /// Whether any bytes of a response have arrived.
     pub fn has_answer(&self) -> bool {
-        self.stream.set_nonblocking(true).expect("it can be set");
+        self.stream.set_nonblocking(true).expect("the option is set");
         let peeked = self.stream.peek(&mut [0]);
-        self.stream.set_nonblocking(false).expect("it can be set");
+        self.stream.set_nonblocking(false).expect("the option is set");
         peeked.is_ok()
     }
 
-    /// The next answer's head.
+    /// Reads the head of the next response.
     #[track_caller]
-    pub fn head(&mut self) -> Received {
+    pub fn head(&mut self) -> RawResponse {
         loop {
             if let Some(end) = self.ahead.windows(4).position(|four| four == b"\r\n\r\n") {
                 let head = String::from_utf8(self.ahead.drain(..end + 4).collect()).expect("ASCII");
                 let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
-                return Received { status: status.expect("a status line"), head, body: Vec::new() };
+                return RawResponse {
+                    status: status.expect("a status line"),
+                    head,
+                    body: Vec::new(),
+                };
             }
             let count = self.read_more();
             let so_far = String::from_utf8_lossy(&self.ahead).into_owned();
@@ -102,10 +106,10 @@ impl Wire {
         }
     }
 
-    /// The next answer with its body, as long as its `Content-Length` says. Interim answers are
-    /// passed over.
+    /// Reads the next response with its body, according to its `Content-Length`. Interim responses
+    /// are skipped.
     #[track_caller]
-    pub fn answer(&mut self) -> Received {
+    pub fn response(&mut self) -> RawResponse {
         let mut received = self.head();
         while received.status < 200 {
             received = self.head();
@@ -116,7 +120,7 @@ impl Wire {
         received
     }
 
-    /// Reads at least `count` bytes of a body, and keeps none of them; the number of bytes read.
+    /// Reads and discards at least `count` bytes of a body. Returns the number of bytes read.
     #[track_caller]
     pub fn discard(&mut self, count: usize) -> usize {
         let mut total = 0;
@@ -130,13 +134,13 @@ impl Wire {
         total
     }
 
-    /// Everything until the daemon closes the connection.
+    /// Reads until the daemon closes the connection.
     pub fn rest(mut self) -> Vec<u8> {
         while self.read_more() > 0 {}
         self.ahead
     }
 
-    /// Waits until so many bytes have come that are not yet taken.
+    /// Waits until at least `count` unread bytes have arrived.
     pub fn wait_for(&mut self, count: usize) {
         while self.ahead.len() < count && self.read_more() > 0 {}
     }
@@ -154,14 +158,14 @@ impl Wire {
         }
     }
 
-    /// One request and its answer.
+    /// Sends a request and reads its response.
     #[track_caller]
-    pub fn request(&mut self, method: &str, path: &str, body: &[u8]) -> Received {
+    pub fn request(&mut self, method: &str, path: &str, body: &[u8]) -> RawResponse {
         let length = body.len();
         self.send(&format!(
             "{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"
         ));
         self.send_or_give_up(body);
-        if method == "HEAD" { self.head() } else { self.answer() }
+        if method == "HEAD" { self.head() } else { self.response() }
     }
 }

@@ -1,19 +1,19 @@
 //! Client certificates as credentials of the write user.
 
-use super::{Got, curl, signed_by};
-use crate::support::certificates::{Authority, Issued};
+use super::{CurlResult, curl, signed_by};
+use crate::support::certificates::{Authority, CertFiles};
 use crate::support::daemon::{Builder, Daemon};
 use crate::support::nix::utf8;
 use crate::support::objects::{Sample, sample};
 use crate::support::scratch::Scratch;
 
-struct World {
+struct TlsSetup {
     servers: Authority,
     builders: Authority,
     scratch: Scratch,
 }
 
-impl World {
+impl TlsSetup {
     fn new() -> Self {
         Self { servers: Authority::new(), builders: Authority::new(), scratch: Scratch::new() }
     }
@@ -22,18 +22,30 @@ impl World {
         signed_by(&self.servers).env("NIX_STORED_TLS_CLIENT_CA", self.builders.file())
     }
 
-    /// PUT of a NAR, by who holds this certificate, with more arguments of curl's.
+    /// Uploads a NAR with this client certificate and more arguments for curl.
     #[track_caller]
-    fn put(&self, daemon: &Daemon, sample: &Sample, holds: Option<&Issued>, args: &[&str]) -> Got {
+    fn put(
+        &self,
+        daemon: &Daemon,
+        sample: &Sample,
+        holds: Option<&CertFiles>,
+        args: &[&str],
+    ) -> CurlResult {
         let file = self.scratch.join("upload");
         std::fs::write(&file, &sample.nar).expect("written");
         self.ask(daemon, &sample.nar_path, holds, &[&["-T", utf8(&file)], args].concat())
     }
 
     #[track_caller]
-    fn ask(&self, daemon: &Daemon, path: &str, holds: Option<&Issued>, args: &[&str]) -> Got {
+    fn ask(
+        &self,
+        daemon: &Daemon,
+        path: &str,
+        holds: Option<&CertFiles>,
+        args: &[&str],
+    ) -> CurlResult {
         let cert = match holds {
-            Some(Issued { cert, key }) => vec!["--cert", utf8(cert), "--key", utf8(key)],
+            Some(CertFiles { cert, key }) => vec!["--cert", utf8(cert), "--key", utf8(key)],
             None => Vec::new(),
         };
         curl(&self.servers, &format!("{}{path}", daemon.url()), &[&cert, args].concat())
@@ -42,16 +54,16 @@ impl World {
 
 #[test]
 fn a_client_with_a_certificate_of_the_ca_is_the_write_user() {
-    let world = World::new();
-    let daemon = world.daemon().start();
-    let builder = world.builders.client("builder-7");
+    let setup = TlsSetup::new();
+    let daemon = setup.daemon().start();
+    let builder = setup.builders.client("builder-7");
     for (number, version) in [(1, "--http1.1"), (2, "--http2")] {
         let sample = sample(number, version.as_bytes());
-        let refused = world.put(&daemon, &sample, None, &[version]).is(403);
+        let refused = setup.put(&daemon, &sample, None, &[version]).is(403);
         assert!(refused.text().contains("uploads need a client certificate"), "{refused:?}");
-        world.put(&daemon, &sample, Some(&builder), &[version]).is(201);
-        // Who has none may read, as no read user is set.
-        assert_eq!(world.ask(&daemon, &sample.nar_path, None, &[version]).is(200).body, sample.nar);
+        setup.put(&daemon, &sample, Some(&builder), &[version]).is(201);
+        // Without a certificate, reading is allowed because no read user is set.
+        assert_eq!(setup.ask(&daemon, &sample.nar_path, None, &[version]).is(200).body, sample.nar);
     }
     let (_, log) = daemon.stop();
     let uploads: Vec<&str> = log.lines().filter(|line| line.contains("uploaded")).collect();
@@ -61,37 +73,37 @@ fn a_client_with_a_certificate_of_the_ca_is_the_write_user() {
 
 #[test]
 fn passwords_work_beside_client_certificates() {
-    let world = World::new();
-    let daemon = world
+    let setup = TlsSetup::new();
+    let daemon = setup
         .daemon()
         .env("NIX_STORED_USER_READ", "reader")
         .env("NIX_STORED_USER_READ_PASS", "r")
         .env("NIX_STORED_USER_WRITE", "writer")
         .env("NIX_STORED_USER_WRITE_PASS", "w")
         .start();
-    let (sample, builder) = (sample(1, b"x"), world.builders.client("builder"));
-    world.put(&daemon, &sample, None, &[]).is(401);
-    world.put(&daemon, &sample, None, &["-u", "reader:r"]).is(403);
-    world.put(&daemon, &sample, None, &["-u", "writer:w"]).is(201);
-    world.put(&daemon, &sample, Some(&builder), &[]).is(200);
-    // A certificate says more than a netrc that is there for another reason.
-    world.put(&daemon, &sample, Some(&builder), &["-u", "reader:r"]).is(200);
-    world.ask(&daemon, &sample.nar_path, None, &[]).is(401);
-    world.ask(&daemon, &sample.nar_path, None, &["-u", "reader:r"]).is(200);
-    world.ask(&daemon, &sample.nar_path, Some(&builder), &[]).is(200);
+    let (sample, builder) = (sample(1, b"x"), setup.builders.client("builder"));
+    setup.put(&daemon, &sample, None, &[]).is(401);
+    setup.put(&daemon, &sample, None, &["-u", "reader:r"]).is(403);
+    setup.put(&daemon, &sample, None, &["-u", "writer:w"]).is(201);
+    setup.put(&daemon, &sample, Some(&builder), &[]).is(200);
+    // The certificate takes precedence over a netrc for other purposes.
+    setup.put(&daemon, &sample, Some(&builder), &["-u", "reader:r"]).is(200);
+    setup.ask(&daemon, &sample.nar_path, None, &[]).is(401);
+    setup.ask(&daemon, &sample.nar_path, None, &["-u", "reader:r"]).is(200);
+    setup.ask(&daemon, &sample.nar_path, Some(&builder), &[]).is(200);
 }
 
 #[test]
 fn a_client_certificate_of_another_ca_or_an_expired_one_is_refused() {
-    let world = World::new();
-    let daemon = world.daemon().start();
+    let setup = TlsSetup::new();
+    let daemon = setup.daemon().start();
     let other = Authority::new();
     let foreign = other.client("builder");
-    let expired = world.builders.expired_client("builder");
-    // The server's own authority is not that of the builders, and says nothing about them.
-    let confused = world.servers.client("builder");
+    let expired = setup.builders.expired_client("builder");
+    // A client certificate from the server's CA is not one from the builders' CA.
+    let confused = setup.servers.client("builder");
     for holds in [&foreign, &expired, &confused] {
-        let refused = world.put(&daemon, &sample(1, b"x"), Some(holds), &[]);
+        let refused = setup.put(&daemon, &sample(1, b"x"), Some(holds), &[]);
         assert_eq!(refused.status, 0, "{refused:?}");
         assert!(refused.error.contains("alert"), "{refused:?}");
     }
@@ -101,11 +113,11 @@ fn a_client_certificate_of_another_ca_or_an_expired_one_is_refused() {
 
 #[test]
 fn without_a_client_ca_no_certificate_is_requested() {
-    let world = World::new();
-    let daemon = signed_by(&world.servers)
+    let setup = TlsSetup::new();
+    let daemon = signed_by(&setup.servers)
         .env("NIX_STORED_USER_WRITE", "writer")
         .env("NIX_STORED_USER_WRITE_PASS", "w")
         .start();
-    let builder = world.builders.client("builder");
-    world.put(&daemon, &sample(1, b"x"), Some(&builder), &[]).is(401);
+    let builder = setup.builders.client("builder");
+    setup.put(&daemon, &sample(1, b"x"), Some(&builder), &[]).is(401);
 }

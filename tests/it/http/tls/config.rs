@@ -1,7 +1,7 @@
 //! Errors in certificates and keys are reported at start.
 
 use super::{curl, showing, signed_by};
-use crate::support::certificates::{Authority, Issued};
+use crate::support::certificates::{Authority, CertFiles};
 use crate::support::daemon::Daemon;
 use crate::support::nix::utf8;
 use crate::support::scratch::Scratch;
@@ -83,7 +83,7 @@ fn clients_refuse_a_certificate_for_another_address_or_of_another_ca() {
     curl(&authority, &url, &[]).is(200);
     assert_eq!(curl(&other, &url, &[]).status, 0);
 
-    let Issued { cert, key } = authority.server("127.0.0.9");
-    let elsewhere = showing(&Issued { cert, key }).start();
+    let CertFiles { cert, key } = authority.server("127.0.0.9");
+    let elsewhere = showing(&CertFiles { cert, key }).start();
     assert_eq!(curl(&authority, elsewhere.url(), &[]).status, 0);
 }

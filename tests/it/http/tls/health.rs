@@ -1,21 +1,21 @@
 //! `nix-stored health` over TLS.
 
 use super::{showing, signed_by};
-use crate::lifecycle::health::asked;
-use crate::support::certificates::{Authority, Issued};
+use crate::lifecycle::health::check_health;
+use crate::support::certificates::{Authority, CertFiles};
 use crate::support::daemon::Daemon;
 use crate::support::nix::utf8;
 use crate::support::scratch::Scratch;
 
-/// Asks the daemon of this machine, with its configuration.
-fn asked_here(daemon: &Daemon, issued: &Issued) -> (i32, String) {
+/// Runs the health check with the configuration of the daemon on this machine.
+fn check_health_with(daemon: &Daemon, issued: &CertFiles) -> (i32, String) {
     let listen = daemon.url().trim_start_matches("https://");
     let vars = [
         ("NIX_STORED_LISTEN_INTERFACE", listen),
         ("NIX_STORED_TLS_CERT", utf8(&issued.cert)),
         ("NIX_STORED_TLS_KEY", utf8(&issued.key)),
     ];
-    asked(&vars, &[])
+    check_health(&vars, &[])
 }
 
 #[test]
@@ -23,24 +23,24 @@ fn the_health_command_accepts_the_configured_certificate_whatever_its_name() {
     let authority = Authority::new();
     let elsewhere = authority.server("192.0.2.1");
     let daemon = showing(&elsewhere).start();
-    let (code, told) = asked_here(&daemon, &elsewhere);
-    assert_eq!(code, 0, "{told}");
-    assert!(told.starts_with(&format!("{} is ok: nix-stored ", daemon.url())), "{told}");
-    // Whoever asks by name gets to hear that it is another one.
-    let (code, told) = asked(&[("NIX_SSL_CERT_FILE", authority.file())], &[daemon.url()]);
-    assert_eq!(code, 1, "{told}");
-    assert!(told.contains("not valid for name"), "{told}");
+    let (code, printed) = check_health_with(&daemon, &elsewhere);
+    assert_eq!(code, 0, "{printed}");
+    assert!(printed.starts_with(&format!("{} is ok: nix-stored ", daemon.url())), "{printed}");
+    // With a URL, the certificate of another server is an error.
+    let (code, printed) = check_health(&[("NIX_SSL_CERT_FILE", authority.file())], &[daemon.url()]);
+    assert_eq!(code, 1, "{printed}");
+    assert!(printed.contains("not valid for name"), "{printed}");
 }
 
 #[test]
 fn the_health_command_reports_another_certificate_than_the_configured_one() {
     let authority = Authority::new();
     let (old, new) = (authority.server("127.0.0.1"), authority.server("127.0.0.1"));
-    let (code, told) = asked_here(&showing(&old).start(), &new);
-    assert_eq!(code, 1, "{told}");
+    let (code, printed) = check_health_with(&showing(&old).start(), &new);
+    assert_eq!(code, 1, "{printed}");
     assert!(
-        told.contains("not the one in NIX_STORED_TLS_CERT") && told.contains("SIGHUP"),
-        "{told}"
+        printed.contains("not the one in NIX_STORED_TLS_CERT") && printed.contains("SIGHUP"),
+        "{printed}"
     );
 }
 
@@ -48,12 +48,13 @@ fn the_health_command_reports_another_certificate_than_the_configured_one() {
 fn the_health_command_verifies_the_certificate_of_a_url() {
     let authority = Authority::new();
     let daemon = signed_by(&authority).start();
-    let (code, told) = asked(&[("NIX_SSL_CERT_FILE", authority.file())], &[daemon.url()]);
-    assert_eq!(code, 0, "{told}");
-    let stranger = Authority::new();
-    let (code, told) = asked(&[("NIX_SSL_CERT_FILE", stranger.file())], &[daemon.url()]);
-    assert_eq!(code, 1, "{told}");
-    assert!(told.contains("does not respond: invalid peer certificate"), "{told}");
+    let (code, printed) = check_health(&[("NIX_SSL_CERT_FILE", authority.file())], &[daemon.url()]);
+    assert_eq!(code, 0, "{printed}");
+    let other_authority = Authority::new();
+    let (code, printed) =
+        check_health(&[("NIX_SSL_CERT_FILE", other_authority.file())], &[daemon.url()]);
+    assert_eq!(code, 1, "{printed}");
+    assert!(printed.contains("does not respond: invalid peer certificate"), "{printed}");
 }
 
 #[test]
@@ -67,7 +68,7 @@ fn the_health_command_uses_tls_over_a_unix_socket() {
         ("NIX_STORED_TLS_CERT", utf8(&issued.cert)),
         ("NIX_STORED_TLS_KEY", utf8(&issued.key)),
     ];
-    let (code, told) = asked(&vars, &[]);
-    assert_eq!(code, 0, "{told}");
+    let (code, printed) = check_health(&vars, &[]);
+    assert_eq!(code, 0, "{printed}");
     drop(daemon);
 }

@@ -1,53 +1,53 @@
 //! HTTPS and HTTP/2 with a private CA, Nix, and misbehaving clients.
 
-/// Client certificates.
+/// Client certificates as credentials.
 mod clients;
-/// What is wrong with certificates and keys, told at start.
+/// Errors in certificates and keys at start.
 mod config;
-/// Whether the daemon is well, asked by itself.
+/// The command `health`.
 mod health;
-/// A real, unmodified Nix.
+/// An unmodified Nix.
 mod nix;
-/// Another certificate while the daemon runs.
+/// New certificates on SIGHUP.
 mod reload;
-/// The right bytes, and the right refusals, over both versions of HTTP.
+/// Content and refusals in both HTTP versions.
 mod serving;
-/// Clients that take their time.
+/// Slow clients.
 mod slow;
-/// Clients that take nothing of their answers, or next to nothing.
-mod untaken;
+/// Clients that read nothing or almost nothing of the responses.
+mod unread_responses;
 
 use std::process::{Command, Stdio};
 
-use crate::support::certificates::{Authority, Issued};
+use crate::support::certificates::{Authority, CertFiles};
 use crate::support::daemon::{Builder, Daemon};
 use crate::support::nix::utf8;
 
-/// A daemon that shows this certificate.
-fn showing(issued: &Issued) -> Builder {
+/// A daemon with this certificate.
+fn showing(issued: &CertFiles) -> Builder {
     Daemon::builder()
         .env("NIX_STORED_TLS_CERT", utf8(&issued.cert))
         .env("NIX_STORED_TLS_KEY", utf8(&issued.key))
 }
 
-/// A daemon with a certificate for its address, by this authority.
+/// A daemon with a certificate for its address, issued by this CA.
 fn signed_by(authority: &Authority) -> Builder {
     showing(&authority.server("127.0.0.1"))
 }
 
-/// What curl got.
+/// The result of a curl command.
 #[derive(Debug)]
-struct Got {
-    /// 0 if there was no answer.
+struct CurlResult {
+    /// 0 if there was no response.
     status: u16,
     /// `1.1` or `2`
     version: String,
     body: Vec<u8>,
-    /// What curl has to say.
+    /// The error message of curl.
     error: String,
 }
 
-impl Got {
+impl CurlResult {
     fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
@@ -59,17 +59,17 @@ impl Got {
     }
 }
 
-/// One request by curl, which believes this authority.
+/// Sends a request with curl, which trusts this CA.
 #[track_caller]
-fn curl(authority: &Authority, url: &str, args: &[&str]) -> Got {
+fn curl(authority: &Authority, url: &str, args: &[&str]) -> CurlResult {
     let output = curl_command(authority, url, args).output().expect("curl is installed");
-    got(&output)
+    parse_output(&output)
 }
 
 fn curl_command(authority: &Authority, url: &str, args: &[&str]) -> Command {
     let mut command = Command::new("curl");
     command
-        // No configuration of the user's, and no proxy.
+        // Without the user's configuration and without a proxy.
         .args(["-q", "--silent", "--show-error", "--noproxy", "*", "--max-time", "120"])
         .args([
             "--cacert",
@@ -85,11 +85,11 @@ fn curl_command(authority: &Authority, url: &str, args: &[&str]) -> Command {
     command
 }
 
-fn got(output: &std::process::Output) -> Got {
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    let (error, summary) = said.rsplit_once('\n').unwrap_or(("", &said));
-    let (version, status) = summary.rsplit_once(' ').expect("as --write-out says");
-    Got {
+fn parse_output(output: &std::process::Output) -> CurlResult {
+    let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+    let (error, summary) = printed.rsplit_once('\n').unwrap_or(("", &printed));
+    let (version, status) = summary.rsplit_once(' ').expect("the format of --write-out");
+    CurlResult {
         status: status.parse().expect("a number"),
         version: version.to_owned(),
         body: output.stdout.clone(),

@@ -1,6 +1,6 @@
 //! Content and refusals over HTTP/1.1 and HTTP/2.
 
-use super::{Got, curl, curl_command, got, signed_by};
+use super::{CurlResult, curl, curl_command, parse_output, signed_by};
 use crate::support::certificates::Authority;
 use crate::support::daemon::{Builder, Daemon};
 use crate::support::nix::utf8;
@@ -10,12 +10,12 @@ use crate::support::scratch::Scratch;
 
 const VERSIONS: [(&str, &str); 2] = [("--http1.1", "1.1"), ("--http2", "2")];
 
-struct World {
+struct TlsSetup {
     authority: Authority,
     scratch: Scratch,
 }
 
-impl World {
+impl TlsSetup {
     fn new() -> Self {
         Self { authority: Authority::new(), scratch: Scratch::new() }
     }
@@ -25,12 +25,12 @@ impl World {
     }
 
     #[track_caller]
-    fn ask(&self, daemon: &Daemon, path: &str, args: &[&str]) -> Got {
+    fn ask(&self, daemon: &Daemon, path: &str, args: &[&str]) -> CurlResult {
         curl(&self.authority, &format!("{}{path}", daemon.url()), args)
     }
 
     #[track_caller]
-    fn put(&self, daemon: &Daemon, path: &str, body: &[u8], args: &[&str]) -> Got {
+    fn put(&self, daemon: &Daemon, path: &str, body: &[u8], args: &[&str]) -> CurlResult {
         let file = self.scratch.join("upload");
         std::fs::write(&file, body).expect("written");
         self.ask(daemon, path, &[&["-T", utf8(&file)], args].concat())
@@ -49,24 +49,24 @@ fn large(number: u8) -> Sample {
 
 #[test]
 fn objects_of_every_size_are_served_completely_and_in_ranges() {
-    let world = World::new();
-    let daemon = world.daemon().start();
-    // In memory, at the limits of what is read and encrypted at a time, and far above.
+    let setup = TlsSetup::new();
+    let daemon = setup.daemon().start();
+    // Sizes for memory, at the limits of a read and of a TLS record, and far above.
     let sizes = [1, 16_000, 40_000, 262_144, 300_000, 5_000_000];
     for (size, number) in sizes.iter().zip(1..) {
         let sample = sample(number, &Noise::new(number.into()).bytes(*size));
-        world.store(&daemon, &sample);
+        setup.store(&daemon, &sample);
         for (version, name) in VERSIONS {
-            let whole = world.ask(&daemon, &sample.nar_path, &[version]).is(200);
+            let whole = setup.ask(&daemon, &sample.nar_path, &[version]).is(200);
             assert!(whole.body == sample.nar, "{size} over {name}");
             assert_eq!(whole.version, name);
             let (from, to) = (sample.nar.len() / 3, sample.nar.len() / 2);
             let range = format!("{from}-{to}");
-            let part = world.ask(&daemon, &sample.nar_path, &[version, "-r", &range]).is(206);
+            let part = setup.ask(&daemon, &sample.nar_path, &[version, "-r", &range]).is(206);
             assert!(part.body == sample.nar[from..=to], "{range} of {size} over {name}");
-            let narinfo = world.ask(&daemon, &sample.narinfo_path, &[version]).is(200);
+            let narinfo = setup.ask(&daemon, &sample.narinfo_path, &[version]).is(200);
             assert_eq!(narinfo.text(), sample.narinfo);
-            let head = world.ask(&daemon, &sample.nar_path, &[version, "-I"]).is(200).text();
+            let head = setup.ask(&daemon, &sample.nar_path, &[version, "-I"]).is(200).text();
             let length = format!("content-length: {}", sample.nar.len());
             assert!(head.to_ascii_lowercase().contains(&length), "{head}");
             let tag = head.lines().find_map(|line| line.split_once(": ")).expect("headers");
@@ -75,44 +75,46 @@ fn objects_of_every_size_are_served_completely_and_in_ranges() {
     }
     let missing = sample(100, b"x");
     for (version, _) in VERSIONS {
-        world.ask(&daemon, &missing.narinfo_path, &[version]).is(404);
-        world.ask(&daemon, "/nix-cache-info", &[version, "-X", "DELETE"]).is(405);
+        setup.ask(&daemon, &missing.narinfo_path, &[version]).is(404);
+        setup.ask(&daemon, "/nix-cache-info", &[version, "-X", "DELETE"]).is(405);
     }
 }
 
 #[test]
 fn many_requests_share_one_connection_of_http_2() {
-    let world = World::new();
-    let daemon = world.daemon().env("NIX_STORED_LOG_LEVEL", "debug").start();
+    let setup = TlsSetup::new();
+    let daemon = setup.daemon().env("NIX_STORED_LOG_LEVEL", "debug").start();
     let samples: Vec<Sample> =
         (1..30).map(|number| sample(number, &Noise::new(number.into()).bytes(150_000))).collect();
-    samples.iter().for_each(|sample| world.store(&daemon, sample));
-    let begun = |daemon: &Daemon| daemon.log().matches("TLS connection established").count();
-    let before = begun(&daemon);
+    samples.iter().for_each(|sample| setup.store(&daemon, sample));
+    let started = |daemon: &Daemon| daemon.log().matches("TLS connection established").count();
+    let before = started(&daemon);
     let mut arguments = vec!["--parallel".to_owned(), "--http2".to_owned()];
     for (at, sample) in samples.iter().enumerate() {
-        let file = world.scratch.join(&format!("nar-{at}"));
+        let file = setup.scratch.join(&format!("nar-{at}"));
         arguments.extend(["-o".to_owned(), utf8(&file).to_owned()]);
         arguments.push(format!("{}{}", daemon.url(), sample.nar_path));
     }
-    let file = world.scratch.join("info");
+    let file = setup.scratch.join("info");
     arguments.extend(["-o".to_owned(), utf8(&file).to_owned()]);
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let url = format!("{}/nix-cache-info", daemon.url());
-    let all = curl_command(&world.authority, &url, &arguments).output().expect("it is installed");
+    let all = curl_command(&setup.authority, &url, &arguments).output().expect("curl is installed");
     assert!(all.status.success(), "{}", String::from_utf8_lossy(&all.stderr));
     for (at, sample) in samples.iter().enumerate() {
-        let got = std::fs::read(world.scratch.join(&format!("nar-{at}"))).expect("it was written");
-        assert!(got == sample.nar, "{}", sample.nar_path);
+        let parse_output =
+            std::fs::read(setup.scratch.join(&format!("nar-{at}"))).expect("written");
+        assert!(parse_output == sample.nar, "{}", sample.nar_path);
     }
-    // On a busy machine curl begins another one before it knows what the first can do.
-    assert!((1..4).contains(&(begun(&daemon) - before)), "{}", daemon.log());
+    // On a busy machine curl opens another connection before it knows that the first supports
+    // HTTP/2.
+    assert!((1..4).contains(&(started(&daemon) - before)), "{}", daemon.log());
 }
 
 #[test]
 fn a_client_that_uploads_a_large_body_receives_the_refusal() {
-    let world = World::new();
-    let daemon = world
+    let setup = TlsSetup::new();
+    let daemon = setup
         .daemon()
         .env("NIX_STORED_USER_WRITE", "writer")
         .env("NIX_STORED_USER_WRITE_PASS", "w")
@@ -120,24 +122,24 @@ fn a_client_that_uploads_a_large_body_receives_the_refusal() {
         .start();
     let sample = large(1);
     for (version, _) in VERSIONS {
-        // Without waiting for a `100 Continue`, so that much of the body is under way.
+        // Without waiting for `100 Continue`, so that much of the body is sent before the refusal.
         let plain = [version, "-H", "Expect:"];
-        let refused = world.put(&daemon, &sample.nar_path, &sample.nar, &plain).is(401);
+        let refused = setup.put(&daemon, &sample.nar_path, &sample.nar, &plain).is(401);
         assert!(refused.text().contains("needs a user and a password"), "{}", refused.text());
         let known = [&plain[..], &["-u", "writer:w"]].concat();
-        let refused = world.put(&daemon, &sample.nar_path, &sample.nar, &known).is(413);
+        let refused = setup.put(&daemon, &sample.nar_path, &sample.nar, &known).is(413);
         assert!(!refused.text().is_empty());
-        let cut = world.put(&daemon, &sample.nar_path, &sample.nar[..5000], &known).is(422);
+        let cut = setup.put(&daemon, &sample.nar_path, &sample.nar[..5000], &known).is(422);
         assert!(!cut.text().is_empty());
     }
 }
 
 #[test]
 fn a_slow_reader_costs_little_memory_and_delays_no_other_client() {
-    let world = World::new();
-    let daemon = world.daemon().start();
+    let setup = TlsSetup::new();
+    let daemon = setup.daemon().start();
     let sample = large(1);
-    world.store(&daemon, &sample);
+    setup.store(&daemon, &sample);
     let url = format!("{}{}", daemon.url(), sample.nar_path);
     let before = daemon.peak_memory();
     let slow: Vec<_> = ["--http1.1", "--http2"]
@@ -146,29 +148,29 @@ fn a_slow_reader_costs_little_memory_and_delays_no_other_client() {
         .take(10)
         .map(|version| {
             let args = [version, "--limit-rate", "8M"];
-            curl_command(&world.authority, &url, &args).spawn().expect("curl is installed")
+            curl_command(&setup.authority, &url, &args).spawn().expect("curl is installed")
         })
         .collect();
     for (version, _) in VERSIONS {
-        assert!(world.ask(&daemon, &sample.nar_path, &[version]).is(200).body == sample.nar);
+        assert!(setup.ask(&daemon, &sample.nar_path, &[version]).is(200).body == sample.nar);
     }
     for slow in slow {
-        let whole = got(&slow.wait_with_output().expect("it ends")).is(200);
+        let whole = parse_output(&slow.wait_with_output().expect("the process ends")).is(200);
         assert!(whole.body == sample.nar);
     }
-    // What each may cost is its buffers, and not its NAR.
+    // An upload costs its buffers, not the size of its NAR.
     let cost = daemon.peak_memory() - before;
     assert!(cost < 40 << 20, "{cost} bytes for a dozen transfers");
 }
 
 #[test]
 fn a_connection_without_tls_is_refused() {
-    let world = World::new();
-    let daemon = world.daemon().start();
+    let setup = TlsSetup::new();
+    let daemon = setup.daemon().start();
     let plain = daemon.url().replace("https://", "http://");
-    assert_eq!(curl(&world.authority, &format!("{plain}/nix-cache-info"), &[]).status, 0);
+    assert_eq!(curl(&setup.authority, &format!("{plain}/nix-cache-info"), &[]).status, 0);
     daemon.wait_for_log("a TLS handshake failed");
-    world.ask(&daemon, "/nix-cache-info", &[]).is(200);
+    setup.ask(&daemon, "/nix-cache-info", &[]).is(200);
     let (status, log) = daemon.stop();
     assert_eq!(status.code(), Some(0));
     assert!(log.contains("all transfers were finished"), "{log}");
@@ -176,15 +178,15 @@ fn a_connection_without_tls_is_refused() {
 
 #[test]
 fn running_transfers_are_finished_at_sigterm() {
-    let world = World::new();
+    let setup = TlsSetup::new();
     for (version, _) in VERSIONS {
-        let daemon = world.daemon().start();
+        let daemon = setup.daemon().start();
         let sample = large(1);
-        world.store(&daemon, &sample);
+        setup.store(&daemon, &sample);
         let url = format!("{}{}", daemon.url(), sample.nar_path);
-        let output = world.scratch.join("download");
+        let output = setup.scratch.join("download");
         let arguments = [version, "--limit-rate", "10M", "-o", utf8(&output)];
-        let slow = curl_command(&world.authority, &url, &arguments).spawn();
+        let slow = curl_command(&setup.authority, &url, &arguments).spawn();
         let slow = slow.expect("curl is installed");
         daemon.wait_until("the transfer has begun", || {
             std::fs::metadata(&output).is_ok_and(|file| file.len() > 0)
@@ -192,20 +194,20 @@ fn running_transfers_are_finished_at_sigterm() {
         let (status, log) = daemon.stop();
         assert_eq!(status.code(), Some(0));
         assert!(log.contains("all transfers were finished"), "{log}");
-        got(&slow.wait_with_output().expect("it ends")).is(200);
-        assert!(std::fs::read(&output).expect("it was written") == sample.nar);
-        std::fs::remove_file(&output).expect("it is there");
+        parse_output(&slow.wait_with_output().expect("the process ends")).is(200);
+        assert!(std::fs::read(&output).expect("written") == sample.nar);
+        std::fs::remove_file(&output).expect("present");
     }
 }
 
 #[cfg(feature = "pages")]
 #[test]
 fn a_page_shows_the_address_that_the_browser_requested() {
-    let world = World::new();
-    let daemon = world.daemon().start();
+    let setup = TlsSetup::new();
+    let daemon = setup.daemon().start();
     assert!(daemon.url().starts_with("https://"), "{}", daemon.url());
     for (arg, version) in VERSIONS {
-        let page = world.ask(&daemon, "/", &[arg, "-H", "accept: text/html"]).is(200);
+        let page = setup.ask(&daemon, "/", &[arg, "-H", "accept: text/html"]).is(200);
         assert_eq!(page.version, version);
         let text = page.text();
         assert!(text.contains(daemon.url()) && !text.contains("http://127"), "{version}: {text}");

@@ -1,39 +1,39 @@
 //! Failures of upstreams: what the client gets, that nothing wrong is stored, and that the daemon continues.
 
-/// What an upstream answers.
-mod answers;
-/// What it says of a path.
+/// Status codes and headers.
+mod responses;
+/// Narinfos.
 mod narinfos;
-/// What it sends.
+/// NARs.
 mod nars;
-/// Where it sends us.
+/// Redirects.
 mod redirects;
-/// What it does not.
+/// Upstreams that do not answer.
 mod stalls;
 
 use nix_stored::nix::StorePathHash;
 
-use crate::support::audit::{assert_nothing_is_false, objects, staging};
+use crate::support::cache_dir::{assert_consistent, objects, staging};
 use crate::support::daemon::Daemon;
 use crate::support::noise::Noise;
 use crate::support::objects::{Sample, sample};
-use crate::support::wire::{Received, Wire};
+use crate::support::wire::{RawResponse, Wire};
 
-/// A path with a NAR of some size.
+/// A path with a large NAR.
 fn large() -> Sample {
     sample(1, &Noise::new(7).bytes(1_000_000))
 }
 
-/// The name of a narinfo.
+/// The request path of a narinfo.
 fn narinfo(number: u8) -> String {
     format!("/{}.narinfo", StorePathHash::new([number; 20]))
 }
 
-fn get(mirror: &Daemon, path: &str) -> Received {
+fn get(mirror: &Daemon, path: &str) -> RawResponse {
     Wire::to(mirror).request("GET", path, b"")
 }
 
-/// A narinfo with some lines changed; those that are changed to nothing are left out.
+/// A narinfo with changed lines; those changed to an empty value are removed.
 fn changed(narinfo: &str, changes: &[(&str, &str)]) -> String {
     let line = |line: &str| {
         let (key, _) = line.split_once(": ").expect("a narinfo's line");
@@ -46,18 +46,19 @@ fn changed(narinfo: &str, changes: &[(&str, &str)]) -> String {
     narinfo.lines().map(line).collect()
 }
 
-trait Told {
-    /// A body that ended before its time.
-    fn is_broken_off(&self);
-    /// The whole of it.
+trait ResponseChecks {
+    /// Checks that the body ended before its declared length.
+    fn is_truncated(&self);
+    /// Checks the whole body.
     fn is(&self, bytes: &[u8]);
 }
 
-impl Told for Received {
+impl ResponseChecks for RawResponse {
     #[track_caller]
-    fn is_broken_off(&self) {
+    fn is_truncated(&self) {
         assert_eq!(self.status, 200);
-        let length: usize = self.header("content-length").parse().expect("it has a length");
+        let length: usize =
+            self.header("content-length").parse().expect("the response has a length");
         assert!(self.body.len() < length, "{} of {length} bytes came", self.body.len());
     }
 
@@ -69,7 +70,7 @@ impl Told for Received {
     }
 }
 
-/// Nothing of an upstream was kept, nothing is left on the way, and the daemon does its work.
+/// Checks that nothing of an upstream was stored or is staged, and that the daemon still works.
 #[track_caller]
 fn assert_unharmed(mirror: Daemon) {
     mirror.wait_until("nothing is staged", || staging(mirror.dir()).len() <= 1);
@@ -80,15 +81,15 @@ fn assert_unharmed(mirror: Daemon) {
     assert_eq!(wire.request("PUT", &own.narinfo_path, own.narinfo.as_bytes()).status, 201);
     wire.request("GET", &own.nar_path, b"").is(&own.nar);
     wire.request("GET", &own.narinfo_path, b"").is(own.narinfo.as_bytes());
-    assert_eq!(assert_nothing_is_false(mirror.dir()), 1);
+    assert_eq!(assert_consistent(mirror.dir()), 1);
     drop(wire);
     let (status, log) = mirror.stop();
     assert!(status.success() && !log.contains("panic"), "{status}\n{log}");
 }
 
-/// The path was kept, and nothing but the truth.
+/// Checks that the path was stored, and that all objects are consistent.
 #[track_caller]
 fn assert_kept(mirror: &Daemon) {
-    assert_eq!(assert_nothing_is_false(mirror.dir()), 1);
+    assert_eq!(assert_consistent(mirror.dir()), 1);
     mirror.wait_until("nothing is staged", || staging(mirror.dir()).len() == 1);
 }

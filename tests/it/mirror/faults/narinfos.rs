@@ -5,15 +5,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix_stored::nix::Compression;
 
-use super::{Told, assert_kept, assert_unharmed, changed, get, large, narinfo};
+use super::{ResponseChecks, assert_kept, assert_unharmed, changed, get, large, narinfo};
 use crate::mirror::mirror_of;
 use crate::support::objects::sample;
 use crate::support::packing::pack;
-use crate::support::scripted::Scripted;
+use crate::support::scripted_upstream::ScriptedUpstream;
 
 #[test]
 fn a_url_that_leads_out_of_the_cache_is_not_followed() {
-    let (upstream, victim) = (Scripted::start(), Scripted::start());
+    let (upstream, victim) = (ScriptedUpstream::start(), ScriptedUpstream::start());
     let host = victim.url().replace("http://", "");
     let urls = [
         &format!("http://{host}/x"),
@@ -31,7 +31,7 @@ fn a_url_that_leads_out_of_the_cache_is_not_followed() {
         "file:///etc/passwd",
         "data:,x",
     ];
-    // A directory in the URL, so that there is something above it.
+    // A directory in the URL, so that a path can leave it.
     let base = format!("{}/a/b", upstream.url());
     let mirror = mirror_of(&[&base]).start();
     for (number, url) in (1..).zip(urls) {
@@ -42,32 +42,35 @@ fn a_url_that_leads_out_of_the_cache_is_not_followed() {
         assert_eq!(get(&mirror, &sample.narinfo_path).status, 502, "{url:?}");
         assert_eq!(get(&mirror, &sample.nar_path).status, 404, "{url:?}");
     }
-    assert!(victim.asked().is_empty(), "{:?}", victim.asked());
-    let outside: Vec<_> =
-        upstream.asked().into_iter().filter(|asked| !asked.target.starts_with("/a/b/")).collect();
+    assert!(victim.requests().is_empty(), "{:?}", victim.requests());
+    let outside: Vec<_> = upstream
+        .requests()
+        .into_iter()
+        .filter(|asked| !asked.target.starts_with("/a/b/"))
+        .collect();
     assert!(outside.is_empty(), "{outside:?}");
     assert_unharmed(mirror);
 }
 
 #[test]
 fn the_upstream_line_of_an_upstreams_narinfo_is_not_passed_on() {
-    let (upstream, sample) = (Scripted::start(), large());
+    let (upstream, sample) = (ScriptedUpstream::start(), large());
     let theirs = format!("{}Upstream: http://inside.example.org\n", sample.narinfo);
     upstream.has(&sample.narinfo_path, theirs.as_bytes());
     upstream.has(&sample.nar_path, &sample.nar);
     let mirror = mirror_of(&[&upstream.url()]).start();
-    let told = || get(&mirror, &sample.narinfo_path).text();
-    assert!(!told().contains("inside.example.org"), "{}", told());
+    let printed = || get(&mirror, &sample.narinfo_path).text();
+    assert!(!printed().contains("inside.example.org"), "{}", printed());
     get(&mirror, &sample.nar_path).is(&sample.nar);
     let line = format!("Upstream: {}", upstream.url());
-    mirror.wait_until("its own line is there", || told().contains(&line));
-    assert!(!told().contains("inside.example.org"), "{}", told());
+    mirror.wait_until("the narinfo has the line of its upstream", || printed().contains(&line));
+    assert!(!printed().contains("inside.example.org"), "{}", printed());
 }
 
 #[test]
 fn an_endless_narinfo_is_not_read_to_its_end() {
     const MIB: usize = 1024 * 1024;
-    let upstream = Scripted::start();
+    let upstream = ScriptedUpstream::start();
     let sent = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&sent);
     upstream.on(&narinfo(1), move |exchange| {
@@ -84,7 +87,7 @@ fn an_endless_narinfo_is_not_read_to_its_end() {
     assert_eq!(get(&mirror, &narinfo(1)).status, 502);
     assert_eq!(get(&mirror, &narinfo(2)).status, 502);
     let sent = sent.load(Ordering::SeqCst);
-    assert!(sent < 100, "{sent} MiB were taken");
+    assert!(sent < 100, "{sent} MiB were accepted");
     let peak = mirror.peak_memory() / MIB;
     assert!(peak < 64, "{peak} MiB");
     assert_unharmed(mirror);
@@ -94,7 +97,7 @@ fn an_endless_narinfo_is_not_read_to_its_end() {
 fn an_invalid_narinfo_is_a_bad_gateway() {
     let sample = large();
     let packed = large().packed(Compression::Xz);
-    let upstream = Scripted::start();
+    let upstream = ScriptedUpstream::start();
     let mirror = mirror_of(&[&upstream.url()]).start();
     for (number, text) in (2..).zip([
         // of another path
@@ -103,7 +106,7 @@ fn an_invalid_narinfo_is_a_bad_gateway() {
         "<html>Sign in to this network</html>\n".to_owned(),
         // of another store
         sample.narinfo.replace("/nix/store", "/other/store"),
-        // cut short
+        // truncated
         sample.narinfo[..sample.narinfo.len() - 20].to_owned(),
     ]) {
         upstream.has(&narinfo(number), text.as_bytes());
@@ -111,7 +114,7 @@ fn an_invalid_narinfo_is_a_bad_gateway() {
     }
     for changes in [
         &[("Compression", "unheard-of")][..],
-        // Nothing would say whether the file is the right one.
+        // Without a hash, the file could not be verified.
         &[("FileHash", ""), ("Compression", "lzop")],
     ] {
         upstream.has(&packed.narinfo_path, changed(&packed.narinfo, changes).as_bytes());
@@ -124,7 +127,7 @@ fn an_invalid_narinfo_is_a_bad_gateway() {
 #[test]
 fn a_server_that_makes_nars_on_the_fly_is_an_upstream() {
     let sample = large();
-    let upstream = Scripted::start();
+    let upstream = ScriptedUpstream::start();
     let target = "/nar/made-up.nar?hash=abc&x=/..";
     let changes = [("FileHash", ""), ("FileSize", ""), ("URL", &target[1..])];
     upstream.has(&sample.narinfo_path, changed(&sample.narinfo, &changes).as_bytes());
@@ -135,8 +138,12 @@ fn a_server_that_makes_nars_on_the_fly_is_an_upstream() {
         exchange.chunk(b"");
     });
     let mirror = mirror_of(&[&upstream.url()]).start();
-    let told = get(&mirror, &sample.narinfo_path);
-    assert!(told.text().contains(&format!("URL: {}\n", &sample.nar_path[1..])), "{}", told.text());
+    let printed = get(&mirror, &sample.narinfo_path);
+    assert!(
+        printed.text().contains(&format!("URL: {}\n", &sample.nar_path[1..])),
+        "{}",
+        printed.text()
+    );
     get(&mirror, &sample.nar_path).is(&sample.nar);
     assert_kept(&mirror);
 }
@@ -144,8 +151,9 @@ fn a_server_that_makes_nars_on_the_fly_is_an_upstream() {
 #[test]
 fn a_narinfo_with_a_content_encoding_is_decoded() {
     let sample = large();
-    let upstream = Scripted::with(&[&sample]);
-    let packed = pack(Compression::Xz, sample.narinfo.as_bytes()).expect("it can be written here");
+    let upstream = ScriptedUpstream::with(&[&sample]);
+    let packed =
+        pack(Compression::Xz, sample.narinfo.as_bytes()).expect("the tests have an encoder");
     upstream.on(&sample.narinfo_path, move |exchange| {
         let length = packed.len();
         let head = format!("Content-Encoding: xz\r\nContent-Length: {length}\r\n\r\n");

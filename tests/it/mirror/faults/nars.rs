@@ -4,19 +4,19 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix_stored::nix::{Compression, Sha256Hash};
 
-use super::{Told, assert_kept, assert_unharmed, changed, get, large};
+use super::{ResponseChecks, assert_kept, assert_unharmed, changed, get, large};
 use crate::mirror::mirror_of;
 use crate::support::noise::Noise;
 use crate::support::objects::{Sample, nar_of_file};
 use crate::support::packing::{WITHOUT_DECODER, pack, without_decoder};
-use crate::support::scripted::{Asked, Scripted};
+use crate::support::scripted_upstream::{RecordedRequest, ScriptedUpstream};
 
 #[test]
 fn a_broken_transfer_of_a_nar_is_resumed() {
     let sample = large();
-    let upstream = Scripted::with(&[&sample]);
+    let upstream = ScriptedUpstream::with(&[&sample]);
     let (nar, half) = (sample.nar.clone(), sample.nar.len() / 2);
-    upstream.on(&sample.nar_path, move |exchange| match exchange.asked.from() {
+    upstream.on(&sample.nar_path, move |exchange| match exchange.request.from() {
         0 => {
             exchange.head(0, nar.len());
             exchange.raw(&nar[..half]);
@@ -28,10 +28,10 @@ fn a_broken_transfer_of_a_nar_is_resumed() {
     assert_eq!(get(&mirror, &sample.narinfo_path).status, 200);
     get(&mirror, &sample.nar_path).is(&sample.nar);
     let from: Vec<usize> = upstream
-        .asked()
+        .requests()
         .iter()
-        .filter(|asked| asked.target == sample.nar_path)
-        .map(Asked::from)
+        .filter(|request| request.target == sample.nar_path)
+        .map(RecordedRequest::from)
         .collect();
     assert_eq!(from, [0, half]);
     assert_kept(&mirror);
@@ -40,7 +40,7 @@ fn a_broken_transfer_of_a_nar_is_resumed() {
 #[test]
 fn an_upstream_without_ranges_is_read_again_from_the_beginning() {
     let sample = large();
-    let upstream = Scripted::with(&[&sample]);
+    let upstream = ScriptedUpstream::with(&[&sample]);
     let (nar, count) = (sample.nar.clone(), AtomicUsize::new(0));
     upstream.on(&sample.nar_path, move |exchange| {
         exchange.head(0, nar.len());
@@ -64,12 +64,12 @@ fn an_upstream_without_ranges_is_read_again_from_the_beginning() {
 fn a_nar_whose_transfer_always_breaks_comes_from_the_next_upstream() {
     let sample = large();
     let half = sample.nar.len() / 2;
-    // The first closes, or stands still, each time after half of it.
+    // The first upstream closes the connection, or stalls, after half of each NAR.
     for hangs in [false, true] {
-        let (one, other) = (Scripted::with(&[&sample]), Scripted::with(&[&sample]));
+        let (one, other) = (ScriptedUpstream::with(&[&sample]), ScriptedUpstream::with(&[&sample]));
         let nar = sample.nar.clone();
         one.on(&sample.nar_path, move |exchange| {
-            let from = exchange.asked.from();
+            let from = exchange.request.from();
             exchange.head(from, nar.len());
             exchange.raw(&nar[from..half.max(from)]);
             if hangs {
@@ -80,9 +80,9 @@ fn a_nar_whose_transfer_always_breaks_comes_from_the_next_upstream() {
         let mirror = mirror_of(&[&one.impatient(), &other.url()]).start();
         assert_eq!(get(&mirror, &sample.narinfo_path).status, 200);
         get(&mirror, &sample.nar_path).is(&sample.nar);
-        let asked = other.asked();
-        assert_eq!(asked.len(), 1, "{asked:?}");
-        assert_eq!(asked[0].from(), half);
+        let request = other.requests();
+        assert_eq!(request.len(), 1, "{request:?}");
+        assert_eq!(request[0].from(), half);
         assert_kept(&mirror);
     }
 }
@@ -91,10 +91,10 @@ fn a_nar_whose_transfer_always_breaks_comes_from_the_next_upstream() {
 fn a_nar_that_never_arrives_completely_is_aborted() {
     let sample = large();
     for hangs in [false, true] {
-        let upstream = Scripted::with(&[&sample]);
+        let upstream = ScriptedUpstream::with(&[&sample]);
         let nar = sample.nar.clone();
         upstream.on(&sample.nar_path, move |exchange| {
-            let from = exchange.asked.from();
+            let from = exchange.request.from();
             exchange.head(from, nar.len());
             exchange.raw(&nar[from..from.max(nar.len() / 2)]);
             if hangs {
@@ -104,7 +104,7 @@ fn a_nar_that_never_arrives_completely_is_aborted() {
         });
         let mirror = mirror_of(&[&upstream.impatient()]).start();
         assert_eq!(get(&mirror, &sample.narinfo_path).status, 200);
-        get(&mirror, &sample.nar_path).is_broken_off();
+        get(&mirror, &sample.nar_path).is_truncated();
         assert_unharmed(mirror);
     }
 }
@@ -112,15 +112,15 @@ fn a_nar_that_never_arrives_completely_is_aborted() {
 #[test]
 fn a_nar_with_another_hash_is_aborted_and_not_requested_again() {
     let sample = large();
-    let upstream = Scripted::with(&[&sample]);
+    let upstream = ScriptedUpstream::with(&[&sample]);
     let mut nar = sample.nar.clone();
     nar[500] ^= 1;
     upstream.has(&sample.nar_path, &nar);
     let mirror = mirror_of(&[&upstream.url()]).start();
     assert_eq!(get(&mirror, &sample.narinfo_path).status, 200);
-    get(&mirror, &sample.nar_path).is_broken_off();
+    get(&mirror, &sample.nar_path).is_truncated();
     mirror.wait_for_log("fetch of a NAR failed");
-    mirror.wait_until("it is not believed any more", || {
+    mirror.wait_until("the narinfo is not served any more", || {
         get(&mirror, &sample.narinfo_path).status == 502
     });
     assert_eq!(get(&mirror, &sample.nar_path).status, 502);
@@ -131,14 +131,14 @@ fn a_nar_with_another_hash_is_aborted_and_not_requested_again() {
 #[test]
 fn after_a_nar_with_another_hash_the_next_upstream_is_tried() {
     let sample = large();
-    let (one, other) = (Scripted::with(&[&sample]), Scripted::with(&[&sample]));
+    let (one, other) = (ScriptedUpstream::with(&[&sample]), ScriptedUpstream::with(&[&sample]));
     let mut nar = sample.nar.clone();
     nar[500] ^= 1;
     one.has(&sample.nar_path, &nar);
     let mirror = mirror_of(&[&one.url(), &other.url()]).start();
     assert_eq!(get(&mirror, &sample.narinfo_path).status, 200);
-    get(&mirror, &sample.nar_path).is_broken_off();
-    mirror.wait_until("the other is believed", || {
+    get(&mirror, &sample.nar_path).is_truncated();
+    mirror.wait_until("the other narinfo is served", || {
         other.count(&sample.narinfo_path) > 0 || get(&mirror, &sample.narinfo_path).status == 502
     });
     assert_eq!(get(&mirror, &sample.narinfo_path).status, 200);
@@ -149,18 +149,18 @@ fn after_a_nar_with_another_hash_the_next_upstream_is_tried() {
 #[test]
 fn a_nar_with_another_size_is_not_accepted() {
     let sample = large();
-    let upstream = Scripted::with(&[&sample]);
+    let upstream = ScriptedUpstream::with(&[&sample]);
     for size in ["1", "1000", "99999999"] {
         let narinfo = changed(&sample.narinfo, &[("FileSize", size)]);
         upstream.has(&sample.narinfo_path, narinfo.as_bytes());
-        // Its head says so.
+        // The length differs in the head.
         let nar = sample.nar.clone();
         upstream.has(&sample.nar_path, &nar);
         let mirror = mirror_of(&[&upstream.url()]).start();
         assert_eq!(get(&mirror, &sample.narinfo_path).status, 200);
         assert_eq!(get(&mirror, &sample.nar_path).status, 502);
         assert_unharmed(mirror);
-        // Only its end does.
+        // The length differs only at the end of a chunked body.
         upstream.on(&sample.nar_path, move |exchange| {
             exchange.chunked();
             exchange.chunk(&nar);
@@ -168,7 +168,7 @@ fn a_nar_with_another_size_is_not_accepted() {
         });
         let mirror = mirror_of(&[&upstream.url()]).start();
         assert_eq!(get(&mirror, &sample.narinfo_path).status, 200);
-        get(&mirror, &sample.nar_path).is_broken_off();
+        get(&mirror, &sample.nar_path).is_truncated();
         assert_unharmed(mirror);
     }
 }
@@ -176,7 +176,7 @@ fn a_nar_with_another_size_is_not_accepted() {
 #[test]
 fn a_wrong_content_length_is_detected() {
     let sample = large();
-    let upstream = Scripted::with(&[&sample]);
+    let upstream = ScriptedUpstream::with(&[&sample]);
     for claimed in [sample.nar.len() - 10, sample.nar.len() + 10] {
         let nar = sample.nar.clone();
         upstream.on(&sample.nar_path, move |exchange| {
@@ -189,12 +189,12 @@ fn a_wrong_content_length_is_detected() {
         assert_eq!(get(&mirror, &sample.nar_path).status, 502);
         assert_unharmed(mirror);
 
-        // Without a FileSize there is nothing to compare it with.
+        // Without a FileSize the length cannot be compared.
         let narinfo = changed(&sample.narinfo, &[("FileSize", "")]);
         upstream.has(&sample.narinfo_path, narinfo.as_bytes());
         let mirror = mirror_of(&[&upstream.url()]).start();
         assert_eq!(get(&mirror, &sample.narinfo_path).status, 200);
-        get(&mirror, &sample.nar_path).is_broken_off();
+        get(&mirror, &sample.nar_path).is_truncated();
         assert_unharmed(mirror);
         upstream.has(&sample.narinfo_path, sample.narinfo.as_bytes());
     }
@@ -205,23 +205,23 @@ fn a_nar_that_differs_from_its_narinfo_is_not_stored() {
     let (right, wrong) = (large(), Noise::new(8).bytes(1_000_000));
     let no_nar = right.with_file(Compression::None, wrong.clone());
     let other_nar = right.with_file(Compression::None, nar_of_file(&wrong));
-    let packed = pack(Compression::Xz, &other_nar.nar).expect("it can be written here");
+    let packed = pack(Compression::Xz, &other_nar.nar).expect("the tests have an encoder");
     let other_packed = right.with_file(Compression::Xz, packed);
-    let cut = pack(Compression::Xz, &right.nar).expect("it can be written here");
+    let cut = pack(Compression::Xz, &right.nar).expect("the tests have an encoder");
     let cut = right.with_file(Compression::Xz, cut[..cut.len() / 2].to_vec());
     let size = (right.nar.len() + 8).to_string();
     let size = Sample { narinfo: changed(&right.narinfo, &[("NarSize", &size)]), ..right.clone() };
     let unreadable = without_decoder(WITHOUT_DECODER[3].1, 1_000_000);
     let unreadable = right.with_file(Compression::None, unreadable);
     for sample in [no_nar, other_nar, other_packed, cut, size, unreadable] {
-        // The file itself is what it is said to be.
+        // The file itself matches its name.
         assert!(sample.narinfo.contains(&Sha256Hash::of(&sample.nar).to_string()));
         for store in ["", "?store=0"] {
-            let upstream = Scripted::with(&[&sample]);
+            let upstream = ScriptedUpstream::with(&[&sample]);
             let mirror = mirror_of(&[&format!("{}{store}", upstream.url())]).start();
             assert_eq!(get(&mirror, &sample.narinfo_path).status, 200);
-            get(&mirror, &sample.nar_path).is_broken_off();
-            mirror.wait_until("it is not believed any more", || {
+            get(&mirror, &sample.nar_path).is_truncated();
+            mirror.wait_until("the narinfo is not served any more", || {
                 get(&mirror, &sample.narinfo_path).status == 502
             });
             assert_eq!(get(&mirror, &sample.nar_path).status, 502);
@@ -233,7 +233,7 @@ fn a_nar_that_differs_from_its_narinfo_is_not_stored() {
 #[test]
 fn a_nar_that_is_missing_at_the_upstream_makes_its_narinfo_absent() {
     let sample = large();
-    let upstream = Scripted::with(&[&sample]);
+    let upstream = ScriptedUpstream::with(&[&sample]);
     let mirror = mirror_of(&[&upstream.url()]).start();
     assert_eq!(get(&mirror, &sample.narinfo_path).status, 200);
     for path in [&sample.nar_path, &sample.narinfo_path] {
@@ -246,13 +246,13 @@ fn a_nar_that_is_missing_at_the_upstream_makes_its_narinfo_absent() {
 
 #[test]
 fn a_nar_that_does_not_fit_on_the_disk_is_507() {
-    let (upstream, sample) = (Scripted::start(), large());
+    let (upstream, sample) = (ScriptedUpstream::start(), large());
     upstream.has(&sample.narinfo_path, sample.narinfo.as_bytes());
     upstream.has(&sample.nar_path, &sample.nar);
     let mirror = mirror_of(&[&upstream.url()]).env("NIX_STORED_MIN_FREE_SPACE", "1000T").start();
-    // Neither absent nor a fault of who asks: Nix takes it from the next cache.
-    let answer = get(&mirror, &sample.nar_path);
-    assert_eq!(answer.status, 507, "{answer:?}");
-    // Whoever runs the mirror can do something about it, and the client cannot.
+    // Neither a 404 nor a client error, so Nix tries the next cache.
+    let response = get(&mirror, &sample.nar_path);
+    assert_eq!(response.status, 507, "{response:?}");
+    // The operator of the mirror can fix it, and the client cannot.
     mirror.wait_for_log("NIX_STORED_MIN_FREE_SPACE");
 }

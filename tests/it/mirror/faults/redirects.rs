@@ -2,11 +2,11 @@
 
 use super::{assert_unharmed, get, large};
 use crate::mirror::mirror_of;
-use crate::support::scripted::Scripted;
+use crate::support::scripted_upstream::ScriptedUpstream;
 
 #[test]
 fn a_redirect_to_another_network_is_not_followed_and_nothing_is_stored() {
-    let upstream = Scripted::start();
+    let upstream = ScriptedUpstream::start();
     let listing = "/8ha1dhmx807czjczmwy078s4r9s254il.ls";
     let narinfo = "/8ha1dhmx807czjczmwy078s4r9s254il.narinfo";
     for target in [
@@ -30,7 +30,7 @@ fn a_redirect_to_another_network_is_not_followed_and_nothing_is_stored() {
 
 #[test]
 fn a_redirect_within_the_network_of_the_upstream_is_followed() {
-    let (upstream, other, sample) = (Scripted::start(), Scripted::start(), large());
+    let (upstream, other, sample) = (ScriptedUpstream::start(), ScriptedUpstream::start(), large());
     other.has(&sample.nar_path, &sample.nar);
     upstream.has(&sample.narinfo_path, sample.narinfo.as_bytes());
     let location = format!("Location: {}{}\n", other.url(), sample.nar_path);
@@ -40,6 +40,6 @@ fn a_redirect_within_the_network_of_the_upstream_is_followed() {
     let nar = get(&mirror, &sample.nar_path);
     assert!(nar.status == 200 && nar.body == sample.nar, "{}", nar.status);
     assert_eq!(other.count(&sample.nar_path), 1);
-    let asked = other.asked().remove(0);
+    let asked = other.requests().remove(0);
     assert_eq!(asked.header("referer"), None);
 }

@@ -2,16 +2,16 @@
 
 use std::sync::Barrier;
 
-use super::{Told, assert_kept, assert_unharmed, get, large, narinfo};
+use super::{ResponseChecks, assert_kept, assert_unharmed, get, large, narinfo};
 use crate::mirror::mirror_of;
 use crate::support::objects::sample;
-use crate::support::scripted::{Exchange, Gate, Scripted};
+use crate::support::scripted_upstream::{Exchange, Gate, ScriptedUpstream};
 use crate::support::wire::Wire;
 
 #[test]
 fn a_stalled_narinfo_is_counted_as_a_failure() {
     let sample = large();
-    let (upstream, other) = (Scripted::start(), Scripted::with(&[&sample]));
+    let (upstream, other) = (ScriptedUpstream::start(), ScriptedUpstream::with(&[&sample]));
     upstream.otherwise(|exchange| {
         exchange.head(0, 100);
         exchange.hang();
@@ -21,13 +21,13 @@ fn a_stalled_narinfo_is_counted_as_a_failure() {
         assert!([502, 504].contains(&get(&mirror, &narinfo(number)).status));
     }
     assert_eq!(get(&mirror, &sample.narinfo_path).status, 200);
-    assert_eq!(upstream.asked().len(), 3, "it was asked again");
+    assert_eq!(upstream.requests().len(), 3, "another request was sent");
 }
 
 #[test]
 fn stored_objects_are_served_without_an_upstream() {
     let (own, absent) = (sample(3, b"own"), narinfo(4));
-    let (upstream, let_go) = (Scripted::start(), Gate::default());
+    let (upstream, let_go) = (ScriptedUpstream::start(), Gate::default());
     let gate = let_go.clone();
     upstream.on(&absent, move |exchange| {
         gate.wait(1);
@@ -43,14 +43,14 @@ fn stored_objects_are_served_without_an_upstream() {
         wire.request("GET", &own.narinfo_path, b"").is(own.narinfo.as_bytes());
         wire.request("GET", &own.nar_path, b"").is(&own.nar);
         let_go.open();
-        assert_eq!(waiting.join().expect("it gets an answer"), 404);
+        assert_eq!(waiting.join().expect("a response arrives"), 404);
     });
 }
 
 #[test]
 fn after_three_failures_the_next_upstream_is_tried_first() {
     let sample = large();
-    let (dead, alive) = (Scripted::start(), Scripted::with(&[&sample]));
+    let (dead, alive) = (ScriptedUpstream::start(), ScriptedUpstream::with(&[&sample]));
     dead.otherwise(Exchange::hang);
     let mirror = mirror_of(&[&dead.impatient(), &alive.url()]).start();
     for number in 2..5 {
@@ -60,14 +60,14 @@ fn after_three_failures_the_next_upstream_is_tried_first() {
     assert_eq!(get(&mirror, &narinfo(5)).status, 502);
     assert_eq!(get(&mirror, &sample.narinfo_path).status, 200);
     get(&mirror, &sample.nar_path).is(&sample.nar);
-    assert_eq!(dead.asked().len(), 3, "it was asked again");
+    assert_eq!(dead.requests().len(), 3, "another request was sent");
     assert_kept(&mirror);
 }
 
 #[test]
 fn requests_queued_for_a_dead_upstream_fail_with_the_running_ones() {
     const CLIENTS: u8 = 200;
-    let dead = Scripted::start();
+    let dead = ScriptedUpstream::start();
     dead.otherwise(Exchange::hang);
     let mirror = mirror_of(&[&dead.impatient()]).start();
     let together = Barrier::new(usize::from(CLIENTS));
@@ -81,25 +81,26 @@ fn requests_queued_for_a_dead_upstream_fail_with_the_running_ones() {
             });
         }
     });
-    let asked = dead.asked().len();
-    // The first 64 at the same time; each of them that gives up makes room, and three are enough.
-    assert!(asked < 100, "it was asked {asked} times");
+    let asked = dead.requests().len();
+    // The first 64 requests are concurrent. Each timeout allows another one, and three timeouts
+    // open the circuit.
+    assert!(asked < 100, "{asked} requests were sent");
     assert_unharmed(mirror);
 }
 
 #[test]
 fn an_upstream_that_sends_retry_after_gets_no_requests() {
     for status in [429, 503] {
-        let upstream = Scripted::start();
+        let upstream = ScriptedUpstream::start();
         upstream.otherwise(move |exchange| exchange.status(status, "Retry-After: 120\n"));
         let sample = large();
-        let other = Scripted::with(&[&sample]);
+        let other = ScriptedUpstream::with(&[&sample]);
         let mirror = mirror_of(&[&upstream.url(), &other.url()]).start();
         assert_eq!(get(&mirror, &narinfo(2)).status, 502);
         mirror.wait_for_log("circuit open for 120s");
         assert_eq!(get(&mirror, &narinfo(3)).status, 502);
         assert_eq!(get(&mirror, &sample.narinfo_path).status, 200);
         get(&mirror, &sample.nar_path).is(&sample.nar);
-        assert_eq!(upstream.asked().len(), 1, "it was asked again");
+        assert_eq!(upstream.requests().len(), 1, "another request was sent");
     }
 }

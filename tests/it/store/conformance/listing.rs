@@ -7,12 +7,12 @@ use futures_util::StreamExt;
 use nix_stored::nix::{CachePath, narinfo as nix_narinfo};
 use nix_stored::store::{Listed, ListedObject, Store};
 
-use super::site::{KEYS, NAR, Site, narinfo, noise, path, there};
+use super::test_backend::{KEYS, NAR, TestBackend, narinfo, noise, path, present};
 
 /// More than one page of every server (1,000).
 const MANY: usize = 1100;
 
-/// The objects by their keys. There must be nothing else.
+/// The objects by key. Checks that there are no other files.
 pub async fn objects(
     store: &Store,
     wanted: fn(&CachePath) -> bool,
@@ -22,7 +22,7 @@ pub async fn objects(
     objects
 }
 
-/// The objects by their keys, and everything else by its name.
+/// The objects by key, and the names of all other files.
 async fn everything(
     store: &Store,
     wanted: fn(&CachePath) -> bool,
@@ -51,8 +51,8 @@ fn narinfos(path: &CachePath) -> bool {
     matches!(path, CachePath::NarInfo(_))
 }
 
-pub async fn every_object_is_listed_with_its_metadata(site: &impl Site) {
-    let store = site.open().await;
+pub async fn every_object_is_listed_with_its_metadata(backend: &impl TestBackend) {
+    let store = backend.open().await;
     let many = futures_util::stream::iter(0..MANY).map(|number| {
         let store = &store;
         async move {
@@ -71,7 +71,7 @@ pub async fn every_object_is_listed_with_its_metadata(site: &impl Site) {
     let strangers = ["README", "nar/README", "nar/x.nar", "x.narinfo"];
     let ours = ["nix-cache-info", ".nix-stored/something/else"];
     for key in strangers.into_iter().chain(ours) {
-        site.plant(key, b"text");
+        backend.plant(key, b"text");
     }
 
     let (listed, foreign) = everything(&store, narinfos).await;
@@ -82,22 +82,28 @@ pub async fn every_object_is_listed_with_its_metadata(site: &impl Site) {
         assert_eq!(object.path, path(&key));
         let size = object.metadata.size;
         assert_eq!(object.content.is_some(), narinfos(&object.path), "{key}");
-        let head = there(store.head(&object.path).await);
+        let head = present(store.head(&object.path).await);
         assert_eq!(head.size, size, "{key}");
-        assert!(head.etag == object.metadata.etag || !site.lists_tags(), "{key}: {head:?}");
-        // A list may know the time more exactly than a head does.
+        assert!(head.etag == object.metadata.etag || !backend.lists_tags(), "{key}: {head:?}");
+        // The time in a listing may be more precise than that of a HEAD request.
         let apart = |a: std::time::SystemTime, b| {
             a.duration_since(b).unwrap_or_else(|error| error.duration()).as_secs()
         };
         assert_eq!(apart(head.modified, object.metadata.modified), 0, "{key}");
         assert_eq!(apart(head.used, object.metadata.used), 0, "{key}");
-        // Last: looking at a file is a use, too.
-        assert_eq!(site.look(&key).map(|bytes| bytes.len() as u64), Some(size), "{key}");
+        // Last, because reading a file can count as a use.
+        assert_eq!(
+            backend.read_directly(&key).map(|bytes| bytes.len() as u64),
+            Some(size),
+            "{key}"
+        );
     }
 }
 
-pub async fn objects_are_listed_with_their_content_up_to_the_largest_narinfo(site: &impl Site) {
-    let store = site.open().await;
+pub async fn objects_are_listed_with_their_content_up_to_the_largest_narinfo(
+    backend: &impl TestBackend,
+) {
+    let store = backend.open().await;
     let limit = nix_narinfo::MAX_SIZE as usize;
     let (largest, larger) = (noise(limit), noise(limit + 1));
     store.put(&narinfo(1), largest.clone().into()).await.unwrap();
@@ -117,8 +123,8 @@ pub async fn objects_are_listed_with_their_content_up_to_the_largest_narinfo(sit
     assert_eq!(listed[NAR].content.as_deref(), Some(&b""[..]));
 }
 
-pub async fn a_dropped_listing_does_not_disturb_the_next(site: &impl Site) {
-    let store = site.open().await;
+pub async fn a_dropped_listing_does_not_disturb_the_next(backend: &impl TestBackend) {
+    let store = backend.open().await;
     for number in 0..20 {
         store.put(&narinfo(number), "text".into()).await.unwrap();
     }

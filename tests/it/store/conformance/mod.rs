@@ -1,25 +1,26 @@
 //! The contract of [`nix_stored::store::Store`], case by case, for every store.
 
-/// Where the stores are, as seen without them.
-mod site;
+/// Access to the storage without the store.
+mod test_backend;
 
-/// What is absent, put, replaced and taken aside.
+/// Absent, stored, replaced and quarantined objects.
 mod objects;
+/// Private files and the collection lock.
 mod private_files;
-/// What goes in by parts.
+/// Uploads in parts.
 mod uploads;
-/// Parts of what comes out.
+/// Reads of ranges.
 mod ranges;
-/// Going through everything.
+/// Listing.
 mod listing;
-/// Use and removal.
+/// Uses and removals.
 mod uses;
-/// Notes and the lock.
-use site::Directory;
+
 #[cfg(feature = "s3")]
-use site::InBucket;
+use test_backend::BucketBackend;
+use test_backend::DirectoryBackend;
 #[cfg(feature = "s3")]
-pub use site::{KEYS, has_keys};
+pub use test_backend::{KEYS, has_keys};
 
 /// Makes every case a test of every store.
 macro_rules! suite {
@@ -27,7 +28,7 @@ macro_rules! suite {
         mod directory {
             $($(#[tokio::test(flavor = "multi_thread")]
             async fn $case() {
-                super::$module::$case(&super::Directory::new()).await;
+                super::$module::$case(&super::DirectoryBackend::new()).await;
             })+)+
         }
 
@@ -36,8 +37,8 @@ macro_rules! suite {
             $($(#[tokio::test(flavor = "multi_thread")]
             async fn $case() {
                 const NAME: &str = concat!(module_path!(), "::", stringify!($case));
-                if let Some(site) = super::InBucket::of_a_folder(NAME) {
-                    super::$module::$case(&site).await;
+                if let Some(backend) = super::BucketBackend::of_a_folder(NAME) {
+                    super::$module::$case(&backend).await;
                 }
             })+)+
         }
@@ -47,8 +48,8 @@ macro_rules! suite {
             $($(#[tokio::test(flavor = "multi_thread")]
             async fn $case() {
                 const NAME: &str = concat!(module_path!(), "::", stringify!($case));
-                if let Some(site) = super::InBucket::below_a_prefix(NAME) {
-                    super::$module::$case(&site).await;
+                if let Some(backend) = super::BucketBackend::below_a_prefix(NAME) {
+                    super::$module::$case(&backend).await;
                 }
             })+)+
         }
@@ -59,8 +60,8 @@ macro_rules! suite {
             #[ignore = "needs Garage: tests/run --garage"]
             async fn $case() {
                 const NAME: &str = concat!(module_path!(), "::", stringify!($case));
-                if let Some(site) = super::InBucket::of_garage(NAME) {
-                    super::$module::$case(&site).await;
+                if let Some(backend) = super::BucketBackend::of_garage(NAME) {
+                    super::$module::$case(&backend).await;
                 }
             })+)+
         }

@@ -6,13 +6,13 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use nix_stored::store::{Removed, Stored};
 
-use super::site::{KEYS, NAR, Site, content, metadata, noise, path, there};
+use super::test_backend::{KEYS, NAR, TestBackend, content, metadata, noise, path, present};
 
-/// The clocks of two machines, and times that are whole seconds.
+/// Allows for the clocks of two machines, and for times in whole seconds.
 const ABOUT: Duration = Duration::from_secs(5);
 
-pub async fn an_absent_object_is_none_in_every_operation(site: &impl Site) {
-    let store = site.open().await;
+pub async fn an_absent_object_is_none_in_every_operation(backend: &impl TestBackend) {
+    let store = backend.open().await;
     for key in KEYS {
         let path = path(key);
         assert!(matches!(store.head(&path).await, Ok(None)), "{key}");
@@ -20,16 +20,16 @@ pub async fn an_absent_object_is_none_in_every_operation(site: &impl Site) {
         assert!(matches!(store.touch_now(&path).await, Ok(false)), "{key}");
         let removed = store.remove(&path, SystemTime::now()).await;
         assert!(matches!(removed, Ok(Removed::Absent)), "{key}: {removed:?}");
-        let aside = store.quarantine(&path, &Bytes::from_static(b"\"0\"")).await;
-        assert!(matches!(aside, Ok(false)), "{key}: {aside:?}");
+        let quarantined = store.quarantine(&path, &Bytes::from_static(b"\"0\"")).await;
+        assert!(matches!(quarantined, Ok(false)), "{key}: {quarantined:?}");
     }
     store.sync_removals().await.unwrap();
     assert_eq!(store.list(|_| true).count().await, 0);
-    assert_eq!(site.keys(), [""; 0]);
+    assert_eq!(backend.keys(), [""; 0]);
 }
 
-pub async fn head_and_get_return_the_stored_object(site: &impl Site) {
-    let store = site.open().await;
+pub async fn head_and_get_return_the_stored_object(backend: &impl TestBackend) {
+    let store = backend.open().await;
     for (number, key) in KEYS.iter().enumerate() {
         let path = path(key);
         let bytes = noise(1000 * number);
@@ -44,15 +44,15 @@ pub async fn head_and_get_return_the_stored_object(site: &impl Site) {
         let quoted = found.etag.len() > 2 && found.etag[0] == b'"' && found.etag.ends_with(b"\"");
         assert!(quoted, "{key}: {found:?}");
         assert_eq!(content(&store, &path).await, bytes, "{key}");
-        assert_eq!(site.look(key), Some(bytes), "{key}");
+        assert_eq!(backend.read_directly(key), Some(bytes), "{key}");
     }
 }
 
-pub async fn a_second_put_replaces_the_object(site: &impl Site) {
-    let store = site.open().await;
+pub async fn a_second_put_replaces_the_object(backend: &impl TestBackend) {
+    let store = backend.open().await;
     let path = path(KEYS[0]);
     let mut before = Bytes::new();
-    // Of one length, and within one second.
+    // Objects of one length, written within one second.
     for (round, text) in ["first", "other", "third", "third"].into_iter().enumerate() {
         let stored = store.put(&path, text.into()).await.unwrap();
         assert_eq!(stored, if round == 0 { Stored::Created } else { Stored::Replaced });
@@ -61,12 +61,12 @@ pub async fn a_second_put_replaces_the_object(site: &impl Site) {
         assert_eq!(content(&store, &path).await, text.as_bytes());
         before = etag;
     }
-    assert_eq!(site.keys(), [KEYS[0]]);
+    assert_eq!(backend.keys(), [KEYS[0]]);
 }
 
-pub async fn odd_names_are_stored_unchanged(site: &impl Site) {
+pub async fn odd_names_are_stored_unchanged(backend: &impl TestBackend) {
     const DERIVATION: &str = "8ha1dhmx807czjczmwy078s4r9s254il";
-    let store = site.open().await;
+    let store = backend.open().await;
     let hash = "0123456789abcdef".repeat(4);
     let mut keys = [
         format!("realisations/sha256:{hash}!out.doi"),
@@ -82,82 +82,83 @@ pub async fn odd_names_are_stored_unchanged(site: &impl Site) {
         let text = Bytes::from(key.clone());
         assert_eq!(store.put(&path(key), text.clone()).await.unwrap(), Stored::Created, "{key}");
         assert_eq!(content(&store, &path(key)).await, text, "{key}");
-        assert!(there(store.head(&path(key)).await).size > 0, "{key}");
+        assert!(present(store.head(&path(key)).await).size > 0, "{key}");
     }
     keys.sort();
-    assert_eq!(site.keys(), keys);
+    assert_eq!(backend.keys(), keys);
     let listed = super::listing::objects(&store, |_| false).await;
     assert!(listed.keys().eq(&keys), "{listed:?}");
     for key in &keys {
         assert!(store.touch_now(&path(key)).await.unwrap(), "{key}");
-        let tag = there(store.head(&path(key)).await).etag;
+        let tag = present(store.head(&path(key)).await).etag;
         assert!(store.quarantine(&path(key), &tag).await.unwrap(), "{key}");
-        assert_eq!(site.look(&aside(key)), Some(key.clone().into_bytes()));
+        assert_eq!(backend.read_directly(&quarantined(key)), Some(key.clone().into_bytes()));
     }
-    assert_eq!(site.keys(), [""; 0]);
+    assert_eq!(backend.keys(), [""; 0]);
 }
 
-fn aside(key: &str) -> String {
+fn quarantined(key: &str) -> String {
     format!(".nix-stored/quarantine/{key}")
 }
 
-pub async fn only_the_verified_version_is_quarantined(site: &impl Site) {
-    let store = site.open().await;
+pub async fn only_the_verified_version_is_quarantined(backend: &impl TestBackend) {
+    let store = backend.open().await;
     for (key, length) in [(KEYS[0], 100), (NAR, 6 << 20)] {
         let path = path(key);
         let (looked_at, replaced) = (noise(length), noise(length + 1));
         store.put(&path, looked_at.into()).await.unwrap();
-        let old = there(store.head(&path).await).etag;
+        let old = present(store.head(&path).await).etag;
         store.put(&path, replaced.clone().into()).await.unwrap();
         assert!(!store.quarantine(&path, &old).await.unwrap(), "{key}");
         assert_eq!(content(&store, &path).await, replaced, "{key}");
-        assert_eq!(site.look(&aside(key)), None);
+        assert_eq!(backend.read_directly(&quarantined(key)), None);
 
-        let new = there(store.head(&path).await).etag;
+        let new = present(store.head(&path).await).etag;
         assert!(store.quarantine(&path, &new).await.unwrap(), "{key}");
         assert!(store.get(&path).await.unwrap().is_none(), "{key}");
         assert!(store.head(&path).await.unwrap().is_none(), "{key}");
         assert!(!store.quarantine(&path, &new).await.unwrap(), "{key}");
-        assert_eq!(site.look(&aside(key)), Some(replaced), "{key}");
+        assert_eq!(backend.read_directly(&quarantined(key)), Some(replaced), "{key}");
     }
-    assert_eq!(site.keys(), [""; 0]);
+    assert_eq!(backend.keys(), [""; 0]);
     assert_eq!(store.list(|_| true).count().await, 0);
 }
 
-pub async fn an_object_stored_during_a_quarantine_is_kept(site: &impl Site) {
-    let store = site.open().await;
+pub async fn an_object_stored_during_a_quarantine_is_kept(backend: &impl TestBackend) {
+    let store = backend.open().await;
     for number in 0..20 {
         let path = path(KEYS[0]);
         let (false_one, good) = (format!("false {number}"), format!("good {number}"));
         store.put(&path, false_one.into()).await.unwrap();
-        let etag = there(store.head(&path).await).etag;
-        let (aside, stored) =
+        let etag = present(store.head(&path).await).etag;
+        let (quarantined, stored) =
             tokio::join!(store.quarantine(&path, &etag), store.put(&path, good.clone().into()));
-        aside.unwrap();
+        quarantined.unwrap();
         stored.unwrap();
         assert_eq!(content(&store, &path).await, good.into_bytes(), "round {number}");
     }
 }
 
-pub async fn a_quarantined_object_replaces_no_earlier_one(site: &impl Site) {
-    let store = site.open().await;
+pub async fn a_quarantined_object_replaces_no_earlier_one(backend: &impl TestBackend) {
+    let store = backend.open().await;
     let path = path(KEYS[0]);
     for text in ["one", "two", "three"] {
         store.put(&path, text.into()).await.unwrap();
-        let etag = there(store.head(&path).await).etag;
+        let etag = present(store.head(&path).await).etag;
         assert!(store.quarantine(&path, &etag).await.unwrap());
     }
-    let names = ["", ".1", ".2"].map(|number| site.look(&format!("{}{number}", aside(KEYS[0]))));
+    let names = ["", ".1", ".2"]
+        .map(|number| backend.read_directly(&format!("{}{number}", quarantined(KEYS[0]))));
     let texts = ["one", "two", "three"].map(|text| Some(text.as_bytes().to_vec()));
     assert_eq!(names, texts);
 }
 
-pub async fn a_stored_object_is_visible_to_another_process(site: &impl Site) {
-    let (first, second) = (site.open().await, site.open().await);
+pub async fn a_stored_object_is_visible_to_another_process(backend: &impl TestBackend) {
+    let (first, second) = (backend.open().await, backend.open().await);
     let path = path(KEYS[0]);
     assert!(second.get(&path).await.unwrap().is_none());
     first.put(&path, "one".into()).await.unwrap();
-    // What was absent a moment ago may be for a moment more.
+    // A negative lookup may be cached for a moment.
     let deadline = tokio::time::Instant::now() + ABOUT;
     while second.head(&path).await.unwrap().is_none() {
         assert!(tokio::time::Instant::now() < deadline);
@@ -167,5 +168,5 @@ pub async fn a_stored_object_is_visible_to_another_process(site: &impl Site) {
     second.put(&path, "another".into()).await.unwrap();
     assert_eq!(content(&first, &path).await, b"another");
     drop((first, second));
-    assert_eq!(content(&*site.open().await, &path).await, b"another");
+    assert_eq!(content(&*backend.open().await, &path).await, b"another");
 }

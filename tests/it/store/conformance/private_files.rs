@@ -2,10 +2,10 @@
 
 use bytes::Bytes;
 
-use super::site::{Site, until};
+use super::test_backend::{TestBackend, until};
 
-pub async fn a_private_file_is_there_until_it_is_removed(site: &impl Site) {
-    let store = site.open().await;
+pub async fn a_private_file_is_there_until_it_is_removed(backend: &impl TestBackend) {
+    let store = backend.open().await;
     let files = store.private_files();
     let name = "pins/release-25.11";
     assert_eq!(files.read(name).await.unwrap(), None);
@@ -14,18 +14,18 @@ pub async fn a_private_file_is_there_until_it_is_removed(site: &impl Site) {
     assert_eq!(files.read(name).await.unwrap(), Some(Bytes::from_static(b"one")));
     assert!(files.write(name, "other".into()).await.unwrap());
     assert_eq!(
-        site.open().await.private_files().read(name).await.unwrap(),
+        backend.open().await.private_files().read(name).await.unwrap(),
         Some(Bytes::from_static(b"other"))
     );
-    assert_eq!(site.look(".nix-stored/pins/release-25.11"), Some(b"other".to_vec()));
+    assert_eq!(backend.read_directly(".nix-stored/pins/release-25.11"), Some(b"other".to_vec()));
     assert!(files.remove(name).await.unwrap());
     assert_eq!(files.read(name).await.unwrap(), None);
     assert_eq!(files.list("pins").await.unwrap(), [""; 0]);
-    assert_eq!(site.keys(), [""; 0]);
+    assert_eq!(backend.keys(), [""; 0]);
 }
 
-pub async fn private_files_are_listed_by_folder(site: &impl Site) {
-    let store = site.open().await;
+pub async fn private_files_are_listed_by_folder(backend: &impl TestBackend) {
+    let store = backend.open().await;
     let files = store.private_files();
     assert_eq!(files.list("pins").await.unwrap(), [""; 0]);
     for name in ["pins/a", "pins/B+_.-1", "pins2/c", "other/d"] {
@@ -39,8 +39,8 @@ pub async fn private_files_are_listed_by_folder(site: &impl Site) {
     assert_eq!(files.list("none").await.unwrap(), [""; 0]);
 }
 
-pub async fn the_collection_lock_has_one_holder_until_it_is_dropped(site: &impl Site) {
-    let (first, second) = (site.open().await, site.open().await);
+pub async fn the_collection_lock_has_one_holder_until_it_is_dropped(backend: &impl TestBackend) {
+    let (first, second) = (backend.open().await, backend.open().await);
     for _ in 0..2 {
         let lock = first.private_files().lock_collection().await.unwrap();
         assert!(lock.is_some());
@@ -55,9 +55,9 @@ pub async fn the_collection_lock_has_one_holder_until_it_is_dropped(site: &impl 
             }
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         }
-        assert!(taken.is_some(), "it was not let go");
+        assert!(taken.is_some(), "the lock was not released");
         assert!(first.private_files().lock_collection().await.unwrap().is_none());
         drop(taken);
     }
-    until("it is not an object", || site.keys().is_empty()).await;
+    until("the private file is not an object", || backend.keys().is_empty()).await;
 }

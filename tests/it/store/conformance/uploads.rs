@@ -5,18 +5,19 @@ use std::sync::Arc;
 
 use nix_stored::store::Stored;
 
-use super::site::{
-    KEYS, NAR, Site, blocking, commit, content, metadata, noise, path, there, until, upload,
+use super::test_backend::{
+    KEYS, NAR, TestBackend, blocking, commit, content, metadata, noise, path, present, until,
+    upload,
 };
 
 const MIB: usize = 1 << 20;
 
-/// Sizes about those of parts, and of buffers.
+/// Sizes around those of parts and buffers.
 const SIZES: [usize; 9] =
     [0, 1, 64 * 1024 + 1, 5 * MIB - 1, 5 * MIB, 5 * MIB + 1, 8 * MIB, 10 * MIB, 16 * MIB + 4711];
 
-pub async fn an_upload_of_any_size_is_stored(site: &impl Site) {
-    let store = site.open().await;
+pub async fn an_upload_of_any_size_is_stored(backend: &impl TestBackend) {
+    let store = backend.open().await;
     for (number, length) in SIZES.into_iter().enumerate() {
         let path = path(&format!("nar/{number:0>52}.nar"));
         let bytes = noise(length);
@@ -31,22 +32,25 @@ pub async fn an_upload_of_any_size_is_stored(site: &impl Site) {
                 "{length}"
             );
             assert_eq!(metadata(&store, &path).await.size, length as u64);
-            assert!(content(&store, &path).await == bytes, "{length} bytes came out otherwise");
+            assert!(
+                content(&store, &path).await == bytes,
+                "{length} bytes were stored differently"
+            );
         }
     }
-    assert_eq!(site.keys().len(), SIZES.len());
-    assert_eq!(site.unfinished(), 0);
+    assert_eq!(backend.keys().len(), SIZES.len());
+    assert_eq!(backend.unfinished(), 0);
 }
 
-pub async fn nothing_is_visible_before_it_is_committed(site: &impl Site) {
-    let store = site.open().await;
+pub async fn nothing_is_visible_before_it_is_committed(backend: &impl TestBackend) {
+    let store = backend.open().await;
     for (key, length) in [(KEYS[1], 100_000), (NAR, 12 * MIB)] {
         let path = path(key);
         let bytes = noise(length);
         let first = upload(&store, &path, None, &bytes, MIB).await;
         assert!(store.head(&path).await.unwrap().is_none(), "{key}");
         assert!(store.get(&path).await.unwrap().is_none(), "{key}");
-        assert_eq!(site.look(key), None, "{key}");
+        assert_eq!(backend.read_directly(key), None, "{key}");
         assert_eq!(commit(first).await, Stored::Created);
         let before = metadata(&store, &path).await;
 
@@ -56,53 +60,53 @@ pub async fn nothing_is_visible_before_it_is_committed(site: &impl Site) {
         assert!(content(&store, &path).await == bytes, "{key}");
         assert_eq!(commit(second).await, Stored::Replaced);
         assert!(content(&store, &path).await == other, "{key}");
-        assert_ne!(there(store.head(&path).await).etag, before.etag, "{key}");
+        assert_ne!(present(store.head(&path).await).etag, before.etag, "{key}");
     }
 }
 
-pub async fn an_upload_that_is_dropped_leaves_nothing(site: &impl Site) {
-    let store = site.open().await;
+pub async fn an_upload_that_is_dropped_leaves_nothing(backend: &impl TestBackend) {
+    let store = backend.open().await;
     for length in [0, 1000, 5 * MIB, 17 * MIB] {
         let given_up = upload(&store, &path(NAR), None, &noise(length), MIB).await;
         blocking(move || drop(given_up)).await;
     }
-    until("nothing is left of it", || site.unfinished() == 0).await;
+    until("the staged upload is removed", || backend.unfinished() == 0).await;
     assert!(store.head(&path(NAR)).await.unwrap().is_none());
-    assert_eq!(site.keys(), [""; 0]);
+    assert_eq!(backend.keys(), [""; 0]);
 }
 
-pub async fn an_upload_that_is_dropped_keeps_the_old_object(site: &impl Site) {
-    let store = site.open().await;
+pub async fn an_upload_that_is_dropped_keeps_the_old_object(backend: &impl TestBackend) {
+    let store = backend.open().await;
     let path = path(NAR);
     store.put(&path, "good".into()).await.unwrap();
     let before = metadata(&store, &path).await;
     let given_up = upload(&store, &path, None, &noise(12 * MIB), MIB).await;
     blocking(move || drop(given_up)).await;
-    until("nothing is left of it", || site.unfinished() == 0).await;
+    until("the staged upload is removed", || backend.unfinished() == 0).await;
     assert_eq!(metadata(&store, &path).await, before);
     assert_eq!(content(&store, &path).await, b"good");
 }
 
-pub async fn two_uploads_of_one_object_leave_one_of_them_whole(site: &impl Site) {
-    let store = site.open().await;
+pub async fn two_uploads_of_one_object_leave_one_of_them_whole(backend: &impl TestBackend) {
+    let store = backend.open().await;
     for length in [1000, 6 * MIB] {
         let path = path(&format!("nar/{length:0>52}.nar"));
         let (one, other) = (noise(length), noise(length + 1));
         let first = upload(&store, &path, None, &one, MIB).await;
         let second = upload(&store, &path, None, &other, MIB).await;
         let (first, second) = tokio::join!(commit(first), commit(second));
-        // Which of two that end in the same moment came first, not every store can say.
+        // Not every store can tell which of two concurrent commits was first.
         assert!(first == Stored::Created || second == Stored::Created);
         let found = content(&store, &path).await;
         assert!(found == one || found == other, "{} bytes of neither", found.len());
         assert_eq!(metadata(&store, &path).await.size, found.len() as u64);
     }
-    assert_eq!(site.keys().len(), 2);
-    assert_eq!(site.unfinished(), 0);
+    assert_eq!(backend.keys().len(), 2);
+    assert_eq!(backend.unfinished(), 0);
 }
 
-pub async fn a_staged_file_can_be_read_while_it_is_written(site: &impl Site) {
-    let store = site.open().await;
+pub async fn a_staged_file_can_be_read_while_it_is_written(backend: &impl TestBackend) {
+    let store = backend.open().await;
     let bytes = noise(13 * MIB);
     let (written, opened) = (bytes.clone(), Arc::clone(&store));
     blocking(move || {
@@ -122,7 +126,7 @@ pub async fn a_staged_file_can_be_read_while_it_is_written(site: &impl Site) {
             begin = end;
         }
         assert_eq!(upload.commit().unwrap(), Stored::Created);
-        // Who reads it goes on, whatever became of it.
+        // An open reader can read on, whatever happens to the upload.
         if let Some(early) = early {
             let mut end = vec![0; MIB];
             early.read_exact_at(&mut end, 12 * MIB as u64).unwrap();

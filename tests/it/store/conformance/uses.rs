@@ -4,15 +4,15 @@ use std::time::{Duration, SystemTime};
 
 use nix_stored::store::{Removed, Stored};
 
-use super::site::{KEYS, Site, content, later, metadata, narinfo, path, there};
+use super::test_backend::{KEYS, TestBackend, content, later, metadata, narinfo, path, present};
 
-/// Later than everything that has been.
+/// A time later than all events so far.
 fn soon() -> SystemTime {
     SystemTime::now() + Duration::from_secs(10)
 }
 
-pub async fn an_object_used_since_the_plan_is_kept(site: &impl Site) {
-    let store = site.open().await;
+pub async fn an_object_used_since_the_plan_is_kept(backend: &impl TestBackend) {
+    let store = backend.open().await;
     for key in KEYS {
         store.put(&path(key), key.into()).await.unwrap();
     }
@@ -32,8 +32,8 @@ pub async fn an_object_used_since_the_plan_is_kept(site: &impl Site) {
     assert!(listed.values().all(|object| object.metadata.used > since), "{listed:?}");
 }
 
-pub async fn an_object_stored_since_the_plan_is_kept(site: &impl Site) {
-    let store = site.open().await;
+pub async fn an_object_stored_since_the_plan_is_kept(backend: &impl TestBackend) {
+    let store = backend.open().await;
     let path = path(KEYS[0]);
     store.put(&path, "old".into()).await.unwrap();
     let since = later().await;
@@ -42,8 +42,8 @@ pub async fn an_object_stored_since_the_plan_is_kept(site: &impl Site) {
     assert_eq!(content(&store, &path).await, b"new");
 }
 
-pub async fn an_unused_object_is_removed(site: &impl Site) {
-    let store = site.open().await;
+pub async fn an_unused_object_is_removed(backend: &impl TestBackend) {
+    let store = backend.open().await;
     for key in KEYS {
         store.put(&path(key), key.into()).await.unwrap();
         store.touch_now(&path(key)).await.unwrap();
@@ -55,16 +55,16 @@ pub async fn an_unused_object_is_removed(site: &impl Site) {
         assert!(store.get(&path).await.unwrap().is_none(), "{key}");
         assert!(!store.touch_now(&path).await.unwrap(), "{key}");
         assert_eq!(store.remove(&path, soon()).await.unwrap(), Removed::Absent, "{key}");
-        assert_eq!(site.look(key), None, "{key}");
+        assert_eq!(backend.read_directly(key), None, "{key}");
     }
     store.sync_removals().await.unwrap();
-    assert_eq!(site.keys(), [""; 0]);
+    assert_eq!(backend.keys(), [""; 0]);
     drop(store);
-    assert_eq!(super::listing::objects(&*site.open().await, |_| true).await.len(), 0);
+    assert_eq!(super::listing::objects(&*backend.open().await, |_| true).await.len(), 0);
 }
 
-pub async fn a_removed_object_can_be_stored_again(site: &impl Site) {
-    let store = site.open().await;
+pub async fn a_removed_object_can_be_stored_again(backend: &impl TestBackend) {
+    let store = backend.open().await;
     let path = path(KEYS[0]);
     for text in ["one", "two"] {
         assert_eq!(store.put(&path, text.into()).await.unwrap(), Stored::Created);
@@ -75,8 +75,8 @@ pub async fn a_removed_object_can_be_stored_again(site: &impl Site) {
     }
 }
 
-pub async fn a_removal_sees_a_concurrent_use(site: &impl Site) {
-    let store = site.open().await;
+pub async fn a_removal_sees_a_concurrent_use(backend: &impl TestBackend) {
+    let store = backend.open().await;
     const COUNT: usize = 20;
     for number in 0..COUNT {
         store.put(&narinfo(number), "text".into()).await.unwrap();
@@ -87,7 +87,7 @@ pub async fn a_removal_sees_a_concurrent_use(site: &impl Site) {
         let (used, removed) = tokio::join!(store.touch_now(&path), store.remove(&path, since));
         let there_now = store.head(&path).await.unwrap().is_some();
         match (used.unwrap(), removed.unwrap()) {
-            // Who was told that it is there can rely on that.
+            // A client that was told that the object is present can rely on it.
             (true, Removed::InUse) => assert!(there_now, "{path} was used, and is gone"),
             (false, Removed::Gone) => assert!(!there_now, "{path} is gone, and is there"),
             other => panic!("{path}: {other:?}"),
@@ -95,7 +95,7 @@ pub async fn a_removal_sees_a_concurrent_use(site: &impl Site) {
     }
     for number in 0..COUNT {
         if store.touch_now(&narinfo(number)).await.unwrap() {
-            assert!(there(store.head(&narinfo(number)).await).used > since);
+            assert!(present(store.head(&narinfo(number)).await).used > since);
         }
     }
 }

@@ -1,8 +1,9 @@
-//! A killed collection leaves every closure complete, at once and after the next collection, which finishes it.
+//! A killed collection leaves every closure complete, at once and after the next collection, which
+//! completes it.
 //!
-//! The moment is random: when a certain object has gone. A failing round prints its seed, and
-//! `NIX_STORED_TEST_KILL_SEED=<seed> NIX_STORED_TEST_KILL_ROUNDS=1` starts with it. The long run is
-//! `NIX_STORED_TEST_KILL_ROUNDS=200 cargo test --test it durability::collect_kill`.
+//! The time of the kill is random: when a certain object has been removed. A failing round prints
+//! its seed, and `NIX_STORED_TEST_KILL_SEED=<seed> NIX_STORED_TEST_KILL_ROUNDS=1` starts with it.
+//! The long run is `NIX_STORED_TEST_KILL_ROUNDS=200 cargo test --test it durability::collect_kill`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,28 +13,29 @@ use std::time::Duration;
 
 use rustix::process::Pid;
 
-use crate::support::audit::{assert_nothing_is_false, objects};
+use crate::support::cache_dir::{assert_consistent, objects};
 use crate::support::closures::{
-    Layers, assert_closures_are_whole, assert_no_orphans, last_used, narinfo_of, references, trash,
+    Layers, assert_closures_are_complete, assert_no_orphans, last_used, narinfo_of, references,
+    trash,
 };
 use crate::support::daemon::{Daemon, on_cache};
 use crate::support::nix::{Nix, utf8, with_paths};
 use crate::support::noise::Noise;
-use crate::support::rounds::{Kills, SeedOfFailure};
-use crate::support::scratch::{Leash, Scratch};
+use crate::support::rounds::{KillRounds, SeedOfFailure};
+use crate::support::scratch::{KillAtExit, Scratch};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// Roots in the cache. With what they need, a few times as many paths.
+/// The number of roots. Their closures have a few times as many paths.
 const ROOTS: usize = 80;
 
-/// Roots that were used within the time of grace: one in so many.
+/// One in this many roots was used within the grace period.
 const RECENT: usize = 10;
 
-/// A cache that Nix has written, to be copied for each round.
+/// A cache written by Nix, which is copied for each round.
 struct Template {
     source: Nix,
-    /// Those that were used last come first.
+    /// The most recently used roots come first.
     roots: Vec<String>,
     cache: Scratch,
 }
@@ -57,14 +59,14 @@ impl Template {
     fn copy_to(&self, dir: &Path) {
         for key in objects(self.cache.path()) {
             let to = dir.join(&key);
-            fs::create_dir_all(to.parent().expect("it is in a folder")).expect("it can be made");
+            fs::create_dir_all(to.parent().expect("the path has a parent")).expect("created");
             fs::copy(self.cache.path().join(&key), to).expect("an object is copied");
         }
     }
 
-    /// Only a few roots were used lately, and nothing else. To be called before each collection,
-    /// because looking at a file is a use, too.
-    fn grow_old(&self, dir: &Path) {
+    /// Sets the times so that only a few roots were used recently. Called before each collection,
+    /// because reading a file can count as a use.
+    fn set_old(&self, dir: &Path) {
         objects(dir).iter().for_each(|key| last_used(dir, key, 60 * DAY));
         for root in self.recent() {
             last_used(dir, &narinfo_of(root), DAY / 2);
@@ -72,62 +74,64 @@ impl Template {
     }
 }
 
-/// The binary with a command, on this cache, in which everything may go that is not safe.
+/// The binary with a command on this cache, with limits that remove every path that may be removed.
 fn nix_stored(dir: &Path, arguments: &[&str]) -> Command {
     let mut command = on_cache(dir, arguments);
     command.env("NIX_STORED_MAX_SIZE", "1").stdout(Stdio::null()).stderr(Stdio::null());
     command
 }
 
-/// Runs a command to its end; its exit status and what it said.
+/// Runs a command to its end. Returns its exit status and output.
 fn run(dir: &Path, arguments: &[&str]) -> (Option<i32>, String) {
     let mut command = nix_stored(dir, arguments);
-    let output = command.stdout(Stdio::piped()).stderr(Stdio::piped()).output().expect("it runs");
-    let said = [output.stdout, output.stderr].concat();
-    (output.status.code(), String::from_utf8_lossy(&said).into_owned())
+    let output =
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).output().expect("the process runs");
+    let printed = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8_lossy(&printed).into_owned())
 }
 
-/// Waits until an object is gone, or the process.
+/// Waits until an object is removed, or the process has ended.
 fn wait_until_gone(object: &Path, collecting: &mut Child) {
-    while object.exists() && collecting.try_wait().expect("it is a child of ours").is_none() {
+    while object.exists() && collecting.try_wait().expect("a child process").is_none() {
         std::hint::spin_loop();
     }
 }
 
-/// What a kill at the worst moment leaves, which most do not hit: the oldest root on its way out.
+/// Creates the state after a kill at the worst time, which most kills miss: the oldest root is in
+/// the trash.
 fn put_into_the_trash(dir: &Path, roots: &[String]) {
-    let narinfo = narinfo_of(roots.last().expect("there are some"));
+    let narinfo = narinfo_of(roots.last().expect("not empty"));
     if dir.join(&narinfo).exists() {
         let trash = dir.join(".nix-stored/trash");
-        fs::create_dir_all(&trash).expect("it can be made");
-        fs::rename(dir.join(&narinfo), trash.join(&narinfo)).expect("it can be moved");
+        fs::create_dir_all(&trash).expect("created");
+        fs::rename(dir.join(&narinfo), trash.join(&narinfo)).expect("renamed");
     }
 }
 
 #[test]
 fn a_collection_that_was_killed_leaves_closures_whole_and_the_next_one_finishes_it() {
-    let kills = Kills::from_env();
+    let kills = KillRounds::from_env();
     let template = Template::new();
     let mut half_way = 0;
     let mut in_the_trash = 0;
     for seed in kills.seeds() {
-        let _told = SeedOfFailure(seed);
+        let _seed = SeedOfFailure(seed);
         let round = kill_and_collect_again(seed, &template);
         half_way += u64::from(round.half_way);
         in_the_trash += round.in_the_trash;
     }
-    let Kills { rounds, first } = kills;
+    let KillRounds { rounds, first } = kills;
     eprintln!(
         "{rounds} rounds from seed {first}: {half_way} half-way, {in_the_trash} in the trash"
     );
     assert!(rounds < 10 || half_way > 0, "every kill came before or after the collection");
 }
 
-/// What the kill found.
+/// The state after the kill.
 struct Round {
-    /// Something had gone, and something had not.
+    /// Whether some objects were removed, and some were not.
     half_way: bool,
-    /// Objects that were on their way out.
+    /// The number of objects in the trash.
     in_the_trash: usize,
 }
 
@@ -146,48 +150,48 @@ fn kill_and_collect_again(seed: u64, template: &Template) -> Round {
         .filter(|key| *key != "nix-cache-info")
         .collect();
 
-    template.grow_old(&dir);
+    template.set_old(&dir);
     let object = dir.join(may_go[noise.below(may_go.len() as u64) as usize]);
     let mut collecting = nix_stored(&dir, &["gc"]).spawn().expect("the binary starts");
-    let leash = Leash::new(Pid::from_child(&collecting));
+    let guard = KillAtExit::new(Pid::from_child(&collecting));
     wait_until_gone(&object, &mut collecting);
     let _ = collecting.kill();
-    collecting.wait().expect("it is a child of ours");
-    drop(leash);
+    collecting.wait().expect("a child process");
+    drop(guard);
 
     let left = objects(&dir);
     let in_the_trash = trash(&dir);
     assert!(in_the_trash.len() <= 1, "{in_the_trash:?}");
     let check = || {
-        assert_nothing_is_false(&dir);
-        assert_closures_are_whole(&dir);
+        assert_consistent(&dir);
+        assert_closures_are_complete(&dir);
         let here = references(&dir);
         for path in &recent {
             assert!(here.get(*path) == everything.get(*path), "{path} was used half a day ago");
         }
     };
     check();
-    // The daemon takes the cache as it is.
+    // The daemon opens the cache as it is.
     let daemon = Daemon::builder().dir(&dir).start();
     let reader = Nix::new();
     reader.copy_from(daemon.url(), template.recent());
     reader.assert_has_the_same(&template.source, template.recent());
     drop(daemon);
 
-    template.grow_old(&dir);
+    template.set_old(&dir);
     if in_the_trash.is_empty() {
         put_into_the_trash(&dir, &template.roots);
     }
-    // Two is the answer to the limit: what is safe is larger.
-    let (code, said) = run(&dir, &["gc"]);
-    assert_eq!(code, Some(2), "{said}");
+    // Exit status 2: the protected paths are larger than the limit.
+    let (code, printed) = run(&dir, &["gc"]);
+    assert_eq!(code, Some(2), "{printed}");
     check();
     assert_no_orphans(&dir);
     assert_eq!(trash(&dir), [""; 0]);
     let kept: Vec<String> = references(&dir).into_keys().collect();
     assert!(kept == safe, "{} paths instead of {}", kept.len(), safe.len());
-    let (code, said) = run(&dir, &["verify", "--deep"]);
-    assert_eq!(code, Some(0), "{said}");
+    let (code, printed) = run(&dir, &["verify", "--deep"]);
+    assert_eq!(code, Some(0), "{printed}");
     Round {
         half_way: left.len() < before.len() && left.len() > objects(&dir).len(),
         in_the_trash: in_the_trash.len(),

@@ -6,33 +6,33 @@ use std::time::{Duration, Instant};
 use nix_stored::nix::CachePath;
 use nix_stored::store::{FsStore, MinimumRate, Store, StoreError, Upload};
 
-use crate::support::audit::{assert_nothing_is_false, assert_nothing_is_staged};
+use crate::support::cache_dir::{assert_consistent, assert_staging_is_empty};
 use crate::support::daemon::Daemon;
 use crate::support::disk::Disk;
 use crate::support::nix::{Nix, with_paths};
 use crate::support::noise::Noise;
 use crate::support::objects::{Sample, sample};
-use crate::support::wire::{Received, Wire};
+use crate::support::wire::{RawResponse, Wire};
 
-/// What the refusal has to say.
+/// A part of the error message.
 const REASON: &str = "the cache's disk is full";
 
 const MIB: usize = 1024 * 1024;
 
-/// Nix gives up at once, and does not repeat the upload, nor wait. Generous for a busy machine;
-/// its retries alone would take twice as long.
+/// Nix fails at once, without a retry. The limit allows for a busy machine; the retries alone would
+/// take twice as long.
 const AT_ONCE: Duration = Duration::from_secs(20);
 
-fn noisy(number: u8, length: usize) -> Sample {
+fn random_sample(number: u8, length: usize) -> Sample {
     sample(number, &Noise::new(number.into()).bytes(length))
 }
 
-fn put(daemon: &Daemon, path: &str, body: &[u8]) -> Received {
+fn put(daemon: &Daemon, path: &str, body: &[u8]) -> RawResponse {
     Wire::to(daemon).request("PUT", path, body)
 }
 
-/// Announces an upload of so many bytes; the connection, and the status of what is answered before
-/// any of them is sent.
+/// Starts an upload with this Content-Length. Returns the connection, and the status that arrives
+/// before any byte of the body is sent.
 fn announce(daemon: &Daemon, path: &str, length: usize) -> (Wire, u16) {
     let mut wire = Wire::to(daemon);
     wire.send(&format!(
@@ -43,13 +43,13 @@ fn announce(daemon: &Daemon, path: &str, length: usize) -> (Wire, u16) {
 }
 
 #[track_caller]
-fn assert_refused(answer: &Received) {
-    assert_eq!(answer.status, 413, "{} {}", answer.head, answer.text());
-    assert!(answer.text().contains(REASON), "{}", answer.text());
-    assert_eq!(answer.text().lines().count(), 1, "{}", answer.text());
+fn assert_refused(response: &RawResponse) {
+    assert_eq!(response.status, 413, "{} {}", response.head, response.text());
+    assert!(response.text().contains(REASON), "{}", response.text());
+    assert_eq!(response.text().lines().count(), 1, "{}", response.text());
 }
 
-/// Everything that was taken is there, whole, and nothing else is.
+/// Checks that the accepted objects are stored completely, and no others.
 #[track_caller]
 fn assert_serves(daemon: &Daemon, taken: &[Sample]) {
     for sample in taken {
@@ -58,16 +58,16 @@ fn assert_serves(daemon: &Daemon, taken: &[Sample]) {
         let narinfo = Wire::to(daemon).request("GET", &sample.narinfo_path, b"");
         assert_eq!((narinfo.status, narinfo.text()), (200, sample.narinfo.clone()));
     }
-    assert_eq!(assert_nothing_is_false(daemon.dir()), taken.len());
-    assert_nothing_is_staged(daemon.dir());
+    assert_eq!(assert_consistent(daemon.dir()), taken.len());
+    assert_staging_is_empty(daemon.dir());
 }
 
-/// Uploads samples until one is refused; those that were taken, and that one.
+/// Uploads samples until one is refused. Returns the accepted ones, and the refused one.
 #[track_caller]
 fn fill(daemon: &Daemon, length: usize, at_most: u8) -> (Vec<Sample>, Sample) {
     let mut taken = Vec::new();
     for number in 1..=at_most {
-        let sample = noisy(number, length);
+        let sample = random_sample(number, length);
         let nar = put(daemon, &sample.nar_path, &sample.nar);
         if nar.status != 201 {
             assert_refused(&nar);
@@ -76,8 +76,8 @@ fn fill(daemon: &Daemon, length: usize, at_most: u8) -> (Vec<Sample>, Sample) {
         let narinfo = put(daemon, &sample.narinfo_path, sample.narinfo.as_bytes());
         if narinfo.status != 201 {
             assert_refused(&narinfo);
-            // A NAR without a narinfo is no harm, and not what the test counts.
-            std::fs::remove_file(daemon.dir().join(&sample.nar_path[1..])).expect("it is there");
+            // A NAR without a narinfo does no harm, but would be counted.
+            std::fs::remove_file(daemon.dir().join(&sample.nar_path[1..])).expect("present");
             return (taken, sample);
         }
         taken.push(sample);
@@ -87,7 +87,7 @@ fn fill(daemon: &Daemon, length: usize, at_most: u8) -> (Vec<Sample>, Sample) {
 
 fn remove(daemon: &Daemon, sample: &Sample) {
     for path in [&sample.narinfo_path, &sample.nar_path] {
-        std::fs::remove_file(daemon.dir().join(&path[1..])).expect("it is there");
+        std::fs::remove_file(daemon.dir().join(&path[1..])).expect("present");
     }
 }
 
@@ -101,14 +101,14 @@ fn a_full_disk_refuses_uploads_and_nothing_else() {
     assert_serves(&daemon, &taken);
     daemon.wait_for_log(REASON);
 
-    // Again and again, however large, and in one connection after another: nothing is used up.
+    // Repeated refusals, of any size and on new connections, use up no space.
     for _ in 0..20 {
         assert_refused(&put(&daemon, &refused.nar_path, &refused.nar));
     }
     assert_serves(&daemon, &taken);
 
-    // What fits still fits.
-    let small = noisy(100, 1000);
+    // A small upload still fits.
+    let small = random_sample(100, 1000);
     assert_eq!(put(&daemon, &small.nar_path, &small.nar).status, 201);
     assert_eq!(put(&daemon, &small.narinfo_path, small.narinfo.as_bytes()).status, 201);
     taken.push(small);
@@ -125,22 +125,22 @@ fn a_full_disk_refuses_uploads_and_nothing_else() {
 fn an_upload_that_will_not_fit_is_refused_before_its_body() {
     let disk = Disk::new("size=8m");
     let daemon = Daemon::builder().dir(&disk.path().join("cache")).start();
-    let (sample, free) = (noisy(1, 3 * MIB), disk.free());
+    let (sample, free) = (random_sample(1, 3 * MIB), disk.free());
     assert_eq!(announce(&daemon, &sample.nar_path, 9 * MIB).1, 413);
-    assert_nothing_is_staged(daemon.dir());
+    assert_staging_is_empty(daemon.dir());
 
-    // The space of an upload under way is its own, though it has not been sent yet.
+    // The space of a running upload is reserved, though the body has not been sent yet.
     let (wire, status) = announce(&daemon, &sample.nar_path, 6 * MIB);
     assert_eq!(status, 100);
     assert_eq!(announce(&daemon, &sample.nar_path, sample.nar.len()).1, 413);
-    // It is given up, and what it had can be had again.
+    // The upload is aborted, and its space is free again.
     drop(wire);
-    daemon.wait_until("what it had is free again", || disk.free() >= free);
+    daemon.wait_until("the space of the upload is free again", || disk.free() >= free);
     assert_eq!(put(&daemon, &sample.nar_path, &sample.nar).status, 201);
-    assert_nothing_is_staged(daemon.dir());
+    assert_staging_is_empty(daemon.dir());
 }
 
-/// An upload that announces `length` bytes and sends none.
+/// Starts an upload that declares `length` bytes, and sends none.
 fn begin(
     store: &Arc<Store>,
     sample: &Sample,
@@ -155,12 +155,12 @@ fn a_slow_upload_does_not_reserve_the_disk() {
     let disk = Disk::new("size=8m");
     let rate = MinimumRate { bytes: 64 * 1024, over: Duration::from_millis(300) };
     let dir = disk.path().join("cache");
-    let store = FsStore::with_minimum_rate(&dir, 0, rate).expect("it can be opened");
+    let store = FsStore::with_minimum_rate(&dir, 0, rate).expect("the store opens");
     let store: Arc<Store> = Arc::new(store.into());
-    let (slow, other) = (noisy(1, 3 * MIB), noisy(2, 3 * MIB));
+    let (slow, other) = (random_sample(1, 3 * MIB), random_sample(2, 3 * MIB));
     let free = disk.free();
-    let mut trickling = begin(&store, &slow, 6 * MIB).expect("there is space");
-    trickling.write(&slow.nar[..1]).expect("there is space");
+    let mut slow_upload = begin(&store, &slow, 6 * MIB).expect("there is enough space");
+    slow_upload.write(&slow.nar[..1]).expect("there is enough space");
     assert!(matches!(begin(&store, &other, other.nar.len()), Err(StoreError::NoSpace { .. })));
     let deadline = Instant::now() + Duration::from_secs(60);
     let mut upload = loop {
@@ -170,25 +170,25 @@ fn a_slow_upload_does_not_reserve_the_disk() {
         }
     };
     for chunk in other.nar.chunks(64 * 1024) {
-        upload.write(chunk).expect("it has its space");
+        upload.write(chunk).expect("the space is reserved");
     }
-    upload.commit().expect("it is stored");
+    upload.commit().expect("stored");
 
-    // It goes on without, as far as there is space.
-    trickling.write(&slow.nar[1..]).expect("there is space for that");
-    trickling.commit().expect("it is stored");
+    // The upload continues without a reservation, as long as there is space.
+    slow_upload.write(&slow.nar[1..]).expect("there is enough space");
+    slow_upload.commit().expect("stored");
     for sample in [&slow, &other] {
-        assert!(std::fs::read(dir.join(&sample.nar_path[1..])).expect("it is there") == sample.nar);
+        assert!(std::fs::read(dir.join(&sample.nar_path[1..])).expect("present") == sample.nar);
     }
-    // Nobody has to ask for it to be given back.
-    std::fs::remove_file(dir.join(&slow.nar_path[1..])).expect("it is there");
-    std::fs::remove_file(dir.join(&other.nar_path[1..])).expect("it is there");
-    let begun = begin(&store, &slow, 6 * MIB).expect("there is space");
+    // The space is freed without a request.
+    std::fs::remove_file(dir.join(&slow.nar_path[1..])).expect("present");
+    std::fs::remove_file(dir.join(&other.nar_path[1..])).expect("present");
+    let started = begin(&store, &slow, 6 * MIB).expect("there is enough space");
     while disk.free() + (MIB as u64) < free {
-        assert!(Instant::now() < deadline, "it is never given back");
+        assert!(Instant::now() < deadline, "the reservation does not expire");
         std::thread::sleep(Duration::from_millis(10));
     }
-    drop(begun);
+    drop(started);
 }
 
 #[test]
@@ -197,24 +197,24 @@ fn concurrent_uploads_leave_the_configured_space_free() {
     let rate = MinimumRate { bytes: 64 * 1024, over: Duration::from_millis(300) };
     let reserve = 4 * MIB as u64;
     let store = FsStore::with_minimum_rate(&disk.path().join("cache"), reserve, rate);
-    let store: Arc<Store> = Arc::new(store.expect("it can be opened").into());
-    let samples: Vec<Sample> = (1..=8).map(|number| noisy(number, 10)).collect();
-    let begun: Vec<_> = std::thread::scope(|scope| {
+    let store: Arc<Store> = Arc::new(store.expect("the store opens").into());
+    let samples: Vec<Sample> = (1..=8).map(|number| random_sample(number, 10)).collect();
+    let started: Vec<_> = std::thread::scope(|scope| {
         let store = &store;
         let begin = |sample| scope.spawn(move || begin(store, sample, 6 * MIB).ok());
-        let begun: Vec<_> = samples.iter().map(begin).collect();
-        begun.into_iter().filter_map(|begun| begun.join().expect("no panic")).collect()
+        let started: Vec<_> = samples.iter().map(begin).collect();
+        started.into_iter().filter_map(|started| started.join().expect("no panic")).collect()
     });
-    assert!(disk.free() >= reserve, "{} uploads left {} bytes", begun.len(), disk.free());
-    drop(begun);
-    // One that has lost its space must leave what shall stay free, too.
-    let mut slow = begin(&store, &samples[0], 12 * MIB).expect("there is space");
+    assert!(disk.free() >= reserve, "{} uploads left {} bytes", started.len(), disk.free());
+    drop(started);
+    // An upload that has lost its reservation must also respect the minimum of free space.
+    let mut slow = begin(&store, &samples[0], 12 * MIB).expect("there is enough space");
     let deadline = Instant::now() + Duration::from_secs(60);
     while disk.free() < 20 * MIB as u64 {
-        assert!(Instant::now() < deadline, "it keeps its space");
+        assert!(Instant::now() < deadline, "the upload keeps its reservation");
         std::thread::sleep(Duration::from_millis(10));
     }
-    std::fs::write(disk.path().join("ballast"), vec![1; 10 * MIB]).expect("there is room");
+    std::fs::write(disk.path().join("ballast"), vec![1; 10 * MIB]).expect("there is enough space");
     let chunk = vec![1; MIB];
     let refused = (0..12).find_map(|_| slow.write(&chunk).err());
     assert!(matches!(refused, Some(StoreError::Reserve { .. })), "{refused:?}");
@@ -225,30 +225,30 @@ fn concurrent_uploads_leave_the_configured_space_free() {
 fn uploads_that_fill_the_disk_together_damage_nothing() {
     let disk = Disk::new("size=8m");
     let daemon = Daemon::builder().dir(&disk.path().join("cache")).start();
-    let samples: Vec<Sample> = (1..=12).map(|number| noisy(number, MIB)).collect();
-    let answers: Vec<(Sample, Received)> = std::thread::scope(|scope| {
+    let samples: Vec<Sample> = (1..=12).map(|number| random_sample(number, MIB)).collect();
+    let responses: Vec<(Sample, RawResponse)> = std::thread::scope(|scope| {
         let uploads: Vec<_> = samples
             .into_iter()
             .map(|sample| {
                 let daemon = &daemon;
                 scope.spawn(move || {
-                    let answer = put(daemon, &sample.nar_path, &sample.nar);
-                    (sample, answer)
+                    let response = put(daemon, &sample.nar_path, &sample.nar);
+                    (sample, response)
                 })
             })
             .collect();
-        uploads.into_iter().map(|upload| upload.join().expect("it answers")).collect()
+        uploads.into_iter().map(|upload| upload.join().expect("a response arrives")).collect()
     });
     let (taken, refused): (Vec<_>, Vec<_>) =
-        answers.into_iter().partition(|(_, answer)| answer.status == 201);
-    refused.iter().for_each(|(_, answer)| assert_refused(answer));
+        responses.into_iter().partition(|(_, response)| response.status == 201);
+    refused.iter().for_each(|(_, response)| assert_refused(response));
     assert!(taken.len() <= 7 && refused.len() >= 5, "{} and {}", taken.len(), refused.len());
     for (sample, _) in &taken {
         let nar = Wire::to(&daemon).request("GET", &sample.nar_path, b"");
         assert!(nar.status == 200 && nar.body == sample.nar, "{}", nar.head);
     }
-    assert_nothing_is_false(daemon.dir());
-    assert_nothing_is_staged(daemon.dir());
+    assert_consistent(daemon.dir());
+    assert_staging_is_empty(daemon.dir());
 }
 
 #[test]
@@ -261,15 +261,15 @@ fn nix_reports_a_full_disk_and_ends() {
     let large = vec![nix.add_big_file(12)];
 
     let url = format!("{}?compression=none", daemon.url());
-    let begun = Instant::now();
-    let said = nix.fails(&with_paths(&["nix", "copy", "--to", &url], &large));
-    let took = begun.elapsed();
-    assert!(said.contains("413") && said.contains(REASON), "{said}");
-    assert!(took < AT_ONCE, "{took:?}: {said}");
-    assert_eq!(assert_nothing_is_false(daemon.dir()), small.len());
-    assert_nothing_is_staged(daemon.dir());
+    let started = Instant::now();
+    let printed = nix.fails(&with_paths(&["nix", "copy", "--to", &url], &large));
+    let took = started.elapsed();
+    assert!(printed.contains("413") && printed.contains(REASON), "{printed}");
+    assert!(took < AT_ONCE, "{took:?}: {printed}");
+    assert_eq!(assert_consistent(daemon.dir()), small.len());
+    assert_staging_is_empty(daemon.dir());
 
-    // Nothing of it stays in Nix's way either.
+    // The failed copy does not affect later copies of Nix.
     let fits = vec![nix.add_big_file(2)];
     nix.copy_to(&url, &fits);
     let reader = Nix::new();
@@ -285,18 +285,18 @@ fn a_disk_without_room_for_one_more_file_refuses_uploads_and_nothing_else() {
     assert!(taken.len() >= 10 && disk.free() > 32 << 20, "{} and {}", taken.len(), disk.free());
     assert_serves(&daemon, &taken);
 
-    // One file can be staged, but there is none left for the folder that it belongs in.
+    // One file can be staged, but there is no inode for the folder of the object.
     while disk.free_files() > 0 {
         let file = disk.path().join(format!("filler-{}", disk.free_files()));
-        std::fs::write(file, "").expect("there is one left");
+        std::fs::write(file, "").expect("one inode is free");
     }
     remove(&daemon, &taken.remove(0));
-    // The daemon may still be closing what it sent last.
-    daemon.wait_until("what was removed is free", || disk.free_files() == 2);
-    std::fs::write(disk.path().join("filler"), "").expect("there are two");
+    // The daemon may still be closing the files of its last responses.
+    daemon.wait_until("the inodes of removed files are free", || disk.free_files() == 2);
+    std::fs::write(disk.path().join("filler"), "").expect("two inodes are free");
     let log = "/log/8ha1dhmx807czjczmwy078s4r9s254il-one.drv";
     assert_refused(&put(&daemon, log, b"a log"));
-    daemon.wait_until("what was staged is gone", || disk.free_files() == 1);
+    daemon.wait_until("the staged file is removed", || disk.free_files() == 1);
     assert_serves(&daemon, &taken);
 
     remove(&daemon, &taken.remove(0));

@@ -1,9 +1,9 @@
-//! The daemon is killed in the middle of uploads, and started again.
+//! The daemon is killed during uploads, and started again.
 //!
-//! The moment is random. A failing round prints its seed, and
+//! The time of the kill is random. A failing round prints its seed, and
 //! `NIX_STORED_TEST_KILL_SEED=<seed> NIX_STORED_TEST_KILL_ROUNDS=1` starts with it, though threads
-//! race as they like. The long run is
-//! `NIX_STORED_TEST_KILL_ROUNDS=200 cargo test --test it durability::kill`.
+//! are scheduled differently. The long run is `NIX_STORED_TEST_KILL_ROUNDS=200 cargo test --test it
+//! durability::kill`.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -15,60 +15,60 @@ use std::time::Duration;
 use nix_stored::nix::StorePathHash;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::support::audit::{assert_nothing_is_false, assert_nothing_is_staged, staging};
+use crate::support::cache_dir::{assert_consistent, assert_staging_is_empty, staging};
 use crate::support::daemon::{Daemon, requests};
 use crate::support::fixture::fixture;
 use crate::support::nix::{Nix, with_paths};
 use crate::support::noise::Noise;
 use crate::support::objects::{Sample, sample};
-use crate::support::rounds::{Kills, SeedOfFailure};
-use crate::support::scratch::{Leash, Scratch};
+use crate::support::rounds::{KillRounds, SeedOfFailure};
+use crate::support::scratch::{KillAtExit, Scratch};
 use crate::support::wire::Wire;
 
-/// Connections that upload samples, besides those of Nix.
+/// The number of connections that upload samples, besides those of Nix.
 const CONNECTIONS: usize = 4;
 
-/// A body goes out in pieces of this size, and the daemon may be killed after each.
+/// The size of the pieces in which a body is sent. The daemon may be killed after each.
 const PIECE: usize = 16 * 1024;
 
-/// Every other connection uploads samples of this length or more, up to twice that, so that there
-/// is nearly always an upload on its way; the others upload small ones.
+/// Every other connection uploads samples of this length up to twice this length, so that nearly
+/// always an upload is in progress. The others upload small ones.
 const LARGE: u64 = 300 * 1024;
 
-/// The daemon does not live to see more pieces and acknowledgements than this.
+/// The maximum number of pieces and acknowledgements before the kill.
 const MOMENTS: u64 = 400;
 
-/// More samples than that are not uploaded in one life, even if each were one piece.
+/// The maximum number of samples before the kill, even if each is one piece.
 const SAMPLES: usize = MOMENTS as usize + CONNECTIONS;
 
 #[test]
 fn a_killed_daemon_has_no_damaged_objects_and_all_acknowledged_ones() {
-    let kills = Kills::from_env();
+    let kills = KillRounds::from_env();
     let source = Source::new();
     let mut total = Round::default();
     for seed in kills.seeds() {
-        let _told = SeedOfFailure(seed);
+        let _seed = SeedOfFailure(seed);
         let round = kill_and_restart(seed, &source);
         total.acknowledged += round.acknowledged;
         total.torn += round.torn;
     }
-    let Kills { rounds, first } = kills;
+    let KillRounds { rounds, first } = kills;
     eprintln!("{rounds} rounds from seed {first}: {total:?}");
     assert!(rounds == 0 || total.acknowledged > 0, "every kill came before the first upload");
-    // A kill may find nothing in the staging folder, and ten may. Fifty do not.
+    // In ten rounds it can happen that no kill hits an upload. In fifty it does not.
     assert!(rounds < 50 || total.torn > 0, "no kill hit an upload on its way");
 }
 
-/// What came of one round, or of all.
+/// The result of one round, or of all.
 #[derive(Debug, Default)]
 struct Round {
-    /// Uploads that were acknowledged.
+    /// The number of acknowledged uploads.
     acknowledged: usize,
-    /// Uploads that the kill found in the staging folder.
+    /// The number of uploads that the kill left in the staging folder.
     torn: usize,
 }
 
-/// A store to copy from: a closure, small paths, a large one; the same in all rounds.
+/// A store to copy from: a closure, small paths and a large one, the same in all rounds.
 struct Source {
     nix: Nix,
     paths: Vec<String>,
@@ -86,14 +86,14 @@ impl Source {
     }
 }
 
-/// Who kills the daemon, and when.
+/// Kills the daemon after a number of steps.
 struct Trigger {
     daemon: Pid,
     moments_left: AtomicU64,
 }
 
 impl Trigger {
-    /// One more piece sent or answer read.
+    /// Counts a sent piece or a received response.
     fn moment(&self) {
         let left = self.moments_left.fetch_sub(1, Ordering::SeqCst);
         if left == 1 {
@@ -111,7 +111,7 @@ fn kill_and_restart(seed: u64, source: &Source) -> Round {
     let trigger =
         Trigger { daemon: daemon.pid(), moments_left: AtomicU64::new(1 + noise.below(MOMENTS)) };
     let seeds: Vec<u64> = (0..CONNECTIONS).map(|_| noise.next()).collect();
-    // Nix has come so far when the others begin; or they are there first.
+    // The progress of Nix when the others start, which may be none.
     let nix_is_at = noise.below(source.paths.len() as u64 + 1) as usize;
 
     let home = source.nix.fresh_home();
@@ -121,7 +121,7 @@ fn kill_and_restart(seed: u64, source: &Source) -> Round {
         &source.paths,
     ));
     let mut nix = nix.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("Nix starts");
-    let leash = Leash::new(Pid::from_child(&nix));
+    let guard = KillAtExit::new(Pid::from_child(&nix));
     let start = Barrier::new(CONNECTIONS + 1);
     let acknowledged: Vec<Object> = std::thread::scope(|scope| {
         let uploaders: Vec<_> = seeds
@@ -138,33 +138,34 @@ fn kill_and_restart(seed: u64, source: &Source) -> Round {
             daemon.wait_for_log(&format!("/{hash_part}.narinfo"));
         }
         start.wait();
-        let joined = uploaders.into_iter().map(|one| one.join().expect("it only uploads"));
+        let joined =
+            uploaders.into_iter().map(|one| one.join().expect("the uploader does not panic"));
         joined.flatten().collect()
     });
-    // Dead before the last uploader heard of it, so this is no second kill. Nix dies with it, as
-    // its machine would.
+    // The daemon is dead before the last uploader noticed it, so this is not a second kill. Nix is
+    // killed too, as in a crash of its machine.
     let _ = nix.kill();
-    nix.wait().expect("Nix is a child of ours");
-    drop(leash);
+    nix.wait().expect("a child process");
+    drop(guard);
     let address_of_dead = daemon.url().to_owned();
     let (status, log) = daemon.stop();
     assert!(status.code().is_none(), "{address_of_dead} ended by itself, {status}:\n{log}");
 
     let torn = staging(&dir).iter().filter(|name| !name.ends_with('/')).count();
-    // It is so even before the daemon is there again.
-    assert_nothing_is_false(&dir);
+    // The cache is consistent even before the daemon has started again.
+    assert_consistent(&dir);
     let daemon = Daemon::builder().dir(&dir).start();
-    assert_nothing_is_staged(&dir);
-    let narinfos = assert_nothing_is_false(&dir);
+    assert_staging_is_empty(&dir);
+    let narinfos = assert_consistent(&dir);
     for object in &acknowledged {
-        let answer = Wire::to(&daemon).request("GET", &object.path, b"");
-        assert_eq!(answer.status, 200, "{} was acknowledged", object.path);
-        assert!(answer.body == object.bytes, "{} is not what was uploaded", object.path);
+        let response = Wire::to(&daemon).request("GET", &object.path, b"");
+        assert_eq!(response.status, 200, "{} was acknowledged", object.path);
+        assert!(response.body == object.bytes, "{} is not what was uploaded", object.path);
     }
-    // What Nix was told is in the log.
-    let told = requests(&log);
-    let told = told.iter().filter(|one| one.method == "PUT" && one.status.starts_with('2'));
-    for request in told.filter(|request| request.path != "/nix-cache-info") {
+    // The responses to Nix are in the log.
+    let printed = requests(&log);
+    let printed = printed.iter().filter(|one| one.method == "PUT" && one.status.starts_with('2'));
+    for request in printed.filter(|request| request.path != "/nix-cache-info") {
         let file = dir.join(&request.path[1..]);
         assert!(file.exists(), "{} was acknowledged", request.path);
     }
@@ -174,18 +175,18 @@ fn kill_and_restart(seed: u64, source: &Source) -> Round {
     let reader = Nix::new().substituting_from(daemon.url(), fixture().public_key());
     reader.realise(&source.paths);
     reader.assert_has_the_same(&source.nix, &source.paths);
-    assert!(assert_nothing_is_false(&dir) >= narinfos.max(source.paths.len()));
-    assert_nothing_is_staged(&dir);
+    assert!(assert_consistent(&dir) >= narinfos.max(source.paths.len()));
+    assert_staging_is_empty(&dir);
     Round { acknowledged: acknowledged.len(), torn }
 }
 
-/// An upload that was acknowledged.
+/// An acknowledged upload.
 struct Object {
     path: String,
     bytes: Vec<u8>,
 }
 
-/// Uploads samples, a NAR and then its narinfo, until the daemon is gone.
+/// Uploads samples, each a NAR and then its narinfo, until the daemon is killed.
 fn upload_until_killed(
     samples: Samples,
     address: &str,
@@ -193,7 +194,7 @@ fn upload_until_killed(
     trigger: &Trigger,
 ) -> Vec<Object> {
     let stream = TcpStream::connect(address).expect("the daemon accepts connections");
-    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout can be set");
+    stream.set_read_timeout(Some(Duration::from_secs(60))).expect("the timeout is set");
     let mut acknowledged = Vec::new();
     start.wait();
     for sample in samples.take(SAMPLES) {
@@ -214,10 +215,10 @@ fn upload_until_killed(
             }
         }
     }
-    panic!("{SAMPLES} samples were uploaded, and nobody killed the daemon")
+    panic!("{SAMPLES} samples were uploaded, and the daemon was not killed")
 }
 
-/// Paths that nobody else makes.
+/// Generates unique paths.
 struct Samples {
     noise: Noise,
     large: bool,
@@ -247,7 +248,8 @@ impl Iterator for Samples {
     }
 }
 
-/// One upload, and the status of its answer; an error when the daemon is gone.
+/// Uploads an object, and returns the status of the response. An error means that the daemon was
+/// killed.
 fn put(mut stream: &TcpStream, path: &str, body: &[u8], trigger: &Trigger) -> io::Result<u16> {
     let length = body.len();
     write!(stream, "PUT {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n")?;
@@ -255,17 +257,17 @@ fn put(mut stream: &TcpStream, path: &str, body: &[u8], trigger: &Trigger) -> io
         stream.write_all(piece)?;
         trigger.moment();
     }
-    let mut answer = Vec::new();
-    while !answer.ends_with(b"\r\n\r\n") {
+    let mut response = Vec::new();
+    while !response.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
         stream.read_exact(&mut byte)?;
-        answer.push(byte[0]);
+        response.push(byte[0]);
     }
-    let head = String::from_utf8(answer).expect("a head is ASCII");
+    let head = String::from_utf8(response).expect("a head is ASCII");
     let lower = head.to_ascii_lowercase();
     let rest = lower.split("content-length: ").nth(1).and_then(|rest| rest.lines().next());
     let mut body = vec![0; rest.map_or(0, |digits| digits.parse().expect("digits"))];
     stream.read_exact(&mut body)?;
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
-    Ok(status.expect("an answer has a status"))
+    Ok(status.expect("a response has a status"))
 }

@@ -14,21 +14,22 @@ const UPLOADS: u64 = 8;
 
 const MIB: usize = 1024 * 1024;
 
-/// The length of each NAR's file, but for the eight bytes that make it another.
+/// The length of each NAR's file, without the eight bytes that make it unique.
 const LENGTH: usize = 64 * MIB;
 
-/// What an upload may have in memory at once, whatever its length: chunks on their way from the
-/// socket to the disk, and what hashing and unpacking need. This is the bound for a NAR that is not
-/// compressed; a decompressor adds its window.
+/// The limit for the memory of an upload of any length: chunks on their way from the socket to the
+/// disk, and the buffers for hashing and unpacking. It holds for uncompressed NARs; a decompressor
+/// adds its window.
 const EACH: usize = 2 * MIB;
 
-/// A NAR in three parts; the middle one is the same for all.
+/// A NAR in three parts, of which the middle one is the same for all.
 struct Parts<'a>([Vec<u8>; 2], &'a [u8]);
 
 impl Parts<'_> {
     fn new(number: u64, middle: &[u8]) -> Parts<'_> {
         let empty = nar_of_file(b"");
-        // The length of the contents, eight bytes, and a closing parenthesis, sixteen, come last.
+        // A NAR ends with the length of the contents, eight bytes, and a closing parenthesis,
+        // sixteen.
         let (head, tail) = (&empty[..empty.len() - 24], &empty[empty.len() - 16..]);
         let length = (8 + middle.len()) as u64;
         let head = [head, &length.to_le_bytes(), &number.to_le_bytes()].concat();
@@ -71,11 +72,11 @@ fn uploads_of_64_mib_cost_a_few_mib_each() {
                 let (first, second) = middle.split_at(LENGTH / 2);
                 wire.send_bytes(head);
                 wire.send_bytes(first);
-                // All are under way at the same time.
+                // All uploads are in progress.
                 together.wait();
                 wire.send_bytes(second);
                 wire.send_bytes(tail);
-                assert_eq!(wire.answer().status, 201);
+                assert_eq!(wire.response().status, 201);
             });
         }
     });

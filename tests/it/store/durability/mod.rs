@@ -1,20 +1,20 @@
 //! No wrong, partial or lost objects when the disk, the power or the process fails.
 
-/// Killed in the middle of a collection.
+/// Kills during collections.
 mod collect_kill;
-/// A directory cannot be synced.
+/// Directories whose sync fails.
 mod failed_sync;
-/// The disk is full.
+/// A full disk.
 mod full_disk;
-/// Killed in the middle of uploads.
+/// Kills during uploads.
 mod kill;
-/// Large uploads and little memory.
+/// The memory of large uploads.
 mod memory;
-/// What a trace of system calls must show.
+/// The required order of system calls.
 mod order;
-/// The power fails.
+/// Power cuts.
 mod power_cut;
-/// The disk takes nothing any more.
+/// A read-only disk.
 mod read_only;
-/// System calls that not every kernel, sandbox or file system has.
+/// System calls that a kernel, sandbox or file system may not have.
 mod system_calls;

@@ -1,27 +1,28 @@
-//! A power cut loses what was not synced. The order of the daemon's system calls shows what would be lost.
+//! A power cut loses everything that was not synced. The order of the daemon's system calls shows
+//! what would be lost.
 
 use std::sync::Barrier;
 
 use super::order::judge;
 use crate::support::objects::{Sample, sample};
 use crate::support::scratch::Scratch;
-use crate::support::trace::Traced;
+use crate::support::trace::TracedDaemon;
 use crate::support::wire::Wire;
 
 const UPLOADERS: u8 = 6;
 
-/// The length of the largest NAR: many reads, many writes.
+/// The length of the largest NAR, which takes many reads and writes.
 const LARGE: usize = 3 * 1024 * 1024;
 
-/// A narinfo with one more signature.
+/// A narinfo with another signature.
 fn signed_again(sample: &Sample) -> String {
     let signature = "A".repeat(86);
     format!("{}Sig: somebody-1:{signature}==\n", sample.narinfo)
 }
 
-/// An object of every kind. The folders for most of them are not there in a new cache.
+/// An object of every kind. A new cache does not have the folders for most of them.
 fn everything(sample: &Sample, number: u8) -> Vec<(String, Vec<u8>)> {
-    let base = sample.store_path.rsplit('/').next().expect("split yields something");
+    let base = sample.store_path.rsplit('/').next().expect("split yields an item");
     let hash_part = &base[..32];
     let side = |path: String| (path, format!("{{\"number\": {number}}}").into_bytes());
     vec![
@@ -33,7 +34,7 @@ fn everything(sample: &Sample, number: u8) -> Vec<(String, Vec<u8>)> {
         side(format!("/realisations/sha256:{}!out.doi", format!("{number:02x}").repeat(32))),
         side(format!("/build-trace-v2/{base}.drv/out.doi")),
         side(format!("/debuginfo/{}.debug", format!("{number:02x}").repeat(20))),
-        // once more, as a retry would
+        // repeated, like a retry
         (sample.nar_path.clone(), sample.nar.clone()),
     ]
 }
@@ -44,7 +45,7 @@ fn sample_of(number: u8, length: usize) -> Sample {
     sample(number, &contents)
 }
 
-/// The uploads of one connection: its own objects, then those that all upload at the same time.
+/// Uploads the objects of one connection, and then those that all connections upload concurrently.
 fn upload(address: &str, number: u8, together: &Barrier) -> Vec<String> {
     let length = [LARGE, 100_000, 0][usize::from(number) % 3];
     let own = sample_of(number, length);
@@ -53,8 +54,13 @@ fn upload(address: &str, number: u8, together: &Barrier) -> Vec<String> {
     let mut done = Vec::new();
     together.wait();
     let mut put = |path: &str, body: &[u8]| {
-        let answer = wire.request("PUT", path, body);
-        assert!([200, 201].contains(&answer.status), "{path}: {} {}", answer.head, answer.text());
+        let response = wire.request("PUT", path, body);
+        assert!(
+            [200, 201].contains(&response.status),
+            "{path}: {} {}",
+            response.head,
+            response.text()
+        );
         done.push(path[1..].to_owned());
     };
     for (path, body) in everything(&own, number) {
@@ -70,11 +76,11 @@ fn upload(address: &str, number: u8, together: &Barrier) -> Vec<String> {
 #[test]
 fn acknowledged_uploads_and_their_names_were_synced_before_the_response() {
     let scratch = Scratch::new();
-    // The daemon has to make this one, and its parent has to hear of it.
+    // The daemon creates this directory, and must sync its parent.
     let root = scratch.join("cache");
-    let daemon = Traced::start(&root);
-    // What comes alone is not committed as what comes together, and nothing of others covers up
-    // for it.
+    let daemon = TracedDaemon::start(&root);
+    // Single uploads are committed differently from concurrent ones, and no other upload's sync can
+    // hide a missing one.
     let mut uploaded = Vec::new();
     for number in 100..103 {
         uploaded.extend(upload(daemon.address(), number, &Barrier::new(1)));
@@ -87,15 +93,15 @@ fn acknowledged_uploads_and_their_names_were_synced_before_the_response() {
                 scope.spawn(move || upload(address, number, together))
             })
             .collect();
-        let joined = uploaders.into_iter().map(|one| one.join().expect("it uploads"));
+        let joined = uploaders.into_iter().map(|one| one.join().expect("the uploads succeed"));
         joined.flatten().collect()
     });
     uploaded.extend(at_once);
     let (trace, log) = daemon.stop();
 
-    let root = root.canonicalize().expect("the daemon has made it");
+    let root = root.canonicalize().expect("created by the daemon");
     let mut verdict = judge(&trace, root.to_str().expect("UTF-8"));
-    // All that the clients know of was found in the trace, or nothing would be proven.
+    // All acknowledged uploads must be found in the trace, or it would prove nothing.
     verdict.acknowledged.sort();
     uploaded.sort();
     assert_eq!(verdict.acknowledged, uploaded, "{log}");

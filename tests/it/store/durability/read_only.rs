@@ -1,6 +1,6 @@
 //! A directory that becomes read-only while the daemon runs, as after disk errors.
 
-use crate::support::audit::{assert_nothing_is_false, assert_nothing_is_staged};
+use crate::support::cache_dir::{assert_consistent, assert_staging_is_empty};
 use crate::support::daemon::Daemon;
 use crate::support::disk::Disk;
 use crate::support::objects::{ONE_OF_EACH, sample};
@@ -29,15 +29,15 @@ fn a_directory_that_turns_read_only_is_served_and_accepts_uploads_again_later() 
     let uploads =
         side_files.map(|path| (*path, &b"{}"[..])).chain([(&*during.nar_path, &*during.nar)]);
     for (path, body) in uploads {
-        let answer = put(path, body);
-        assert_eq!(answer.status, 500, "{} {}", answer.head, answer.text());
-        // The uploader learns where to look, and the log has it.
-        assert!(answer.text().contains("log"), "{}", answer.text());
-        assert!(!answer.text().contains("Read-only"), "{}", answer.text());
+        let response = put(path, body);
+        assert_eq!(response.status, 500, "{} {}", response.head, response.text());
+        // The response refers to the log, which has the details.
+        assert!(response.text().contains("log"), "{}", response.text());
+        assert!(!response.text().contains("Read-only"), "{}", response.text());
         let logged = daemon.wait_for_log(path);
         assert!(logged.contains("Read-only file system"), "{logged}");
     }
-    // Nix up to 2.33 can repeat an upload only if it was refused before its body.
+    // Nix before 2.34 can repeat an upload only if it is refused before its body.
     let mut wire = Wire::to(&daemon);
     wire.send(&format!(
         "PUT {} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {}\r\n\r\n",
@@ -49,10 +49,10 @@ fn a_directory_that_turns_read_only_is_served_and_accepts_uploads_again_later() 
 
     disk.remount("rw");
     serves_what_was_there();
-    assert_nothing_is_staged(daemon.dir());
+    assert_staging_is_empty(daemon.dir());
     assert_eq!(put(&during.nar_path, &during.nar).status, 201);
     assert_eq!(put(&during.narinfo_path, during.narinfo.as_bytes()).status, 201);
     assert_eq!(Wire::to(&daemon).request("GET", &during.nar_path, b"").body, during.nar);
-    assert_eq!(assert_nothing_is_false(daemon.dir()), 2);
-    assert_nothing_is_staged(daemon.dir());
+    assert_eq!(assert_consistent(daemon.dir()), 2);
+    assert_staging_is_empty(daemon.dir());
 }

@@ -6,34 +6,39 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use super::order::judge;
-use crate::support::audit::{assert_nothing_is_false, assert_nothing_is_staged};
+use crate::support::cache_dir::{assert_consistent, assert_staging_is_empty};
 use crate::support::daemon::Daemon;
 use crate::support::objects::{Sample, sample};
 use crate::support::scratch::Scratch;
-use crate::support::trace::Traced;
+use crate::support::trace::TracedDaemon;
 use crate::support::wire::Wire;
 
-/// The calls, and what stands for each of them.
+/// The calls, and the daemon's alternatives.
 const CALLS: [&str; 10] = [
     "openat2",    // openat on the blocking pool
     "preadv2",    // pread on the blocking pool
-    "statx",      // no memory of what is absent; fstatat in the standard library
+    "statx",      // no cache of absent names; fstatat in the standard library
     "renameat2",  // link and unlink
-    "fallocate",  // the writes find out whether there is space
-    "fadvise64",  // nothing
+    "fallocate",  // writes fail if there is no space
+    "fadvise64",  // none
     "syncfs",     // a sync of each file
     "utimensat",  // uses are not recorded
-    "flock",      // no sweep; no collection
+    "flock",      // no cleanup of staging folders; no collection
     "faccessat2", // faccessat
 ];
 
 fn age(file: &Path, hours: u64) {
     let then = SystemTime::now() - Duration::from_secs(hours * 3600);
     let times = FileTimes::new().set_accessed(then).set_modified(then);
-    File::options().write(true).open(file).expect("it is there").set_times(times).expect("ours");
+    File::options()
+        .write(true)
+        .open(file)
+        .expect("present")
+        .set_times(times)
+        .expect("the owner may change it");
 }
 
-/// Uploads, all at the same time, so that they are committed together.
+/// Uploads all samples concurrently, so that they are committed together.
 fn upload(daemon: &Daemon, samples: &[Sample]) {
     std::thread::scope(|scope| {
         for sample in samples {
@@ -42,21 +47,21 @@ fn upload(daemon: &Daemon, samples: &[Sample]) {
                 for (path, body) in [
                     (&sample.nar_path, &sample.nar[..]),
                     (&sample.narinfo_path, sample.narinfo.as_bytes()),
-                    // Once more: it takes the place of what is there.
+                    // Once more, replacing the existing object.
                     (&sample.nar_path, &sample.nar[..]),
                 ] {
-                    let answer = wire.request("PUT", path, body);
-                    assert!([200, 201].contains(&answer.status), "{} {}", path, answer.head);
+                    let response = wire.request("PUT", path, body);
+                    assert!([200, 201].contains(&response.status), "{} {}", path, response.head);
                 }
             });
         }
     });
 }
 
-fn serves(daemon: &Daemon, samples: &[Sample]) {
+fn assert_serves(daemon: &Daemon, samples: &[Sample]) {
     let mut wire = Wire::to(daemon);
     for sample in samples {
-        // What was used so long ago is recorded before it is served.
+        // Last used so long ago that the use is recorded before the response.
         for (path, hours) in [(&sample.nar_path, 20), (&sample.narinfo_path, 2)] {
             age(&daemon.dir().join(&path[1..]), hours);
         }
@@ -83,12 +88,12 @@ fn uploads_and_downloads_work_without_optional_system_calls() {
             let start = || Daemon::builder().dir(scratch.path()).failing(calls, error).start();
             let daemon = start();
             upload(&daemon, &samples);
-            serves(&daemon, &samples);
-            assert_eq!(assert_nothing_is_false(daemon.dir()), samples.len(), "{calls} {error}");
-            assert_nothing_is_staged(daemon.dir());
+            assert_serves(&daemon, &samples);
+            assert_eq!(assert_consistent(daemon.dir()), samples.len(), "{calls} {error}");
+            assert_staging_is_empty(daemon.dir());
             assert_eq!(daemon.stop().0.code(), Some(0), "{calls} {error}");
             let daemon = start();
-            serves(&daemon, &samples);
+            assert_serves(&daemon, &samples);
             let (status, log) = daemon.stop();
             assert!(status.success() && !log.contains("ERROR"), "{calls} {error}: {log}");
         }
@@ -99,8 +104,8 @@ fn uploads_and_downloads_work_without_optional_system_calls() {
 fn every_file_is_synced_by_itself_where_a_sync_of_all_does_not_report_errors() {
     let scratch = Scratch::new();
     let root = scratch.join("cache");
-    // As Linux before 5.8, which reports no error of syncfs.
-    let daemon = Traced::start_by(&["setarch", "--uname-2.6"], &root, &[]);
+    // Like Linux before 5.8, where syncfs reports no errors.
+    let daemon = TracedDaemon::start_by(&["setarch", "--uname-2.6"], &root, &[]);
     let uploads = |number: u8| {
         let sample = sample(number, &vec![number; 1000 * usize::from(number)]);
         let mut wire = Wire::to_address(daemon.address());
@@ -114,7 +119,7 @@ fn every_file_is_synced_by_itself_where_a_sync_of_all_does_not_report_errors() {
         (1..=12).for_each(|number| drop(scope.spawn(move || uploads(number))));
     });
     let (trace, _) = daemon.stop();
-    let root = root.canonicalize().expect("it is there");
+    let root = root.canonicalize().expect("present");
     let verdict = judge(&trace, root.to_str().expect("UTF-8"));
     assert_eq!(verdict.acknowledged.len(), 24);
     assert!(verdict.broken.is_empty(), "{:#?}", verdict.broken);

@@ -2,14 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use super::place::{Place, assert_nothing_is_false, get, head, on_every_server, over, upload};
+use super::server::{TestServer, assert_consistent, get, head, on_every_server, over, upload};
 use crate::support::daemon::Daemon;
 use crate::support::fixture::fixture;
 use crate::support::nix::{utf8, with_paths};
 use crate::support::noise::Noise;
 use crate::support::objects::{Sample, sample};
 
-/// What a daemon remembers, it remembers for less (and a busy machine needs some time, too).
+/// Longer than the daemon caches anything, with time to spare for a busy machine.
 const SOON: Duration = Duration::from_secs(10);
 
 on_every_server! {
@@ -20,18 +20,18 @@ on_every_server! {
 
 #[track_caller]
 fn soon(what: &str, state: impl Fn() -> bool) {
-    let begun = Instant::now();
+    let started = Instant::now();
     while !state() {
-        assert!(begun.elapsed() < SOON, "not soon: {what}");
+        assert!(started.elapsed() < SOON, "timeout while waiting until {what}");
         std::thread::sleep(Duration::from_millis(50));
     }
 }
 
-fn an_upload_to_one_daemon_is_served_by_the_other(place: &Place) {
-    let bucket = place.bucket();
+fn an_upload_to_one_daemon_is_served_by_the_other(server: &TestServer) {
+    let bucket = server.bucket();
     let (one, two) = (over(&bucket).start(), over(&bucket).start());
     let (asked, unasked) = (sample(1, &Noise::new(1).bytes(300_000)), sample(2, b"two"));
-    // Asked for before it is there.
+    // Requested before it is uploaded.
     assert_eq!(get(&two, &asked.narinfo_path).status, 404);
     assert_eq!(head(&two, &asked.nar_path).status, 404);
     upload(&one, &asked);
@@ -40,12 +40,12 @@ fn an_upload_to_one_daemon_is_served_by_the_other(place: &Place) {
         get(&two, &sample.narinfo_path).body == sample.narinfo.as_bytes()
             && get(&two, &sample.nar_path).body == sample.nar
     };
-    assert!(has(&unasked), "what nobody asked for is seen at once");
+    assert!(has(&unasked), "a path without a cached lookup is visible at once");
     soon("what was absent is seen", || has(&asked));
 }
 
-fn a_change_by_one_daemon_is_served_by_the_other_within_seconds(place: &Place) {
-    let (bucket, fixture) = (place.bucket(), fixture());
+fn a_change_by_one_daemon_is_served_by_the_other_within_seconds(server: &TestServer) {
+    let (bucket, fixture) = (server.bucket(), fixture());
     let (one, two) = (over(&bucket).start(), over(&bucket).start());
     let app = fixture.output("app");
     fixture.nix().copy_to(one.url(), std::slice::from_ref(&app));
@@ -69,8 +69,8 @@ fn a_change_by_one_daemon_is_served_by_the_other_within_seconds(place: &Place) {
     });
 }
 
-fn one_path_can_be_uploaded_to_two_daemons_at_once(place: &Place) {
-    let (bucket, fixture) = (place.bucket(), fixture());
+fn one_path_can_be_uploaded_to_two_daemons_at_once(server: &TestServer) {
+    let (bucket, fixture) = (server.bucket(), fixture());
     let (one, two) = (over(&bucket).start(), over(&bucket).start());
     let all = fixture.all();
     std::thread::scope(|scope| {
@@ -78,16 +78,16 @@ fn one_path_can_be_uploaded_to_two_daemons_at_once(place: &Place) {
             let all = &all;
             scope.spawn(move || {
                 let words = ["nix", "copy", "--to", daemon.url()];
-                // Nix 2.8 gives up when it finds there what it has just found absent.
+                // Nix 2.8 fails if a path that it has just found absent is present at the upload.
                 let nix = fixture.nix().with("narinfo-cache-negative-ttl", "3600");
                 let output = nix.run(&with_paths(&words, all));
-                let told = String::from_utf8_lossy(&output.stderr);
-                assert!(output.status.success(), "{told}\n{}", daemon.log());
+                let printed = String::from_utf8_lossy(&output.stderr);
+                assert!(output.status.success(), "{printed}\n{}", daemon.log());
             });
         }
     });
-    assert_nothing_is_false(&bucket);
-    assert_eq!(place.unfinished(&bucket), 0);
+    assert_consistent(&bucket);
+    assert_eq!(server.unfinished(&bucket), 0);
     for daemon in [&one, &two] {
         let copied = fixture.reader();
         copied.copy_from(daemon.url(), &all);

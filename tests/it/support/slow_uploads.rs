@@ -1,4 +1,4 @@
-//! Slow uploads: a byte now and then, which is not a stall.
+//! Slow uploads: they send a byte at intervals, which is not a stall.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,12 +8,11 @@ use std::time::Duration;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::daemon::Daemon;
-use super::wire::{Received, Wire};
+use super::wire::{RawResponse, Wire};
 
-/// How often each of them sends a byte.
+/// The interval between two bytes of an upload.
 const EVERY: Duration = Duration::from_millis(100);
 
-/// One upload.
 struct Upload {
     wire: Wire,
     body: Vec<u8>,
@@ -22,7 +21,7 @@ struct Upload {
 }
 
 impl Upload {
-    /// Sends so many bytes more.
+    /// Sends the next `count` bytes.
     fn send(&mut self, count: usize) {
         let bytes = &self.body[self.sent..self.sent + count];
         self.sent += count;
@@ -34,31 +33,31 @@ impl Upload {
         }
     }
 
-    /// Sends the rest, and returns the answer.
+    /// Sends the rest, and reads the response.
     #[track_caller]
-    fn finish(mut self) -> Received {
+    fn finish(mut self) -> RawResponse {
         self.send(self.body.len() - self.sent);
         if self.chunked {
             self.wire.send_or_give_up(b"0\r\n\r\n");
         }
-        self.wire.answer()
+        self.wire.response()
     }
 }
 
-/// Some uploads, until they are finished.
-pub struct Trickle {
+/// Uploads that go on until they are finished or dropped.
+pub struct SlowUploads {
     stop: Arc<AtomicBool>,
     sender: Option<JoinHandle<Vec<Upload>>>,
 }
 
-impl Trickle {
-    /// Begins to upload each body to its path: the first `at_once` bytes, and then byte after byte.
-    /// None may end before it is finished.
+impl SlowUploads {
+    /// Starts an upload of each body to its path: the first `at_once` bytes at once, then a byte at
+    /// a time. The last byte is sent by [`finish`](Self::finish).
     pub fn start(daemon: &Daemon, bodies: &[(&str, &[u8])], at_once: usize) -> Self {
         Self::begin(daemon, bodies, at_once, false)
     }
 
-    /// The same by uploads that do not say how long they are.
+    /// Like [`start`](Self::start), with chunked bodies.
     pub fn start_chunked(daemon: &Daemon, bodies: &[(&str, &[u8])], at_once: usize) -> Self {
         Self::begin(daemon, bodies, at_once, true)
     }
@@ -95,25 +94,25 @@ impl Trickle {
 
     fn uploads(&mut self) -> Vec<Upload> {
         self.stop.store(true, Ordering::Relaxed);
-        let sender = self.sender.take().expect("it ends once");
+        let sender = self.sender.take().expect("not finished yet");
         sender.thread().unpark();
         sender.join().expect("sending does not panic")
     }
 
-    /// Sends the rest of each at once; the answers.
+    /// Sends the rest of all bodies, and returns the responses.
     #[track_caller]
-    pub fn finish(mut self) -> Vec<Received> {
+    pub fn finish(mut self) -> Vec<RawResponse> {
         self.uploads().into_iter().map(Upload::finish).collect()
     }
 }
 
-/// Room for many sockets in this process.
+/// Raises the limit of open files of this process.
 pub fn raise_file_limit() {
     let maximum = getrlimit(Resource::Nofile).maximum;
-    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).expect("it is allowed");
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).expect("allowed");
 }
 
-impl Drop for Trickle {
+impl Drop for SlowUploads {
     fn drop(&mut self) {
         if self.sender.is_some() {
             self.uploads();

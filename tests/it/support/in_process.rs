@@ -1,4 +1,4 @@
-//! The daemon in this process on a real socket, where hours can be set to seconds.
+//! The daemon in this process on a real socket, with a grace period of seconds instead of hours.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// A cache that is being served. Stopped on drop.
-pub struct Served {
+pub struct InProcessServer {
     cache: Arc<Cache>,
     url: String,
     stop: CancellationToken,
@@ -23,10 +23,10 @@ pub struct Served {
     runtime: Runtime,
 }
 
-/// The cache in a directory as another process would see it, with this time of grace.
+/// Opens the cache in a directory like another process would, with this grace period.
 pub fn open_cache(dir: &Path, grace: Duration) -> Arc<Cache> {
     let Config { cache_info, admission, .. } = configured();
-    let store = FsStore::open(dir, 0).expect("the store can be opened");
+    let store = FsStore::open(dir, 0).expect("the store opens");
     Arc::new(Cache::new(Arc::new(store.into()), cache_info, admission).with_grace(grace))
 }
 
@@ -35,10 +35,10 @@ fn configured() -> Config {
     Config::from_vars(vars).expect("the test's configuration is right")
 }
 
-impl Served {
-    /// Serves the cache in `dir`; what was used stays for `grace`.
+impl InProcessServer {
+    /// Serves the cache in `dir`, which keeps paths used within `grace`.
     pub fn start(dir: &Path, grace: Duration) -> Self {
-        let runtime = Runtime::new().expect("a runtime starts");
+        let runtime = Runtime::new().expect("the runtime starts");
         let Config { listen, users, .. } = configured();
         let cache = open_cache(dir, grace);
         let listener = runtime.block_on(Listener::bind(&listen)).expect("a port is free");
@@ -61,17 +61,17 @@ impl Served {
         Collector::new(Arc::clone(&self.cache), Actor::collector())
     }
 
-    /// Runs what is asynchronous, from any thread.
+    /// Runs a future from any thread.
     pub fn wait_for<T>(&self, work: impl Future<Output = T>) -> T {
         self.runtime.block_on(work)
     }
 }
 
-impl Drop for Served {
+impl Drop for InProcessServer {
     fn drop(&mut self) {
         self.stop.cancel();
         if let Some(serving) = self.serving.take() {
-            // What it says does not matter any more.
+            // The result is irrelevant: the server is being stopped.
             let _ = self.runtime.block_on(serving);
         }
     }

@@ -18,18 +18,18 @@ use crate::support::objects::{Sample, sample};
 const CONNECTIONS: usize = 8;
 const STREAMS: usize = 128;
 
-struct World {
+struct TlsSetup {
     authority: Authority,
     daemon: Daemon,
     runtime: Runtime,
 }
 
-impl World {
-    /// A daemon that may have as many files open as most systems allow without being asked.
+impl TlsSetup {
+    /// A daemon with the default limit of open files of most systems.
     fn new() -> Self {
         let authority = Authority::new();
         let daemon = signed_by(&authority).file_limit(1024).start();
-        Self { authority, daemon, runtime: Runtime::new().expect("a runtime starts") }
+        Self { authority, daemon, runtime: Runtime::new().expect("the runtime starts") }
     }
 
     fn address(&self) -> &str {
@@ -37,41 +37,41 @@ impl World {
     }
 
     fn store(&self, sample: &Sample) {
-        let file = tempfile::NamedTempFile::new().expect("it can be made");
+        let file = tempfile::NamedTempFile::new().expect("created");
         std::fs::write(file.path(), &sample.nar).expect("written");
         let name = file.path().to_str().expect("UTF-8");
         let url = format!("{}{}", self.daemon.url(), sample.nar_path);
         curl(&self.authority, &url, &["-T", name]).is(201);
     }
 
-    /// Asks for an object as often as can be, with this window for each answer.
+    /// Requests an object on every stream of every connection, with this window for each response.
     fn ask(&self, path: &str, window: u32) -> Vec<(Http2, Vec<ResponseFuture>)> {
         let connection = async || {
             let mut client = Http2::connect(self.address(), &self.authority, window).await;
-            let mut answers = Vec::new();
+            let mut responses = Vec::new();
             for _ in 0..STREAMS {
-                answers.push(client.send("GET", path).await);
+                responses.push(client.send("GET", path).await);
             }
-            (client, answers)
+            (client, responses)
         };
         self.runtime.block_on(join_all((0..CONNECTIONS).map(|_| connection())))
     }
 
-    /// The heads of all answers, whose bodies nobody takes.
-    fn heads(&self, asked: &mut [(Http2, Vec<ResponseFuture>)]) -> Vec<RecvStream> {
-        let answers = asked.iter_mut().flat_map(|(_, answers)| answers.drain(..));
-        let answers = self.runtime.block_on(join_all(answers));
-        let body = |answer: Result<Response<RecvStream>, h2::Error>| {
-            let answer = answer.expect("it answers");
-            assert_eq!(answer.status(), 200);
-            answer.into_body()
+    /// The heads of all responses, whose bodies are not read.
+    fn heads(&self, requests: &mut [(Http2, Vec<ResponseFuture>)]) -> Vec<RecvStream> {
+        let responses = requests.iter_mut().flat_map(|(_, responses)| responses.drain(..));
+        let responses = self.runtime.block_on(join_all(responses));
+        let body = |response: Result<Response<RecvStream>, h2::Error>| {
+            let response = response.expect("a response arrives");
+            assert_eq!(response.status(), 200);
+            response.into_body()
         };
-        answers.into_iter().map(body).collect()
+        responses.into_iter().map(body).collect()
     }
 
-    /// Others get what they want.
+    /// Checks that other clients are served.
     #[track_caller]
-    fn serves(&self, sample: &Sample) {
+    fn assert_serves(&self, sample: &Sample) {
         let url = self.daemon.url();
         for version in ["--http1.1", "--http2"] {
             let nar = curl(&self.authority, &format!("{url}{}", sample.nar_path), &[version]);
@@ -84,75 +84,76 @@ impl World {
 
 #[test]
 fn unread_responses_hold_no_file_and_no_content() {
-    let world = World::new();
+    let setup = TlsSetup::new();
     let large = sample(1, &Noise::new(1).bytes(2 << 20));
-    world.store(&large);
-    world.serves(&large);
-    let (files, memory) = (world.daemon.open_files(), world.daemon.peak_memory());
-    let mut asked = world.ask(&large.nar_path, 0);
-    let bodies = world.heads(&mut asked);
+    setup.store(&large);
+    setup.assert_serves(&large);
+    let (files, memory) = (setup.daemon.open_files(), setup.daemon.peak_memory());
+    let mut requests = setup.ask(&large.nar_path, 0);
+    let bodies = setup.heads(&mut requests);
     assert_eq!(bodies.len(), CONNECTIONS * STREAMS);
-    world.serves(&large);
-    let more = world.daemon.open_files().saturating_sub(files);
+    setup.assert_serves(&large);
+    let more = setup.daemon.open_files().saturating_sub(files);
     assert!(more < CONNECTIONS + 16, "{more} more files are open");
-    let cost = world.daemon.peak_memory() - memory;
+    let cost = setup.daemon.peak_memory() - memory;
     assert!(cost < 32 << 20, "{cost} bytes");
 }
 
 #[test]
 fn responses_that_are_read_by_a_byte_share_one_budget() {
-    let world = World::new();
+    let setup = TlsSetup::new();
     let large = sample(1, &Noise::new(1).bytes(2 << 20));
-    world.store(&large);
-    world.serves(&large);
-    let (files, memory) = (world.daemon.open_files(), world.daemon.peak_memory());
-    let mut asked = world.ask(&large.nar_path, 1);
-    let _bodies = world.heads(&mut asked);
-    world.serves(&large);
-    // Half of the 256 that are not for connections.
-    let more = world.daemon.open_files().saturating_sub(files);
+    setup.store(&large);
+    setup.assert_serves(&large);
+    let (files, memory) = (setup.daemon.open_files(), setup.daemon.peak_memory());
+    let mut requests = setup.ask(&large.nar_path, 1);
+    let _bodies = setup.heads(&mut requests);
+    setup.assert_serves(&large);
+    // Half of the 256 descriptors that are not for connections.
+    let more = setup.daemon.open_files().saturating_sub(files);
     assert!(more < 128 + CONNECTIONS + 32, "{more} more files are open");
-    // 64 MiB for all, a chunk for each connection, and what the others take.
-    let cost = world.daemon.peak_memory() - memory;
+    // 64 MiB for all connections, a chunk for each, and the memory for other requests.
+    let cost = setup.daemon.peak_memory() - memory;
     assert!(cost < 128 << 20, "{cost} bytes");
 }
 
 #[test]
 fn unread_responses_from_memory_are_made_when_there_is_room() {
-    let world = World::new();
+    let setup = TlsSetup::new();
     let small = sample(1, &Noise::new(1).bytes(30 << 10));
-    world.store(&small);
-    world.serves(&small);
-    let (files, memory) = (world.daemon.open_files(), world.daemon.peak_memory());
-    let _asked = world.ask(&small.nar_path, 0);
-    world.serves(&small);
-    let more = world.daemon.open_files().saturating_sub(files);
+    setup.store(&small);
+    setup.assert_serves(&small);
+    let (files, memory) = (setup.daemon.open_files(), setup.daemon.peak_memory());
+    let _asked = setup.ask(&small.nar_path, 0);
+    setup.assert_serves(&small);
+    let more = setup.daemon.open_files().saturating_sub(files);
     assert!(more < CONNECTIONS + 32, "{more} more files are open");
-    let cost = world.daemon.peak_memory() - memory;
+    let cost = setup.daemon.peak_memory() - memory;
     assert!(cost < 48 << 20, "{cost} bytes");
 }
 
 #[test]
 fn at_the_connection_limit_the_longest_idle_http_2_connection_gets_goaway() {
     let authority = Authority::new();
-    // Room for 16 connections.
+    // This allows 16 connections.
     let daemon = signed_by(&authority).file_limit(272).start();
-    let world = World { authority, daemon, runtime: Runtime::new().expect("a runtime starts") };
-    world.runtime.block_on(async {
+    let setup =
+        TlsSetup { authority, daemon, runtime: Runtime::new().expect("the runtime starts") };
+    setup.runtime.block_on(async {
         let mut idle = Vec::new();
         for _ in 0..16 {
-            let mut client = Http2::connect(world.address(), &world.authority, 1 << 20).await;
+            let mut client = Http2::connect(setup.address(), &setup.authority, 1 << 20).await;
             assert_eq!(client.get("/nix-cache-info").await.status(), 200);
             idle.push(client);
-            // So that it is clear which one has been idle for longer.
+            // So that the order of idle times is unambiguous.
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        let mut newcomer = Http2::connect(world.address(), &world.authority, 1 << 20).await;
+        let mut newcomer = Http2::connect(setup.address(), &setup.authority, 1 << 20).await;
         assert_eq!(newcomer.get("/nix-cache-info").await.status(), 200);
         let longest = idle.remove(0);
-        // Its last word may find nobody who listens.
-        let ended = longest.ended.await.expect("no panic");
-        assert!(ended.err().is_none_or(|error| error.is_io()));
+        // The last frame may be sent to a closed connection.
+        let result = longest.result.await.expect("no panic");
+        assert!(result.err().is_none_or(|error| error.is_io()));
         for client in idle.iter_mut().chain([&mut newcomer]) {
             assert_eq!(client.get("/nix-cache-info").await.status(), 200);
         }

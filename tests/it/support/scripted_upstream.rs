@@ -1,4 +1,5 @@
-//! A scripted upstream in this process: one script for each path, one thread for each connection.
+//! A scripted upstream in this process, with a script for each path and a thread for each
+//! connection.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -10,14 +11,14 @@ use std::time::{Duration, Instant};
 
 use super::objects::Sample;
 
-/// Only a failing test waits so long.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Only failing tests wait this long.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What an upstream answers to one request.
+/// A function that answers a request.
 type Script = Arc<dyn Fn(&mut Exchange) + Send + Sync>;
 
-/// An upstream. When it is dropped it is gone, with all its connections.
-pub struct Scripted {
+/// An upstream. Stopped on drop, with all its connections.
+pub struct ScriptedUpstream {
     address: SocketAddr,
     shared: Arc<Shared>,
     acceptor: Option<JoinHandle<()>>,
@@ -26,36 +27,35 @@ pub struct Scripted {
 #[derive(Default)]
 struct Shared {
     scripts: Mutex<HashMap<String, Script>>,
-    asked: Mutex<Vec<Asked>>,
+    requests: Mutex<Vec<RecordedRequest>>,
     came: Condvar,
     connections: Mutex<Vec<TcpStream>>,
     stopped: AtomicBool,
 }
 
-/// A request as it came.
+/// A received request.
 #[derive(Debug, Clone)]
-pub struct Asked {
-    /// What stands between the method and the version: a proxy is asked for whole URLs.
+pub struct RecordedRequest {
+    /// The request target. For a proxy it is a complete URL.
     pub target: String,
-    /// The head with all its lines.
     pub head: String,
-    /// Who sent it.
+    /// The address of the client.
     pub peer: IpAddr,
 }
 
-impl Asked {
+impl RecordedRequest {
     /// A header's value.
     pub fn header(&self, name: &str) -> Option<&str> {
         let mut lines = self.head.lines().filter_map(|line| line.split_once(": "));
         lines.find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value)
     }
 
-    /// Whether it asks for no body.
+    /// Whether it is a HEAD request.
     pub fn is_head(&self) -> bool {
         self.head.starts_with("HEAD ")
     }
 
-    /// The first byte that is wanted.
+    /// The first requested byte.
     pub fn from(&self) -> usize {
         let range = self.header("range").and_then(|range| range.strip_prefix("bytes="));
         range.and_then(|range| range.trim_end_matches('-').parse().ok()).unwrap_or(0)
@@ -63,14 +63,14 @@ impl Asked {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().expect("no script panics with a lock held")
+    mutex.lock().expect("the lock is not poisoned")
 }
 
-impl Scripted {
-    /// An upstream that has nothing.
+impl ScriptedUpstream {
+    /// An upstream without objects.
     pub fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("there is a free port");
-        let address = listener.local_addr().expect("it is bound");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        let address = listener.local_addr().expect("bound");
         let shared = Arc::new(Shared::default());
         let acceptor = std::thread::spawn({
             let shared = Arc::clone(&shared);
@@ -79,7 +79,7 @@ impl Scripted {
         Self { address, shared, acceptor: Some(acceptor) }
     }
 
-    /// An upstream that has these.
+    /// An upstream with these samples.
     pub fn with(samples: &[&Sample]) -> Self {
         let upstream = Self::start();
         for sample in samples {
@@ -93,7 +93,7 @@ impl Scripted {
         format!("http://{}", self.address)
     }
 
-    /// Its URL, and a second to answer.
+    /// The URL with a response timeout of one second.
     pub fn impatient(&self) -> String {
         format!("{}?timeout=1s", self.url())
     }
@@ -102,50 +102,50 @@ impl Scripted {
         self.address.port()
     }
 
-    /// From now on `path` is answered so.
+    /// Sets the script for a path.
     pub fn on(&self, path: &str, script: impl Fn(&mut Exchange) + Send + Sync + 'static) {
         lock(&self.shared.scripts).insert(path.to_owned(), Arc::new(script));
     }
 
-    /// From now on what has no script of its own is answered so.
+    /// Sets the script for all paths without one.
     pub fn otherwise(&self, script: impl Fn(&mut Exchange) + Send + Sync + 'static) {
         self.on("", script);
     }
 
-    /// From now on this is at `path`, and parts of it can be had.
+    /// Serves these bytes at `path`, with support for ranges.
     pub fn has(&self, path: &str, bytes: &[u8]) {
         let bytes = bytes.to_vec();
         self.on(path, move |exchange| exchange.send(&bytes));
     }
 
-    /// From now on everything is answered with this status.
-    pub fn says(&self, status: u16) {
+    /// Answers all requests with this status.
+    pub fn answer_all_with(&self, status: u16) {
         self.otherwise(move |exchange| exchange.status(status, ""));
     }
 
-    /// Everything that it was asked for.
-    pub fn asked(&self) -> Vec<Asked> {
-        lock(&self.shared.asked).clone()
+    /// All requests so far.
+    pub fn requests(&self) -> Vec<RecordedRequest> {
+        lock(&self.shared.requests).clone()
     }
 
-    /// How often it was asked for this.
+    /// The number of requests for this path.
     pub fn count(&self, path: &str) -> usize {
-        lock(&self.shared.asked).iter().filter(|asked| asked.target == path).count()
+        lock(&self.shared.requests).iter().filter(|request| request.target == path).count()
     }
 
-    /// Waits until it has been asked for this so many times.
+    /// Waits for this number of requests for a path.
     #[track_caller]
     pub fn wait_for(&self, path: &str, count: usize) {
-        let few = |asked: &mut Vec<Asked>| {
-            asked.iter().filter(|asked| asked.target == path).count() < count
+        let few = |requests: &mut Vec<RecordedRequest>| {
+            requests.iter().filter(|request| request.target == path).count() < count
         };
-        let asked = lock(&self.shared.asked);
-        let waited = self.shared.came.wait_timeout_while(asked, PATIENCE, few);
-        let late = waited.expect("no script panics with a lock held").1.timed_out();
-        assert!(!late, "never asked for {path} {count} times: {:?}", self.asked());
+        let requests = lock(&self.shared.requests);
+        let waited = self.shared.came.wait_timeout_while(requests, TIMEOUT, few);
+        let late = waited.expect("the lock is not poisoned").1.timed_out();
+        assert!(!late, "there were never {count} requests for {path}: {:?}", self.requests());
     }
 
-    /// Ends it: nobody can connect any more, and all connections break.
+    /// Stops the upstream: connections break, and new ones are refused.
     pub fn stop(mut self) {
         self.end();
     }
@@ -155,7 +155,7 @@ impl Scripted {
             return;
         };
         self.shared.stopped.store(true, Ordering::SeqCst);
-        // Wakes it.
+        // Wakes the acceptor.
         let _ = TcpStream::connect(self.address);
         let _ = acceptor.join();
         for connection in lock(&self.shared.connections).drain(..) {
@@ -164,7 +164,7 @@ impl Scripted {
     }
 }
 
-impl Drop for Scripted {
+impl Drop for ScriptedUpstream {
     fn drop(&mut self) {
         self.end();
     }
@@ -173,30 +173,30 @@ impl Drop for Scripted {
 impl Shared {
     fn accept(self: Arc<Self>, listener: &TcpListener) {
         loop {
-            let (stream, peer) = listener.accept().expect("it listens");
+            let (stream, peer) = listener.accept().expect("the listener accepts");
             if self.stopped.load(Ordering::SeqCst) {
                 return;
             }
-            lock(&self.connections).push(stream.try_clone().expect("it is open"));
+            lock(&self.connections).push(stream.try_clone().expect("open"));
             let shared = Arc::clone(&self);
             std::thread::spawn(move || shared.serve(stream, peer.ip()));
         }
     }
 
     fn serve(&self, stream: TcpStream, peer: IpAddr) {
-        let mut reader = BufReader::new(stream.try_clone().expect("it is open"));
+        let mut reader = BufReader::new(stream.try_clone().expect("open"));
         let mut before = 0;
         while let Some(head) = read_head(&mut reader) {
             let target = head.split(' ').nth(1).unwrap_or_default().to_owned();
-            let asked = Asked { target, head, peer };
-            lock(&self.asked).push(asked.clone());
+            let request = RecordedRequest { target, head, peer };
+            lock(&self.requests).push(request.clone());
             self.came.notify_all();
             let script = {
                 let scripts = lock(&self.scripts);
-                scripts.get(&asked.target).or_else(|| scripts.get("")).cloned()
+                scripts.get(&request.target).or_else(|| scripts.get("")).cloned()
             };
-            let stream = stream.try_clone().expect("it is open");
-            let mut exchange = Exchange { asked, before, stream, closed: false };
+            let stream = stream.try_clone().expect("open");
+            let mut exchange = Exchange { request, before, stream, closed: false };
             before += 1;
             match script {
                 Some(script) => script(&mut exchange),
@@ -222,26 +222,26 @@ fn read_head(reader: &mut impl BufRead) -> Option<String> {
     }
 }
 
-/// One request and what is answered to it. Who has gone is not told.
+/// A request and its response. Errors of closed connections are ignored.
 pub struct Exchange {
-    pub asked: Asked,
-    /// How many requests came before it over the same connection.
+    pub request: RecordedRequest,
+    /// The number of earlier requests on the same connection.
     pub before: usize,
     stream: TcpStream,
     closed: bool,
 }
 
 impl Exchange {
-    /// A whole answer: all of it, or the part that is wanted.
+    /// Sends a complete response: the whole object or the requested range.
     pub fn send(&mut self, bytes: &[u8]) {
-        let from = self.asked.from().min(bytes.len());
+        let from = self.request.from().min(bytes.len());
         self.head(from, bytes.len());
-        if !self.asked.is_head() {
+        if !self.request.is_head() {
             self.raw(&bytes[from..]);
         }
     }
 
-    /// The head of an answer with bytes from `from` to `end`.
+    /// Sends the head of a response with the bytes from `from` to `end`.
     pub fn head(&mut self, from: usize, end: usize) {
         let length = end - from;
         let head = if from > 0 {
@@ -253,63 +253,63 @@ impl Exchange {
         self.raw(head.as_bytes());
     }
 
-    /// An answer without a body; `headers` end with a line feed each.
+    /// Sends a response without a body. `headers` end with a line feed each.
     pub fn status(&mut self, status: u16, headers: &str) {
         let headers = headers.replace('\n', "\r\n");
         self.raw(format!("HTTP/1.1 {status} So\r\nContent-Length: 0\r\n{headers}\r\n").as_bytes());
     }
 
-    /// The head of an answer that nobody knows the length of.
+    /// Sends the head of a chunked response.
     pub fn chunked(&mut self) {
         self.raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
     }
 
-    /// A part of such an answer; none ends it. False if nobody takes it any more.
+    /// Sends a chunk; an empty one ends the body. Returns false if the connection is closed.
     pub fn chunk(&mut self, bytes: &[u8]) -> bool {
         let text = [format!("{:x}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat();
         self.raw(&text)
     }
 
-    /// Bytes as they are; false if nobody takes them any more.
+    /// Sends bytes as they are. Returns false if the connection is closed.
     pub fn raw(&mut self, bytes: &[u8]) -> bool {
         self.stream.write_all(bytes).is_ok()
     }
 
-    /// Breaks the connection off.
+    /// Closes the connection.
     pub fn close(&mut self) {
         self.closed = true;
     }
 
-    /// Does nothing until the other side has had enough.
+    /// Waits until the client closes the connection.
     pub fn hang(&mut self) {
         let _ = self.stream.read(&mut [0]);
         self.closed = true;
     }
 }
 
-/// What several threads wait for.
+/// A counter of events that threads wait for.
 #[derive(Default, Clone)]
 pub struct Gate(Arc<(Mutex<usize>, Condvar)>);
 
 impl Gate {
-    /// Lets through who waits, and one more step for who waits for steps.
+    /// Counts one event, and wakes the waiting threads.
     pub fn open(&self) {
         *lock(&self.0.0) += 1;
         self.0.1.notify_all();
     }
 
-    /// How often it was opened.
+    /// The number of events so far.
     pub fn opened(&self) -> usize {
         *lock(&self.0.0)
     }
 
-    /// Waits until it has been opened so many times.
+    /// Waits until there were this many events.
     #[track_caller]
     pub fn wait(&self, times: usize) {
-        let begun = Instant::now();
+        let started = Instant::now();
         let few = |opened: &mut usize| *opened < times;
-        let waited = self.0.1.wait_timeout_while(lock(&self.0.0), PATIENCE, few);
-        let late = waited.expect("nobody panics with the lock held").1.timed_out();
-        assert!(!late, "the gate was not opened {times} times in {:?}", begun.elapsed());
+        let waited = self.0.1.wait_timeout_while(lock(&self.0.0), TIMEOUT, few);
+        let late = waited.expect("the lock is not poisoned").1.timed_out();
+        assert!(!late, "the gate was not opened {times} times in {:?}", started.elapsed());
     }
 }

@@ -6,18 +6,18 @@ use std::fs;
 use nix_stored::nix::{Compression, Sha256Hash};
 
 use super::mirror_of;
-use crate::support::audit::{assert_nothing_is_false, objects, staging};
+use crate::support::cache_dir::{assert_consistent, objects, staging};
 use crate::support::daemon::Daemon;
 use crate::support::fixture::fixture;
-use crate::support::neighbour::Neighbour;
 use crate::support::nix::utf8;
 use crate::support::noise::Noise;
 use crate::support::objects::{Sample, sample};
 use crate::support::scratch::Scratch;
-use crate::support::scripted::{Gate, Scripted};
-use crate::support::wire::{Received, Wire};
+use crate::support::scripted_upstream::{Gate, ScriptedUpstream};
+use crate::support::server_process::ServerProcess;
+use crate::support::wire::{RawResponse, Wire};
 
-/// Every compression that can be read and written here.
+/// The compressions that the cache can decode and the tests can encode.
 const COMPRESSIONS: [Compression; 8] = [
     Compression::Xz,
     Compression::Zstd,
@@ -29,7 +29,7 @@ const COMPRESSIONS: [Compression; 8] = [
     Compression::Lzma,
 ];
 
-/// Where such a cache has the NARs.
+/// The URL of the NAR in such a narinfo.
 const URL: &str = "nar/made-up?token=a%2Fb%3D%3D";
 
 fn without_file_fields(narinfo: &str) -> String {
@@ -37,14 +37,14 @@ fn without_file_fields(narinfo: &str) -> String {
     narinfo.lines().filter(line).map(|line| format!("{line}\n")).collect()
 }
 
-/// The narinfo of a sample as such a cache has it.
+/// The narinfo of a sample without hash and size of the file.
 fn unnamed(sample: &Sample) -> String {
     without_file_fields(&sample.narinfo).replace(&sample.nar_path[1..], URL)
 }
 
-/// Such a cache, which sends a NAR without its length.
-fn upstream_with(sample: &Sample) -> Scripted {
-    let upstream = Scripted::start();
+/// Such an upstream, which sends the NAR without its length.
+fn upstream_with(sample: &Sample) -> ScriptedUpstream {
+    let upstream = ScriptedUpstream::start();
     upstream.has(&sample.narinfo_path, unnamed(sample).as_bytes());
     let nar = sample.nar.clone();
     upstream.on(&format!("/{URL}"), move |exchange| {
@@ -57,16 +57,17 @@ fn upstream_with(sample: &Sample) -> Scripted {
     upstream
 }
 
-fn get(mirror: &Daemon, path: &str) -> Received {
+fn get(mirror: &Daemon, path: &str) -> RawResponse {
     Wire::to(mirror).request("GET", path, b"")
 }
 
-/// Where the narinfo of a sample leads at the mirror.
+/// The URL in the mirror's narinfo of a sample.
 fn url(mirror: &Daemon, sample: &Sample) -> String {
     let narinfo = get(mirror, &sample.narinfo_path);
     assert_eq!(narinfo.status, 200, "{}", narinfo.text());
     let text = narinfo.text();
-    let url = text.lines().find_map(|line| line.strip_prefix("URL: ")).expect("it has a URL");
+    let url =
+        text.lines().find_map(|line| line.strip_prefix("URL: ")).expect("the narinfo has a URL");
     format!("/{url}")
 }
 
@@ -85,7 +86,7 @@ fn every_compression_is_stored_under_its_file_hash() {
         let nar = get(&mirror, &first);
         assert_eq!((nar.status, nar.body == sample.nar), (200, true), "{compression}");
 
-        // From now on the narinfo says everything, and the first name still leads to the NAR.
+        // The narinfo is complete now, and the earlier URL still leads to the NAR.
         assert_eq!(url(&mirror, &sample), sample.nar_path, "{compression}");
         let narinfo = get(&mirror, &sample.narinfo_path).text();
         let hash = Sha256Hash::of(&sample.nar);
@@ -97,7 +98,7 @@ fn every_compression_is_stored_under_its_file_hash() {
             assert_eq!(head.header("content-length"), sample.nar.len().to_string());
         }
         assert_eq!(upstream.count(&format!("/{URL}")), 1);
-        assert_eq!(assert_nothing_is_false(mirror.dir()), 1);
+        assert_eq!(assert_consistent(mirror.dir()), 1);
         mirror.wait_until("nothing is staged", || staging(mirror.dir()).len() == 1);
     }
 }
@@ -111,11 +112,11 @@ fn a_nar_url_that_a_client_remembers_works_after_a_restart() {
     let before = start();
     let remembered = url(&before, &sample);
     before.stop();
-    // The daemon has forgotten everything, and the NAR has never been here.
+    // A new daemon without cached facts, in whose store the NAR never was.
     let mirror = start();
     assert!(get(&mirror, &remembered).body == sample.nar);
     mirror.stop();
-    // Without any upstream, what is here is enough.
+    // Stored paths are served without any upstream.
     upstream.stop();
     let alone = Daemon::builder().dir(dir.path()).start();
     assert!(get(&alone, &remembered).body == sample.nar);
@@ -124,7 +125,7 @@ fn a_nar_url_that_a_client_remembers_works_after_a_restart() {
     );
     let mut wire = Wire::to(&alone);
     wire.send(&part);
-    let part = wire.answer();
+    let part = wire.response();
     assert_eq!((part.status, part.body.as_slice()), (206, &sample.nar[1000..2000]));
 }
 
@@ -134,12 +135,12 @@ fn the_nar_url_of_an_absent_path_is_absent() {
     let upstream = upstream_with(&sample);
     let mirror = mirror_of(&[&upstream.url()]).start();
     let name = url(&mirror, &sample);
-    for other in [mirror_of(&[&Scripted::start().url()]).start(), Daemon::start()] {
-        let answer = get(&other, &name);
-        assert!([404, 502].contains(&answer.status), "{}", answer.status);
+    for other in [mirror_of(&[&ScriptedUpstream::start().url()]).start(), Daemon::start()] {
+        let response = get(&other, &name);
+        assert!([404, 502].contains(&response.status), "{}", response.status);
         assert_eq!(objects(other.dir()), [""; 0]);
     }
-    // Another path has other contents: it is not served for this one.
+    // Another path has other contents, so it is not served for this one.
     let other = sized(2, 1000).packed(Compression::Zstd);
     let narinfo = other.narinfo.replace(&other.store_path, &sample.store_path);
     let daemon = Daemon::start();
@@ -161,10 +162,10 @@ fn a_nar_that_differs_from_its_narinfo_is_not_served_to_its_end() {
             upstream.has(&format!("/{URL}"), &other.nar);
         }
         let mirror = mirror_of(&[&upstream.url()]).start();
-        let answer = get(&mirror, &url(&mirror, &sample));
+        let response = get(&mirror, &url(&mirror, &sample));
         match with_a_length {
-            true => assert!(answer.status == 200 && answer.body.len() < other.nar.len()),
-            false => assert_eq!(answer.status, 502, "{}", answer.text()),
+            true => assert!(response.status == 200 && response.body.len() < other.nar.len()),
+            false => assert_eq!(response.status, 502, "{}", response.text()),
         }
         mirror.wait_for_log("fetch of a NAR failed");
         assert_eq!(objects(mirror.dir()), [""; 0]);
@@ -206,11 +207,11 @@ fn all_readers_that_wait_for_the_length_share_one_fetch() {
     upstream.wait_for(&format!("/{URL}"), 1);
     gate.open();
     for mut wire in wires {
-        let answer = wire.answer();
-        assert_eq!((answer.status, answer.body == sample.nar), (200, true));
+        let response = wire.response();
+        assert_eq!((response.status, response.body == sample.nar), (200, true));
     }
     assert_eq!(upstream.count(&format!("/{URL}")), 1);
-    assert_eq!(assert_nothing_is_false(mirror.dir()), 1);
+    assert_eq!(assert_consistent(mirror.dir()), 1);
 }
 
 #[test]
@@ -219,7 +220,7 @@ fn an_endless_nar_is_aborted() {
     let upstream = upstream_with(&sample);
     upstream.on(&format!("/{URL}"), |exchange| {
         exchange.chunked();
-        // Much more than a NAR of a kilobyte can have.
+        // Much more than the NAR of a kilobyte can have.
         let part = vec![0; 1 << 20];
         let mut left = 1000;
         while left > 0 && exchange.chunk(&part) {
@@ -245,7 +246,7 @@ fn a_narinfo_that_nix_accepts_is_accepted() {
         format!("Compression: bzip2\n{}{signature}", sample.narinfo),
     ];
     for narinfo in cases {
-        let upstream = Scripted::start();
+        let upstream = ScriptedUpstream::start();
         upstream.has(&sample.narinfo_path, narinfo.as_bytes());
         upstream.has(&sample.nar_path, &sample.nar);
         let mirror = mirror_of(&[&upstream.url()]).start();
@@ -253,7 +254,7 @@ fn a_narinfo_that_nix_accepts_is_accepted() {
         let kept = get(&mirror, &sample.narinfo_path).text();
         assert_eq!(kept.matches("Sig: ").count(), 1, "{kept}");
         assert!(kept.contains(&signature), "{kept}");
-        assert_eq!(assert_nothing_is_false(mirror.dir()), 1);
+        assert_eq!(assert_consistent(mirror.dir()), 1);
     }
 }
 
@@ -265,10 +266,10 @@ fn nix_substitutes_a_closure_from_a_cache_without_file_hashes() {
     fixture().nix().copy_to(&format!("file://{}{parameters}", utf8(directory.path())), &paths);
     for key in objects(directory.path()).iter().filter(|key| key.ends_with(".narinfo")) {
         let file = directory.join(key);
-        let narinfo = fs::read_to_string(&file).expect("it is there");
+        let narinfo = fs::read_to_string(&file).expect("present");
         fs::write(&file, without_file_fields(&narinfo)).expect("written");
     }
-    let upstream = Neighbour::nginx(directory.path());
+    let upstream = ServerProcess::nginx(directory.path());
     let mirror = mirror_of(&[&format!("http://{}", upstream.address())]).start();
     let substitute = || {
         let reader = fixture().reader();
@@ -277,7 +278,7 @@ fn nix_substitutes_a_closure_from_a_cache_without_file_hashes() {
     };
     substitute();
     drop(upstream);
-    // Now all of it is here, with everything that a narinfo says.
+    // The path is stored now, with a complete narinfo.
     substitute();
-    assert!(assert_nothing_is_false(mirror.dir()) >= paths.len());
+    assert!(assert_consistent(mirror.dir()) >= paths.len());
 }

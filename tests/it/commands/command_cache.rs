@@ -1,4 +1,4 @@
-//! A cache directory with chosen content, and the commands on it.
+//! A cache directory with known content, and commands run on it.
 
 use std::fs::{self, File, FileTimes};
 use std::path::{Path, PathBuf};
@@ -7,40 +7,40 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
-use crate::support::audit;
+use crate::support::cache_dir;
 use crate::support::daemon;
 use crate::support::objects::{Sample, sample};
 use crate::support::scratch::Scratch;
 
-/// A cache in a directory that nobody serves.
-pub struct Given {
+/// A cache directory without a daemon.
+pub struct CommandCache {
     dir: PathBuf,
     _scratch: Option<Scratch>,
 }
 
-/// How a command ended, and what it said.
+/// The exit status and the output of a command.
 #[derive(Debug)]
-pub struct Ended {
+pub struct CommandOutput {
     pub code: i32,
     pub out: String,
     pub err: String,
 }
 
-/// The sample with this number: 1,000 bytes and more of it for each number, so that sizes differ.
+/// The sample with this number. Its file has 1,000 bytes times the number, so that sizes differ.
 pub fn path(number: u8) -> Sample {
     sample(number, &vec![number; 1000 * usize::from(number)])
 }
 
-impl Given {
+impl CommandCache {
     /// An empty cache.
     pub fn new() -> Self {
         let scratch = Scratch::new();
         let dir = scratch.join("cache");
-        fs::create_dir(&dir).expect("made");
+        fs::create_dir(&dir).expect("created");
         Self { dir, _scratch: Some(scratch) }
     }
 
-    /// The cache of a daemon.
+    /// The directory of a daemon's cache.
     pub fn at(dir: &Path) -> Self {
         Self { dir: dir.to_owned(), _scratch: None }
     }
@@ -49,7 +49,7 @@ impl Given {
         &self.dir
     }
 
-    /// Adds [`path`], which refers to others and was last used so many days ago.
+    /// Adds [`path`] with these references, last used this many days ago.
     pub fn add(&self, number: u8, references: &[u8], days: u64) -> Sample {
         let mut added = path(number);
         let names = references.iter().map(|&number| {
@@ -64,27 +64,27 @@ impl Given {
         added
     }
 
-    /// Makes a file that was written and used so many days ago.
+    /// Writes a file, with times this many days ago.
     pub fn put(&self, path: &str, bytes: impl AsRef<[u8]>, days: u64) {
         let file = self.dir.join(path.trim_start_matches('/'));
-        fs::create_dir_all(file.parent().expect("it is below the cache")).expect("made");
+        fs::create_dir_all(file.parent().expect("the path is in the cache")).expect("created");
         fs::write(file, bytes).expect("written");
         self.age(path, days);
     }
 
-    /// Says of a file that it was written and used so many days ago.
+    /// Sets the times of a file to this many days ago.
     pub fn age(&self, path: &str, days: u64) {
         let used = SystemTime::now() - Duration::from_secs(days * 86_400);
         let times = FileTimes::new().set_accessed(used).set_modified(used);
         let file = File::options().write(true).open(self.dir.join(path.trim_start_matches('/')));
-        file.expect("it is there").set_times(times).expect("its owner may");
+        file.expect("present").set_times(times).expect("the owner may change it");
     }
 
     pub fn has(&self, path: &str) -> bool {
         self.dir.join(path.trim_start_matches('/')).exists()
     }
 
-    /// Whether the whole path is here, or nothing of it.
+    /// Whether the narinfo and the NAR are in the cache. Panics if only one of them is.
     #[track_caller]
     pub fn holds(&self, sample: &Sample) -> bool {
         let (narinfo, nar) = (self.has(&sample.narinfo_path), self.has(&sample.nar_path));
@@ -92,34 +92,33 @@ impl Given {
         narinfo
     }
 
-    /// All objects.
     pub fn objects(&self) -> Vec<String> {
-        audit::objects(&self.dir)
+        cache_dir::objects(&self.dir)
     }
 
-    /// The binary with these arguments.
+    /// The command that runs the binary with these arguments.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = daemon::on_cache(&self.dir, args);
-        // Nobody who runs the tests shall look for a file of this name.
+        // An argument that is a file name must not name a file of the user who runs the tests.
         command.current_dir(&self.dir);
         command
     }
 
     /// Runs the binary with these arguments.
     #[track_caller]
-    pub fn run(&self, args: &[&str]) -> Ended {
-        Ended::of(self.command(args).output().expect("the binary starts"))
+    pub fn run(&self, args: &[&str]) -> CommandOutput {
+        CommandOutput::of(self.command(args).output().expect("the binary starts"))
     }
 
     /// Runs the binary with these arguments and variables.
     #[track_caller]
-    pub fn run_with(&self, env: &[(&str, &str)], args: &[&str]) -> Ended {
+    pub fn run_with(&self, env: &[(&str, &str)], args: &[&str]) -> CommandOutput {
         let output = self.command(args).envs(env.iter().copied()).output();
-        Ended::of(output.expect("the binary starts"))
+        CommandOutput::of(output.expect("the binary starts"))
     }
 }
 
-impl Ended {
+impl CommandOutput {
     #[track_caller]
     pub fn of(output: Output) -> Self {
         let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
@@ -134,32 +133,32 @@ impl Ended {
         self
     }
 
-    /// What it says of the matter, on standard output.
+    /// Checks that standard output contains `part`.
     #[track_caller]
-    pub fn says(self, part: &str) -> Self {
+    pub fn prints(self, part: &str) -> Self {
         assert!(self.out.contains(part), "“{part}” is not in {self:#?}");
         self
     }
 
-    /// What it complains of, on standard error, with nothing on standard output.
+    /// Checks that standard error contains `part`, and that standard output is empty.
     #[track_caller]
-    pub fn complains(self, part: &str) -> Self {
+    pub fn prints_error(self, part: &str) -> Self {
         assert!(self.err.contains(part), "“{part}” is not in {self:#?}");
         assert_eq!(self.out, "");
         self
     }
 
-    /// The one JSON document on standard output, with nothing on standard error but what is logged
-    /// of each object that goes.
+    /// The JSON document on standard output. Standard error may contain only the audit log of
+    /// removed objects.
     #[track_caller]
     pub fn json(&self) -> Value {
-        let complaints = self.err.lines().filter(|line| !line.contains("INFO deleted by="));
-        assert_eq!(complaints.collect::<Vec<_>>(), [""; 0]);
+        let unexpected = self.err.lines().filter(|line| !line.contains("INFO deleted by="));
+        assert_eq!(unexpected.collect::<Vec<_>>(), [""; 0]);
         serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error} in {self:#?}"))
     }
 }
 
-/// The texts in a list.
+/// The strings of a JSON array.
 #[track_caller]
 pub fn texts(list: &Value) -> Vec<&str> {
     let list = list.as_array().expect("a list");

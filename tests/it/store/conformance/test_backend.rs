@@ -1,4 +1,4 @@
-//! The place of a store, read and written without the store.
+//! The storage of a store, accessed without the store.
 
 use std::fs;
 use std::path::PathBuf;
@@ -12,8 +12,8 @@ use nix_stored::nix::CachePath;
 use nix_stored::store::{Content, FsStore, Metadata, Object, Store, StoreError, Stored, Upload};
 
 #[cfg(feature = "s3")]
-use crate::s3::place::Place;
-use crate::support::audit;
+use crate::s3::server::TestServer;
+use crate::support::cache_dir;
 use crate::support::noise::Noise;
 #[cfg(feature = "s3")]
 use crate::support::s3::OWNER;
@@ -23,36 +23,36 @@ use crate::support::s3_bucket::{Bucket, Keys};
 use crate::support::s3_garage;
 use crate::support::scratch::Scratch;
 
-/// Only a failing test waits so long.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Only failing tests wait this long.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A place for one store.
-pub trait Site: Sync {
-    /// Opens the store, as one more process would.
+/// The storage of one store.
+pub trait TestBackend: Sync {
+    /// Opens the store, like another process would.
     fn open(&self) -> BoxFuture<'_, Arc<Store>>;
 
-    /// Puts something there without the store.
+    /// Writes an object without the store.
     fn plant(&self, key: &str, bytes: &[u8]);
 
-    /// What is there under a key.
-    fn look(&self, key: &str) -> Option<Vec<u8>>;
+    /// Reads an object without the store.
+    fn read_directly(&self, key: &str) -> Option<Vec<u8>>;
 
-    /// The keys of all that is there and not the daemon's own.
+    /// The keys of all objects except the daemon's own files.
     fn keys(&self) -> Vec<String>;
 
-    /// How much there is of uploads that did not come to their end.
+    /// The number of files or parts of unfinished uploads.
     fn unfinished(&self) -> usize;
 
-    /// Whether the entity tags in a list are those of the objects. `s3s-fs` lists none.
+    /// Whether listings have the entity tags of the objects. Those of `s3s-fs` have none.
     fn lists_tags(&self) -> bool {
         true
     }
 }
 
 /// A directory.
-pub struct Directory(Scratch);
+pub struct DirectoryBackend(Scratch);
 
-impl Directory {
+impl DirectoryBackend {
     pub fn new() -> Self {
         Self(Scratch::new())
     }
@@ -62,83 +62,84 @@ impl Directory {
     }
 }
 
-impl Site for Directory {
+impl TestBackend for DirectoryBackend {
     fn open(&self) -> BoxFuture<'_, Arc<Store>> {
-        let store = FsStore::open(&self.root(), 0).expect("the store can be opened");
+        let store = FsStore::open(&self.root(), 0).expect("the store opens");
         async { Arc::new(store.into()) }.boxed()
     }
 
     fn plant(&self, key: &str, bytes: &[u8]) {
         let file = self.root().join(key);
-        fs::create_dir_all(file.parent().expect("it is below the root")).expect("made");
+        fs::create_dir_all(file.parent().expect("the path is below the root")).expect("created");
         fs::write(file, bytes).expect("written");
     }
 
-    fn look(&self, key: &str) -> Option<Vec<u8>> {
+    fn read_directly(&self, key: &str) -> Option<Vec<u8>> {
         fs::read(self.root().join(key)).ok()
     }
 
     fn keys(&self) -> Vec<String> {
-        audit::objects(&self.root())
+        cache_dir::objects(&self.root())
     }
 
     fn unfinished(&self) -> usize {
-        let staged = audit::staging(&self.root());
+        let staged = cache_dir::staging(&self.root());
         staged.iter().filter(|name| !name.ends_with('/')).count()
     }
 }
 
-/// A bucket, or what is below a prefix in it.
+/// A bucket, or a prefix in it.
 #[cfg(feature = "s3")]
-pub struct InBucket {
-    place: Place,
+pub struct BucketBackend {
+    server: TestServer,
     bucket: Bucket,
     prefix: &'static str,
 }
 
-/// Whether this process has the keys. If not, the test is run in one that has: a store takes them
-/// from its environment, which a process cannot change while threads are running.
+/// Whether this process has the keys. If not, the test is run in a process that has them: a store
+/// reads them from the environment, which must not be changed while threads are running.
 #[cfg(feature = "s3")]
 pub fn has_keys(keys: Keys, test: &str) -> bool {
     const ID: &str = "AWS_ACCESS_KEY_ID";
     if std::env::var(ID).is_ok_and(|id| id == keys.id) {
         return true;
     }
-    let (_, test) = test.split_once("::").expect("it is in a module");
-    let output = std::process::Command::new(std::env::current_exe().expect("there is one"))
-        .args(["--exact", test, "--include-ignored", "--nocapture"])
-        .env(ID, keys.id)
-        .env("AWS_SECRET_ACCESS_KEY", keys.secret)
-        .output()
-        .expect("it starts");
-    let told = [output.stdout, output.stderr].concat();
-    let told = String::from_utf8_lossy(&told);
-    assert!(output.status.success() && told.contains("1 passed"), "{told}");
-    // What the test counts is shown with `--nocapture`.
-    eprintln!("{told}");
+    let (_, test) = test.split_once("::").expect("the test is in a module");
+    let output =
+        std::process::Command::new(std::env::current_exe().expect("the executable is known"))
+            .args(["--exact", test, "--include-ignored", "--nocapture"])
+            .env(ID, keys.id)
+            .env("AWS_SECRET_ACCESS_KEY", keys.secret)
+            .output()
+            .expect("the process starts");
+    let printed = [output.stdout, output.stderr].concat();
+    let printed = String::from_utf8_lossy(&printed);
+    assert!(output.status.success() && printed.contains("1 passed"), "{printed}");
+    // For the counts that a test prints with `--nocapture`.
+    eprintln!("{printed}");
     false
 }
 
 #[cfg(feature = "s3")]
-impl InBucket {
-    /// In a bucket of a folder, if this process is the one in which `test` shall run.
+impl BucketBackend {
+    /// A bucket of s3s-fs, if this process is the one that runs `test`.
     pub fn of_a_folder(test: &str) -> Option<Self> {
-        has_keys(OWNER, test).then(|| Self::at(Place::folder(), ""))
+        has_keys(OWNER, test).then(|| Self::at(TestServer::folder(), ""))
     }
 
-    /// The same below a prefix.
+    /// A prefix in a bucket of s3s-fs.
     pub fn below_a_prefix(test: &str) -> Option<Self> {
-        has_keys(OWNER, test).then(|| Self::at(Place::folder(), "a/b"))
+        has_keys(OWNER, test).then(|| Self::at(TestServer::folder(), "a/b"))
     }
 
-    /// The same in Garage.
+    /// A bucket of Garage.
     pub fn of_garage(test: &str) -> Option<Self> {
-        has_keys(s3_garage::KEYS, test).then(|| Self::at(Place::garage(), ""))
+        has_keys(s3_garage::KEYS, test).then(|| Self::at(TestServer::garage(), ""))
     }
 
-    fn at(place: Place, prefix: &'static str) -> Self {
-        let bucket = place.bucket();
-        Self { place, bucket, prefix }
+    fn at(server: TestServer, prefix: &'static str) -> Self {
+        let bucket = server.bucket();
+        Self { server, bucket, prefix }
     }
 
     fn key(&self, key: &str) -> String {
@@ -147,7 +148,7 @@ impl InBucket {
 }
 
 #[cfg(feature = "s3")]
-impl Site for InBucket {
+impl TestBackend for BucketBackend {
     fn open(&self) -> BoxFuture<'_, Arc<Store>> {
         use nix_stored::config::Location;
         use nix_stored::store::S3Store;
@@ -155,7 +156,7 @@ impl Site for InBucket {
             let Ok(Location::Bucket(location)) = self.bucket.url_below(self.prefix).parse() else {
                 panic!("{} is no bucket", self.bucket.url());
             };
-            let (store, _) = S3Store::open(&location).await.expect("the bucket can be opened");
+            let (store, _) = S3Store::open(&location).await.expect("the bucket opens");
             Arc::new(store.into())
         }
         .boxed()
@@ -165,7 +166,7 @@ impl Site for InBucket {
         self.bucket.put(&self.key(key), bytes);
     }
 
-    fn look(&self, key: &str) -> Option<Vec<u8>> {
+    fn read_directly(&self, key: &str) -> Option<Vec<u8>> {
         self.bucket.get(&self.key(key))
     }
 
@@ -173,21 +174,21 @@ impl Site for InBucket {
         let keys = self.bucket.all_keys();
         let keys = keys.iter().map(|key| match self.prefix {
             "" => key.as_str(),
-            prefix => key.strip_prefix(&format!("{prefix}/")).expect("nothing is elsewhere"),
+            prefix => key.strip_prefix(&format!("{prefix}/")).expect("all keys have the prefix"),
         });
         keys.filter(|key| !key.starts_with(".nix-stored/")).map(str::to_owned).collect()
     }
 
     fn unfinished(&self) -> usize {
-        self.place.unfinished(&self.bucket)
+        self.server.unfinished(&self.bucket)
     }
 
     fn lists_tags(&self) -> bool {
-        !matches!(self.place, Place::Folder(_))
+        !matches!(self.server, TestServer::Folder(_))
     }
 }
 
-/// Names of every kind that a store gets.
+/// Keys of every kind.
 pub const KEYS: [&str; 8] = [
     "8ha1dhmx807czjczmwy078s4r9s254il.narinfo",
     "8ha1dhmx807czjczmwy078s4r9s254il.ls",
@@ -206,66 +207,67 @@ pub fn path(key: &str) -> CachePath {
     key.parse().unwrap_or_else(|error| panic!("{key}: {error}"))
 }
 
-/// The name of a narinfo with this number.
+/// The path of the narinfo with this number.
 pub fn narinfo(number: usize) -> CachePath {
     path(&format!("{number:0>32}.narinfo"))
 }
 
-/// Bytes that no part of repeats another.
+/// Random bytes, so that no two ranges are equal.
 pub fn noise(length: usize) -> Vec<u8> {
     Noise::new(length as u64 + 1).bytes(length)
 }
 
-/// An object that is there.
+/// Gets an object that must be present.
 #[track_caller]
-pub fn there<T: std::fmt::Debug>(found: Result<Option<T>, StoreError>) -> T {
+pub fn present<T: std::fmt::Debug>(found: Result<Option<T>, StoreError>) -> T {
     match found {
         Ok(Some(found)) => found,
         other => panic!("it is not there: {other:?}"),
     }
 }
 
-/// What is known of an object that is there, from both questions.
+/// The metadata of an object, checked to be the same in HEAD and GET.
 pub async fn metadata(store: &Store, path: &CachePath) -> Metadata {
-    let metadata = there(store.head(path).await);
-    assert_eq!(there(store.get(path).await).metadata, metadata, "{path}");
+    let metadata = present(store.head(path).await);
+    assert_eq!(present(store.get(path).await).metadata, metadata, "{path}");
     metadata
 }
 
-/// All bytes of an object.
+/// Reads a whole object.
 pub async fn whole(object: Object) -> Vec<u8> {
     let size = object.metadata.size;
     part(object.content, 0..size).await
 }
 
-/// A part of an object.
+/// Reads a range of an object.
 pub async fn part(content: Content, range: std::ops::Range<u64>) -> Vec<u8> {
     match content {
         Content::Bytes(bytes) => bytes[range.start as usize..range.end as usize].to_vec(),
         Content::File(file) => {
             use std::os::unix::fs::FileExt;
             let mut bytes = vec![0; (range.end - range.start) as usize];
-            file.read_exact_at(&mut bytes, range.start).expect("it is long enough");
+            file.read_exact_at(&mut bytes, range.start).expect("the file is long enough");
             bytes
         }
         Content::Stream(stream) => {
-            let chunks: Vec<Bytes> = stream.read(range).try_collect().await.expect("it arrives");
+            let chunks: Vec<Bytes> =
+                stream.read(range).try_collect().await.expect("the chunks arrive");
             chunks.concat()
         }
     }
 }
 
-/// What is under a name now.
+/// Reads the object at a path.
 pub async fn content(store: &Store, path: &CachePath) -> Vec<u8> {
-    whole(there(store.get(path).await)).await
+    whole(present(store.get(path).await)).await
 }
 
-/// Runs what blocks.
+/// Runs blocking work.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::task::spawn_blocking(work).await.expect("it does not panic")
+    tokio::task::spawn_blocking(work).await.expect("the task does not panic")
 }
 
-/// An upload of this in pieces of about `step` bytes, not committed yet.
+/// Starts an upload in pieces of about `step` bytes, without committing it.
 pub async fn upload(
     store: &Arc<Store>,
     path: &CachePath,
@@ -277,7 +279,7 @@ pub async fn upload(
     blocking(move || {
         let mut upload = store.start_upload(&path, size).expect("an upload begins");
         for piece in bytes.chunks(step) {
-            upload.write(piece).expect("it is taken");
+            upload.write(piece).expect("the upload is accepted");
         }
         upload
     })
@@ -285,20 +287,20 @@ pub async fn upload(
 }
 
 pub async fn commit(upload: Box<dyn Upload>) -> Stored {
-    blocking(move || upload.commit()).await.expect("it is stored")
+    blocking(move || upload.commit()).await.expect("stored")
 }
 
-/// Waits until `state` is so: what a store does in the background is done soon.
+/// Waits until `state` returns true, for background work of the store.
 pub async fn until(what: &str, mut state: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !state() {
-        assert!(Instant::now() < deadline, "never: {what}");
+        assert!(Instant::now() < deadline, "timeout while waiting until {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
-/// Lets so much time pass that what comes now has a later time than all before, also where times
-/// are whole seconds. The time between the two.
+/// Waits until later events have a later time than all before, even in whole seconds. Returns a
+/// time between the two.
 pub async fn later() -> SystemTime {
     tokio::time::sleep(Duration::from_millis(1100)).await;
     let between = SystemTime::now();

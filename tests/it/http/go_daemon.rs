@@ -1,5 +1,5 @@
-//! The defects of the Go daemon of the same name, one test each, named after the defect. Missing features are
-//! tested where the feature is.
+//! The defects of the earlier Go daemon of the same name, one test each, named after the defect.
+//! Missing features are tested where the feature is.
 
 use axum::body::Body;
 use http::Method;
@@ -48,8 +48,8 @@ async fn d02_empty_credentials_passed_when_one_user_was_unset() {
 async fn d03_a_failed_login_was_a_500_without_a_challenge() {
     let cache = TestCache::configured(BOTH, true);
     for headers in [&[][..], &[("authorization", "nonsense")], &[("authorization", EMPTY)]] {
-        let answer = cache.get_with("/nix-cache-info", headers).await.is(401);
-        assert!(answer.header("www-authenticate").starts_with("Basic "));
+        let response = cache.get_with("/nix-cache-info", headers).await.is(401);
+        assert!(response.header("www-authenticate").starts_with("Basic "));
     }
 }
 
@@ -72,7 +72,7 @@ fn d05_passwords_were_logged_at_start() {
         .start();
     let mut wire = Wire::to(&daemon);
     wire.send("GET /nix-cache-info HTTP/1.1\r\nHost: x\r\nAuthorization: Basic cmVhZGVyOmh1bnRlcjItcmVhZA==\r\n\r\n");
-    assert_eq!(wire.answer().status, 200);
+    assert_eq!(wire.response().status, 200);
     let log = daemon.stop().1;
     assert!(log.contains("nix-cache-info"), "{log}");
     assert!(!log.contains("hunter2") && !log.contains("cmVhZGVyOmh1bnRlcjItcmVhZA"), "{log}");
@@ -80,9 +80,9 @@ fn d05_passwords_were_logged_at_start() {
 
 #[tokio::test]
 async fn d06_cache_info_was_json() {
-    let answer = TestCache::new().get("/nix-cache-info").await.is(200);
-    assert_eq!(answer.header("content-type"), "text/x-nix-cache-info");
-    assert_eq!(answer.text(), "StoreDir: /nix/store\nWantMassQuery: 1\nPriority: 30\n");
+    let response = TestCache::new().get("/nix-cache-info").await.is(200);
+    assert_eq!(response.header("content-type"), "text/x-nix-cache-info");
+    assert_eq!(response.text(), "StoreDir: /nix/store\nWantMassQuery: 1\nPriority: 30\n");
 }
 
 #[tokio::test]
@@ -99,7 +99,7 @@ async fn d07_encoded_dots_and_slashes_left_the_directory() {
         cache.head(path).await.is(404);
         cache.put(path, "overwritten").await.is(400);
     }
-    assert_eq!(std::fs::read_to_string(&outside).expect("it is there"), "secret");
+    assert_eq!(std::fs::read_to_string(&outside).expect("present"), "secret");
 }
 
 #[tokio::test]
@@ -111,8 +111,8 @@ async fn d08_a_reader_saw_a_partial_object_during_an_upload() {
     let upload = cache.put_in_the_background(&sample.nar_path, upload);
     body.send(&sample.nar[..100_000]).await;
     assert_eq!(cache.get(&sample.nar_path).await.is(200).body, sample.nar);
-    body.break_off().await;
-    assert_eq!(upload.await.expect("it answers"), 400);
+    body.disconnect().await;
+    assert_eq!(upload.await.expect("a response arrives"), 400);
     assert_eq!(cache.get(&sample.nar_path).await.is(200).body, sample.nar);
 }
 
@@ -151,7 +151,7 @@ async fn d10_uploads_to_one_name_were_mixed_into_one_file() {
     let mut statuses = Vec::new();
     for (body, upload) in uploads {
         drop(body);
-        statuses.push(upload.await.expect("it answers"));
+        statuses.push(upload.await.expect("a response arrives"));
     }
     statuses.sort_unstable();
     assert_eq!(statuses, [200, 200, 200, 201], "one was the first");
@@ -204,8 +204,8 @@ async fn d13_cancelled_clients_moved_the_limit_until_uploads_failed() {
 
 #[test]
 fn d14_open_files_and_downloads_had_no_bound() {
-    // What a client does not read costs a socket and an open file, no thread, and frees both when
-    // it goes.
+    // A client that does not read its response costs a socket and an open file, but no thread. Both
+    // are freed when it disconnects.
     let daemon = Daemon::start();
     let sample = sample(1, &[1; 20_000_000]);
     assert_eq!(Wire::to(&daemon).request("PUT", &sample.nar_path, &sample.nar).status, 201);
@@ -221,7 +221,7 @@ fn d14_open_files_and_downloads_had_no_bound() {
     assert_eq!(Wire::to(&daemon).request("GET", &sample.nar_path, b"").body, sample.nar);
     assert!(daemon.open_files() >= before + 100);
     drop(unread);
-    daemon.wait_until("its files are closed", || daemon.open_files() <= before);
+    daemon.wait_until("the files are closed", || daemon.open_files() <= before);
 }
 
 #[tokio::test]
@@ -259,9 +259,9 @@ async fn d18_there_were_no_ranges_validators_or_lengths() {
     let cache = TestCache::new();
     let sample = sample(1, b"x");
     cache.put(&sample.nar_path, sample.nar.clone()).await.is(201);
-    let answer = cache.head(&sample.nar_path).await.is(200);
+    let response = cache.head(&sample.nar_path).await.is(200);
     for header in ["accept-ranges", "etag", "last-modified", "cache-control", "content-length"] {
-        assert!(!answer.header(header).is_empty(), "{header}");
+        assert!(!response.header(header).is_empty(), "{header}");
     }
     cache.get_with(&sample.nar_path, &[("range", "bytes=1-")]).await.is(206);
     cache.head("/nix-cache-info").await.is(200);
@@ -275,9 +275,9 @@ fn d19_an_error_in_the_middle_was_appended_to_the_nar() {
     let mut wire = Wire::to(&daemon);
     wire.send(&format!("GET {} HTTP/1.1\r\nHost: x\r\n\r\n", sample.nar_path));
     assert_eq!(wire.head().status, 200);
-    // Nothing has been read yet, so far less than the file is under way when it loses its end.
+    // The client has read nothing yet, so most of the file is not sent when it is truncated.
     let file = std::fs::File::options().write(true).open(daemon.dir().join(&sample.nar_path[1..]));
-    file.expect("it is there").set_len(25_000_000).expect("it can be truncated");
+    file.expect("present").set_len(25_000_000).expect("truncated");
     let got = wire.rest();
     assert!(got.len() < sample.nar.len() && sample.nar.starts_with(&got), "{} bytes", got.len());
     assert_eq!(Wire::to(&daemon).request("GET", "/nix-cache-info", b"").status, 200);
@@ -300,7 +300,7 @@ fn d20_the_stop_cut_transfers_off_and_failed_with_status_0() {
 #[tokio::test]
 async fn d22_store_dir_and_priority_were_hard_coded() {
     let cache = TestCache::configured(&[("STORE_DIR", "/my/store"), ("PRIORITY", "50")], true);
-    cache.get("/nix-cache-info").await.says("StoreDir: /my/store").says("Priority: 50");
+    cache.get("/nix-cache-info").await.contains("StoreDir: /my/store").contains("Priority: 50");
 }
 
 #[test]
@@ -314,13 +314,13 @@ fn d23_descriptors_leaked_on_errors() {
         assert_eq!(Wire::to(&daemon).request("GET", &bad.nar_path, b"").status, 404);
         assert_eq!(Wire::to(&daemon).request("PUT", "/x", b"wrong").status, 400);
     }
-    daemon.wait_until("its files are closed", || daemon.open_files() <= before);
+    daemon.wait_until("the files are closed", || daemon.open_files() <= before);
 }
 
 #[test]
 fn d24_there_was_no_licence_and_only_one_platform() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-    let read = |name: &str| std::fs::read_to_string(root.join(name)).expect("it is there");
+    let read = |name: &str| std::fs::read_to_string(root.join(name)).expect("present");
     assert!(read("LICENSE").contains("MIT"));
     let flake = read("flake.nix");
     assert!(flake.contains("\"x86_64-linux\"") && flake.contains("\"aarch64-linux\""));

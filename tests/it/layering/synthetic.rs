@@ -1,4 +1,4 @@
-//! The checks on small made-up crates: every way to use a file is found, and nothing else.
+//! The checks on small synthetic crates: every way to use a file is found, and nothing else.
 
 use super::graph::{Files, Graph, Tests};
 use super::uses_upwards;

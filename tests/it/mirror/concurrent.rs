@@ -10,16 +10,16 @@ use nix_stored::nix::Sha256Hash;
 use sha2::{Digest, Sha256};
 
 use super::mirror_of;
-use crate::support::audit::{assert_nothing_is_false, assert_nothing_is_staged, objects, staging};
+use crate::support::cache_dir::{assert_consistent, assert_staging_is_empty, objects, staging};
 use crate::support::daemon::Daemon;
 use crate::support::noise::Noise;
 use crate::support::objects::{nar_of_file, sample};
-use crate::support::scripted::{Exchange, Gate, Scripted};
+use crate::support::scripted_upstream::{Exchange, Gate, ScriptedUpstream};
 use crate::support::wire::Wire;
 
 const MIB: usize = 1024 * 1024;
 
-/// A path whose NAR is larger than what anybody should have in memory: the same MiB many times.
+/// A path with a NAR that is too large for memory: the same MiB many times.
 struct Large {
     head: Vec<u8>,
     block: Vec<u8>,
@@ -33,7 +33,8 @@ struct Large {
 impl Large {
     fn new(mib: usize) -> Self {
         let empty = nar_of_file(b"");
-        // The length of the contents, eight bytes, and a closing parenthesis, sixteen, come last.
+        // A NAR ends with the length of the contents, eight bytes, and a closing parenthesis,
+        // sixteen.
         let (head, tail) = (&empty[..empty.len() - 24], &empty[empty.len() - 16..]);
         let mut large = Self {
             head: [head, &((mib * MIB) as u64).to_le_bytes()].concat(),
@@ -63,7 +64,7 @@ impl Large {
         self.head.len() + self.blocks * MIB + self.tail.len()
     }
 
-    /// What comes at `offset`, as far as it lies together.
+    /// The contiguous bytes at `offset`.
     fn at(&self, offset: usize) -> &[u8] {
         match offset.checked_sub(self.head.len()) {
             None => &self.head[offset..],
@@ -82,7 +83,7 @@ impl Large {
         })
     }
 
-    /// False if nobody takes it any more.
+    /// Sends a range. Returns false if the connection is closed.
     fn send(&self, exchange: &mut Exchange, range: Range<usize>) -> bool {
         self.pieces(range).all(|piece| exchange.raw(piece))
     }
@@ -102,15 +103,15 @@ impl Large {
 fn upstream_of(
     large: &Arc<Large>,
     script: impl Fn(&Large, &mut Exchange) + Send + Sync + 'static,
-) -> Scripted {
-    let upstream = Scripted::start();
+) -> ScriptedUpstream {
+    let upstream = ScriptedUpstream::start();
     upstream.has(&large.narinfo_path, large.narinfo.as_bytes());
     let nar = Arc::clone(large);
     upstream.on(&large.nar_path, move |exchange| script(&nar, exchange));
     upstream
 }
 
-/// A client in the middle of a download.
+/// A client during a download.
 struct Download<'a> {
     large: &'a Large,
     stream: TcpStream,
@@ -118,17 +119,17 @@ struct Download<'a> {
 }
 
 impl<'a> Download<'a> {
-    /// Asks for the narinfo, then for the NAR, and returns when the NAR begins to arrive.
+    /// Requests the narinfo and the NAR, and returns when the NAR begins to arrive.
     fn begin(mirror: &Daemon, large: &'a Large) -> Self {
         assert_eq!(mirror.get(&large.narinfo_path).0, 200);
         let address = mirror.url().trim_start_matches("http://");
-        let mut stream = TcpStream::connect(address).expect("it listens");
-        stream.set_read_timeout(Some(Duration::from_secs(240))).expect("it can be set");
+        let mut stream = TcpStream::connect(address).expect("the listener accepts");
+        stream.set_read_timeout(Some(Duration::from_secs(240))).expect("the option is set");
         write!(stream, "GET {} HTTP/1.1\r\nHost: x\r\n\r\n", large.nar_path).expect("sent");
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             let mut byte = [0];
-            stream.read_exact(&mut byte).expect("a head comes");
+            stream.read_exact(&mut byte).expect("a head arrives");
             head.extend_from_slice(&byte);
         }
         let head = String::from_utf8(head).expect("ASCII");
@@ -140,11 +141,11 @@ impl<'a> Download<'a> {
         download
     }
 
-    /// Reads at least `count` bytes more, and compares them.
+    /// Reads at least `count` more bytes, and compares them.
     fn read(&mut self, count: usize) {
         let (mut buffer, end) = (vec![0; 256 * 1024], self.at + count);
         while self.at < end {
-            let count = self.stream.read(&mut buffer).expect("more comes");
+            let count = self.stream.read(&mut buffer).expect("more bytes arrive");
             assert!(count > 0, "it ended after {} bytes", self.at);
             self.large.assert_is_at(self.at, &buffer[..count]);
             self.at += count;
@@ -155,7 +156,7 @@ impl<'a> Download<'a> {
         self.read(self.large.len() - self.at);
     }
 
-    /// Goes away, and returns when the daemon has heard of it.
+    /// Closes the connection, and returns when the daemon has noticed it.
     fn leave(self, mirror: &Daemon) {
         let before = mirror.open_files();
         drop(self);
@@ -167,39 +168,40 @@ impl<'a> Download<'a> {
 fn fifty_clients_cause_one_nar_request_and_little_memory() {
     const CLIENTS: usize = 50;
     let large = Arc::new(Large::new(500));
-    let (go_on, sent) = (Gate::default(), Gate::default());
+    let (resume, sent) = (Gate::default(), Gate::default());
     let upstream = upstream_of(&large, {
-        let (go_on, sent) = (go_on.clone(), sent.clone());
+        let (resume, sent) = (resume.clone(), sent.clone());
         move |large, exchange| {
             let (half, last) = (large.len() / 2, large.len() - 1);
             exchange.head(0, large.len());
             large.send(exchange, 0..half);
-            go_on.wait(1);
+            resume.wait(1);
             large.send(exchange, half..last);
             sent.open();
-            go_on.wait(2);
+            resume.wait(2);
             large.send(exchange, last..large.len());
         }
     });
     let mirror = mirror_of(&[&upstream.url()]).start();
-    let begun = Barrier::new(CLIENTS + 1);
+    let started = Barrier::new(CLIENTS + 1);
     std::thread::scope(|scope| {
         for _ in 0..CLIENTS {
             scope.spawn(|| {
                 let download = Download::begin(&mirror, &large);
-                // All have got something, and the upstream has not sent half of it.
-                begun.wait();
+                // All clients have received bytes, and the upstream has not sent half of the NAR.
+                started.wait();
                 sent.wait(1);
-                // Nobody has read on until now, and the upstream has not had to wait for that.
+                // No client has read more until now, and the upstream did not have to wait for
+                // that.
                 download.finish();
             });
         }
         let leaving = Download::begin(&mirror, &large);
-        begun.wait();
+        started.wait();
         drop(leaving);
-        go_on.open();
+        resume.open();
         sent.wait(1);
-        go_on.open();
+        resume.open();
     });
     assert_eq!(upstream.count(&large.narinfo_path), 1);
     assert_eq!(upstream.count(&large.nar_path), 1);
@@ -208,18 +210,18 @@ fn fifty_clients_cause_one_nar_request_and_little_memory() {
     let peak = mirror.peak_memory() / MIB;
     eprintln!("{peak} MiB at most");
     assert!(peak < 128, "{peak} MiB");
-    assert_eq!(assert_nothing_is_false(mirror.dir()), 1);
-    assert_nothing_is_staged(mirror.dir());
+    assert_eq!(assert_consistent(mirror.dir()), 1);
+    assert_staging_is_empty(mirror.dir());
 }
 
-/// An upstream that sends half, and the rest when it may.
-fn halting(large: &Arc<Large>) -> (Scripted, Gate) {
+/// An upstream that sends the second half when the gate is opened.
+fn halting_upstream(large: &Arc<Large>) -> (ScriptedUpstream, Gate) {
     let gate = Gate::default();
-    let go_on = gate.clone();
+    let resume = gate.clone();
     let upstream = upstream_of(large, move |large, exchange| {
         exchange.head(0, large.len());
         large.send(exchange, 0..large.len() / 2);
-        go_on.wait(1);
+        resume.wait(1);
         large.send(exchange, large.len() / 2..large.len());
     });
     (upstream, gate)
@@ -228,27 +230,27 @@ fn halting(large: &Arc<Large>) -> (Scripted, Gate) {
 #[test]
 fn a_reader_that_disconnects_does_not_disturb_the_others() {
     let large = Arc::new(Large::new(8));
-    let (upstream, go_on) = halting(&large);
+    let (upstream, resume) = halting_upstream(&large);
     let mirror = mirror_of(&[&upstream.url()]).start();
     let (first, second) = (Download::begin(&mirror, &large), Download::begin(&mirror, &large));
     first.leave(&mirror);
-    go_on.open();
+    resume.open();
     second.finish();
     assert_eq!(upstream.count(&large.nar_path), 1);
-    assert_eq!(assert_nothing_is_false(mirror.dir()), 1);
+    assert_eq!(assert_consistent(mirror.dir()), 1);
 }
 
 #[test]
 fn a_fetch_without_readers_is_finished_and_stored() {
     let large = Arc::new(Large::new(8));
-    let (upstream, go_on) = halting(&large);
+    let (upstream, resume) = halting_upstream(&large);
     let mirror = mirror_of(&[&upstream.url()]).start();
     Download::begin(&mirror, &large).leave(&mirror);
-    go_on.open();
+    resume.open();
     let narinfo = mirror.dir().join(&large.narinfo_path[1..]);
-    mirror.wait_until("it is kept", || narinfo.exists());
-    assert_eq!(assert_nothing_is_false(mirror.dir()), 1);
-    assert_nothing_is_staged(mirror.dir());
+    mirror.wait_until("the NAR is stored", || narinfo.exists());
+    assert_eq!(assert_consistent(mirror.dir()), 1);
+    assert_staging_is_empty(mirror.dir());
     let nar = mirror.get(&large.nar_path);
     assert!(nar.0 == 200 && nar.1.len() == large.len());
     assert_eq!(upstream.count(&large.nar_path), 1);
@@ -257,14 +259,14 @@ fn a_fetch_without_readers_is_finished_and_stored() {
 #[test]
 fn a_fetch_without_readers_is_aborted_if_the_nar_is_not_stored() {
     let large = Arc::new(Large::new(1024));
-    let (go_on, stopped) = (Gate::default(), Gate::default());
+    let (resume, stopped) = (Gate::default(), Gate::default());
     let upstream = upstream_of(&large, {
-        let (go_on, stopped) = (go_on.clone(), stopped.clone());
+        let (resume, stopped) = (resume.clone(), stopped.clone());
         move |large, exchange| {
             exchange.head(0, large.len());
             large.send(exchange, 0..8 * MIB);
-            go_on.wait(1);
-            // A gigabyte is more than any buffer on the way takes.
+            resume.wait(1);
+            // A gigabyte is more than all buffers on the way.
             if !large.send(exchange, 8 * MIB..large.len()) {
                 stopped.open();
             }
@@ -272,27 +274,27 @@ fn a_fetch_without_readers_is_aborted_if_the_nar_is_not_stored() {
     });
     let mirror = mirror_of(&[&format!("{}?store=0", upstream.url())]).start();
     Download::begin(&mirror, &large).leave(&mirror);
-    go_on.open();
+    resume.open();
     stopped.wait(1);
     mirror.wait_until("nothing is staged", || staging(mirror.dir()).len() == 1);
     assert_eq!(objects(mirror.dir()), [""; 0]);
-    // And whoever comes then gets it, from another request.
+    // A later client gets the NAR, with another request.
     Download::begin(&mirror, &large).leave(&mirror);
     assert_eq!(upstream.count(&large.nar_path), 2);
 }
 
-/// How many are asked at the same time.
+/// The number of concurrent calls.
 #[derive(Default)]
-struct Together {
+struct ConcurrentCalls {
     now_and_most: Mutex<(usize, usize)>,
     changed: Condvar,
 }
 
-impl Together {
-    /// Counts who is in the middle of `work`.
+impl ConcurrentCalls {
+    /// Counts a call during `work`.
     fn count(&self, work: impl FnOnce()) {
         let count = |change: &dyn Fn(&mut (usize, usize))| {
-            change(&mut self.now_and_most.lock().expect("nobody panics here"));
+            change(&mut self.now_and_most.lock().expect("the lock is not poisoned"));
             self.changed.notify_all();
         };
         count(&|(now, most)| {
@@ -303,16 +305,19 @@ impl Together {
         count(&|(now, _)| *now -= 1);
     }
 
-    /// Waits until there have been so many at the same time.
+    /// Waits until there were this many concurrent calls.
     fn wait(&self, enough: usize) {
-        let count = self.now_and_most.lock().expect("nobody panics here");
+        let count = self.now_and_most.lock().expect("the lock is not poisoned");
         let few = |count: &mut (usize, usize)| count.1 < enough;
         let waited = self.changed.wait_timeout_while(count, Duration::from_secs(60), few);
-        assert!(!waited.expect("nobody panics here").1.timed_out(), "there were never {enough}");
+        assert!(
+            !waited.expect("the lock is not poisoned").1.timed_out(),
+            "there were never {enough} concurrent calls"
+        );
     }
 
     fn most(&self) -> usize {
-        self.now_and_most.lock().expect("nobody panics here").1
+        self.now_and_most.lock().expect("the lock is not poisoned").1
     }
 }
 
@@ -320,14 +325,14 @@ impl Together {
 fn five_thousand_absent_paths_are_requested_once_each_and_64_at_a_time() {
     const PATHS: usize = 5000;
     const CLIENTS: usize = 384;
-    /// So many clients ask for the same paths, and the others for others.
+    /// The number of clients that request the same paths.
     const EACH: usize = 3;
-    let (together, go_on) = (Arc::new(Together::default()), Gate::default());
-    let upstream = Scripted::start();
+    let (together, resume) = (Arc::new(ConcurrentCalls::default()), Gate::default());
+    let upstream = ScriptedUpstream::start();
     upstream.otherwise({
-        let (together, go_on) = (Arc::clone(&together), go_on.clone());
+        let (together, resume) = (Arc::clone(&together), resume.clone());
         move |exchange| {
-            together.count(|| go_on.wait(1));
+            together.count(|| resume.wait(1));
             exchange.status(404, "");
         }
     });
@@ -344,23 +349,24 @@ fn five_thousand_absent_paths_are_requested_once_each_and_64_at_a_time() {
                     if number < CLIENTS / EACH {
                         sent.wait();
                     }
-                    assert_eq!(wire.answer().status, 404);
+                    assert_eq!(wire.response().status, 404);
                 }
             });
         }
         sent.wait();
         together.wait(64);
-        // Twice as many want to be asked. This is time enough to ask them, if that were done.
+        // Twice as many requests are waiting. This time would be enough to send them.
         let mut wire = Wire::to(&mirror);
         for _ in 0..500 {
             assert_eq!(wire.request("GET", "/nix-cache-info", b"").status, 200);
         }
-        go_on.open();
+        resume.open();
     });
     assert_eq!(together.most(), 64);
-    let mut asked: Vec<String> = upstream.asked().into_iter().map(|asked| asked.target).collect();
+    let mut asked: Vec<String> =
+        upstream.requests().into_iter().map(|asked| asked.target).collect();
     assert_eq!(asked.len(), PATHS);
     asked.sort();
     asked.dedup();
-    assert_eq!(asked.len(), PATHS, "some were asked for twice");
+    assert_eq!(asked.len(), PATHS, "some were requested twice");
 }

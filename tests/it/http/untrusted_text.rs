@@ -8,28 +8,30 @@ use nix_stored::nix::Compression;
 use crate::support::daemon::{Daemon, on_cache};
 use crate::support::objects::{Sample, sample};
 use crate::support::packing::pack;
-use crate::support::wire::{Received, Wire};
+use crate::support::wire::{RawResponse, Wire};
 
-/// How long the answer to a refused upload and a line of the log may be.
-const ANSWER: usize = 2 * 1024;
+/// The limit for the response to a refused upload and for a log line, in bytes.
+const MAX_LENGTH: usize = 2 * 1024;
 const LOG_LINE: usize = 8 * 1024;
 
-/// Characters that a terminal obeys, that end a line, or that turn the text around.
-const NASTY: &str = "\r\u{b}\u{1b}[2J\u{7f}\u{9b}2J\u{85}\u{202e}\u{2066}\u{feff}\u{2028}";
+/// Control characters for terminals, line ends, and characters that change the text direction.
+const CONTROL_CHARACTERS: &str =
+    "\r\u{b}\u{1b}[2J\u{7f}\u{9b}2J\u{85}\u{202e}\u{2066}\u{feff}\u{2028}";
 
-fn is_nasty(character: char) -> bool {
-    character.is_control() || (!character.is_ascii() && NASTY.contains(character))
+fn is_unsafe(character: char) -> bool {
+    character.is_control() || (!character.is_ascii() && CONTROL_CHARACTERS.contains(character))
 }
 
 #[track_caller]
 fn is_one_clean_line(text: &str, limit: usize) {
     assert!(text.len() <= limit, "{} bytes: {}", text.len(), &text[..200]);
-    assert!(!text.trim_end_matches('\n').contains(is_nasty), "{text:?}");
+    assert!(!text.trim_end_matches('\n').contains(is_unsafe), "{text:?}");
 }
 
-/// A narinfo of which one field has this value, packed so that it is sent with a few bytes.
-fn upload(daemon: &Daemon, sample: &Sample, field: &str, value: &str) -> Received {
-    let old = sample.narinfo.lines().find(|line| line.starts_with(field)).expect("it has one");
+/// Uploads a narinfo with this value in one field, compressed so that the request is small.
+fn upload(daemon: &Daemon, sample: &Sample, field: &str, value: &str) -> RawResponse {
+    let old =
+        sample.narinfo.lines().find(|line| line.starts_with(field)).expect("the line is present");
     let narinfo = sample.narinfo.replace(old, &format!("{field}: {value}"));
     let body = pack(Compression::Zstd, narinfo.as_bytes()).expect("packed");
     let mut wire = Wire::to(daemon);
@@ -39,7 +41,7 @@ fn upload(daemon: &Daemon, sample: &Sample, field: &str, value: &str) -> Receive
         body.len()
     ));
     wire.send_bytes(&body);
-    wire.answer()
+    wire.response()
 }
 
 #[test]
@@ -51,14 +53,14 @@ fn a_small_upload_causes_no_large_response_and_no_large_log_line() {
         let long = "x".repeat(1_000_000);
         let fields = ["URL", "NarHash", "NarSize", "StorePath", "Compression", "FileHash"];
         for field in fields {
-            for value in [&long, &format!("{NASTY}{long}"), NASTY] {
+            for value in [&long, &format!("{CONTROL_CHARACTERS}{long}"), CONTROL_CHARACTERS] {
                 let refused = upload(&daemon, &sample, field, value);
                 assert!([400, 422].contains(&refused.status), "{field}: {}", refused.text());
-                is_one_clean_line(&refused.text(), ANSWER);
+                is_one_clean_line(&refused.text(), MAX_LENGTH);
             }
         }
-        // What is wrong is at the beginning and what to do at the end, and in between is said that
-        // something is missing.
+        // The error is at the beginning and the remedy at the end; the omission between them is
+        // marked.
         let refused = upload(&daemon, &sample, "URL", &long).text();
         assert!(refused.starts_with("the narinfo's URL is “xxx"), "{refused}");
         assert!(refused.contains("bytes omitted"), "{refused}");
@@ -89,9 +91,9 @@ fn a_requested_name_forges_no_log_line() {
             [format!("/{forged}.narinfo"), format!("/nar/{forged}"), format!("/log/{forged}")]
         {
             for (method, status) in [("GET", 404), ("PUT", 400)] {
-                let answer = Wire::to(&daemon).request(method, &path, b"");
-                assert_eq!(answer.status, status, "{}", answer.text());
-                is_one_clean_line(&answer.text(), ANSWER);
+                let response = Wire::to(&daemon).request(method, &path, b"");
+                assert_eq!(response.status, status, "{}", response.text());
+                is_one_clean_line(&response.text(), MAX_LENGTH);
             }
         }
         let log = daemon.stop().1;
@@ -103,13 +105,13 @@ fn a_requested_name_forges_no_log_line() {
 #[test]
 fn a_file_name_in_the_directory_sends_no_escape_sequence_to_the_terminal() {
     let daemon = Daemon::start();
-    let name = format!("evil{NASTY}\nok");
-    fs::write(daemon.dir().join(&name), "").expect("the file system takes it");
-    fs::write(daemon.dir().join("nar").join(&name), "").expect("the file system takes it");
+    let name = format!("evil{CONTROL_CHARACTERS}\nok");
+    fs::write(daemon.dir().join(&name), "").expect("the file system supports it");
+    fs::write(daemon.dir().join("nar").join(&name), "").expect("the file system supports it");
     for args in [&["verify"][..], &["gc", "--dry-run"], &["stats"]] {
         for json in [false, true] {
             let args = [args, if json { &["--json"][..] } else { &[] }].concat();
-            let output = on_cache(daemon.dir(), &args).output().expect("it starts");
+            let output = on_cache(daemon.dir(), &args).output().expect("the process starts");
             let out = String::from_utf8(output.stdout).expect("UTF-8");
             let err = String::from_utf8(output.stderr).expect("UTF-8");
             if args[0] == "verify" {
@@ -125,7 +127,7 @@ fn a_file_name_in_the_directory_sends_no_escape_sequence_to_the_terminal() {
         }
     }
     let output = on_cache(daemon.dir(), &["delete", &format!("/nix/store/{name}")]).output();
-    let err = String::from_utf8(output.expect("it starts").stderr).expect("UTF-8");
+    let err = String::from_utf8(output.expect("the process starts").stderr).expect("UTF-8");
     assert!(!err.is_empty());
     err.lines().for_each(|line| is_one_clean_line(line, LOG_LINE));
 }
@@ -133,9 +135,9 @@ fn a_file_name_in_the_directory_sends_no_escape_sequence_to_the_terminal() {
 #[cfg(feature = "upstream")]
 #[test]
 fn text_from_an_upstream_forges_no_log_line() {
-    use crate::support::scripted::Scripted;
+    use crate::support::scripted_upstream::ScriptedUpstream;
     for format in ["text", "json"] {
-        let upstream = Scripted::start();
+        let upstream = ScriptedUpstream::start();
         let daemon = Daemon::builder()
             .env("NIX_STORED_UPSTREAMS", &upstream.url())
             .env("NIX_STORED_LOG_FORMAT", format)
@@ -145,13 +147,13 @@ fn text_from_an_upstream_forges_no_log_line() {
         for (number, field) in (1..).zip(fields) {
             let sample = sample(number, b"x");
             let old = sample.narinfo.lines().find(|line| line.starts_with(field));
-            let value = format!("{field}: {NASTY}{}", "y".repeat(20_000));
-            let narinfo = sample.narinfo.replace(old.expect("it has one"), &value);
+            let value = format!("{field}: {CONTROL_CHARACTERS}{}", "y".repeat(20_000));
+            let narinfo = sample.narinfo.replace(old.expect("the line is present"), &value);
             upstream.has(&sample.narinfo_path, narinfo.as_bytes());
             upstream.has(&sample.nar_path, &sample.nar);
-            let answer = Wire::to(&daemon).request("GET", &sample.narinfo_path, b"");
-            if answer.status != 200 {
-                is_one_clean_line(&answer.text(), ANSWER);
+            let response = Wire::to(&daemon).request("GET", &sample.narinfo_path, b"");
+            if response.status != 200 {
+                is_one_clean_line(&response.text(), MAX_LENGTH);
             }
         }
         let log = daemon.stop().1;

@@ -15,20 +15,20 @@ use nix_stored::store::{Removed, S3Store, Store};
 use tokio_util::sync::CancellationToken;
 
 use super::commands::run;
-use super::place::Place;
+use super::server::TestServer;
 use crate::store::conformance::has_keys;
 use crate::support::noise::Noise;
 use crate::support::objects::{Sample, sample};
 use crate::support::rounds::number;
 use crate::support::s3::OWNER;
 use crate::support::s3_bucket::Bucket;
-use crate::support::s3_faults::{Fate, Faults};
+use crate::support::s3_faults::{Action, FaultProxy};
 use crate::support::s3_garage::KEYS;
 
-/// What is unused for so long may be collected.
+/// The grace period.
 const GRACE: Duration = Duration::from_secs(6);
 
-/// Makes every case a test on every server, in a process that has its keys.
+/// Makes every case a test on every server, in a process with its keys.
 macro_rules! on_every_server {
     ($($case:ident)+) => {
         mod folder {
@@ -36,7 +36,7 @@ macro_rules! on_every_server {
             async fn $case() {
                 const NAME: &str = concat!(module_path!(), "::", stringify!($case));
                 if super::has_keys(super::OWNER, NAME) {
-                    super::$case(&crate::s3::place::Place::folder()).await;
+                    super::$case(&crate::s3::server::TestServer::folder()).await;
                 }
             })+
         }
@@ -46,7 +46,7 @@ macro_rules! on_every_server {
             async fn $case() {
                 const NAME: &str = concat!(module_path!(), "::", stringify!($case));
                 if super::has_keys(super::KEYS, NAME) {
-                    super::$case(&crate::s3::place::Place::garage()).await;
+                    super::$case(&crate::s3::server::TestServer::garage()).await;
                 }
             })+
         }
@@ -71,19 +71,19 @@ async fn store(bucket: &Bucket) -> Arc<Store> {
     let Ok(Location::Bucket(location)) = bucket.url().parse() else {
         panic!("{} is no bucket", bucket.url());
     };
-    Arc::new(S3Store::open(&location).await.expect("the bucket can be opened").0.into())
+    Arc::new(S3Store::open(&location).await.expect("the bucket opens").0.into())
 }
 
 fn cache(store: &Arc<Store>) -> Arc<Cache> {
-    // What a client heard from memory can have gone three seconds later, and so short is the grace here.
+    // A lookup from memory can be three seconds old, which is too much for this short grace period.
     let required = ("NIX_STORED_REQUIRE_REFERENCES".to_owned(), "1".to_owned());
-    let config = Config::from_vars([required]).expect("it is a configuration");
+    let config = Config::from_vars([required]).expect("a valid configuration");
     let store = Arc::clone(store);
     Arc::new(Cache::new(store, config.cache_info, config.admission).with_grace(GRACE))
 }
 
 async fn put(cache: &Cache, path: &str, bytes: &[u8]) -> Result<UploadReceipt, PutError> {
-    let path: CachePath = path[1..].parse().expect("it is the path of an object");
+    let path: CachePath = path[1..].parse().expect("an object path");
     let body = stream::iter([Ok(Bytes::copy_from_slice(bytes))]);
     cache.put(&path, Compression::None, Some(bytes.len() as u64), body).await
 }
@@ -93,7 +93,7 @@ async fn upload(cache: &Cache, sample: &Sample) -> Result<(), PutError> {
     put(cache, &sample.narinfo_path, sample.narinfo.as_bytes()).await.map(drop)
 }
 
-/// A path that nobody else has, and what it refers to.
+/// A unique path with these references.
 fn new_sample(noise: &mut Noise, references: &[Sample]) -> Sample {
     let contents = noise.bytes(200);
     let mut new = sample(0, &contents).named(noise);
@@ -107,8 +107,8 @@ fn keys_of(sample: &Sample) -> [String; 2] {
     [sample.nar_path[1..].to_owned(), sample.narinfo_path[1..].to_owned()]
 }
 
-/// Waits until what was stored until now may be collected.
-async fn until_it_is_old() {
+/// Waits until everything stored so far may be collected.
+async fn wait_until_old() {
     tokio::time::sleep(GRACE + Duration::from_millis(1200)).await;
 }
 
@@ -116,10 +116,10 @@ fn long_ago() -> SystemTime {
     SystemTime::now() - GRACE
 }
 
-/// How many paths a root refers to.
+/// The number of references of a root.
 const REFERENCES: usize = 6;
 
-/// What two clients do who upload roots whose references are about to be collected.
+/// Two clients that upload roots whose references are about to be collected.
 struct Race {
     families: Vec<tokio::sync::Mutex<(Vec<Sample>, Instant)>>,
     stop: AtomicBool,
@@ -156,14 +156,14 @@ impl Race {
                 tokio::time::sleep(Duration::from_millis(5)).await;
                 continue;
             };
-            let begun = Instant::now();
+            let started = Instant::now();
             let root = new_sample(&mut noise, &family.0);
             let again = noise.below(4) == 0;
             let uploaded = async {
                 for reference in &family.0 {
                     let path: CachePath = reference.narinfo_path[1..].parse().expect("a path");
                     let there = cache.head(&path).await.ok().flatten().is_some();
-                    // As Nix does it: what is there is not uploaded; and as others do.
+                    // Like Nix, which does not upload present paths, or like clients that do.
                     if !there || again {
                         upload(cache, reference).await?;
                     }
@@ -171,9 +171,10 @@ impl Race {
                 upload(cache, &root).await
             };
             if let Err(error) = uploaded.await {
-                // What a client saw has gone before it said that it needs it: it is told.
-                let is_told = matches!(error, PutError::NarMissing(_) | PutError::Reference(_));
-                assert!(is_told, "{error:?}");
+                // A path that the client saw was removed before the client used it, and the upload
+                // fails.
+                let is_refused = matches!(error, PutError::NarMissing(_) | PutError::Reference(_));
+                assert!(is_refused, "{error:?}");
                 self.refused.fetch_add(1, Ordering::SeqCst);
                 continue;
             }
@@ -187,32 +188,32 @@ impl Race {
             let absent = tokio::task::spawn_blocking(move || {
                 keys.into_iter().filter(|key| bucket.head(key).status != 200).collect::<Vec<_>>()
             });
-            let absent = absent.await.expect("it does not panic");
-            // What took longer may have been unused for the time of grace.
-            if begun.elapsed() > GRACE.mul_f64(0.3) {
+            let absent = absent.await.expect("the task does not panic");
+            // A client that took longer may exceed the grace period.
+            if started.elapsed() > GRACE.mul_f64(0.3) {
                 self.slow.fetch_add(1, Ordering::SeqCst);
             } else {
-                self.lost.lock().expect("nobody panics with it").extend(absent);
+                self.lost.lock().expect("the lock is not poisoned").extend(absent);
             }
         }
     }
 }
 
-async fn a_collection_removes_no_acknowledged_upload(place: &Place) {
+async fn a_collection_removes_no_acknowledged_upload(server: &TestServer) {
     let seconds = number("NIX_STORED_TEST_COLLECTION_SECONDS").unwrap_or(20);
-    let bucket = place.bucket();
-    let faults = Faults::before(bucket.address());
-    faults.all(Fate::Late(Duration::from_millis(5)));
+    let bucket = server.bucket();
+    let faults = FaultProxy::in_front_of(bucket.address());
+    faults.all(Action::Delay(Duration::from_millis(5)));
     let through = bucket.through(faults.address());
-    let mut noise = Noise::new(Noise::seed_of_today());
+    let mut noise = Noise::new(Noise::random_seed());
     let race = Arc::new(Race::new(&mut noise));
     let daemons = [cache(&store(&through).await), cache(&store(&through).await)];
     let collector = Collector::new(cache(&store(&through).await), Actor::collector());
     let limits = Limits { max_size: Some(0), max_age: None, grace: GRACE };
     let collected = Arc::new(AtomicUsize::new(0));
-    // Each client and the collector is a task of its own, as in a daemon. In one future on one thread,
-    // the lease that a collection drops blocks that thread in place, and so takes the wake-ups that
-    // the others get meanwhile.
+    // The clients and the collector are separate tasks, as in a daemon. In one future on one
+    // thread, the lease that a collection drops would block that thread, and with it the wake-ups
+    // of the others.
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn({
         let (race, collected) = (Arc::clone(&race), Arc::clone(&collected));
@@ -220,7 +221,7 @@ async fn a_collection_removes_no_acknowledged_upload(place: &Place) {
             while !race.stop.load(Ordering::SeqCst) {
                 let stop = CancellationToken::new();
                 let report = collector.collect(&limits, SystemTime::now(), &stop, |_| {}).await;
-                let report = report.expect("it collects");
+                let report = report.expect("the collection succeeds");
                 collected.fetch_add(report.paths, Ordering::SeqCst);
             }
         }
@@ -232,13 +233,13 @@ async fn a_collection_removes_no_acknowledged_upload(place: &Place) {
     }
     tokio::time::sleep(Duration::from_secs(seconds)).await;
     race.stop.store(true, Ordering::SeqCst);
-    while let Some(ended) = tasks.join_next().await {
-        ended.expect("no task panics");
+    while let Some(result) = tasks.join_next().await {
+        result.expect("no task panics");
     }
     let [acknowledged, refused, slow, collected] =
         [&race.acknowledged, &race.refused, &race.slow, &collected]
             .map(|count| count.load(Ordering::SeqCst));
-    let lost = std::mem::take(&mut *race.lost.lock().expect("nobody panicked with it"));
+    let lost = std::mem::take(&mut *race.lost.lock().expect("the lock is not poisoned"));
     eprintln!(
         "{acknowledged} paths were acknowledged in {seconds} s, {collected} collected, {} lost, \
          {refused} uploads refused, {slow} too slow to say",
@@ -250,119 +251,128 @@ async fn a_collection_removes_no_acknowledged_upload(place: &Place) {
     assert!(lost.is_empty(), "{lost:#?}");
 }
 
-async fn a_delayed_deletion_removes_no_object_that_is_stored_again(place: &Place) {
-    let bucket = place.bucket();
-    let faults = Faults::before(bucket.address());
+async fn a_delayed_deletion_removes_no_object_that_is_stored_again(server: &TestServer) {
+    let bucket = server.bucket();
+    let faults = FaultProxy::in_front_of(bucket.address());
     let collector = store(&bucket.through(faults.address())).await;
     let daemon = cache(&store(&bucket).await);
     let one = sample(1, b"one");
-    upload(&daemon, &one).await.expect("it is stored");
-    until_it_is_old().await;
+    upload(&daemon, &one).await.expect("stored");
+    wait_until_old().await;
     for (key, body) in
         [(&one.nar_path, one.nar.as_slice()), (&one.narinfo_path, one.narinfo.as_bytes())]
     {
         let path: CachePath = key[1..].parse().expect("a path");
         let wanted = format!("DELETE /{}{key}", bucket.name());
         faults.on(move |head| match head.starts_with(&wanted) {
-            true => Fate::Late(Duration::from_secs(3)),
-            false => Fate::Passes,
+            true => Action::Delay(Duration::from_secs(3)),
+            false => Action::Pass,
         });
         let removing = {
             let (collector, path) = (Arc::clone(&collector), path.clone());
             tokio::spawn(async move {
-                let removed = collector.remove(&path, long_ago()).await.expect("it works");
-                collector.sync_removals().await.expect("it works");
+                let removed =
+                    collector.remove(&path, long_ago()).await.expect("the request succeeds");
+                collector.sync_removals().await.expect("the request succeeds");
                 removed
             })
         };
-        // The deletion is on its way.
-        let begun = Instant::now();
+        // The deletion request is on its way.
+        let started = Instant::now();
         while !faults
-            .asked()
+            .requests()
             .iter()
             .any(|line| line.starts_with("DELETE") && line.contains(key.as_str()))
         {
-            assert!(begun.elapsed() < Duration::from_secs(30), "nothing is deleted");
+            assert!(started.elapsed() < Duration::from_secs(30), "nothing is deleted");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        put(&daemon, key, body).await.expect("it is stored");
-        assert_eq!(removing.await.expect("it does not panic"), Removed::Gone);
+        put(&daemon, key, body).await.expect("stored");
+        assert_eq!(removing.await.expect("the task does not panic"), Removed::Gone);
         assert_eq!(bucket.get(&key[1..]).as_deref(), Some(body), "{key}");
-        faults.all(Fate::Passes);
+        faults.all(Action::Pass);
     }
 }
 
-async fn a_deletion_that_fails_is_not_sent_again_blindly(place: &Place) {
-    let bucket = place.bucket();
-    let faults = Faults::before(bucket.address());
+async fn a_deletion_that_fails_is_not_sent_again_blindly(server: &TestServer) {
+    let bucket = server.bucket();
+    let faults = FaultProxy::in_front_of(bucket.address());
     let collector = store(&bucket.through(faults.address())).await;
     let daemon = cache(&store(&bucket).await);
     let one = sample(1, b"one");
-    upload(&daemon, &one).await.expect("it is stored");
-    until_it_is_old().await;
+    upload(&daemon, &one).await.expect("stored");
+    wait_until_old().await;
     let key = one.narinfo_path.clone();
     let mut failed = 0;
     faults.on(move |head| {
         if head.starts_with("DELETE ") && head.contains(&key) && failed < 3 {
             failed += 1;
-            return Fate::Error(503, "SlowDown");
+            return Action::Error(503, "SlowDown");
         }
-        Fate::Passes
+        Action::Pass
     });
     let path: CachePath = one.narinfo_path[1..].parse().expect("a path");
     let removing = {
         let collector = Arc::clone(&collector);
         let path = path.clone();
-        tokio::spawn(async move { collector.remove(&path, long_ago()).await.expect("it works") })
+        tokio::spawn(async move {
+            collector.remove(&path, long_ago()).await.expect("the request succeeds")
+        })
     };
-    let begun = Instant::now();
-    while !faults.asked().iter().any(|line| line.starts_with("DELETE") && line.contains("narinfo"))
+    let started = Instant::now();
+    while !faults
+        .requests()
+        .iter()
+        .any(|line| line.starts_with("DELETE") && line.contains("narinfo"))
     {
-        assert!(begun.elapsed() < Duration::from_secs(30), "nothing is deleted");
+        assert!(started.elapsed() < Duration::from_secs(30), "nothing is deleted");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    // Whoever needs it while it is tried hears the truth.
-    let there = daemon.head(&path).await.expect("it works").is_some();
-    let removed = removing.await.expect("it does not panic");
+    // A request during the attempt gets the correct result.
+    let there = daemon.head(&path).await.expect("the request succeeds").is_some();
+    let removed = removing.await.expect("the task does not panic");
     let kept = bucket.get(&one.narinfo_path[1..]).is_some();
     assert_eq!(there, kept, "{removed:?}");
     assert_eq!(kept, removed == Removed::InUse);
 }
 
-async fn a_use_in_a_batch_that_is_being_merged_is_read(place: &Place) {
-    let bucket = place.bucket();
-    let faults = Faults::before(bucket.address());
+async fn a_use_in_a_batch_that_is_being_merged_is_read(server: &TestServer) {
+    let bucket = server.bucket();
+    let faults = FaultProxy::in_front_of(bucket.address());
     let collector = store(&bucket.through(faults.address())).await;
     let user = store(&bucket).await;
     let one = sample(1, b"one");
     let path: CachePath = one.narinfo_path[1..].parse().expect("a path");
     bucket.put(&one.narinfo_path[1..], one.narinfo.as_bytes());
-    until_it_is_old().await;
-    assert!(user.touch_now(&path).await.expect("it works"));
-    // As another daemon merges it, between the list and the reading.
+    wait_until_old().await;
+    assert!(user.touch_now(&path).await.expect("the request succeeds"));
+    // The batch is merged by another daemon, between the list request and the read.
     let (direct, mut merged) = (bucket.clone(), false);
     faults.on(move |head| {
         if head.starts_with("GET ") && head.contains(".nix-stored/uses/") && !merged {
             merged = true;
             let keys = direct.all_keys();
             let batch = keys.iter().find(|key| key.starts_with(".nix-stored/uses/")).expect("one");
-            let text = direct.get(batch).expect("it is there");
+            let text = direct.get(batch).expect("present");
             direct.put(".nix-stored/uses/9999999999999-0000000000000000", &text);
             direct.delete(batch);
         }
-        Fate::Passes
+        Action::Pass
     });
-    assert_eq!(collector.remove(&path, long_ago()).await.expect("it works"), Removed::InUse);
+    assert_eq!(
+        collector.remove(&path, long_ago()).await.expect("the request succeeds"),
+        Removed::InUse
+    );
 }
 
-async fn quarantine_keeps_an_object_that_was_stored_during_the_copy(place: &Place) {
-    let bucket = place.bucket();
-    let faults = Faults::before(bucket.address());
+async fn quarantine_keeps_an_object_that_was_stored_during_the_copy(server: &TestServer) {
+    let bucket = server.bucket();
+    let faults = FaultProxy::in_front_of(bucket.address());
     let repairing = store(&bucket.through(faults.address())).await;
     let (one, key) = (sample(1, b"one"), sample(1, b"one").nar_path[1..].to_owned());
     bucket.put(&key, b"something false");
     let path: CachePath = key.parse().expect("a path");
-    let etag = repairing.head(&path).await.expect("it works").expect("it is there").etag;
+    let etag = repairing.head(&path).await.expect("the request succeeds").expect("present").etag;
     let (direct, good, mut copied) = (bucket.clone(), one.nar.clone(), false);
     faults.on({
         let key = key.clone();
@@ -370,29 +380,29 @@ async fn quarantine_keeps_an_object_that_was_stored_during_the_copy(place: &Plac
             let copies = head.to_ascii_lowercase().contains("x-amz-copy-source");
             if copied && !copies {
                 copied = false;
-                // A client uploads a good one to another daemon.
+                // A client uploads a valid one through another daemon.
                 direct.put(&key, &good);
             }
             copied |= copies;
-            Fate::Passes
+            Action::Pass
         }
     });
-    assert!(!repairing.quarantine(&path, &etag).await.expect("it works"));
+    assert!(!repairing.quarantine(&path, &etag).await.expect("the request succeeds"));
     assert_eq!(bucket.get(&key), Some(one.nar));
-    faults.all(Fate::Passes);
-    // And what is still the same is put aside.
-    let etag = repairing.head(&path).await.expect("it works").expect("it is there").etag;
-    assert!(repairing.quarantine(&path, &etag).await.expect("it works"));
+    faults.all(Action::Pass);
+    // An unchanged object is quarantined.
+    let etag = repairing.head(&path).await.expect("the request succeeds").expect("present").etag;
+    assert!(repairing.quarantine(&path, &etag).await.expect("the request succeeds"));
     assert_eq!(bucket.get(&key), None);
 }
 
-async fn no_signature_is_lost_where_two_daemons_merge(place: &Place) {
-    let bucket = place.bucket();
-    let faults = Faults::before(bucket.address());
-    faults.all(Fate::Late(Duration::from_millis(5)));
+async fn no_signature_is_lost_where_two_daemons_merge(server: &TestServer) {
+    let bucket = server.bucket();
+    let faults = FaultProxy::in_front_of(bucket.address());
+    faults.all(Action::Delay(Duration::from_millis(5)));
     let through = bucket.through(faults.address());
     let daemons = [cache(&store(&through).await), cache(&store(&through).await)];
-    let mut noise = Noise::new(Noise::seed_of_today());
+    let mut noise = Noise::new(Noise::random_seed());
     let sign = |sample: &Sample, name: &str| {
         let signature = data_encoding::BASE64.encode(&[name.as_bytes()[0]; 64]);
         format!("{}Sig: {name}-1:{signature}\n", sample.narinfo)
@@ -400,8 +410,8 @@ async fn no_signature_is_lost_where_two_daemons_merge(place: &Place) {
     let mut kept = 0;
     for round in 0..50 {
         let one = new_sample(&mut noise, &[]);
-        put(&daemons[0], &one.nar_path, &one.nar).await.expect("it is stored");
-        // Half of them are there before, and half are new.
+        put(&daemons[0], &one.nar_path, &one.nar).await.expect("stored");
+        // Half of the objects exist before, and half are new.
         if round % 2 == 0 {
             put(&daemons[0], &one.narinfo_path, one.narinfo.as_bytes()).await.expect("stored");
         }
@@ -410,44 +420,44 @@ async fn no_signature_is_lost_where_two_daemons_merge(place: &Place) {
             put(&daemons[0], &one.narinfo_path, a.as_bytes()),
             put(&daemons[1], &one.narinfo_path, b.as_bytes())
         );
-        both.0.expect("it is stored");
-        both.1.expect("it is stored");
-        let text = bucket.get(&one.narinfo_path[1..]).expect("it is there");
+        both.0.expect("stored");
+        both.1.expect("stored");
+        let text = bucket.get(&one.narinfo_path[1..]).expect("present");
         let text = String::from_utf8(text).expect("a text");
         kept +=
             ["alice", "bob"].iter().filter(|name| text.contains(&format!("Sig: {name}-1"))).count();
     }
     assert_eq!(kept, 100);
     for daemon in &daemons {
-        daemon.flush().await.expect("it works");
+        daemon.flush().await.expect("the request succeeds");
     }
     let left = bucket.all_keys().into_iter().filter(|key| key.contains("/changing/"));
-    assert_eq!(left.count(), 0, "turns are taken back");
+    assert_eq!(left.count(), 0, "objects of turns are left");
 }
 
-async fn a_lease_is_ended_only_by_its_holder(place: &Place) {
-    let bucket = place.bucket();
+async fn a_lease_is_ended_only_by_its_holder(server: &TestServer) {
+    let bucket = server.bucket();
     let store = store(&bucket).await;
     let lock =
-        store.private_files().lock_collection().await.expect("it works").expect("it is free");
-    // It ran out, and somebody else took it.
+        store.private_files().lock_collection().await.expect("the request succeeds").expect("free");
+    // The lease has expired, and another process has taken it.
     bucket.put(".nix-stored/lock", b"0\nprocess 7 elsewhere\n");
     drop(lock);
     assert_eq!(bucket.get(".nix-stored/lock").as_deref(), Some(&b"0\nprocess 7 elsewhere\n"[..]));
     bucket.delete(".nix-stored/lock");
     let lock =
-        store.private_files().lock_collection().await.expect("it works").expect("it is free");
+        store.private_files().lock_collection().await.expect("the request succeeds").expect("free");
     assert!(bucket.get(".nix-stored/lock").is_some());
     drop(lock);
     assert_eq!(bucket.get(".nix-stored/lock"), None);
 }
 
 #[allow(clippy::unused_async, reason = "all cases are")]
-async fn an_abandoned_lease_can_be_broken(place: &Place) {
-    let bucket = place.bucket();
+async fn an_abandoned_lease_can_be_broken(server: &TestServer) {
+    let bucket = server.bucket();
     bucket.put(".nix-stored/lock", b"0\nprocess 7 on elsewhere\n");
-    let refused = run(&bucket, &["gc"]).is(1).complains("process 7 on elsewhere");
-    refused.complains("--break-lock").complains("a collection, deletion or repair");
+    let refused = run(&bucket, &["gc"]).is(1).prints_error("process 7 on elsewhere");
+    refused.prints_error("--break-lock").prints_error("a collection, deletion or repair");
     let broken = run(&bucket, &["gc", "--break-lock"]).is(0);
     assert!(broken.err.contains("process 7 on elsewhere"), "{broken:?}");
     assert_eq!(bucket.get(".nix-stored/lock"), None);
@@ -455,30 +465,30 @@ async fn an_abandoned_lease_can_be_broken(place: &Place) {
     assert!(again.err.contains("no collection lock"), "{again:?}");
 }
 
-async fn merging_delays_no_request(place: &Place) {
-    let bucket = place.bucket();
-    let faults = Faults::before(bucket.address());
+async fn merging_delays_no_request(server: &TestServer) {
+    let bucket = server.bucket();
+    let faults = FaultProxy::in_front_of(bucket.address());
     let store = store(&bucket.through(faults.address())).await;
     let mut noise = Noise::new(1);
     let paths: Vec<CachePath> = (0..70)
         .map(|_| new_sample(&mut noise, &[]).narinfo_path[1..].parse().expect("a path"))
         .collect();
-    // One batch each, until there are so many that they are merged; and that takes longer than a use
-    // may take to be recorded.
+    // One batch each, until there are enough to be merged. Merging takes longer than recording a
+    // use may take.
     faults.on(|head| match head.starts_with("GET ") && head.contains(".nix-stored/uses/") {
-        true => Fate::Late(Duration::from_secs(6)),
-        false => Fate::Passes,
+        true => Action::Delay(Duration::from_secs(6)),
+        false => Action::Pass,
     });
     for path in &paths {
-        let begun = Instant::now();
-        store.touch_now(path).await.expect("it works");
-        assert!(begun.elapsed() < Duration::from_secs(5), "it took {:?}", begun.elapsed());
+        let started = Instant::now();
+        store.touch_now(path).await.expect("the request succeeds");
+        assert!(started.elapsed() < Duration::from_secs(5), "it took {:?}", started.elapsed());
     }
-    assert!(batches(&bucket).len() > 60, "it was not merged at once");
-    faults.all(Fate::Passes);
-    let begun = Instant::now();
+    assert!(batches(&bucket).len() > 60, "the batches were merged at once");
+    faults.all(Action::Pass);
+    let started = Instant::now();
     while batches(&bucket).len() > 20 {
-        assert!(begun.elapsed() < Duration::from_secs(60), "{} batches", batches(&bucket).len());
+        assert!(started.elapsed() < Duration::from_secs(60), "{} batches", batches(&bucket).len());
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     let texts: Vec<String> = batches(&bucket)
@@ -490,10 +500,10 @@ async fn merging_delays_no_request(place: &Place) {
     assert!(paths.iter().all(|path| text.contains(&path.key())), "a use was lost");
 }
 
-/// The batches of uses in a bucket.
+/// The keys of the batches of uses in a bucket.
 fn batches(bucket: &Bucket) -> Vec<String> {
     let query = [("list-type", "2"), ("prefix", ".nix-stored/uses/")];
-    // The folder's server fails when an object is deleted while it lists.
+    // s3s-fs fails if an object is deleted while it lists.
     for _ in 0..100 {
         let listed = bucket.request("GET", "", &query, &[], b"");
         if listed.status == 200 {
@@ -508,53 +518,53 @@ fn batches(bucket: &Bucket) -> Vec<String> {
     panic!("the batches cannot be listed");
 }
 
-/// A key like those in batches, and as long.
+/// A key with the length of those in batches.
 fn used_key(number: usize) -> String {
     format!("nar/{number:052}.nar.xz")
 }
 
-async fn merging_over_a_slow_connection_makes_progress_and_ends(place: &Place) {
+async fn merging_over_a_slow_connection_makes_progress_and_ends(server: &TestServer) {
     const BATCHES: usize = 400;
-    let bucket = place.bucket();
+    let bucket = server.bucket();
     for number in 0..BATCHES {
         let key = format!(".nix-stored/uses/{number:013}-0000000000000000");
         bucket.put(&key, format!("{} {}\n", 1_700_000_000 + number, used_key(number)).as_bytes());
     }
-    let faults = Faults::before(bucket.address());
-    faults.all(Fate::Late(Duration::from_millis(300)));
+    let faults = FaultProxy::in_front_of(bucket.address());
+    faults.all(Action::Delay(Duration::from_millis(300)));
     let through = bucket.through(faults.address());
-    let begun = Instant::now();
-    // Two daemons do it at the same time, as each does at its start.
+    let started = Instant::now();
+    // Two daemons do it concurrently, as each does at its start.
     let stores = [store(&through).await, store(&through).await];
     let mut steps = vec![BATCHES];
     while steps.last().is_none_or(|count| *count >= 64) {
-        assert!(begun.elapsed() < Duration::from_secs(180), "{steps:?}");
+        assert!(started.elapsed() < Duration::from_secs(180), "{steps:?}");
         tokio::time::sleep(Duration::from_millis(200)).await;
         let count = batches(&bucket).len();
         if steps.last() != Some(&count) {
             steps.push(count);
         }
     }
-    let asked = faults.asked();
+    let asked = faults.requests();
     let (lists, others): (Vec<_>, Vec<_>) =
         asked.iter().filter(|line| line.contains("uses")).partition(|line| line.contains("list-"));
     let (lists, others) = (lists.len(), others.len());
     eprintln!(
         "{BATCHES} batches were merged in {:?}, by {lists} lists and {others} other requests of 2 \
          daemons; there were {steps:?}",
-        begun.elapsed()
+        started.elapsed()
     );
-    // A daemon that ends in the middle has merged some of them for good.
+    // The merges are incremental, so a daemon that ends during them has merged some batches.
     assert!(steps.iter().any(|count| (64..BATCHES).contains(count)), "{steps:?}");
-    // Each of both reads all of them at its start, before it merges and to merge, and deletes them.
+    // Both read all batches at the start, before merging and to merge them, and delete them.
     assert!(others < 2 * (4 * BATCHES + 50), "{others} requests");
-    // Those that fail at the folder's server are sent again.
+    // Failed requests of s3s-fs are sent again.
     assert!(lists < BATCHES, "{lists} lists");
-    // And no use is lost.
+    // No use is lost.
     let mut left: HashSet<String> = (0..BATCHES).map(used_key).collect();
     while !left.is_empty() {
-        assert!(begun.elapsed() < Duration::from_secs(180), "lost: {left:?}");
-        // One that goes meanwhile has been merged into another one.
+        assert!(started.elapsed() < Duration::from_secs(180), "lost: {left:?}");
+        // A batch that is removed meanwhile was merged into another one.
         for text in batches(&bucket).iter().filter_map(|batch| bucket.get(batch)) {
             let text = String::from_utf8(text).expect("a text");
             text.lines().filter_map(|line| line.split(' ').nth(1)).for_each(|key| {
@@ -565,11 +575,11 @@ async fn merging_over_a_slow_connection_makes_progress_and_ends(place: &Place) {
     drop(stores);
 }
 
-async fn merged_batches_are_smaller_than_parts_of_uploads(place: &Place) {
+async fn merged_batches_are_smaller_than_parts_of_uploads(server: &TestServer) {
     const PART: usize = 5 << 20;
-    // As many uses as there can be in a batch of an earlier version.
+    // The maximum number of uses in a batch of an earlier version.
     const USES: usize = 150_000;
-    let bucket = place.bucket();
+    let bucket = server.bucket();
     let mut text = String::new();
     for number in 0..USES {
         text += &format!("{} {}\n", 1_700_000_000, used_key(number));
@@ -577,7 +587,7 @@ async fn merged_batches_are_smaller_than_parts_of_uploads(place: &Place) {
     assert!(text.len() > 2 * PART, "{}", text.len());
     bucket.put(".nix-stored/uses/0000000000000-0000000000000000", text.as_bytes());
     let path: CachePath = sample(1, b"one").narinfo_path[1..].parse().expect("a path");
-    let faults = Faults::before(bucket.address());
+    let faults = FaultProxy::in_front_of(bucket.address());
     let sizes = Arc::new(std::sync::Mutex::new(Vec::<usize>::new()));
     faults.on({
         let sizes = Arc::clone(&sizes);
@@ -586,49 +596,49 @@ async fn merged_batches_are_smaller_than_parts_of_uploads(place: &Place) {
                 let length = head.to_ascii_lowercase();
                 let length = length.split("content-length: ").nth(1).unwrap_or_default();
                 let length = length.lines().next().unwrap_or_default().parse();
-                sizes.lock().expect("nobody panics with it").push(length.expect("a length"));
+                sizes.lock().expect("the lock is not poisoned").push(length.expect("a length"));
             }
-            Fate::Passes
+            Action::Pass
         }
     });
     let store = store(&bucket.through(faults.address())).await;
-    // A collection writes all of it anew.
+    // A collection rewrites all of it.
     let old = sample(2, b"two");
-    upload(&cache(&store), &old).await.expect("it is stored");
-    until_it_is_old().await;
+    upload(&cache(&store), &old).await.expect("stored");
+    wait_until_old().await;
     let limits = Limits { max_size: Some(0), max_age: None, grace: GRACE };
     let collector = Collector::new(cache(&store), Actor::collector());
     let stop = CancellationToken::new();
     let report = collector.collect(&limits, SystemTime::now(), &stop, |_| {}).await;
-    assert_eq!(report.expect("it collects").paths, 1);
-    let begun = Instant::now();
-    while sizes.lock().expect("nobody panics with it").iter().sum::<usize>() < text.len() {
-        assert!(begun.elapsed() < Duration::from_secs(60), "{sizes:?}");
+    assert_eq!(report.expect("the collection succeeds").paths, 1);
+    let started = Instant::now();
+    while sizes.lock().expect("the lock is not poisoned").iter().sum::<usize>() < text.len() {
+        assert!(started.elapsed() < Duration::from_secs(60), "{sizes:?}");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    assert!(sizes.lock().expect("nobody panics with it").iter().all(|size| *size < PART));
-    store.touch_now(&path).await.expect("it works");
+    assert!(sizes.lock().expect("the lock is not poisoned").iter().all(|size| *size < PART));
+    store.touch_now(&path).await.expect("the request succeeds");
 }
 
 mod of_others {
-    use crate::s3::place::{Place, at};
+    use crate::s3::server::{TestServer, at};
 
     #[test]
     #[ignore = "needs Garage: tests/run --garage"]
     fn uploads_of_other_programs_are_not_aborted() {
-        let place = Place::garage();
-        let bucket = place.bucket();
+        let server = TestServer::garage();
+        let bucket = server.bucket();
         let nar = "nar/0g8ww6m6ahj3zw0gd94q2bxx6x8dyvcw2vzyxrysc6hx1zy7w0ny.nar.xz";
         let theirs = "backups/database.tar";
         for key in [nar, theirs] {
-            let answer = bucket.request("POST", key, &[("uploads", "")], &[], b"");
-            assert_eq!(answer.status, 200, "{}", answer.text());
+            let response = bucket.request("POST", key, &[("uploads", "")], &[], b"");
+            assert_eq!(response.status, 200, "{}", response.text());
         }
-        // So long that it counts as abandoned.
+        // Long enough for the upload to count as abandoned.
         std::thread::sleep(std::time::Duration::from_millis(2500));
         let url = format!("{}&abandoned-after=1s", bucket.url());
         let daemon = at(&bucket, &url).start();
-        daemon.wait_until("ours is swept away", || bucket.unfinished().len() < 2);
+        daemon.wait_until("our unfinished upload is removed", || bucket.unfinished().len() < 2);
         assert_eq!(bucket.unfinished(), [theirs]);
     }
 }

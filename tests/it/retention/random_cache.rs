@@ -12,25 +12,25 @@ use proptest::sample::Index;
 
 use super::dir::{self, DAY, HOUR};
 
-/// A cache. Ages are in hours, and what is written here as a number may be absent.
+/// A cache. Ages are in hours. Numbers of paths may be those of absent paths.
 #[derive(Debug, Clone)]
-pub struct World {
-    pub paths: Vec<Drawn>,
-    /// NARs, which paths share.
-    nars: Vec<Shared>,
-    /// Logs, which paths share.
-    logs: Vec<Shared>,
-    /// Objects that belong to nobody.
-    loose: Vec<(u64, usize)>,
+pub struct RandomCache {
+    pub paths: Vec<RandomPath>,
+    /// NARs, which several paths may share.
+    nars: Vec<SharedFile>,
+    /// Logs, which several paths may share.
+    logs: Vec<SharedFile>,
+    /// The ages and sizes of objects without an owner.
+    unowned: Vec<(u64, usize)>,
     pub pins: Vec<Vec<usize>>,
-    /// In percent of what there is.
+    /// In percent of the size of the cache.
     max_size: Option<u64>,
     pub max_age: Option<u64>,
 }
 
 /// A store path.
 #[derive(Debug, Clone)]
-pub struct Drawn {
+pub struct RandomPath {
     nar: usize,
     log: Option<usize>,
     pub references: Vec<usize>,
@@ -42,7 +42,7 @@ pub struct Drawn {
 
 /// A NAR or a log.
 #[derive(Debug, Clone)]
-struct Shared {
+struct SharedFile {
     present: bool,
     age: u64,
     size: usize,
@@ -52,44 +52,45 @@ struct Shared {
 
 /// A file of the cache.
 #[derive(Debug, Clone)]
-pub struct Thing {
+pub struct CacheFile {
     pub key: CachePath,
     pub bytes: Vec<u8>,
     pub age: u64,
     pub owner: Owner,
 }
 
-/// What an object goes with.
+/// The owner of an object, with which it is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Owner {
     Path(usize),
     Nar(usize),
     Log(usize),
-    Nobody,
+    None,
 }
 
-/// Ages on all sides of the time of grace, some of them the same.
+/// Ages around the grace period, some of them equal.
 fn age() -> impl Strategy<Value = u64> {
     prop_oneof![2 => 0..24u64, 3 => 22..27u64, 4 => 24..100u64, 3 => 24..3000u64]
 }
 
-/// Ages of what is seldom the reason why something stays.
+/// Ages that are seldom the reason why a path is kept.
 fn side_age() -> impl Strategy<Value = Option<u64>> {
     proptest::option::weighted(0.3, prop_oneof![1 => 0..24u64, 9 => 24..3000u64])
 }
 
-fn shared() -> impl Strategy<Value = Shared> {
+fn shared() -> impl Strategy<Value = SharedFile> {
     let debug = side_age();
     (proptest::bool::weighted(0.9), age(), 0..5000usize, debug)
-        .prop_map(|(present, age, size, debug)| Shared { present, age, size, debug })
+        .prop_map(|(present, age, size, debug)| SharedFile { present, age, size, debug })
 }
 
-/// The most paths in a world, and how many numbers of paths there are: the others are absent.
+/// The maximum number of paths, and the number of names: those without a path are absent.
 const PATHS: usize = 12;
 const NUMBERS: usize = 14;
 
-/// Any world; in one that Nix has made, no path refers to itself through another.
-pub fn world(cycles: bool) -> impl Strategy<Value = World> {
+/// A random cache. Without `cycles`, as in caches written by Nix, no path refers to itself through
+/// another.
+pub fn random_cache(cycles: bool) -> impl Strategy<Value = RandomCache> {
     let path = (
         any::<Index>(),
         proptest::option::of(any::<Index>()),
@@ -107,9 +108,9 @@ pub fn world(cycles: bool) -> impl Strategy<Value = World> {
         proptest::option::weighted(0.8, 0..120u64),
         proptest::option::of(24..3000u64),
     );
-    parts.prop_map(move |(paths, nars, logs, loose, pins, max_size, max_age)| {
+    parts.prop_map(move |(paths, nars, logs, unowned, pins, max_size, max_age)| {
         let paths = paths.into_iter().enumerate();
-        let paths = paths.map(|(own, (nar, log, references, age, length, sides))| Drawn {
+        let paths = paths.map(|(own, (nar, log, references, age, length, sides))| RandomPath {
             nar: nar.index(nars.len()),
             log: log.map(|log| log.index(logs.len())),
             references: references.into_iter().filter(|other| cycles || *other <= own).collect(),
@@ -117,7 +118,7 @@ pub fn world(cycles: bool) -> impl Strategy<Value = World> {
             length,
             sides,
         });
-        World { paths: paths.collect(), nars, logs, loose, pins, max_size, max_age }
+        RandomCache { paths: paths.collect(), nars, logs, unowned, pins, max_size, max_age }
     })
 }
 
@@ -125,16 +126,16 @@ fn parse(key: &str) -> CachePath {
     key.parse().expect("a key")
 }
 
-impl World {
-    /// Every file.
-    pub fn things(&self) -> Vec<Thing> {
-        let mut things = Vec::new();
+impl RandomCache {
+    /// All files.
+    pub fn files(&self) -> Vec<CacheFile> {
+        let mut files = Vec::new();
         let mut add = |key: String, bytes: Vec<u8>, age: u64, owner: Owner| {
-            things.push(Thing { key: parse(&key), bytes, age, owner });
+            files.push(CacheFile { key: parse(&key), bytes, age, owner });
         };
         for (number, path) in self.paths.iter().enumerate() {
             let owner = Owner::Path(number);
-            let Drawn { nar, log, references, age, length, sides } = path;
+            let RandomPath { nar, log, references, age, length, sides } = path;
             let text = dir::narinfo_text(number, *nar, references, *log, *length);
             add(dir::narinfo(number), text.into(), *age, owner);
             let base = dir::store_path(number);
@@ -157,29 +158,29 @@ impl World {
             if let Some(age) = nar.debug {
                 let link =
                     format!("{{\"archive\": \"../{}\", \"member\": \"x\"}}", dir::nar(number));
-                let owner = if nar.present { Owner::Nar(number) } else { Owner::Nobody };
+                let owner = if nar.present { Owner::Nar(number) } else { Owner::None };
                 add(format!("debuginfo/{number:040x}.debug"), link.into(), age, owner);
             }
         }
         for (number, log) in self.logs.iter().enumerate().filter(|(_, log)| log.present) {
             let wanted = self.paths.iter().any(|path| path.log == Some(number));
-            let owner = if wanted { Owner::Log(number) } else { Owner::Nobody };
+            let owner = if wanted { Owner::Log(number) } else { Owner::None };
             add(dir::log(number), vec![2; log.size], log.age, owner);
         }
-        for (number, (age, size)) in self.loose.iter().enumerate() {
+        for (number, (age, size)) in self.unowned.iter().enumerate() {
             let path = 5000 + number;
-            // One in two is a narinfo that cannot be read.
+            // Half of them are invalid narinfos.
             let key = match number % 2 {
                 0 => dir::narinfo(path),
                 _ => CachePath::Listing(dir::hash(path)).key(),
             };
-            add(key, vec![3; *size], *age, Owner::Nobody);
+            add(key, vec![3; *size], *age, Owner::None);
         }
-        things
+        files
     }
 
     pub fn size(&self) -> u64 {
-        self.things().iter().map(|thing| thing.bytes.len() as u64).sum()
+        self.files().iter().map(|file| file.bytes.len() as u64).sum()
     }
 
     pub fn limits(&self) -> Limits {
@@ -190,7 +191,7 @@ impl World {
         }
     }
 
-    /// The pins as the cache reads them.
+    /// The pins as the cache parses them.
     pub fn pins(&self) -> Vec<Pin> {
         let pins = self.pins.iter().enumerate();
         pins.map(|(number, paths)| Pin {
@@ -200,12 +201,12 @@ impl World {
         .collect()
     }
 
-    /// Makes the files.
+    /// Writes the files.
     pub fn write(&self, dir: &Path, now: SystemTime) {
-        for (number, thing) in self.things().iter().enumerate() {
-            let used = now - hours(thing.age);
-            dir::put(dir, &thing.key.key(), &thing.bytes, used);
-            // The later one of its two times counts.
+        for (number, file) in self.files().iter().enumerate() {
+            let used = now - hours(file.age);
+            dir::put(dir, &file.key.key(), &file.bytes, used);
+            // The later of the two times counts.
             let earlier = used - hours(number as u64 % 5);
             let times = std::fs::FileTimes::new();
             let times = match number % 3 {
@@ -213,7 +214,7 @@ impl World {
                 1 => times.set_modified(earlier),
                 _ => times,
             };
-            dir::set_times(dir, &thing.key.key(), times);
+            dir::set_times(dir, &file.key.key(), times);
         }
         dir::put(dir, "nix-cache-info", "StoreDir: /nix/store\n", now);
         for pin in self.pins() {
@@ -223,12 +224,12 @@ impl World {
         }
     }
 
-    /// The inventory of such a cache.
+    /// The inventory of this cache.
     pub fn inventory(&self, now: SystemTime) -> Inventory {
-        let things = self.things();
+        let files = self.files();
         let used = |age: u64| now - hours(age);
         let gather = |owner: Owner| {
-            let mut own = things.iter().filter(move |thing| thing.owner == owner);
+            let mut own = files.iter().filter(move |file| file.owner == owner);
             let first = own.next()?;
             let mut object = StoredObject {
                 path: first.key.clone(),
@@ -254,7 +255,7 @@ impl World {
         }
         let place = |owner| places.iter().position(|known| *known == owner).map(|at| at as u32);
         let paths = self.paths.iter().enumerate().map(|(number, path)| {
-            let own = gather(Owner::Path(number)).expect("it has a narinfo");
+            let own = gather(Owner::Path(number)).expect("a path has a narinfo");
             let others = path.references.iter().filter(|other| **other != number);
             let others = others.filter(|other| **other < self.paths.len());
             StoredPath {
@@ -270,17 +271,17 @@ impl World {
                 used: own.used,
             }
         });
-        let loose = things.iter().filter(|thing| thing.owner == Owner::Nobody);
-        let loose = loose.map(|thing| StoredObject {
-            path: thing.key.clone(),
+        let unowned = files.iter().filter(|file| file.owner == Owner::None);
+        let unowned = unowned.map(|file| StoredObject {
+            path: file.key.clone(),
             side_files: Vec::new(),
-            size: thing.bytes.len() as u64,
-            used: used(thing.age),
+            size: file.bytes.len() as u64,
+            used: used(file.age),
         });
-        Inventory::new(paths.collect(), held, loose.collect())
+        Inventory::new(paths.collect(), held, unowned.collect())
     }
 
-    /// Whether a path needs another one, for every two of them.
+    /// For each pair of paths, whether the first depends on the second.
     pub fn needs(&self) -> Vec<Vec<bool>> {
         let count = self.paths.len();
         let mut needs = vec![vec![false; count]; count];
@@ -300,19 +301,19 @@ impl World {
         needs
     }
 
-    /// The paths that an object is there for.
+    /// The paths that use an object.
     pub fn users(&self, owner: Owner) -> BTreeSet<usize> {
         let paths = self.paths.iter().enumerate();
         let users = paths.filter(|(number, path)| match owner {
             Owner::Path(own) => own == *number,
             Owner::Nar(nar) => path.nar == nar,
             Owner::Log(log) => path.log == Some(log),
-            Owner::Nobody => false,
+            Owner::None => false,
         });
         users.map(|(number, _)| number).collect()
     }
 }
 
 pub fn hours(count: u64) -> Duration {
-    HOUR * u32::try_from(count).expect("few hours")
+    HOUR * u32::try_from(count).expect("a small number")
 }

@@ -1,4 +1,4 @@
-//! Other servers on this machine: a web server and two proxies.
+//! Other servers on this machine: nginx and two proxies.
 
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
@@ -9,26 +9,26 @@ use std::time::{Duration, Instant};
 use rustix::process::Pid;
 
 use super::address::free_address;
-use super::certificates::Issued;
+use super::certificates::CertFiles;
 use super::nix::utf8;
-use super::scratch::{Leash, Scratch};
+use super::scratch::{KillAtExit, Scratch};
 
-/// Only a failing test waits so long.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Only failing tests wait this long.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The source address of connections by a proxy; direct connections have another.
+/// The source address of connections by a proxy. Direct connections have another.
 pub const PROXY_SOURCE_ADDRESS: &str = "127.0.0.3";
 
-/// A program that listens on an address that is all its own. Killed on drop.
-pub struct Neighbour {
+/// A server with its own address. Killed on drop.
+pub struct ServerProcess {
     child: Child,
     address: SocketAddr,
     log: PathBuf,
     _scratch: Scratch,
-    _leash: Leash,
+    _guard: KillAtExit,
 }
 
-impl Neighbour {
+impl ServerProcess {
     /// nginx that serves `root`.
     #[track_caller]
     pub fn nginx(root: &Path) -> Self {
@@ -36,8 +36,7 @@ impl Neighbour {
         Self::nginx_with(|address| format!("server {{ listen {address}; root {root}; }}"))
     }
 
-    /// nginx that passes every request on to one of these addresses, and to another one where that
-    /// does not answer.
+    /// nginx as a load balancer. It tries another of the addresses if one does not answer.
     #[track_caller]
     pub fn balancer(addresses: &[String]) -> Self {
         let servers: Vec<String> = addresses
@@ -45,7 +44,7 @@ impl Neighbour {
             .map(|address| format!("server {address} max_fails=1 fail_timeout=1s;"))
             .collect();
         let all = format!("upstream all {{ {} }}", servers.join(" "));
-        // Whoever signs a request signs the name of the host, too.
+        // The signature of a request covers the `Host` header.
         const PASS: &str = "client_max_body_size 0; location / { proxy_pass http://all; \
              proxy_http_version 1.1; proxy_set_header Host $http_host; \
              proxy_connect_timeout 1s; proxy_read_timeout 120s; proxy_next_upstream_tries 4; \
@@ -53,36 +52,37 @@ impl Neighbour {
         Self::nginx_with(|address| format!("{all} server {{ listen {address}; {PASS} }}"))
     }
 
-    /// nginx with servers of one's own, which are told its address.
+    /// nginx with these `server` blocks, which get its address.
     #[track_caller]
     pub fn nginx_with(servers: impl FnOnce(&str) -> String) -> Self {
         Self::start("nginx", |own, address| nginx(own, &servers(&address.to_string())))
     }
 
-    /// The first server behind TLS, with what `issue` makes of its address.
+    /// nginx that serves `root` over TLS, with a certificate that `issue` creates for its address.
     #[track_caller]
-    pub fn nginx_with_tls(root: &Path, issue: impl FnOnce(&str) -> Issued) -> Self {
+    pub fn nginx_with_tls(root: &Path, issue: impl FnOnce(&str) -> CertFiles) -> Self {
         Self::behind_tls(issue, &format!("root {};", utf8(root)))
     }
 
-    /// Any other server behind TLS. Whoever signs a request signs the name of the host, too.
+    /// nginx as a TLS proxy in front of a server. The signature of a request covers the `Host`
+    /// header.
     #[track_caller]
-    pub fn tls_before(server: &str, issue: impl FnOnce(&str) -> Issued) -> Self {
+    pub fn tls_in_front_of(server: &str, issue: impl FnOnce(&str) -> CertFiles) -> Self {
         let pass = format!("proxy_pass http://{server}; proxy_set_header Host $http_host;");
         Self::behind_tls(issue, &format!("client_max_body_size 0; location / {{ {pass} }}"))
     }
 
     #[track_caller]
-    fn behind_tls(issue: impl FnOnce(&str) -> Issued, what: &str) -> Self {
+    fn behind_tls(issue: impl FnOnce(&str) -> CertFiles, what: &str) -> Self {
         Self::start("nginx", |own, address| {
-            let Issued { cert, key } = issue(&address.ip().to_string());
+            let CertFiles { cert, key } = issue(&address.ip().to_string());
             let files =
                 format!("ssl_certificate {}; ssl_certificate_key {};", utf8(&cert), utf8(&key));
             nginx(own, &format!("server {{ listen {address} ssl; {files} {what} }}"))
         })
     }
 
-    /// An HTTP proxy. `lines` are added to its configuration.
+    /// An HTTP proxy, with more lines of configuration.
     #[track_caller]
     pub fn tinyproxy(lines: &str) -> Self {
         Self::start("tinyproxy", |own, address| {
@@ -92,7 +92,7 @@ impl Neighbour {
                 address.ip()
             );
             let file = own.join("tinyproxy.conf");
-            fs::write(&file, config).expect("it is written");
+            fs::write(&file, config).expect("written");
             vec!["-d".to_owned(), "-c".to_owned(), utf8(&file).to_owned()]
         })
     }
@@ -110,32 +110,32 @@ impl Neighbour {
     fn start(program: &str, args: impl FnOnce(&Path, SocketAddr) -> Vec<String>) -> Self {
         let (scratch, address) = (Scratch::new(), free_address());
         let log = scratch.join("log");
-        let file = fs::File::create(&log).expect("a log can be made");
-        // Where Debian keeps nginx, and PATH often does not have it.
+        let file = fs::File::create(&log).expect("the log file is created");
+        // Debian installs nginx there, which is often not in `PATH`.
         let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin";
         let child = Command::new("/usr/bin/env")
             .env("PATH", path)
             .arg(program)
             .args(args(scratch.path(), address))
             .stdin(Stdio::null())
-            .stdout(file.try_clone().expect("it is open"))
+            .stdout(file.try_clone().expect("open"))
             .stderr(file)
             .spawn()
             .expect("env starts");
-        let leash = Leash::new(Pid::from_child(&child));
-        let mut neighbour = Self { child, address, log, _scratch: scratch, _leash: leash };
-        let deadline = Instant::now() + PATIENCE;
+        let guard = KillAtExit::new(Pid::from_child(&child));
+        let mut server = Self { child, address, log, _scratch: scratch, _guard: guard };
+        let deadline = Instant::now() + TIMEOUT;
         while TcpStream::connect(address).is_err() {
-            let ended = neighbour.child.try_wait().expect("it is a child of ours").is_some();
+            let result = server.child.try_wait().expect("a child process").is_some();
             let late = Instant::now() > deadline;
-            let log = neighbour.log();
+            let log = server.log();
             assert!(
-                !ended && !late,
+                !result && !late,
                 "{program} does not listen: install it, or run tests/run, which does that\n{log}"
             );
             std::thread::yield_now();
         }
-        neighbour
+        server
     }
 
     /// `ADDRESS:PORT`
@@ -143,9 +143,9 @@ impl Neighbour {
         self.address.to_string()
     }
 
-    /// What it has said so far.
+    /// The output so far.
     pub fn log(&self) -> String {
-        String::from_utf8_lossy(&fs::read(&self.log).expect("it can be read")).into_owned()
+        String::from_utf8_lossy(&fs::read(&self.log).expect("readable")).into_owned()
     }
 }
 
@@ -159,11 +159,11 @@ fn nginx(own: &Path, servers: &str) -> Vec<String> {
          {servers} }}\n"
     );
     let file = format!("{own}/nginx.conf");
-    fs::write(&file, config).expect("it is written");
+    fs::write(&file, config).expect("written");
     ["-e", "stderr", "-c", &file].map(str::to_owned).to_vec()
 }
 
-impl Drop for Neighbour {
+impl Drop for ServerProcess {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
