@@ -53,7 +53,7 @@ async fn serve(config: Config, bound: Bound, user: Option<u32>) -> anyhow::Resul
         systemd::stopping();
         info!(
             "received {name}: no new connections, transfers have {} s to finish",
-            net::GRACE.as_secs()
+            net::DRAIN_TIMEOUT.as_secs()
         );
     })?;
     let hangups = hangups()?;

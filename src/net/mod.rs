@@ -29,6 +29,6 @@ mod unix;
 pub use bound::Bound;
 pub use inherited::Inherited;
 pub use listener::Listener;
-pub use server::{Drained, GRACE, serve};
+pub use server::{DRAIN_TIMEOUT, Drained, serve};
 #[cfg(feature = "tls")]
 pub use tls::TlsAcceptorHandle;

@@ -12,7 +12,7 @@ use super::{Listener, connection};
 use crate::http::{AnswerBudget, App};
 
 /// The time for which transfers continue after the daemon was told to stop.
-pub const GRACE: Duration = Duration::from_secs(30);
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The pause after a failed `accept`, which mostly fails because there are no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -20,7 +20,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The result of serving.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Drained {
-    /// The number of connections that were closed because they took longer than [`GRACE`].
+    /// The number of connections that were closed because they took longer than [`DRAIN_TIMEOUT`].
     pub cut_off: usize,
 }
 
@@ -55,7 +55,7 @@ pub async fn serve(mut listener: Listener, app: App, stop: CancellationToken) ->
     // New clients get an error at once instead of waiting in the backlog.
     drop(listener);
     connections.close();
-    let in_time = tokio::time::timeout(GRACE, connections.wait()).await;
+    let in_time = tokio::time::timeout(DRAIN_TIMEOUT, connections.wait()).await;
     Drained { cut_off: if in_time.is_ok() { 0 } else { connections.len() } }
 }
 

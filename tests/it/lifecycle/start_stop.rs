@@ -275,7 +275,7 @@ async fn a_transfer_that_does_not_end_is_aborted_after_the_grace_period() {
         }
         tokio::time::advance(Duration::from_secs(1)).await;
     }
-    assert!(started.elapsed() >= net::GRACE, "the shutdown did not wait");
+    assert!(started.elapsed() >= net::DRAIN_TIMEOUT, "the shutdown did not wait");
     assert_eq!(served.await.expect("the process ends"), Drained { cut_off: 1 });
 }
 
