@@ -14,7 +14,9 @@ use super::nar_facts::{KnownNarFacts, NarContents, NarFacts};
 use super::receipt::UploadReceipt;
 use super::state::Cache;
 use crate::config::Verify;
-use crate::ingest::{self, BodyError, Feed, PutError, SMALL, Stage, Staged, StagingReader};
+use crate::ingest::{
+    self, BodyError, Feed, MEMORY_BODY_LIMIT, PutError, Stage, Staged, StagingReader,
+};
 use crate::nix::cache_path::{NarExtension, NarName};
 use crate::nix::{CachePath, Compression, Sha256Hash};
 use crate::store::{Metadata, Stored, Upload};
@@ -49,17 +51,19 @@ impl Cache {
         feed: Feed<impl Stream<Item = Result<Bytes, BodyError>> + Unpin>,
     ) -> Result<UploadReceipt, PutError> {
         let path = CachePath::Nar(name);
-        let Ingested { stored, size, facts } = if declared.is_some_and(|length| length <= SMALL) {
-            let bytes = ingest::collect(&self.store, &path, declared, SMALL, feed).await?;
-            let bytes = bytes.into_bytes(&path).await?;
-            let facts = self.inspect_small(name, bytes.clone()).await?;
-            let stored = self.store_whole(&path, bytes).await?;
-            Ingested { stored, size: facts.file_size, facts: Some(facts) }
-        } else {
-            let upload = ingest::start_upload(&self.store, &path, declared).await?;
-            let limit = self.upload_limit();
-            self.stream_nar(name, upload, declared, limit, |_| Ok(true), feed).await?
-        };
+        let Ingested { stored, size, facts } =
+            if declared.is_some_and(|length| length <= MEMORY_BODY_LIMIT) {
+                let bytes =
+                    ingest::collect(&self.store, &path, declared, MEMORY_BODY_LIMIT, feed).await?;
+                let bytes = bytes.into_bytes(&path).await?;
+                let facts = self.inspect_small(name, bytes.clone()).await?;
+                let stored = self.store_whole(&path, bytes).await?;
+                Ingested { stored, size: facts.file_size, facts: Some(facts) }
+            } else {
+                let upload = ingest::start_upload(&self.store, &path, declared).await?;
+                let limit = self.upload_limit();
+                self.stream_nar(name, upload, declared, limit, |_| Ok(true), feed).await?
+            };
         if let Some(facts) = facts {
             self.remember_facts(name, facts).await;
         }
@@ -110,7 +114,7 @@ impl Cache {
             true => ingest::commit(upload, &metrics).map(Some),
             false => Ok(None),
         };
-        let stored = ingest::in_the_pool(commit).await?;
+        let stored = ingest::on_blocking_pool(commit).await?;
         if let Some(stored) = stored {
             self.count(&CachePath::Nar(name), stored, size);
         }
@@ -149,7 +153,9 @@ impl Cache {
                 };
                 ingest::unpack_while_it_flows(stage, beginning, &mut feed, unpack).await?
             }
-            None => (ingest::in_the_pool(move || ingest::push(stage, &[beginning])).await?, None),
+            None => {
+                (ingest::on_blocking_pool(move || ingest::push(stage, &[beginning])).await?, None)
+            }
         };
         let staged = ingest::receive(stage, feed).await?.finish();
         // The error for an incomplete or damaged body explains more than that of the decoder, so it

@@ -1,8 +1,8 @@
 //! Frequently requested narinfos, in memory.
 //!
 //! A change by this process removes the entry before the change is acknowledged. A change by
-//! another process becomes visible within [`FRESH`]: until then the entry is served as it was; then
-//! its file is checked again.
+//! another process becomes visible within [`ENTRY_CHECK_INTERVAL`]: until then the entry is served
+//! as it was; then its file is checked again.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,14 +16,14 @@ use crate::nix::StorePathHash;
 use crate::store::{Content, Metadata, Object};
 
 /// The time for which an object is served without checking its file.
-const FRESH: Duration = Duration::from_secs(3);
+const ENTRY_CHECK_INTERVAL: Duration = Duration::from_secs(3);
 
 /// The capacity in bytes, and the estimated number of narinfos in it.
 const CAPACITY: u64 = 24 * 1024 * 1024;
 const ESTIMATED_ITEMS: usize = 16 * 1024;
 
 /// The memory of an entry besides its text, in bytes.
-const OVERHEAD: u64 = 256;
+const ENTRY_OVERHEAD: u64 = 256;
 
 /// A cache of narinfos in memory.
 pub(super) struct NarInfoCache {
@@ -72,7 +72,7 @@ struct ByLength;
 
 impl Weighter<StorePathHash, Arc<Entry>> for ByLength {
     fn weight(&self, _: &StorePathHash, entry: &Arc<Entry>) -> u64 {
-        entry.text.len() as u64 + OVERHEAD
+        entry.text.len() as u64 + ENTRY_OVERHEAD
     }
 }
 
@@ -90,7 +90,7 @@ impl NarInfoCache {
     pub(super) fn get(&self, hash: &StorePathHash) -> Option<Found> {
         let entry = self.entries.get(hash)?;
         let age = self.now().saturating_sub(entry.seen.load(Ordering::Relaxed));
-        if Duration::from_millis(age) < FRESH {
+        if Duration::from_millis(age) < ENTRY_CHECK_INTERVAL {
             return Some(Found::Fresh(entry.object()));
         }
         Some(Found::Stale(entry.metadata.etag.clone()))

@@ -9,7 +9,7 @@ use super::narinfo::has_servable_nar;
 use super::narinfo_cache::Found;
 use super::receipt::UploadReceipt;
 use super::state::Cache;
-use crate::ingest::{BodyError, Feed, PutError, SMALL, Turn, collect};
+use crate::ingest::{BodyError, Feed, MEMORY_BODY_LIMIT, PutError, TransferPermit, collect};
 use crate::nix::{CacheInfo, CachePath, Compression, StorePathHash};
 use crate::store::{Content, Metadata, Object, StoreError, Stored};
 
@@ -141,9 +141,9 @@ impl Cache {
         if declared.is_some_and(|length| length > limit) {
             return Err(PutError::TooLarge { limit });
         }
-        let is_small = declared.is_some_and(|length| length <= SMALL);
-        let turn = if is_small { Turn::unlimited() } else { self.uploads.take().await };
-        Ok(Feed::new(body, turn))
+        let is_small = declared.is_some_and(|length| length <= MEMORY_BODY_LIMIT);
+        let permit = if is_small { TransferPermit::unlimited() } else { self.uploads.take().await };
+        Ok(Feed::new(body, permit))
     }
 
     async fn get_narinfo(

@@ -9,8 +9,8 @@ use futures_util::Stream;
 
 use super::state::Cache;
 use crate::ingest::{
-    BodyError, Feed, PutError, SMALL, Stage, check_length, collect, commit, decode_at_rest,
-    encoding_decoder, encoding_error, in_the_pool, receive, start_upload,
+    BodyError, Feed, MEMORY_BODY_LIMIT, PutError, Stage, check_length, collect, commit,
+    decode_at_rest, encoding_decoder, encoding_error, on_blocking_pool, receive, start_upload,
 };
 use crate::nix::{CachePath, Compression};
 use crate::store::Stored;
@@ -38,15 +38,15 @@ impl Cache {
         if encoding != Compression::None {
             return self.put_encoded_side_file(path, encoding, declared, limit, feed).await;
         }
-        if declared.is_some_and(|length| length <= SMALL) {
-            let bytes = collect(&self.store, path, declared, SMALL, feed).await?;
+        if declared.is_some_and(|length| length <= MEMORY_BODY_LIMIT) {
+            let bytes = collect(&self.store, path, declared, MEMORY_BODY_LIMIT, feed).await?;
             let bytes = bytes.into_bytes(path).await?;
             let size = bytes.len() as u64;
             return Ok((self.store_whole(path, bytes).await?, size));
         }
         let upload = start_upload(&self.store, path, declared).await?;
         let stage = receive(Stage::new(upload, limit), feed).await?;
-        let (stored, size) = in_the_pool(move || {
+        let (stored, size) = on_blocking_pool(move || {
             let staged = stage.finish();
             check_length(declared, staged.length)?;
             Ok((commit(staged.upload, &metrics)?, staged.length))
@@ -81,7 +81,7 @@ impl Cache {
         let (stored, size) = decode_at_rest(&self.decoders, Allowance::USUAL, move |allowance| {
             let mut decoder = encoding_decoder(encoding, body.reader(), allowance)?;
             let mut upload = store.start_upload(&key, None)?;
-            let mut buffer = vec![0; SMALL as usize];
+            let mut buffer = vec![0; MEMORY_BODY_LIMIT as usize];
             let mut length = 0;
             loop {
                 let count = decoder

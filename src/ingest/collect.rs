@@ -10,14 +10,15 @@ use futures_util::Stream;
 
 use super::error::{BodyError, PutError};
 use super::feed::Feed;
-use super::pool::in_the_pool;
+use super::pool::on_blocking_pool;
 use super::receive::check_length;
 use crate::nix::{CachePath, Compression, narinfo};
 use crate::store::{Store, StoreError};
 use crate::unpack::{self, Allowance, DecodeBudget, UnpackError};
 
-/// A body up to this length is stored in one step.
-pub(crate) const SMALL: u64 = 64 * 1024;
+/// Maximum length in bytes of a body that is collected in memory. A NAR or side file up to this
+/// length is stored in one step.
+pub(crate) const MEMORY_BODY_LIMIT: u64 = 64 * 1024;
 
 /// A complete body that is not stored yet.
 pub(crate) enum Collected {
@@ -49,7 +50,7 @@ impl Collected {
             return Ok(bytes);
         }
         let key = path.key();
-        in_the_pool(move || {
+        on_blocking_pool(move || {
             let mut bytes = Vec::with_capacity(self.len() as usize);
             let read = self.reader().read_to_end(&mut bytes);
             read.map_err(|source| PutError::Read { key, source })?;
@@ -70,11 +71,11 @@ pub(crate) fn read_at(file: &Arc<File>, length: u64) -> BufReader<impl Read + us
             Ok(count)
         }
     }
-    BufReader::with_capacity(SMALL as usize, ReadAt(Arc::clone(file), 0).take(length))
+    BufReader::with_capacity(MEMORY_BODY_LIMIT as usize, ReadAt(Arc::clone(file), 0).take(length))
 }
 
-/// Collects a whole body of at most `limit` bytes: up to [`SMALL`] in memory, above it in a file, because
-/// slow clients would occupy memory for a long time.
+/// Collects a whole body of at most `limit` bytes: up to [`MEMORY_BODY_LIMIT`] in memory, above it
+/// in a file, because slow clients would occupy memory for a long time.
 pub(crate) async fn collect(
     store: &Arc<Store>,
     path: &CachePath,
@@ -94,11 +95,12 @@ pub(crate) async fn collect(
             return Err(PutError::TooLarge { limit });
         }
         batch.iter().for_each(|chunk| whole.extend_from_slice(chunk));
-        if length > SMALL {
+        if length > MEMORY_BODY_LIMIT {
             let (store, path, bytes) = (Arc::clone(store), path.clone(), whole.split().freeze());
             let started = file.take();
-            file =
-                Some(in_the_pool(move || spool(&store, &path, declared, started, &bytes)).await?);
+            file = Some(
+                on_blocking_pool(move || spool(&store, &path, declared, started, &bytes)).await?,
+            );
         }
     }
     check_length(declared, length)?;
@@ -158,7 +160,7 @@ pub(crate) async fn decode_at_rest<T: Send + 'static>(
     let attempt = Arc::new(attempt);
     loop {
         let (permit, attempt) = (budget.at_rest(allowance).await, Arc::clone(&attempt));
-        let done = in_the_pool(move || {
+        let done = on_blocking_pool(move || {
             let _permit = permit;
             attempt(allowance)
         });

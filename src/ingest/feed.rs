@@ -1,7 +1,7 @@
 //! Batches of the body of an upload, and whether the upload is slow.
 //!
-//! A slow body holds no shared resource: it returns its turn among the large uploads, and its
-//! decoder stops. It costs only its connection and its staged file.
+//! A slow body holds no shared resource: it returns its permit for a fast transfer, and its decoder
+//! stops. It costs only its connection and its staged file.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,7 +37,7 @@ pub(crate) struct TransferLimit {
 
 /// The permit of a transfer within a limit.
 #[derive(Debug, Default)]
-pub(crate) struct Turn {
+pub(crate) struct TransferPermit {
     limit: Option<TransferLimit>,
     permit: Option<OwnedSemaphorePermit>,
 }
@@ -47,16 +47,16 @@ impl TransferLimit {
         Self { flowing: Arc::new(Semaphore::new(flowing)), slow: Arc::new(Semaphore::new(slow)) }
     }
 
-    /// Waits for a turn.
-    pub(crate) async fn take(&self) -> Turn {
-        let mut turn = Turn { limit: Some(self.clone()), permit: None };
-        turn.flow().await;
-        turn
+    /// Waits for a permit.
+    pub(crate) async fn take(&self) -> TransferPermit {
+        let mut permit = TransferPermit { limit: Some(self.clone()), permit: None };
+        permit.flow().await;
+        permit
     }
 }
 
-impl Turn {
-    /// The turn of a transfer that is not limited.
+impl TransferPermit {
+    /// Creates a permit for a transfer that is not limited.
     pub(crate) fn unlimited() -> Self {
         Self::default()
     }
@@ -86,7 +86,7 @@ impl Turn {
 /// A body that is read in batches.
 pub(crate) struct Feed<S> {
     body: S,
-    turn: Turn,
+    permit: TransferPermit,
     /// The bytes since the last measurement, and the time spent waiting for them.
     received: usize,
     waited: Duration,
@@ -95,9 +95,9 @@ pub(crate) struct Feed<S> {
 }
 
 impl<S: Stream<Item = Result<Bytes, BodyError>> + Unpin> Feed<S> {
-    pub(crate) fn new(body: S, turn: Turn) -> Self {
+    pub(crate) fn new(body: S, permit: TransferPermit) -> Self {
         let (received, waited) = (0, Duration::ZERO);
-        Self { body, turn, received, waited, is_slow: false, ended: false }
+        Self { body, permit, received, waited, is_slow: false, ended: false }
     }
 
     /// Whether the body is slow; see [`SLOW_AFTER`].
@@ -134,7 +134,7 @@ impl<S: Stream<Item = Result<Bytes, BodyError>> + Unpin> Feed<S> {
             }
         }
         if self.ended {
-            self.turn.end();
+            self.permit.end();
             return Ok((!batch.is_empty()).then_some(batch));
         }
         self.received += length;
@@ -149,8 +149,8 @@ impl<S: Stream<Item = Result<Bytes, BodyError>> + Unpin> Feed<S> {
         }
         (self.received, self.waited) = (0, Duration::ZERO);
         match (self.is_slow, slow) {
-            (false, true) => self.turn.slow_down(),
-            (true, false) => self.turn.flow().await,
+            (false, true) => self.permit.slow_down(),
+            (true, false) => self.permit.flow().await,
             _ => {}
         }
         self.is_slow = slow;
@@ -231,7 +231,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_stalled_body_is_reported_as_slow_before_its_next_chunk() {
-        let mut feed = Feed::new(stream::pending(), Turn::unlimited());
+        let mut feed = Feed::new(stream::pending(), TransferPermit::unlimited());
         assert_eq!(feed.next().await.unwrap(), Some(Vec::new()));
         assert!(feed.is_slow());
     }

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_blocking;
 
-use super::collect::SMALL;
+use super::collect::MEMORY_BODY_LIMIT;
 use super::pool::joined;
 
-/// Limits the memory and the processor time of narinfos above [`SMALL`].
+/// Limits the memory and the processor time of narinfos above [`MEMORY_BODY_LIMIT`].
 pub(crate) struct LargeNarInfos {
     memory: Arc<Semaphore>,
     parsing: Semaphore,
@@ -25,7 +25,7 @@ impl LargeNarInfos {
 
     /// Waits for memory for a text of `length` bytes; a small text needs none.
     pub(crate) async fn reserve(&self, length: u64) -> Option<OwnedSemaphorePermit> {
-        if length <= SMALL {
+        if length <= MEMORY_BODY_LIMIT {
             return None;
         }
         let mib = length.div_ceil(1 << 20).min(Self::MEMORY);
@@ -40,7 +40,7 @@ impl LargeNarInfos {
         length: usize,
         parse: impl FnOnce() -> T + Send + 'static,
     ) -> T {
-        if length as u64 <= SMALL {
+        if length as u64 <= MEMORY_BODY_LIMIT {
             return parse();
         }
         // The semaphore is never closed.

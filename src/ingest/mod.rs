@@ -24,12 +24,12 @@ mod stage;
 mod staging_reader;
 
 pub(crate) use collect::{
-    SMALL, collect, decode, decode_at_rest, encoding_decoder, encoding_error, read_at,
+    MEMORY_BODY_LIMIT, collect, decode, decode_at_rest, encoding_decoder, encoding_error, read_at,
 };
 pub use error::{BodyError, PutError};
-pub(crate) use feed::{Feed, TransferLimit, Turn};
+pub(crate) use feed::{Feed, TransferLimit, TransferPermit};
 pub(crate) use large_narinfos::LargeNarInfos;
-pub(crate) use pool::in_the_pool;
+pub(crate) use pool::on_blocking_pool;
 pub(crate) use receive::{
     check_length, commit, push, receive, start_upload, unpack_while_it_flows,
 };

@@ -4,8 +4,8 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::error::PutError;
 
-/// Runs `work` on the blocking pool. It starts before the returned future is polled.
-pub(crate) fn in_the_pool<T: Send + 'static>(
+/// Runs `work` on the blocking pool. The work starts before the returned future is polled.
+pub(crate) fn on_blocking_pool<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, PutError> + Send + 'static,
 ) -> impl Future<Output = Result<T, PutError>> {
     joined(spawn_blocking(work))

@@ -11,7 +11,7 @@ use tokio::task::spawn_blocking;
 
 use super::error::{BodyError, PutError};
 use super::feed::Feed;
-use super::pool::{in_the_pool, joined};
+use super::pool::{joined, on_blocking_pool};
 use super::stage::Stage;
 use super::staging_reader::{Message, StagingReader};
 use crate::metrics::Metrics;
@@ -38,7 +38,7 @@ pub(crate) async fn start_upload(
     size: Option<u64>,
 ) -> Result<Box<dyn Upload>, PutError> {
     let (store, path) = (Arc::clone(store), path.clone());
-    in_the_pool(move || Ok(store.start_upload(&path, size)?)).await
+    on_blocking_pool(move || Ok(store.start_upload(&path, size)?)).await
 }
 
 /// Stages the rest of a body. While one batch is staged, the next one is gathered.
@@ -58,7 +58,7 @@ pub(crate) async fn receive(
             staged.set_slow(slow)?;
             push(staged, &batch)
         };
-        stage = in_the_pool(push).boxed();
+        stage = on_blocking_pool(push).boxed();
     }
 }
 
@@ -101,7 +101,7 @@ pub(crate) async fn unpack_while_it_flows(
     drop(sender);
     let (stage, unpacked) = joined(work).await?;
     let stage = match refused {
-        Some(Message::Chunks(batch)) => in_the_pool(move || push(stage, &batch)).await?,
+        Some(Message::Chunks(batch)) => on_blocking_pool(move || push(stage, &batch)).await?,
         Some(Message::End) | None => stage,
     };
     Ok((stage, unpacked))

@@ -23,7 +23,7 @@ use super::resuming_body::{StartedTransfer, resuming};
 use super::upstreams::Upstreams;
 use crate::cache::{Cache, NarContents, NarFacts, Received, check_against_nar};
 use crate::config::Verify;
-use crate::ingest::{self, BATCH, Feed, PutError, Stage, Turn};
+use crate::ingest::{self, BATCH, Feed, PutError, Stage, TransferPermit};
 use crate::nix::cache_path::NarName;
 use crate::nix::{CachePath, NarInfo};
 use crate::store::{Content, Metadata, Object, StoreError, Upload};
@@ -91,7 +91,7 @@ impl NarFetcher {
     ) -> Result<(Box<dyn Upload>, Arc<PartialNar>), PutError> {
         let (store, upstream) = (Arc::clone(self.cache.store()), client.name.clone());
         let is_final = client.store && ProvisionalName::of(name).is_none();
-        ingest::in_the_pool(move || {
+        ingest::on_blocking_pool(move || {
             let path = CachePath::Nar(name);
             let temporary = || TemporaryUpload::create(&store, &path, size);
             let inner: Box<dyn Upload> =
@@ -193,7 +193,7 @@ impl NarFetcher {
         remote: Option<Arc<RemotePath>>,
         upload: Box<dyn Upload>,
         partial: Arc<PartialNar>,
-        permit: Turn,
+        permit: TransferPermit,
     ) {
         let upstreams = &*self.upstreams;
         let mut guard = FetchGuard { upstreams, name, partial, verified_size: None };
@@ -223,7 +223,7 @@ impl NarFetcher {
         remote: Option<&RemotePath>,
         upload: Box<dyn Upload>,
         partial: &Arc<PartialNar>,
-        permit: Turn,
+        permit: TransferPermit,
     ) -> Result<u64, PutError> {
         let (size, is_stored) = (started.size, started.source.client.store);
         let feed = Feed::new(Box::pin(resuming(started, Arc::clone(partial), is_stored)), permit);
@@ -303,7 +303,7 @@ impl NarFetcher {
                 }
                 ingest::commit(stored, &metrics)
             };
-            let stored = ingest::in_the_pool(copy).await?;
+            let stored = ingest::on_blocking_pool(copy).await?;
             self.cache.count(&path, stored, size);
         }
         Ok((name, Some(facts), size))

@@ -14,7 +14,7 @@ use super::error::{UpstreamError, UpstreamFailure};
 use super::provisional::ProvisionalName;
 use super::remote::{LookupResult, RemotePath};
 use super::upstreams::Upstreams;
-use crate::ingest::{self, SMALL};
+use crate::ingest::{self, MEMORY_BODY_LIMIT};
 use crate::nix::cache_path::NarName;
 use crate::nix::{CachePath, Compression, NarInfo, Signature, StoreDir, StorePathHash, narinfo};
 use crate::store::Metadata;
@@ -126,7 +126,7 @@ async fn read_narinfo(
         }
     };
     let (reader, dir) = (Arc::clone(client), store_dir.clone());
-    let is_large = text.len() as u64 > SMALL;
+    let is_large = text.len() as u64 > MEMORY_BODY_LIMIT;
     let parse = move || {
         let mut info = NarInfo::parse_as_nix(&text, &dir).map_err(|error| error.to_string())?;
         let keys = &reader.trusted_public_keys;

@@ -9,7 +9,7 @@ use super::client::UpstreamClient;
 use super::error::{GetError, get_error, invalid_response};
 use super::upstreams::Upstreams;
 use crate::cache::Cache;
-use crate::ingest::{BodyError, Feed, Turn, collect, decode};
+use crate::ingest::{BodyError, Feed, TransferPermit, collect, decode};
 use crate::nix::{CachePath, Compression};
 use crate::store::{Content, Metadata, Object};
 
@@ -50,7 +50,7 @@ impl SideFileFetcher<'_> {
             Some(Err(_)) => return Err(invalid_response(&client.name, "unknown Content-Encoding")),
         };
         let length = response.length;
-        let feed = Feed::new(response.body.map_err(cut_short), Turn::unlimited());
+        let feed = Feed::new(response.body.map_err(cut_short), TransferPermit::unlimited());
         if !client.store {
             let (store, limit) = (cache.store(), MAX_SIZE_IN_MEMORY);
             let text = async {

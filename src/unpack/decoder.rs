@@ -13,7 +13,7 @@ use crate::nix::Compression;
 const OVERHEAD: u64 = 1 << 20;
 
 /// The size of the brotli decoder's buffer, in bytes.
-const BUFFER: usize = 64 * 1024;
+const BROTLI_BUFFER_SIZE: usize = 64 * 1024;
 
 /// A decoder needs more memory than allowed.
 #[derive(Debug, Error)]
@@ -81,7 +81,7 @@ pub(crate) fn decoder<'a>(
             if brotli_memory(beginning).is_none_or(|needed| needed > window) {
                 return Err(Some(io::Error::other(NeedsMemory)));
             }
-            Box::new(brotli::Decompressor::new(input, BUFFER))
+            Box::new(brotli::Decompressor::new(input, BROTLI_BUFFER_SIZE))
         }
         Compression::Lz4 => {
             let beginning = input.fill_buf().map_err(Some)?;

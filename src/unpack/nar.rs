@@ -14,7 +14,7 @@ use crate::nix::nar::{NarChecker, NarError};
 use crate::nix::{Compression, Sha256Hash};
 
 /// The size of the buffer for unpacked bytes.
-const BUFFER: usize = 64 * 1024;
+const UNPACK_BUFFER_SIZE: usize = 64 * 1024;
 
 /// The facts about an unpacked NAR.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,7 +118,7 @@ pub(crate) fn unpack(
         Err(Some(source)) => return Err(failed(source)),
     };
     let mut hasher = Sha256::new();
-    let mut buffer = vec![0; BUFFER];
+    let mut buffer = vec![0; UNPACK_BUFFER_SIZE];
     loop {
         let count = match decoder.read(&mut buffer) {
             Ok(0) => break,

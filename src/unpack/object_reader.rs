@@ -7,16 +7,18 @@ use tokio_util::io::{StreamReader, SyncIoBridge};
 use crate::store::Content;
 
 /// The size of the buffer for files and streams, in bytes.
-const BUFFER: usize = 64 * 1024;
+const READ_BUFFER_SIZE: usize = 64 * 1024;
 
 /// Returns a reader of the `size` bytes of an object. See [`Whole`].
 pub(crate) fn object_reader(content: Content, size: u64) -> Box<dyn BufRead> {
     match content {
         Content::Bytes(bytes) => Box::new(Whole::new(io::Cursor::new(bytes), size)),
-        Content::File(file) => Box::new(Whole::new(BufReader::with_capacity(BUFFER, file), size)),
+        Content::File(file) => {
+            Box::new(Whole::new(BufReader::with_capacity(READ_BUFFER_SIZE, file), size))
+        }
         Content::Stream(bytes) => {
             let bridge = SyncIoBridge::new(StreamReader::new(bytes.read(0..size)));
-            Box::new(Whole::new(BufReader::with_capacity(BUFFER, InPlace(bridge)), size))
+            Box::new(Whole::new(BufReader::with_capacity(READ_BUFFER_SIZE, InPlace(bridge)), size))
         }
     }
 }
