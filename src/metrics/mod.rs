@@ -229,15 +229,15 @@ impl Metrics {
         self.verification.observe(took.as_secs_f64());
     }
 
-    /// Records that an object is durable and visible; its last byte arrived at `begun`.
-    pub fn committed(&self, begun: Instant) {
-        self.commit.observe(begun.elapsed().as_secs_f64());
+    /// Records that an object is durable and visible; its last byte arrived at `started`.
+    pub fn committed(&self, started: Instant) {
+        self.commit.observe(started.elapsed().as_secs_f64());
     }
 
-    /// Records the result of a collection that began at `begun`.
-    pub fn collected(&self, begun: Instant, how: CollectionResult) {
+    /// Records the result of a collection that began at `started`.
+    pub fn collected(&self, started: Instant, how: CollectionResult) {
         self.collections.with_label_values(&[how.as_str()]).inc();
-        self.collection.observe(begun.elapsed().as_secs_f64());
+        self.collection.observe(started.elapsed().as_secs_f64());
     }
 
     /// Records what a collection of the daemon has removed.

@@ -483,9 +483,9 @@ System: x86_64-linux
         };
         let text = HELLO.to_owned() + &(0..signatures).map(signature).collect::<String>();
         let parse = |_| {
-            let begun = Instant::now();
+            let started = Instant::now();
             let _ = parse(&text);
-            begun.elapsed()
+            started.elapsed()
         };
         (0..5).map(parse).min().unwrap()
     }
