@@ -89,7 +89,7 @@ impl Changes {
         self.0 += 1;
         match self.0 {
             ..20 => Ok(()),
-            _ => Err(StoreError::changes_all_the_time(&path.key())),
+            _ => Err(StoreError::too_many_changes(&path.key())),
         }
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use super::state::Cache;
 use crate::nix::CachePath;
-use crate::store::{RemoteTrouble, StoreError};
+use crate::store::{RemoteFailure, StoreError};
 
 /// The minimum time between two recorded uses of an object.
 const RECORD_EVERY: Duration = Duration::from_secs(3600);
@@ -23,7 +23,7 @@ impl Cache {
         last: SystemTime,
     ) -> Result<bool, StoreError> {
         match self.touch_since(path, last).await {
-            Err(StoreError::Remote { trouble: RemoteTrouble::Denied, .. }) => {
+            Err(StoreError::Remote { failure: RemoteFailure::Denied, .. }) => {
                 Ok(self.store.head(path).await?.is_some())
             }
             kept => kept,

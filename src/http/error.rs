@@ -15,7 +15,7 @@ use crate::logging::printable;
 use crate::mirror::{GetError, UpstreamError, UpstreamFailure};
 use crate::nix::ObjectKind;
 use crate::nix::cache_path::ParseCachePathError;
-use crate::store::{RemoteTrouble, StoreError};
+use crate::store::{RemoteFailure, StoreError};
 
 /// Why a request was not answered as the client wished.
 #[derive(Debug, Error)]
@@ -142,10 +142,10 @@ impl HttpError {
                 }
                 StoreError::Obstructed { .. } => StatusCode::CONFLICT,
                 StoreError::Io { .. } => StatusCode::INTERNAL_SERVER_ERROR,
-                StoreError::Remote { trouble, .. } => match trouble {
-                    RemoteTrouble::TimedOut => StatusCode::GATEWAY_TIMEOUT,
-                    RemoteTrouble::Busy => StatusCode::SERVICE_UNAVAILABLE,
-                    RemoteTrouble::Denied | RemoteTrouble::Failed => StatusCode::BAD_GATEWAY,
+                StoreError::Remote { failure, .. } => match failure {
+                    RemoteFailure::TimedOut => StatusCode::GATEWAY_TIMEOUT,
+                    RemoteFailure::Busy => StatusCode::SERVICE_UNAVAILABLE,
+                    RemoteFailure::Denied | RemoteFailure::Failed => StatusCode::BAD_GATEWAY,
                 },
             },
             #[cfg(feature = "upstream")]
@@ -227,7 +227,7 @@ impl HttpError {
                 // The next bytes on this connection are not a request.
                 set(header::CONNECTION, "close");
             }
-            Self::Get(error) | Self::Put(PutError::Store(error)) if error.may_pass() => {
+            Self::Get(error) | Self::Put(PutError::Store(error)) if error.is_temporary() => {
                 set(header::RETRY_AFTER, "1");
             }
             #[cfg(feature = "pages")]

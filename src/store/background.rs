@@ -13,26 +13,27 @@ use tokio::sync::oneshot;
 
 use super::StoreError;
 
-/// For when a processor has nothing else to do (`SCHED_IDLE`, sched(7)): what wakes up takes it away
-/// at once, where it would have to wait for the end of a turn if this were only a nice thread. It is
-/// the lowest priority for the disk too: Linux derives that from it (ioprio_set(2)). Where others
-/// leave nothing it still gets 0.3 % of a processor, so nothing waits for it without end.
+/// The scheduling policy for CPUs that are otherwise idle (`SCHED_IDLE`, sched(7)). A thread with a
+/// normal policy preempts such a thread immediately, while it would have to wait for the end of the
+/// time slice of a thread with a high nice value. Linux derives the lowest I/O priority from this
+/// policy (ioprio_set(2)). On a busy CPU the thread still gets 0.3 % of the time, so it makes
+/// progress.
 const IDLE: ThreadSchedulePolicy = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
 
-/// Starts a thread that gives way to all others. Not one of a pool: it would keep its priority
-/// there.
+/// Starts a thread with the lowest priority. A thread of a pool would keep the priority for its
+/// next task.
 pub fn spawn<T: Send + 'static>(
     name: &str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<JoinHandle<T>> {
     Builder::new().name(name.to_owned()).spawn(move || {
-        // Only advice.
+        // The call is only advice, so errors are ignored.
         let _ = set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, IDLE);
         work()
     })
 }
 
-/// Does work on such a thread, and waits for what comes of it.
+/// Runs `work` on a thread with the lowest priority, and waits for the result.
 pub async fn run<T: Send + 'static>(
     name: &'static str,
     work: impl FnOnce() -> T + Send + 'static,
@@ -47,6 +48,6 @@ pub async fn run<T: Send + 'static>(
 /// Tells the kernel that a file will be read once, so that it does not displace frequently read
 /// files from the page cache.
 pub fn read_once(file: &File) {
-    // Only advice.
+    // The call is only advice, so errors are ignored.
     let _ = rustix::fs::fadvise(file, 0, None, Advice::NoReuse);
 }

@@ -74,9 +74,9 @@ impl Store {
         dispatch!(self, put(path, bytes))
     }
 
-    /// Stores an object in place of the object with the entity tag `before`, or of an absent
-    /// object, even if other processes store the same object. Does nothing if the stored object is
-    /// another one by now. A directory does not check this, because it must not have several daemons.
+    /// Stores an object if the stored object has the entity tag `before`, or is absent if `before`
+    /// is `None`, even if other processes store the same object. Otherwise does nothing. A
+    /// directory does not check this, because it must not have several daemons.
     pub async fn replace(
         &self,
         path: &CachePath,
@@ -92,9 +92,8 @@ impl Store {
         dispatch!(self, quarantine(path, etag))
     }
 
-    /// Stores a text if it is missing or the stored text lacks one of its lines; now, and in any
-    /// directory that takes the place of the store's directory. Returns `None` if it was not
-    /// necessary.
+    /// Stores a text unless the stored text has all of its lines. If another directory replaces the
+    /// store's directory, the text is stored there, too. Returns `None` if nothing was stored.
     pub async fn ensure_lines(
         &self,
         path: &CachePath,
@@ -110,7 +109,7 @@ impl Store {
         }
     }
 
-    /// Records soon that an object was used now, without waiting for it.
+    /// Records that an object was used now. Returns immediately; the use is recorded soon.
     pub fn touch(&self, path: &CachePath) {
         match self {
             Self::Fs(store) => store.touch(path),

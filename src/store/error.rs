@@ -11,7 +11,7 @@ use crate::nix::narinfo;
 /// A failed operation of a store.
 #[derive(Debug, Error)]
 pub enum StoreError {
-    /// The object would take space that must stay free.
+    /// The object needs disk space that must stay free.
     #[error(
         "the cache's disk has {free} bytes free, but {needed} are needed and \
          NIX_STORED_MIN_FREE_SPACE reserves {reserve}; free some space there"
@@ -45,26 +45,27 @@ pub enum StoreError {
         source: io::Error,
     },
     /// The object store failed.
-    #[error("error while {doing} {key}: the object store {trouble}")]
+    #[error("error while {doing} {key}: the object store {failure}")]
     Remote {
         /// The failed operation, as a participle.
         doing: &'static str,
         /// The key of the object.
         key: String,
         /// The kind of failure.
-        trouble: RemoteTrouble,
+        failure: RemoteFailure,
         /// The error of the request.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The directory is not at its path, so the object may be in the directory that belongs there.
+    /// The directory at the path is missing or another one, so it is unknown whether the object
+    /// exists.
     #[error(transparent)]
     Unusable(#[from] UnusableDirectory),
-    /// Something else has the name of the object or of its directory.
+    /// The name of the object is taken by a directory, or the name of its directory by a file.
     #[error("cannot store {key}: {obstacle}; move it away")]
     Obstructed {
         /// The key of the object.
         key: String,
-        /// What has the name.
+        /// The obstacle, as a clause.
         obstacle: &'static str,
     },
     /// Any other error of the disk.
@@ -86,7 +87,7 @@ pub struct UnusableDirectory(pub(super) String);
 
 /// The kind of a failure of an object store, after all retries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RemoteTrouble {
+pub enum RemoteFailure {
     /// The object store did not respond in time.
     TimedOut,
     /// The object store is overloaded.
@@ -97,7 +98,7 @@ pub enum RemoteTrouble {
     Failed,
 }
 
-impl fmt::Display for RemoteTrouble {
+impl fmt::Display for RemoteFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::TimedOut => "did not respond in time",
@@ -109,15 +110,16 @@ impl fmt::Display for RemoteTrouble {
 }
 
 impl StoreError {
-    /// A stored narinfo of `size` bytes, more than [`narinfo::MAX_SIZE`].
+    /// Returns the error for a stored narinfo of `size` bytes, more than [`narinfo::MAX_SIZE`].
     pub(crate) fn narinfo_too_large(key: &str, size: u64) -> Self {
         let limit = narinfo::MAX_SIZE;
         let why = format!("it has {size} bytes; the limit for a narinfo is {limit} bytes");
         Self::new("reading", key, io::Error::other(why))
     }
 
-    /// An object that other processes changed during each attempt to change it.
-    pub(crate) fn changes_all_the_time(key: &str) -> Self {
+    /// Returns the error for an object that other processes changed during each attempt to change
+    /// it.
+    pub(crate) fn too_many_changes(key: &str) -> Self {
         let why = "other processes keep changing it";
         Self::Busy { doing: "changing", key: key.to_owned(), source: io::Error::other(why) }
     }
@@ -138,7 +140,7 @@ impl StoreError {
     }
 
     /// Whether a retry may succeed.
-    pub fn may_pass(&self) -> bool {
+    pub fn is_temporary(&self) -> bool {
         matches!(self, Self::Busy { .. } | Self::Remote { .. } | Self::Unusable(_))
     }
 

@@ -1,9 +1,9 @@
-//! Keys of NARs that other programs have named.
+//! Keys of NARs under names that Nix does not use.
 
 use super::fs::OWN_FOLDER;
 
-/// The key of a NAR in [`Store::get_foreign`](super::Store::get_foreign), by the URL in its narinfo.
-/// Returns `None` if the URL is not relative to the cache.
+/// Returns the key of a NAR for [`Store::get_foreign`](super::Store::get_foreign), given the URL in
+/// its narinfo, or `None` if the URL is not relative to the cache.
 pub fn foreign_key(url: &str) -> Option<String> {
     let path = url.split(['?', '#']).next()?;
     let plain = path.split('/').all(|part| !matches!(part, "" | "." | ".."));

@@ -1,4 +1,4 @@
-//! The condition of the store, cached for frequent health checks.
+//! The health of the store, cached for frequent health checks.
 
 use std::io;
 use std::sync::Arc;
@@ -11,8 +11,8 @@ use super::availability::Availability;
 use super::dispatch::Store;
 use super::error::StoreError;
 
-/// The time for which the result of a check is cached.
-const FRESH: Duration = Duration::from_secs(2);
+/// The time for which the result of a check is returned without a new check.
+const HEALTH_CACHE_TIME: Duration = Duration::from_secs(2);
 
 /// A store that does not respond within this time is unusable.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -20,9 +20,9 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 /// The health of a store.
 #[derive(Debug, Clone)]
 pub struct Health {
-    /// What can be done with it.
+    /// The operations that the store supports now.
     pub condition: Arc<Availability>,
-    /// Free space in bytes, where it is known.
+    /// Free space in bytes, if it is known.
     pub free_space: Option<u64>,
 }
 
@@ -34,9 +34,10 @@ pub struct HealthWatch {
 
 #[derive(Default)]
 struct State {
-    seen: Option<(Instant, Health)>,
-    /// A check that has not ended: a disk that hangs must not occupy one more thread every few seconds.
-    checking: Option<JoinHandle<Health>>,
+    last: Option<(Instant, Health)>,
+    /// The check in progress. Later calls wait for it, so that a disk that hangs blocks only one
+    /// thread.
+    running_check: Option<JoinHandle<Health>>,
 }
 
 impl HealthWatch {
@@ -48,21 +49,22 @@ impl HealthWatch {
     /// Returns the health of the store, which is at most 2 s old. Nothing is written to the store.
     pub async fn health(&self) -> Health {
         let mut state = self.state.lock().await;
-        if let Some((at, health)) = &state.seen
-            && at.elapsed() < FRESH
+        if let Some((at, health)) = &state.last
+            && at.elapsed() < HEALTH_CACHE_TIME
         {
             return health.clone();
         }
         let store = &self.store;
-        let checking = state.checking.get_or_insert_with(|| tokio::spawn(check(Arc::clone(store))));
-        let health = match tokio::time::timeout(CHECK_TIMEOUT, checking).await {
+        let running_check =
+            state.running_check.get_or_insert_with(|| tokio::spawn(check(Arc::clone(store))));
+        let health = match tokio::time::timeout(CHECK_TIMEOUT, running_check).await {
             Ok(checked) => {
-                state.checking = None;
+                state.running_check = None;
                 checked.unwrap_or_else(|_| unusable(io::Error::other("the check panicked")))
             }
             Err(_) => unusable(io::ErrorKind::TimedOut.into()),
         };
-        state.seen = Some((Instant::now(), health.clone()));
+        state.last = Some((Instant::now(), health.clone()));
         health
     }
 }

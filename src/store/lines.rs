@@ -1,4 +1,4 @@
-//! Compares texts by their lines.
+//! Compares texts as sets of lines.
 
 /// Whether all lines of `wanted` are in `text`.
 pub(super) fn has_lines(text: &[u8], wanted: &[u8]) -> bool {
@@ -13,7 +13,7 @@ mod tests {
     use super::has_lines;
 
     #[test]
-    fn a_text_with_more_lines_has_those_that_are_wanted() {
+    fn a_text_with_more_lines_has_the_wanted_lines() {
         let ours = b"StoreDir: /nix/store\nPriority: 30\n";
         assert!(has_lines(ours, ours));
         assert!(has_lines(b"# mine\nPriority: 30\r\nStoreDir: /nix/store", ours));

@@ -5,7 +5,11 @@
 //! object appears, whole, when its [`Upload`] is committed, and a reader sees the old object, the new
 //! object, or none. And a committed object is durable before `commit` returns.
 //!
-//! `dispatch` has the operations; `fs` and `s3` implement them.
+//! `dispatch` has the operations, which `fs` and `s3` implement: `object`, `upload`,
+//! `private_files`, `collection_lock`, `availability` and `error` have the types of their
+//! parameters and results. `health` caches checks of a store, `keyed_locks` has locks by name,
+//! `background` starts threads of low priority, `lines` compares texts, and `foreign` has the keys
+//! of objects that other programs stored.
 
 mod availability;
 pub mod background;
@@ -26,7 +30,7 @@ mod upload;
 pub use availability::Availability;
 pub use collection_lock::CollectionLock;
 pub use dispatch::Store;
-pub use error::{RemoteTrouble, StoreError, UnusableDirectory};
+pub use error::{RemoteFailure, StoreError, UnusableDirectory};
 pub use foreign::foreign_key;
 pub use fs::{FsStore, MinimumRate, OWN_FOLDER};
 pub use health::{Health, HealthWatch};

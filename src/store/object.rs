@@ -23,7 +23,7 @@ pub enum Stored {
     Replaced,
 }
 
-/// What a store knows about an object without reading it.
+/// The metadata of an object, which a store has without reading the object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Metadata {
     /// The length in bytes.
@@ -37,7 +37,7 @@ pub struct Metadata {
 }
 
 impl Metadata {
-    /// The metadata of an object that was made just now, and is in memory only.
+    /// Returns the metadata of a generated object, which is in memory only.
     pub fn of(text: &[u8]) -> Self {
         let now = SystemTime::now();
         let etag = format!("\"{}\"", Sha256Hash::of(text).to_nix32()).into();
@@ -63,10 +63,10 @@ pub enum Listed {
     Object(ListedObject),
     /// An object that could not be read.
     Unreadable(CachePath, StoreError),
-    /// Something other than a file with the name of an object, such as a directory, with its entity
-    /// tag. It cannot be served, and no object can be stored in its place.
+    /// A directory or another special file with the name of an object, with its entity tag. It
+    /// cannot be served, and no object can be stored in its place.
     NoFile(CachePath, Bytes),
-    /// A name that no object and no file of the daemon has.
+    /// A file whose name is neither that of an object nor of a file of the daemon.
     Foreign(String),
 }
 
@@ -105,10 +105,10 @@ pub enum Content {
 }
 
 /// The number of bytes that [`Content::into_stream`] reads from a file at a time.
-const READ_CHUNK: u64 = 256 * 1024;
+const FILE_CHUNK_SIZE: u64 = 256 * 1024;
 
 impl Content {
-    /// Returns the bytes in `range`, which must lie within the object.
+    /// Returns a stream of the bytes in `range`, which must lie within the object.
     pub fn into_stream(self, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>> {
         match self {
             Self::Bytes(bytes) => {
@@ -121,13 +121,13 @@ impl Content {
     }
 }
 
-/// The bytes in a range of a file, read on the blocking pool.
+/// Returns a stream of the bytes in a range of a file, which is read on the blocking pool.
 pub fn file_stream(file: Arc<File>, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>> {
     let chunks = stream::try_unfold((file, range), |(file, range)| async move {
         if range.is_empty() {
             return Ok(None);
         }
-        let end = range.end.min(range.start + READ_CHUNK);
+        let end = range.end.min(range.start + FILE_CHUNK_SIZE);
         let length = (end - range.start) as usize;
         let chunk = read_chunk(Arc::clone(&file), range.start, length).await?;
         Ok(Some((chunk, (file, end..range.end))))

@@ -25,7 +25,7 @@ pub(super) async fn run_in<T: Send + 'static>(
     work: impl FnOnce(&OpenRoot) -> io::Result<T> + Send + 'static,
 ) -> Result<T, StoreError> {
     let root = Arc::clone(root);
-    run(doing, key, move || work(&*root.look().map_err(io::Error::other)?)).await
+    run(doing, key, move || work(&*root.check_path().map_err(io::Error::other)?)).await
 }
 
 /// Runs a change in the directory that the configured path leads to, and fails if the path leads to
@@ -38,7 +38,7 @@ pub(super) async fn change_in<T: Send + 'static>(
 ) -> Result<T, StoreError> {
     let root = Arc::clone(root);
     let work = move || {
-        let open = root.look_and_wait().map_err(io::Error::other)?;
+        let open = root.check_path_and_wait().map_err(io::Error::other)?;
         let done = work(&open)?;
         root.still_leads_to(&open).map_err(io::Error::other)?;
         Ok(done)

@@ -9,40 +9,40 @@ use super::root::Root;
 use super::space::Space;
 use crate::store::{Availability, StoreError};
 
-/// The name of the directory in errors.
-pub(super) const KEY: &str = "the cache's directory";
+/// The key in errors about the directory.
+pub(super) const DIRECTORY_KEY: &str = "the cache's directory";
 
 /// Checks the directory at the configured path.
 pub(super) fn check(root: &Root, space: &Space) -> Availability {
-    let open = match root.look() {
+    let open = match root.check_path() {
         Ok(open) => open,
         Err(unusable) => return Availability::Unusable(unusable.into()),
     };
-    match can_be_written(&open).and_then(|()| space.check_at_once(KEY, 1)) {
+    match can_be_written(&open).and_then(|()| space.check_at_once(DIRECTORY_KEY, 1)) {
         Ok(()) => Availability::ReadWrite,
         Err(error) => Availability::ReadOnly(error),
     }
 }
 
 fn can_be_written(root: &OpenRoot) -> Result<(), StoreError> {
-    let failed = |error: Errno| StoreError::new("writing to", KEY, error);
+    let failed = |error: Errno| StoreError::new("writing to", DIRECTORY_KEY, error);
     for folder in [".", OWN_FOLDER, "nar"] {
         match may_write(root, folder) {
-            // It is made when something is stored in it.
+            // The directory is created when an object is stored in it.
             Err(Errno::NOENT) => {}
             checked => checked.map_err(failed)?,
         }
     }
     let disk = fstatvfs(root).map_err(failed)?;
-    // A file system that counts its files, and can have no more.
+    // The file system has no free inodes.
     if disk.f_files > 0 && disk.f_favail == 0 {
         return Err(failed(Errno::NOSPC));
     }
     Ok(())
 }
 
-/// Checks with the effective user of the daemon. If the kernel or a sandbox supports only the real
-/// user, that is the same, except for a program that changes its user while it runs.
+/// Checks the permissions of the effective user, or of the real user if the kernel or a sandbox
+/// supports only that. The two differ only in a process that has changed its user.
 fn may_write(root: &OpenRoot, folder: &str) -> Result<(), Errno> {
     let access = Access::WRITE_OK | Access::EXEC_OK;
     match accessat(root, folder, access, AtFlags::EACCESS) {
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_is_gone_or_replaced_cannot_be_used() {
+    fn a_missing_or_replaced_directory_is_unusable() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("cache");
         fs::create_dir(&path).unwrap();
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_without_room_above_its_reserve_can_be_read() {
+    fn a_disk_below_its_reserve_is_read_only() {
         let dir = tempfile::tempdir().unwrap();
         let reserved = check_dir(dir.path(), u64::MAX);
         assert!(matches!(reserved, Availability::ReadOnly(StoreError::Reserve { .. })));

@@ -2,10 +2,9 @@
 //!
 //! An object is durable if its file is synced before the rename and its directory after it. Each
 //! sync makes the disk write its journal, whether for one file or for a hundred. So one thread
-//! commits everything that has arrived while it was busy with the previous batch: it writes and
-//! syncs all files, renames all of them, syncs each directory once, and only then acknowledges the
-//! uploads. Under load the batches grow and the cost of an object falls; a single object waits for
-//! no other.
+//! commits all objects that arrived during the previous batch: it writes and syncs their files,
+//! renames the files, syncs each directory once, and then acknowledges the uploads. Under load the
+//! batches grow and the cost of an object falls. Without load an object waits for no other.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -27,26 +26,28 @@ use super::staging::StagedFile;
 use crate::store::Stored;
 use crate::store::error::UnusableDirectory;
 
-/// More than this many objects are not committed at once: the first would wait for the last.
-const BATCH: usize = 256;
+/// The maximum number of objects in a batch, because the first one waits for the last one.
+const COMMIT_BATCH_LIMIT: usize = 256;
 
-/// How long a batch waits to become as large as the last one. A sync takes about as long.
-const GATHER: Duration = Duration::from_micros(300);
+/// The time for which a batch waits until it is as large as the previous one. A sync takes about as
+/// long.
+const GATHER_TIMEOUT: Duration = Duration::from_micros(300);
 
-/// From this many files on, one sync of the file system costs less than one of each file
+/// The number of files from which one sync of the file system costs less than a sync of each file
 /// (measured on ext4: 64 files of 4 KiB in 5.2 ms instead of 14.3 ms).
 const SYNC_ALL_FROM: usize = 4;
 
-/// A sync of the file system also writes what other programs have left to write. When one takes
-/// longer than this, files are synced one by one for a while.
-const SYNC_ALL_SLOW: Duration = Duration::from_millis(250);
+/// A sync of the file system also writes the data of other programs. If it takes longer than this,
+/// each file is synced separately for [`SYNC_ALL_PAUSE`].
+const SLOW_SYNC_ALL: Duration = Duration::from_millis(250);
 const SYNC_ALL_PAUSE: Duration = Duration::from_secs(30);
 
 /// A new object before its publication.
 pub(super) enum NewObject {
-    /// Not written yet.
+    /// An object that is in memory.
     InMemory(Bytes),
-    /// Written to the staging folder of this directory, and not synced if there is a file.
+    /// An object in the staging directory of the [`OpenRoot`]. The file is present if it is not
+    /// synced yet.
     Staged(Arc<OpenRoot>, Option<File>, StagedFile),
 }
 
@@ -65,8 +66,8 @@ pub(super) struct Committer {
 impl Committer {
     pub(super) fn start(root: Arc<Root>, reservations: Arc<Reservations>) -> Self {
         let (jobs, queue) = channel();
-        let worker = Worker { root, reservations, sync_each_until: None };
-        // It ends when the last sender is gone.
+        let worker = CommitWorker { root, reservations, sync_each_until: None };
+        // The thread ends when the last sender is dropped.
         std::thread::Builder::new()
             .name("commit".to_owned())
             .spawn(move || worker.run(&queue))
@@ -74,28 +75,29 @@ impl Committer {
         Self { jobs }
     }
 
-    /// Publishes `object` as `key`. The answer comes when it is durable and visible.
+    /// Publishes `object` as `key`. The receiver gets the result when the object is durable and
+    /// visible.
     pub(super) fn commit(
         &self,
         object: NewObject,
         key: String,
     ) -> oneshot::Receiver<io::Result<Stored>> {
-        let (done, answer) = oneshot::channel();
-        // If the thread has ended, `answer` is closed, which the caller notices.
+        let (done, reply) = oneshot::channel();
+        // If the thread has ended, the caller sees that `reply` is closed.
         let _ = self.jobs.send(Job { object, key, done });
-        answer
+        reply
     }
 }
 
-struct Worker {
+struct CommitWorker {
     root: Arc<Root>,
     reservations: Arc<Reservations>,
     sync_each_until: Option<Instant>,
 }
 
 /// A job whose file is staged.
-struct Ready {
-    /// None where it is synced already.
+struct StagedJob {
+    /// `None` if the file is synced already.
     file: Option<File>,
     staged: StagedFile,
     key: String,
@@ -103,16 +105,16 @@ struct Ready {
 }
 
 /// The receiver may have been dropped.
-fn answer(done: oneshot::Sender<io::Result<Stored>>, result: io::Result<Stored>) {
+fn reply(done: oneshot::Sender<io::Result<Stored>>, result: io::Result<Stored>) {
     let _ = done.send(result);
 }
 
-impl Worker {
+impl CommitWorker {
     fn run(mut self, queue: &Receiver<Job>) {
         let mut expected = 1;
         while let Ok(first) = queue.recv() {
-            // From here on, objects are stored in the directory that is at the path now.
-            let root = self.root.look_and_wait();
+            // The whole batch is stored in the directory that is at the path now.
+            let root = self.root.check_path_and_wait();
             let batch = self.gather(&root, first, queue, expected);
             expected = batch.len();
             if let Ok(root) = root {
@@ -121,20 +123,20 @@ impl Worker {
         }
     }
 
-    /// Stages all waiting jobs, and those that are likely to come immediately: clients that were
-    /// answered together send their next requests together, and a batch of only the first one would
-    /// make all others wait for its syncs.
+    /// Stages all waiting jobs, and waits shortly for more: clients that got their responses
+    /// together send their next uploads together, and a batch of only the first upload would make
+    /// the others wait for its syncs.
     fn gather(
         &self,
         root: &Result<Arc<OpenRoot>, UnusableDirectory>,
         first: Job,
         queue: &Receiver<Job>,
         expected: usize,
-    ) -> Vec<Ready> {
+    ) -> Vec<StagedJob> {
         let mut batch = Vec::with_capacity(expected);
         batch.extend(self.stage(root, first));
-        let until = Instant::now() + GATHER;
-        while batch.len() < BATCH {
+        let until = Instant::now() + GATHER_TIMEOUT;
+        while batch.len() < COMMIT_BATCH_LIMIT {
             let next = if batch.len() < expected {
                 queue.recv_timeout(until.saturating_duration_since(Instant::now())).ok()
             } else {
@@ -148,34 +150,39 @@ impl Worker {
         batch
     }
 
-    fn commit(&mut self, root: &OpenRoot, ready: Vec<Ready>) {
+    fn commit(&mut self, root: &OpenRoot, ready: Vec<StagedJob>) {
         let synced = self.sync(root, ready);
         let mut folders = BatchFolders::new(root);
-        let renamed: Vec<(Ready, Stored)> =
+        let renamed: Vec<(StagedJob, Stored)> =
             synced.into_iter().filter_map(|job| rename(job, &mut folders)).collect();
         let failed = folders.sync();
-        // Readers would look for the objects in the directory that is at the path.
-        let there = match renamed.is_empty() {
+        // Readers read from the directory that is at the path.
+        let in_place = match renamed.is_empty() {
             true => Ok(()),
             false => self.root.still_leads_to(root),
         };
         for (mut job, stored) in renamed {
-            // A notified client may remount the disk read-only, so no file may be open for writing
-            // then.
+            // A client may remount the disk read-only after the response, so no file may be open
+            // for writing by then.
             job.file = None;
             let result = match failed.iter().find(|(folder, _)| needs(&job.key, folder)) {
                 Some((folder, error)) => {
                     root.unsynced.doubt(folder, &job.key);
                     Err(copy_of(error))
                 }
-                None => there.clone().map(|()| stored).map_err(io::Error::other),
+                None => in_place.clone().map(|()| stored).map_err(io::Error::other),
             };
-            answer(job.done, result);
+            reply(job.done, result);
         }
     }
 
-    /// Writes objects that are in memory. A failed job is answered and dropped, here and below.
-    fn stage(&self, root: &Result<Arc<OpenRoot>, UnusableDirectory>, job: Job) -> Option<Ready> {
+    /// Writes the file of an object that is in memory. If this fails, sends the error to the caller
+    /// and returns `None`; so do the next functions.
+    fn stage(
+        &self,
+        root: &Result<Arc<OpenRoot>, UnusableDirectory>,
+        job: Job,
+    ) -> Option<StagedJob> {
         let Job { object, key, done } = job;
         let staged = match (root, object) {
             (Err(unusable), _) => Err(io::Error::other(unusable.clone())),
@@ -189,9 +196,9 @@ impl Worker {
             (Ok(_), NewObject::Staged(_, file, staged)) => Ok((file, staged)),
         };
         match staged {
-            Ok((file, staged)) => Some(Ready { file, staged, key, done }),
+            Ok((file, staged)) => Some(StagedJob { file, staged, key, done }),
             Err(error) => {
-                answer(done, Err(error));
+                reply(done, Err(error));
                 None
             }
         }
@@ -210,51 +217,52 @@ impl Worker {
         }
     }
 
-    fn sync(&mut self, root: &OpenRoot, jobs: Vec<Ready>) -> Vec<Ready> {
+    fn sync(&mut self, root: &OpenRoot, jobs: Vec<StagedJob>) -> Vec<StagedJob> {
         let unsynced = jobs.iter().filter(|job| job.file.is_some()).count();
-        let patient = self.sync_each_until.is_none_or(|until| until < Instant::now());
-        if unsynced >= SYNC_ALL_FROM && patient && root.syncs_as_a_whole {
+        let may_sync_all = self.sync_each_until.is_none_or(|until| until < Instant::now());
+        if unsynced >= SYNC_ALL_FROM && may_sync_all && root.syncs_as_a_whole {
             let started = Instant::now();
             let synced = rustix::fs::syncfs(root);
-            if started.elapsed() > SYNC_ALL_SLOW {
+            if started.elapsed() > SLOW_SYNC_ALL {
                 self.sync_each_until = Some(Instant::now() + SYNC_ALL_PAUSE);
             }
             if synced.is_ok() {
                 return jobs;
             }
-            // Which file it failed for, syncing each one will show.
+            // Syncing each file shows which one failed.
         }
         jobs.into_iter().filter_map(sync_one).collect()
     }
 }
 
-fn sync_one(job: Ready) -> Option<Ready> {
+fn sync_one(job: StagedJob) -> Option<StagedJob> {
     let synced = job.file.as_ref().map_or(Ok(()), File::sync_all);
-    Some(or_answer(job, synced)?.0)
+    Some(or_fail(job, synced)?.0)
 }
 
-fn rename(mut job: Ready, folders: &mut BatchFolders<'_>) -> Option<(Ready, Stored)> {
+fn rename(mut job: StagedJob, folders: &mut BatchFolders<'_>) -> Option<(StagedJob, Stored)> {
     let (folder, base) = split(&job.key);
     let renamed =
         folders.open(&job.key, folder).and_then(|folder| Ok(job.staged.publish(folder, base)?));
-    or_answer(job, renamed)
+    or_fail(job, renamed)
 }
 
-/// A job that fails takes what it has staged with it.
-fn or_answer<T>(job: Ready, step: io::Result<T>) -> Option<(Ready, T)> {
+/// Returns the job with the result of a step. After an error, removes the staged file, sends the
+/// error to the caller and returns `None`.
+fn or_fail<T>(job: StagedJob, step: io::Result<T>) -> Option<(StagedJob, T)> {
     match step {
         Ok(done) => Some((job, done)),
         Err(error) => {
-            let Ready { staged, done, .. } = job;
+            let StagedJob { staged, done, .. } = job;
             drop(staged);
-            answer(done, Err(error));
+            reply(done, Err(error));
             None
         }
     }
 }
 
-/// Whether an object is on the disk for good only if the directory `folder` is: its own, one above
-/// it, or that of the NAR that it names.
+/// Whether the durability of an object needs a sync of the directory `folder`: its own directory, a
+/// parent of it, or, for a narinfo, the directory of NARs.
 fn needs(key: &str, folder: &str) -> bool {
     let mut above = key;
     while above != "." {
@@ -269,18 +277,19 @@ fn needs(key: &str, folder: &str) -> bool {
 /// The directories that a batch publishes into, each opened once.
 struct BatchFolders<'a> {
     root: &'a OpenRoot,
-    /// Those that could not be synced before.
+    /// The directories whose earlier sync failed, and failed again.
     unsynced: Vec<(String, io::Error)>,
     open: BTreeMap<String, OwnedFd>,
 }
 
 impl<'a> BatchFolders<'a> {
-    /// What failed before is tried again before there is more that needs it.
+    /// Retries failed syncs, before more objects depend on them.
     fn new(root: &'a OpenRoot) -> Self {
         Self { root, unsynced: root.sync_what_failed(), open: BTreeMap::new() }
     }
 
-    /// The directory `folder` below the root, for the object `key`.
+    /// Opens the directory `folder` below the root for the object `key`. Fails if a directory that
+    /// the object needs cannot be synced.
     fn open(&mut self, key: &str, folder: &str) -> io::Result<&OwnedFd> {
         if let Some((_, error)) = self.unsynced.iter().find(|(folder, _)| needs(key, folder)) {
             return Err(copy_of(error));
@@ -292,7 +301,7 @@ impl<'a> BatchFolders<'a> {
         Ok(&self.open[folder])
     }
 
-    /// Syncs them, and returns those for which that failed.
+    /// Syncs the directories, and returns those whose sync failed.
     fn sync(self) -> Vec<(String, io::Error)> {
         let root = self.root;
         let synced = self.open.into_iter().map(|(folder, fd)| (root.sync(&folder, fd), folder));
@@ -300,7 +309,7 @@ impl<'a> BatchFolders<'a> {
     }
 }
 
-/// Copies an error for each of several jobs that wait for the same sync.
+/// Copies the error of a sync, for each job that waits for it.
 fn copy_of(error: &io::Error) -> io::Error {
     match error.raw_os_error() {
         Some(number) => io::Error::from_raw_os_error(number),
@@ -313,7 +322,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_narinfo_needs_its_own_folder_and_that_of_its_nar() {
+    fn a_narinfo_needs_syncs_of_its_own_folder_and_that_of_its_nar() {
         for (key, needed, not) in [
             ("x.narinfo", &[".", "nar"][..], &["log", ".nix-stored"][..]),
             ("nar/x.nar", &["nar", "."], &["log"]),

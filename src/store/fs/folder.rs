@@ -11,15 +11,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 
-/// The folder in the cache's directory that is the daemon's own.
+/// The daemon's own folder in the cache's directory.
 pub const OWN_FOLDER: &str = ".nix-stored";
 
-/// The folder and the name in it.
+/// Splits a key into its folder and the name in it.
 pub(super) fn split(key: &str) -> (&str, &str) {
     key.rsplit_once('/').unwrap_or((".", key))
 }
 
-/// Whether a key is that of something of the daemon's own.
+/// Whether a key is in the daemon's own folder.
 pub(super) fn is_own(key: &str) -> bool {
     key.strip_prefix(OWN_FOLDER).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
@@ -39,14 +39,13 @@ pub(super) fn open(root: impl AsFd, key: &str) -> io::Result<OwnedFd> {
     Ok(folder)
 }
 
-/// Opens the directory `name` in `folder`, which must be no link.
+/// Opens the directory `name` in `folder`. Fails if it is a symbolic link.
 pub(super) fn open_here(folder: impl AsFd, name: impl rustix::path::Arg) -> Result<OwnedFd, Errno> {
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(folder, name, flags, Mode::empty())
 }
 
-/// Explains an error of a symbolic link, for which the system reports only that it is not a
-/// directory.
+/// Explains an error caused by a symbolic link, for which the system reports only `ENOTDIR`.
 fn explained(folder: impl AsFd, name: &str, error: Errno) -> io::Error {
     let is_link = || {
         stat(folder, name).is_ok_and(|stat| {
@@ -74,7 +73,7 @@ pub(super) fn unlink(folder: impl AsFd, name: impl rustix::path::Arg) -> Result<
     rustix::fs::unlinkat(folder, name, AtFlags::empty())
 }
 
-/// Calls `found` with everything in a directory and what it is.
+/// Calls `found` with the name and the type of each entry of a directory.
 pub(super) fn each(
     folder: impl AsFd,
     mut found: impl FnMut(&CStr, FileType) -> io::Result<()>,
@@ -86,10 +85,10 @@ pub(super) fn each(
             continue;
         }
         let kind = match entry.file_type() {
-            // Not every file system reports it here.
+            // Not every file system reports the type of an entry.
             FileType::Unknown => match stat(&folder, name)? {
                 Some(stat) => FileType::from_raw_mode(stat.st_mode),
-                // It has gone in the meantime.
+                // The entry was removed meanwhile.
                 None => continue,
             },
             kind => kind,
@@ -99,7 +98,7 @@ pub(super) fn each(
     Ok(())
 }
 
-/// Renames a file to a name that there is not yet: `EEXIST` if there is.
+/// Renames a file. Fails with `EEXIST` if the new name exists.
 pub(super) fn rename_new(
     from: impl AsFd,
     name: impl rustix::path::Arg + Copy,
@@ -107,18 +106,19 @@ pub(super) fn rename_new(
     new_name: impl rustix::path::Arg + Copy,
 ) -> Result<(), Errno> {
     match rustix::fs::renameat_with(&from, name, &to, new_name, RenameFlags::NOREPLACE) {
-        // A file system (NFS, for one), a kernel or a sandbox that knows no such call.
+        // The file system (such as NFS), the kernel or a sandbox does not support
+        // `RENAME_NOREPLACE`.
         Err(Errno::INVAL | Errno::NOSYS | Errno::PERM | Errno::OPNOTSUPP) => {}
         renamed => return renamed,
     }
     match rustix::fs::linkat(&from, name, &to, new_name, AtFlags::empty()) {
         Ok(()) => return unlink(&from, name),
-        // Nor are there links, or it is a directory.
+        // Hard links are not supported either, or `name` is a directory.
         Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK) => {}
         Err(error) => return Err(error),
     }
-    // Another process could create the name between the check and the move. There is no better way
-    // here.
+    // Without support of the system, another process can create the name between this check and the
+    // rename.
     match rustix::fs::statat(&to, new_name, AtFlags::SYMLINK_NOFOLLOW) {
         Err(Errno::NOENT) => rustix::fs::renameat(from, name, to, new_name),
         Ok(_) => Err(Errno::EXIST),
@@ -126,8 +126,8 @@ pub(super) fn rename_new(
     }
 }
 
-/// Syncs a directory. Where the file system knows no sync of one (SMB, before Linux 5.6), all of it
-/// is synced.
+/// Syncs a directory, or the whole file system if it does not support the sync of a directory (SMB
+/// before Linux 5.6).
 pub(super) fn sync(folder: impl AsFd) -> io::Result<()> {
     match rustix::fs::fsync(&folder) {
         Err(Errno::INVAL) => Ok(rustix::fs::syncfs(folder)?),
@@ -135,14 +135,14 @@ pub(super) fn sync(folder: impl AsFd) -> io::Result<()> {
     }
 }
 
-/// A new file `name` in `folder`.
+/// Creates the file `name` in `folder`. Fails with `EEXIST` if it exists.
 pub(super) fn create(folder: impl AsFd, name: &str) -> Result<OwnedFd, Errno> {
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     rustix::fs::openat(folder, name, flags, Mode::from_raw_mode(0o644))
 }
 
-/// Whether a lock was refused because there are no locks here: an old network file system, a sandbox.
-pub(super) fn knows_no_locks(error: Errno) -> bool {
+/// Whether a lock failed because the file system or a sandbox does not support locks.
+pub(super) fn has_no_locks(error: Errno) -> bool {
     [Errno::NOSYS, Errno::INVAL, Errno::PERM, Errno::OPNOTSUPP, Errno::NOLCK].contains(&error)
 }
 
@@ -154,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn links_are_followed_to_objects_and_not_to_what_is_the_daemons_own() {
+    fn links_are_followed_in_folders_of_objects_but_not_in_the_daemons_own() {
         let dir = tempfile::tempdir().unwrap();
         let elsewhere = tempfile::tempdir().unwrap();
         let root = File::open(dir.path()).unwrap();
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn the_daemons_own_folder_is_told_from_its_neighbours() {
+    fn the_daemons_own_folder_is_distinguished_from_similar_names() {
         assert!(is_own(".nix-stored") && is_own(".nix-stored/pins"));
         assert!(!is_own(".nix-stored-2") && !is_own("nar") && !is_own("."));
     }

@@ -18,24 +18,24 @@ use super::root::{Role, Root};
 use crate::nix::CachePath;
 use crate::store::{Listed, ListedObject, StoreError, background};
 
-/// Objects are handed over in batches of this size and of at most this many bytes of content, plus
-/// one object.
-const BATCH: usize = 256;
-const BATCH_BYTES: usize = 1024 * 1024;
+/// The maximum number of objects in a batch, and the maximum number of bytes of their contents,
+/// apart from the last object.
+const LIST_BATCH_LIMIT: usize = 256;
+const LIST_BATCH_BYTES: usize = 1024 * 1024;
 
-/// How many batches may wait.
-const BATCHES: usize = 4;
+/// The number of batches that may wait for the receiver.
+const QUEUED_BATCHES: usize = 4;
 
 type Batch = Vec<Result<Listed, StoreError>>;
 
-/// Everything below `root`.
+/// Lists all objects below `root`.
 pub(super) fn list(
     root: Arc<Root>,
     wanted: fn(&CachePath) -> bool,
 ) -> BoxStream<'static, Result<Listed, StoreError>> {
-    let (sender, receiver) = mpsc::channel(BATCHES);
+    let (sender, receiver) = mpsc::channel(QUEUED_BATCHES);
     let walk = move || {
-        let open = match root.look() {
+        let open = match root.check_path() {
             Ok(open) => open,
             Err(unusable) => {
                 // The receiver may have been dropped.
@@ -43,11 +43,11 @@ pub(super) fn list(
                 return;
             }
         };
-        let others = Others::new(&root, &open);
+        let other_owners = OtherOwners::new(&root, &open);
         let mut walker =
-            Walker { root: &open, wanted, batch: Vec::new(), bytes: 0, sender, others };
+            Walker { root: &open, wanted, batch: Vec::new(), bytes: 0, sender, other_owners };
         let walked = walker.walk(".", "");
-        walker.others.tell(&root);
+        walker.other_owners.log(&root);
         // Names from a replaced directory are not the contents of the cache.
         let walked = walked.and_then(|()| {
             root.still_leads_to(&open).map_err(|unusable| Stop::Error(unusable.into()))
@@ -84,7 +84,7 @@ struct Walker<'a> {
     /// The bytes of content in the batch.
     bytes: usize,
     sender: mpsc::Sender<Batch>,
-    others: Others,
+    other_owners: OtherOwners,
 }
 
 impl Walker<'_> {
@@ -95,9 +95,9 @@ impl Walker<'_> {
         let mut stop = None;
         let walked = folder::each(fd, |name, kind| {
             let key = format!("{below}{}", name.to_string_lossy());
-            // The end of the walk goes around what passes errors of the system only.
-            let seen = self.see(&key, kind);
-            seen.map_err(|why| {
+            // `each` can pass only `io::Error`, so the reason of the stop is kept in `stop`.
+            let visited = self.visit(&key, kind);
+            visited.map_err(|why| {
                 stop = Some(why);
                 io::Error::other("stopped")
             })
@@ -108,12 +108,13 @@ impl Walker<'_> {
         }
     }
 
-    fn see(&mut self, key: &str, kind: FileType) -> Result<(), Stop> {
+    fn visit(&mut self, key: &str, kind: FileType) -> Result<(), Stop> {
         match key.parse::<CachePath>() {
-            // An object with another key is not found under this name.
+            // A name that parses but is not the key of the object is never read, so it is listed as
+            // foreign.
             Ok(path) if path.key() == key => self.found(path, key),
             _ if key == OWN_FOLDER => Ok(()),
-            // No others: `lost+found` cannot be read by everyone.
+            // Other folders are not read; `lost+found`, for example, is readable only by root.
             _ if CachePath::is_folder(key) && self.is_folder(key, kind) => {
                 self.walk(key, &format!("{key}/"))
             }
@@ -144,13 +145,13 @@ impl Walker<'_> {
             }
             Ok(Inspection::Object { metadata, content, owner }) => {
                 if wanted {
-                    self.others.note(owner, key);
+                    self.other_owners.note(owner, key);
                 }
                 self.bytes += content.as_ref().map_or(0, Bytes::len);
                 self.push(Listed::Object(ListedObject { path, metadata, content }))
             }
             Ok(Inspection::NoFile(metadata)) => self.push(Listed::NoFile(path, metadata.etag)),
-            // It has gone in the meantime.
+            // The object was removed meanwhile.
             Ok(Inspection::Absent) => Ok(()),
             Err(error) => self.push(Listed::Unreadable(path, error)),
         }
@@ -158,7 +159,7 @@ impl Walker<'_> {
 
     fn push(&mut self, listed: Listed) -> Result<(), Stop> {
         self.batch.push(Ok(listed));
-        let full = self.batch.len() >= BATCH || self.bytes >= BATCH_BYTES;
+        let full = self.batch.len() >= LIST_BATCH_LIMIT || self.bytes >= LIST_BATCH_BYTES;
         if full { self.hand_over() } else { Ok(()) }
     }
 
@@ -169,23 +170,24 @@ impl Walker<'_> {
     }
 }
 
-/// Objects that are other users' and whose reading changes the access time, which is where uses are
-/// recorded: the system lets only the owner of a file read it without a trace.
-struct Others {
-    /// Whom a file must belong to, where that matters.
+/// Objects of other users. Uses are recorded in access times, and the system lets only the owner of
+/// a file read it without changing its access time (`O_NOATIME`): so listing such an object counts
+/// as use.
+struct OtherOwners {
+    /// The user of the daemon, if reading the files of other users changes their access times.
     user: Option<Uid>,
     count: u64,
     first: Option<(Uid, String)>,
 }
 
-impl Others {
+impl OtherOwners {
     fn new(root: &Root, open: &OpenRoot) -> Self {
         let unrecorded = StatVfsMountFlags::NOATIME | StatVfsMountFlags::RDONLY;
         let records = |disk: rustix::fs::StatVfs| !disk.f_flag.intersects(unrecorded);
         let user = geteuid();
         // A command on the directory of another user has already reported this.
         let is_own = || rustix::fs::fstat(open).is_ok_and(|stat| stat.st_uid == user.as_raw());
-        // Root may do it with all files.
+        // Root may use `O_NOATIME` for all files.
         let matters = !user.is_root()
             && rustix::fs::fstatvfs(open).is_ok_and(records)
             && (root.role() == Role::Daemon || is_own());
@@ -201,12 +203,12 @@ impl Others {
 
     /// Logs the warning once for each directory, because an hourly collection would repeat it every
     /// hour.
-    fn tell(&self, root: &Root) {
+    fn log(&self, root: &Root) {
         if let (Some(user), Some((owner, key))) = (self.user, &self.first)
             && root.current().is_first_warning()
         {
             let (user, owner, count) = (user.as_raw(), owner.as_raw(), self.count);
-            // A command may have entered it.
+            // The working directory of a command can have a relative path.
             let path = root.path().to_str().filter(|path| path.starts_with('/'));
             let path = path.unwrap_or("<the cache's directory>");
             warn!(
@@ -243,13 +245,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn every_object_is_found_and_nothing_of_our_own() {
+    async fn every_object_is_listed_and_no_file_of_the_daemon() {
         let dir = tempfile::tempdir().unwrap();
         let nar = |number: usize| format!("nar/{number:0>52}.nar.xz");
         let log = format!("log/{HASH}-hello.drv");
         let trace = format!("build-trace-v2/{HASH}-hello.drv/out.doi");
-        // Not a whole number of batches.
-        let mut objects: Vec<String> = (0..2 * BATCH + 7).map(nar).collect();
+        // The number of objects is no multiple of the batch size.
+        let mut objects: Vec<String> = (0..2 * LIST_BATCH_LIMIT + 7).map(nar).collect();
         objects.extend([format!("{HASH}.narinfo"), format!("{HASH}.ls"), log, trace]);
         let foreign = ["README", "nar/README", "lost+found", "nar/x.nar"];
         let own = ["nix-cache-info", ".nix-stored/lock", ".nix-stored/trash/nar/x"];
@@ -286,19 +288,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_is_in_a_cache_that_is_not_there() {
+    async fn a_missing_directory_has_no_objects() {
         let dir = tempfile::tempdir().unwrap();
         let mut all = listed(dir.path());
         fs::remove_dir(dir.path()).unwrap();
-        // Whether it was opened before or after.
+        // The list may have opened the directory before or after its removal.
         assert!(!matches!(all.next().await, Some(Ok(_))));
         assert!(all.next().await.is_none());
     }
 
     #[tokio::test]
-    async fn it_ends_when_nobody_wants_to_know_more() {
+    async fn the_list_thread_ends_when_the_receiver_is_dropped() {
         let dir = tempfile::tempdir().unwrap();
-        for number in 0..BATCH * (BATCHES + 4) {
+        for number in 0..LIST_BATCH_LIMIT * (QUEUED_BATCHES + 4) {
             put(dir.path(), &format!("nar/{number:0>52}.nar"));
         }
         let root = Arc::new(Root::open(dir.path(), Role::Command).unwrap());
@@ -306,7 +308,7 @@ mod tests {
         assert!(all.next().await.is_some());
         assert!(Arc::strong_count(&root) > 1);
         drop(all);
-        // The thread has it until it ends.
+        // The thread holds a reference until it ends.
         while Arc::strong_count(&root) > 1 {
             std::thread::yield_now();
         }

@@ -1,5 +1,5 @@
-//! A flat directory: exactly the files of Nix's own `file://` cache, plus `.nix-stored/` for the
-//! daemon's own files.
+//! The store in a directory: exactly the files of Nix's own `file://` cache, plus `.nix-stored/`
+//! for the daemon's own files.
 //!
 //! ```text
 //! nix-cache-info
@@ -13,7 +13,14 @@
 //! .nix-stored/lock                 the collection lock
 //! ```
 //!
-//! `root` tracks the directory at the configured path; `open_root` works in an open directory.
+//! `FsStore` has the operations. `root` tracks the directory at the configured path; `open_root` is
+//! an open directory, and `folder` has the system calls in it. `read` reads objects, first without
+//! blocking; `blocking` runs the other operations on the blocking pool. An `upload` writes a
+//! `staging` file in `reservation`s of disk `space`, and `commit` publishes batches of files
+//! durably: `whole_sync` finds out how they may be synced, and `unsynced` remembers failures.
+//! `negative_cache` remembers absent narinfos. `uses` records uses in access times, `list` lists
+//! objects, `remove` and `quarantine` move them away, `private_files` has pins and the collection
+//! lock, and `check` is the health check.
 
 mod blocking;
 mod check;
@@ -80,8 +87,8 @@ impl FsStore {
         Self::with_minimum_rate(root, reserve, MinimumRate::default())
     }
 
-    /// Opens the store in the same way. An upload keeps its reserved space as long as it is at least
-    /// as fast as `rate`.
+    /// Opens the store like [`open`](Self::open). An upload keeps its reserved space while it is at
+    /// least as fast as `rate`.
     pub fn with_minimum_rate(
         root: &Path,
         reserve: u64,
@@ -142,7 +149,7 @@ impl FsStore {
         self.put(path, bytes).await.map(Some)
     }
 
-    /// Stores `text` also in every directory that takes the place of this one.
+    /// Stores `text` also in each directory that replaces this one.
     pub(super) fn keep(&self, path: &CachePath, text: Bytes) {
         self.root.keep(path.key(), text);
     }
@@ -220,7 +227,7 @@ impl FsStore {
     pub(super) async fn check(&self) -> Availability {
         let (root, space) = (Arc::clone(&self.root), self.space.clone());
         let check = move || Ok(check::check(&root, &space));
-        let checked = blocking::run("checking", check::KEY.to_owned(), check);
+        let checked = blocking::run("checking", check::DIRECTORY_KEY.to_owned(), check);
         checked.await.unwrap_or_else(Availability::Unusable)
     }
 
@@ -229,7 +236,7 @@ impl FsStore {
         path: &CachePath,
         size: Option<u64>,
     ) -> Result<FsUpload, StoreError> {
-        let root = self.root.look_and_wait()?;
+        let root = self.root.check_path_and_wait()?;
         let (space, committer) = (self.space.clone(), Arc::clone(&self.committer));
         FsUpload::start(root, committer, &self.reservations, space, path.key(), size)
     }
@@ -241,7 +248,7 @@ impl FsStore {
     ) -> Result<File, StoreError> {
         let key = path.key();
         self.space.check(&key, size.unwrap_or_default())?;
-        let root = self.root.look_and_wait()?;
+        let root = self.root.check_path_and_wait()?;
         // Dropping the second value removes the name of the file.
         let (file, _staged) =
             root.stage().map_err(|error| StoreError::of_upload("staging", &key, error))?;

@@ -14,12 +14,12 @@ use rustix::fs::{AtFlags, StatxFlags};
 use crate::nix::{CachePath, StorePathHash};
 
 /// The capacity in names, at about 100 bytes each.
-const NAMES: usize = 32 * 1024;
+const NAMES_LIMIT: usize = 32 * 1024;
 
-/// A directory that changed a moment ago may change again without a change of its time, which
-/// moves in ticks of the kernel's clock: 10 ms at most. Two seconds are the ticks of the coarsest
-/// file systems.
-const SETTLED: Duration = Duration::from_secs(2);
+/// The age from which a modification time proves that nothing changed since. A directory can change
+/// twice with the same modification time, which has the resolution of the kernel's clock (up to 10
+/// ms) and of the file system (up to 2 s).
+const SETTLE_TIME: Duration = Duration::from_secs(2);
 
 /// The names of absent narinfos.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ pub(super) struct DirectoryState {
 
 impl NegativeCache {
     pub(super) fn new() -> Self {
-        Self { names: Cache::new(NAMES) }
+        Self { names: Cache::new(NAMES_LIMIT) }
     }
 
     /// Returns the state of the directory. Must be called before `path` is looked up in it.
@@ -87,7 +87,7 @@ impl NegativeCache {
 
 impl Stamp {
     fn is_settled(self, now: SystemTime) -> bool {
-        now.duration_since(self.0).is_ok_and(|age| age >= SETTLED)
+        now.duration_since(self.0).is_ok_and(|age| age >= SETTLE_TIME)
     }
 }
 
@@ -102,7 +102,7 @@ mod tests {
         "0123456789abcdfghijklmnpqrsvwxyz.narinfo".parse().unwrap()
     }
 
-    fn look(cache: &NegativeCache, dir: &Path) -> bool {
+    fn is_known_absent(cache: &NegativeCache, dir: &Path) -> bool {
         let root = OwnedFd::from(File::open(dir).unwrap());
         let stamp = NegativeCache::directory_state(&root, &narinfo()).stamp;
         let known = cache.contains(&narinfo(), stamp);
@@ -119,24 +119,24 @@ mod tests {
     fn a_name_is_absent_until_the_directory_changes() {
         let dir = tempfile::tempdir().unwrap();
         let cache = NegativeCache::new();
-        changed(dir.path(), 2 * SETTLED);
-        assert!(!look(&cache, dir.path()));
-        assert!(look(&cache, dir.path()));
+        changed(dir.path(), 2 * SETTLE_TIME);
+        assert!(!is_known_absent(&cache, dir.path()));
+        assert!(is_known_absent(&cache, dir.path()));
         fs::write(dir.path().join("another"), "").unwrap();
-        assert!(!look(&cache, dir.path()));
+        assert!(!is_known_absent(&cache, dir.path()));
     }
 
     #[test]
-    fn a_directory_that_changed_just_now_proves_no_absence() {
+    fn a_recently_changed_directory_proves_no_absence() {
         let dir = tempfile::tempdir().unwrap();
         let cache = NegativeCache::new();
-        changed(dir.path(), SETTLED / 4);
-        assert!(!look(&cache, dir.path()));
-        assert!(!look(&cache, dir.path()));
+        changed(dir.path(), SETTLE_TIME / 4);
+        assert!(!is_known_absent(&cache, dir.path()));
+        assert!(!is_known_absent(&cache, dir.path()));
     }
 
     #[test]
-    fn a_directory_that_was_removed_is_seen() {
+    fn a_removed_directory_is_detected() {
         let dir = tempfile::tempdir().unwrap();
         let root = OwnedFd::from(File::open(dir.path()).unwrap());
         assert!(!NegativeCache::directory_state(&root, &narinfo()).is_removed);

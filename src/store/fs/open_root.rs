@@ -16,28 +16,28 @@ use super::unsynced::Unsynced;
 use super::whole_sync;
 use crate::store::lines::has_lines;
 
-/// Where uploads are staged.
+/// The directory in which uploads are staged.
 pub(super) const STAGING: &str = ".nix-stored/staging";
 
-/// No more is read of a text to see whether it is the right one.
-const LARGEST_TEXT: u64 = 64 * 1024;
+/// The number of bytes that are read of a stored text, in addition to the length of the wanted one,
+/// to compare them.
+const KEPT_TEXT_LIMIT: u64 = 64 * 1024;
 
 /// An open directory of a store.
 #[derive(Debug)]
 pub(super) struct OpenRoot {
     fd: OwnedFd,
-    /// The disk that it is on.
+    /// The device of the directory.
     pub device: u64,
     inode: u64,
-    /// Its place among those that were opened one after the other.
+    /// The number of the directory, counted from the one that was opened at start.
     pub generation: u64,
     /// Whether the file system reports link counts of directories. Some in user space report 0.
     pub counts_links: bool,
-    /// The absent names.
     pub negative_cache: NegativeCache,
-    /// Directories in it whose sync failed.
+    /// The directories whose last sync failed.
     pub unsynced: Unsynced,
-    /// Whether `syncfs` stands for syncs of each file in it.
+    /// Whether `syncfs` can replace a sync of each file.
     pub syncs_as_a_whole: bool,
     staging: Staging,
     has_warned: AtomicBool,
@@ -80,8 +80,8 @@ impl OpenRoot {
         folder::open(&self.fd, key)
     }
 
-    /// Opens the directory `key`. One that is missing is made, and synced into its parent, or a
-    /// power cut could take it with everything in it.
+    /// Opens the directory `key`. Creates it if it is missing, and syncs its parent, so that a
+    /// power failure does not remove it with its files.
     pub(super) fn make_folder(&self, key: &str) -> io::Result<OwnedFd> {
         match self.folder(key) {
             Err(error) if error.kind() == io::ErrorKind::NotFound && key != "." => {}
@@ -99,7 +99,7 @@ impl OpenRoot {
         self.folder(key)
     }
 
-    /// A directory may be there that was made when its parent could not be synced.
+    /// Syncs the parents of `key` whose last sync failed.
     fn settle_above(&self, mut key: &str) -> io::Result<()> {
         while key != "." {
             key = split(key).0;
@@ -110,7 +110,7 @@ impl OpenRoot {
         Ok(())
     }
 
-    /// Syncs the directory `key`, which `fd` is, and remembers where that failed.
+    /// Syncs the directory `key`, which is open as `fd`, and remembers a failure.
     pub(super) fn sync(&self, key: &str, fd: impl AsFd) -> io::Result<()> {
         let started = self.unsynced.begin();
         let synced = folder::sync(fd);
@@ -128,7 +128,7 @@ impl OpenRoot {
         }
     }
 
-    /// Syncs the directories of objects again whose last sync failed; those for which it fails
+    /// Syncs the directories of objects whose last sync failed. Returns those for which it fails
     /// again.
     pub(super) fn sync_what_failed(&self) -> Vec<(String, io::Error)> {
         let folders = self.unsynced.folders().into_iter().filter(|folder| !is_own(folder));
@@ -136,7 +136,8 @@ impl OpenRoot {
         synced.filter_map(|(synced, folder)| Some((folder, synced.err()?))).collect()
     }
 
-    /// Makes an object certain whose upload was refused because a directory could not be synced.
+    /// Syncs the directories because of which the upload of `key` failed, so that the object may be
+    /// served.
     pub(super) fn settle(&self, key: &str) -> Result<(), Errno> {
         while let Some((folder, is_due)) = self.unsynced.in_doubt(key) {
             if !is_due {
@@ -147,12 +148,12 @@ impl OpenRoot {
         Ok(())
     }
 
-    /// A new file in this process's staging folder.
+    /// Creates a file in the staging directory of this process.
     pub(super) fn stage(&self) -> io::Result<(File, StagedFile)> {
         self.staging.create(|| self.staging_folder())
     }
 
-    /// Makes this process's staging folder, and sweeps those of processes that are gone.
+    /// Creates the staging directory of this process, and removes those of ended processes.
     pub(super) fn prepare_staging(&self) -> io::Result<()> {
         self.staging.prepare(|| self.staging_folder())
     }
@@ -161,12 +162,12 @@ impl OpenRoot {
         self.make_folder(STAGING)
     }
 
-    /// Stores a text of lines durably, unless one that has them is there.
+    /// Stores a text durably, unless the stored text has all of its lines.
     pub(super) fn keep(&self, key: &str, text: &[u8]) -> io::Result<()> {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
         if let Ok(there) = rustix::fs::openat(&self.fd, key, flags, Mode::empty()) {
             let mut lines = Vec::new();
-            let limit = LARGEST_TEXT + text.len() as u64;
+            let limit = KEPT_TEXT_LIMIT + text.len() as u64;
             if File::from(there).take(limit).read_to_end(&mut lines).is_ok()
                 && has_lines(&lines, text)
             {

@@ -10,7 +10,7 @@ use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::blocking;
-use super::folder::{OWN_FOLDER, create, each, knows_no_locks, split, stat, unlink};
+use super::folder::{OWN_FOLDER, create, each, has_no_locks, split, stat, unlink};
 use super::open_root::OpenRoot;
 use super::remove::Trash;
 use super::root::Root;
@@ -144,14 +144,15 @@ fn remove(root: &OpenRoot, name: &str) -> io::Result<bool> {
     if existed {
         unlink(&fd, base)?;
     }
-    // Also if it was absent: the process that removed it may have failed to sync the removal.
+    // The directory is synced even if the file was absent, because the process that removed it may
+    // have failed to sync the removal.
     root.sync(folder, &fd)?;
     Ok(existed)
 }
 
 fn write_synced(folder: &OwnedFd, name: &str, text: &[u8]) -> io::Result<()> {
     let created = match create(folder, name) {
-        // A killed process with the same ID left it.
+        // A killed process with the same ID left the file.
         Err(Errno::EXIST) => {
             unlink(folder, name)?;
             create(folder, name)
@@ -185,7 +186,7 @@ fn lock(root: &OpenRoot) -> io::Result<Option<CollectionLock>> {
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(Some(CollectionLock::new(Locked(file)))),
         Err(Errno::WOULDBLOCK) => Ok(None),
-        Err(error) if knows_no_locks(error) => Err(io::Error::new(
+        Err(error) if has_no_locks(error) => Err(io::Error::new(
             io::Error::from(error).kind(),
             format!(
                 "the file system of the cache does not support locks ({error}), and two \
@@ -205,11 +206,11 @@ mod tests {
     use crate::store::fs::root::Role;
 
     fn open(dir: &Path) -> Arc<OpenRoot> {
-        Root::open(dir, Role::Command).unwrap().look().unwrap()
+        Root::open(dir, Role::Command).unwrap().check_path().unwrap()
     }
 
     #[test]
-    fn a_file_is_there_until_it_is_removed() {
+    fn a_file_exists_until_it_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let root = open(dir.path());
         let folder = dir.path().join(".nix-stored/pins");
@@ -220,7 +221,7 @@ mod tests {
         assert!(write(&root, "pins/a", b"two").unwrap());
         assert!(!write(&root, "pins/B", b"").unwrap());
         assert_eq!(read(&root, "pins/a").unwrap().unwrap(), "two");
-        // A temporary file of a killed process, or something that is not a file.
+        // Temporary files of killed processes are not listed.
         fs::write(folder.join(".a.1"), "th").unwrap();
         fs::write(folder.join(format!(".a.{}", std::process::id())), "th").unwrap();
         fs::create_dir(folder.join("folder")).unwrap();

@@ -10,36 +10,37 @@ use super::folder::{OWN_FOLDER, rename_new, split};
 use super::open_root::OpenRoot;
 use super::read::metadata;
 
-/// Moves the object at `key` into the quarantine, if it still has this entity tag. False if it has
-/// not, or is gone.
+/// Moves the object at `key` into the quarantine. Returns false if it is absent or has another
+/// entity tag.
 pub(super) fn quarantine(root: &OpenRoot, key: &str, etag: &[u8]) -> io::Result<bool> {
-    if !is_it(root, key, etag)? {
+    if !has_etag(root, key, etag)? {
         return Ok(false);
     }
     let (folder, base) = split(key);
-    let aside = match folder {
+    let quarantine_folder = match folder {
         "." => format!("{OWN_FOLDER}/quarantine"),
         folder => format!("{OWN_FOLDER}/quarantine/{folder}"),
     };
-    let aside_fd = root.make_folder(&aside)?;
-    let Some(name) = move_beside(root, key, &aside_fd, base)? else {
+    let quarantine_fd = root.make_folder(&quarantine_folder)?;
+    let Some(name) = move_beside(root, key, &quarantine_fd, base)? else {
         return Ok(false);
     };
-    // The object was replaced between the check and the move, so the new one was not found damaged.
-    // If yet another one was stored since, it stays in the quarantine.
-    if !is_it(&aside_fd, &name, etag)? {
-        return match rename_new(&aside_fd, name.as_str(), root, key) {
+    // The object was replaced between the check and the move, and the new object is not known to be
+    // damaged: it is moved back. If another object was stored meanwhile, the moved one stays in the
+    // quarantine.
+    if !has_etag(&quarantine_fd, &name, etag)? {
+        return match rename_new(&quarantine_fd, name.as_str(), root, key) {
             Ok(()) | Err(Errno::EXIST) => Ok(false),
             Err(error) => Err(error.into()),
         };
     }
-    // Or a power cut could bring it back.
+    // Without the sync, a power failure could restore the object.
     let synced = root.sync(folder, root.folder(folder)?);
-    root.sync(&aside, &aside_fd).and(synced)?;
+    root.sync(&quarantine_folder, &quarantine_fd).and(synced)?;
     Ok(true)
 }
 
-fn is_it(folder: impl AsFd, name: &str, etag: &[u8]) -> io::Result<bool> {
+fn has_etag(folder: impl AsFd, name: &str, etag: &[u8]) -> io::Result<bool> {
     match rustix::fs::statat(folder, name, AtFlags::empty()) {
         Ok(stat) => Ok(metadata(&stat).etag == etag),
         Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
@@ -52,12 +53,12 @@ fn is_it(folder: impl AsFd, name: &str, etag: &[u8]) -> io::Result<bool> {
 fn move_beside(
     root: &OpenRoot,
     key: &str,
-    aside: impl AsFd,
+    quarantine_folder: impl AsFd,
     base: &str,
 ) -> io::Result<Option<String>> {
     let numbered = (1u32..).map(|number| format!("{base}.{number}"));
     for name in std::iter::once(base.to_owned()).chain(numbered) {
-        match rename_new(root, key, &aside, name.as_str()) {
+        match rename_new(root, key, &quarantine_folder, name.as_str()) {
             Ok(()) => return Ok(Some(name)),
             Err(Errno::EXIST) => {}
             Err(Errno::NOENT) => return Ok(None),
@@ -77,7 +78,7 @@ mod tests {
     use crate::store::fs::root::{Role, Root};
 
     fn open(dir: &Path) -> Arc<OpenRoot> {
-        Root::open(dir, Role::Command).unwrap().look().unwrap()
+        Root::open(dir, Role::Command).unwrap().check_path().unwrap()
     }
 
     fn etag(path: &Path) -> Vec<u8> {
@@ -87,7 +88,7 @@ mod tests {
     #[test]
     fn a_quarantined_object_keeps_its_name_and_replaces_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let aside = dir.path().join(".nix-stored/quarantine");
+        let quarantine_folder = dir.path().join(".nix-stored/quarantine");
         let root = open(dir.path());
         for (key, folder) in [("x.narinfo", ""), ("a/b/out.doi", "a/b"), ("a/c/out.doi", "a/c")] {
             fs::create_dir_all(dir.path().join(folder)).unwrap();
@@ -97,14 +98,14 @@ mod tests {
                 assert!(quarantine(&root, key, &etag).unwrap());
                 assert!(!quarantine(&root, key, &etag).unwrap());
             }
-            assert_eq!(fs::read(aside.join(key)).unwrap(), b"first");
-            assert_eq!(fs::read(aside.join(format!("{key}.1"))).unwrap(), b"second");
-            assert_eq!(fs::read(aside.join(format!("{key}.2"))).unwrap(), b"third");
+            assert_eq!(fs::read(quarantine_folder.join(key)).unwrap(), b"first");
+            assert_eq!(fs::read(quarantine_folder.join(format!("{key}.1"))).unwrap(), b"second");
+            assert_eq!(fs::read(quarantine_folder.join(format!("{key}.2"))).unwrap(), b"third");
         }
     }
 
     #[test]
-    fn what_was_replaced_stays() {
+    fn a_replaced_object_is_not_quarantined() {
         let dir = tempfile::tempdir().unwrap();
         let (root, object) = (open(dir.path()), dir.path().join("x"));
         fs::write(&object, "false").unwrap();

@@ -1,4 +1,4 @@
-//! Reads without making an async worker wait for a disk.
+//! Reads objects without blocking an async worker on the disk.
 //!
 //! Linux offers operations that do not wait: `openat2` with `RESOLVE_CACHED` opens a name, or
 //! reports its absence, only from the dentry cache, and `preadv2` with `RWF_NOWAIT` reads only from
@@ -22,9 +22,10 @@ use super::root::Root;
 use crate::nix::{CachePath, narinfo};
 use crate::store::{Content, Metadata, Object, StoreError};
 
-/// Objects up to this size are read at once; a larger one is left in its file, to be sent from
-/// there. One page-cache read of this size costs about as much as setting up a `sendfile`.
-const SMALL: u64 = 32 * 1024;
+/// Objects up to this size are read into memory. Larger objects are returned as files, so that the
+/// kernel can send them. One page-cache read of this size costs about as much as setting up a
+/// `sendfile`.
+const READ_WHOLE_LIMIT: u64 = 32 * 1024;
 
 /// Reads objects below a directory.
 #[derive(Debug, Clone)]
@@ -34,33 +35,32 @@ pub(super) struct ObjectReader {
 
 /// The kind of a listed name.
 pub(super) enum Inspection {
-    /// An object, with its content if that was wanted.
+    /// An object, with its content if it was wanted.
     Object {
         metadata: Metadata,
         content: Option<Bytes>,
-        /// The user whose file it is.
+        /// The owner of the file.
         owner: Uid,
     },
-    /// A directory, or something else that is no file.
+    /// A directory or another special file.
     NoFile(Metadata),
-    /// Nothing.
     Absent,
 }
 
-/// The result of a lookup without waiting.
-enum Tried<T> {
+/// The result of a lookup that does not block.
+enum NowResult<T> {
     Found(T),
-    /// It is not in the directory with this generation.
+    /// The object is absent from the directory with this generation.
     Absent(u64),
-    /// Finding out may take a while.
+    /// The lookup would block.
     Unknown(Arc<OpenRoot>),
 }
 
-/// Whether a step may wait for the disk.
+/// Whether a read may wait for the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wait {
     Never,
-    AsLongAsItTakes,
+    UntilDone,
 }
 
 impl ObjectReader {
@@ -68,12 +68,12 @@ impl ObjectReader {
         Self { root }
     }
 
-    /// The object in the file at `key`, whatever its name.
+    /// Returns the object in the file at `key`, which can have any name.
     pub(super) async fn get_foreign(&self, key: &str) -> Result<Option<Object>, StoreError> {
         loop {
             let root = Arc::clone(&self.root.current());
             let generation = root.generation;
-            let found = in_the_pool(root, key.to_owned(), |root, key, wait| {
+            let found = read_on_blocking_pool(root, key.to_owned(), |root, key, wait| {
                 Ok(open(root, key, wait)?.map(|(file, stat)| Object {
                     metadata: metadata(&stat),
                     content: Content::File(File::from(file)),
@@ -88,19 +88,19 @@ impl ObjectReader {
     }
 
     pub(super) async fn head(&self, path: &CachePath) -> Result<Option<Metadata>, StoreError> {
-        self.now_or_in_the_pool(path, |root, key, wait| {
+        self.now_or_on_blocking_pool(path, |root, key, wait| {
             Ok(open(root, key, wait)?.map(|(_, stat)| metadata(&stat)))
         })
         .await
     }
 
     pub(super) async fn get(&self, path: &CachePath) -> Result<Option<Object>, StoreError> {
-        // A narinfo is always read at once.
+        // A narinfo is always read into memory.
         let limit = match path {
             CachePath::NarInfo(_) => narinfo::MAX_SIZE,
-            _ => SMALL,
+            _ => READ_WHOLE_LIMIT,
         };
-        self.now_or_in_the_pool(path, move |root, key, wait| {
+        self.now_or_on_blocking_pool(path, move |root, key, wait| {
             let Some((file, stat)) = open(root, key, wait)? else {
                 return Ok(None);
             };
@@ -115,30 +115,30 @@ impl ObjectReader {
         .await
     }
 
-    async fn now_or_in_the_pool<T: Send + 'static>(
+    async fn now_or_on_blocking_pool<T: Send + 'static>(
         &self,
         path: &CachePath,
         step: impl Fn(&OwnedFd, &str, Wait) -> Result<Option<T>, Errno> + Clone + Send + 'static,
     ) -> Result<Option<T>, StoreError> {
         loop {
             let generation = match self.try_now(path, &step)? {
-                Tried::Found(found) => {
-                    self.root.keep_watch();
+                NowResult::Found(found) => {
+                    self.root.check_in_background();
                     return Ok(Some(found));
                 }
-                Tried::Absent(generation) => generation,
-                Tried::Unknown(root) => {
+                NowResult::Absent(generation) => generation,
+                NowResult::Unknown(root) => {
                     let generation = root.generation;
-                    match in_the_pool(root, path.key(), step.clone()).await? {
+                    match read_on_blocking_pool(root, path.key(), step.clone()).await? {
                         None => generation,
                         found => {
-                            self.root.keep_watch();
+                            self.root.check_in_background();
                             return Ok(found);
                         }
                     }
                 }
             };
-            // It may be in a new directory, where it must be looked up.
+            // If the directory was replaced, the object is looked up in the new one.
             if self.root.confirm().await? == generation {
                 return Ok(None);
             }
@@ -149,41 +149,41 @@ impl ObjectReader {
         &self,
         path: &CachePath,
         step: impl Fn(&OwnedFd, &str, Wait) -> Result<Option<T>, Errno>,
-    ) -> Result<Tried<T>, StoreError> {
+    ) -> Result<NowResult<T>, StoreError> {
         let root = self.root.current();
         let seen = NegativeCache::directory_state(root.fd(), path);
         if seen.is_removed && root.counts_links {
-            self.root.suspect();
+            self.root.discard_check();
         }
         if root.negative_cache.contains(path, seen.stamp) {
-            return Ok(Tried::Absent(root.generation));
+            return Ok(NowResult::Absent(root.generation));
         }
         let key = path.key();
         match step(root.fd(), &key, Wait::Never) {
             Ok(Some(_)) if root.unsynced.in_doubt(&key).is_some() => {
-                Ok(Tried::Unknown(Arc::clone(&root)))
+                Ok(NowResult::Unknown(Arc::clone(&root)))
             }
-            Ok(Some(found)) => Ok(Tried::Found(found)),
+            Ok(Some(found)) => Ok(NowResult::Found(found)),
             Ok(None) => {
                 root.negative_cache.insert(path, seen.stamp);
-                Ok(Tried::Absent(root.generation))
+                Ok(NowResult::Absent(root.generation))
             }
             Err(would_wait) if is_reason_to_wait(would_wait) => {
-                Ok(Tried::Unknown(Arc::clone(&root)))
+                Ok(NowResult::Unknown(Arc::clone(&root)))
             }
             Err(error) => Err(StoreError::new("reading", &key, error)),
         }
     }
 }
 
-/// Takes a step where it may wait for the disk.
-async fn in_the_pool<T: Send + 'static>(
+/// Runs `step` on the blocking pool, where it may wait for the disk.
+async fn read_on_blocking_pool<T: Send + 'static>(
     root: Arc<OpenRoot>,
     key: String,
     step: impl Fn(&OwnedFd, &str, Wait) -> Result<Option<T>, Errno> + Send + 'static,
 ) -> Result<Option<T>, StoreError> {
     tokio::task::spawn_blocking(move || {
-        let found = step(root.fd(), &key, Wait::AsLongAsItTakes);
+        let found = step(root.fd(), &key, Wait::UntilDone);
         let found = found.map_err(|error| StoreError::new("reading", &key, error))?;
         if found.is_some() {
             root.settle(&key).map_err(|error| StoreError::new("syncing", &key, error))?;
@@ -194,10 +194,10 @@ async fn in_the_pool<T: Send + 'static>(
     .expect("reading a file does not panic, and the pool outlives its tasks")
 }
 
-/// What the object at `key` is, and, if it is `wanted` and no larger than a narinfo, its content.
-/// Waits for the disk, and leaves no trace of having read.
+/// Returns the kind of the file at `key`, and its content if it is `wanted` and has at most
+/// [`narinfo::MAX_SIZE`] bytes. Blocks. Does not count as use if the file belongs to this user.
 pub(super) fn inspect(root: &OpenRoot, key: &str, wanted: bool) -> Result<Inspection, StoreError> {
-    let wait = Wait::AsLongAsItTakes;
+    let wait = Wait::UntilDone;
     let inspect = || {
         let (file, stat) = if wanted {
             match open_any(root.fd(), key, wait)? {
@@ -215,7 +215,7 @@ pub(super) fn inspect(root: &OpenRoot, key: &str, wanted: bool) -> Result<Inspec
             return Ok(Inspection::NoFile(metadata(&stat)));
         }
         let (metadata, owner) = (metadata(&stat), Uid::from_raw(stat.st_uid));
-        // No memory for a file that is not one of the small files that are wanted.
+        // Only narinfos and other small files are read into memory.
         let content = file
             .filter(|_| metadata.size <= narinfo::MAX_SIZE)
             .map(|file| read_whole(&file, metadata.size as usize, wait))
@@ -225,8 +225,8 @@ pub(super) fn inspect(root: &OpenRoot, key: &str, wanted: bool) -> Result<Inspec
     inspect().map_err(|error| StoreError::new("reading", key, error))
 }
 
-/// `EAGAIN` if the call would block; the others if the kernel, a sandbox or the file system does
-/// not support it.
+/// Whether the blocking pool must repeat the call: `EAGAIN` means that it would block, the other
+/// errors that the kernel, a sandbox or the file system does not support it.
 fn is_reason_to_wait(error: Errno) -> bool {
     [Errno::AGAIN, Errno::NOSYS, Errno::PERM, Errno::OPNOTSUPP, Errno::INVAL].contains(&error)
 }
@@ -236,15 +236,15 @@ fn open(root: &OwnedFd, key: &str, wait: Wait) -> Result<Option<(OwnedFd, Stat)>
     Ok(open_any(root, key, wait)?.filter(|(_, stat)| is_regular(stat)))
 }
 
-/// Opens whatever is at `key`.
+/// Opens the file or directory at `key`, or returns `None` if it is absent.
 fn open_any(root: &OwnedFd, key: &str, wait: Wait) -> Result<Option<(OwnedFd, Stat)>, Errno> {
     let open = |flags| match wait {
         Wait::Never => rustix::fs::openat2(root, key, flags, Mode::empty(), ResolveFlags::CACHED),
-        Wait::AsLongAsItTakes => rustix::fs::openat(root, key, flags, Mode::empty()),
+        Wait::UntilDone => rustix::fs::openat(root, key, flags, Mode::empty()),
     };
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
-    // Without a trace in the access time, where uses are recorded. The system allows that to the
-    // owner of a file only, and not every file system knows the flag.
+    // Uses are recorded in access times, so reading must not change them. Only the owner of a file
+    // may use `O_NOATIME`, and not every file system supports it.
     let opened = match open(flags | OFlags::NOATIME) {
         Err(Errno::PERM | Errno::INVAL | Errno::OPNOTSUPP) => open(flags),
         opened => opened,
@@ -262,7 +262,7 @@ fn is_regular(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
 }
 
-/// The time of the last use: reading without our trace, and writing, are uses too.
+/// Returns the time of the last use: the access time, or the modification time if that is later.
 pub(super) fn last_use(stat: &Stat) -> SystemTime {
     time(stat.st_atime, stat.st_atime_nsec).max(time(stat.st_mtime, stat.st_mtime_nsec))
 }
@@ -278,8 +278,8 @@ pub(super) fn metadata(stat: &Stat) -> Metadata {
         size: stat.st_size as u64,
         modified: time(seconds, nanos),
         used: last_use(stat),
-        // Replacing goes by rename, so a new object has a new inode even within one tick of the
-        // file system's clock.
+        // Objects are replaced by renaming, so a new object has a new inode, even if the
+        // modification time is the same.
         etag: format!("\"{:x}-{:x}-{seconds:x}.{nanos:x}\"", stat.st_ino, stat.st_size).into(),
     }
 }
@@ -294,10 +294,10 @@ fn read_whole(file: impl AsFd, size: usize, wait: Wait) -> Result<Bytes, Errno> 
                 let mut rest = [IoSliceMut::new(rest)];
                 rustix::io::preadv2(&file, &mut rest, offset, ReadWriteFlags::NOWAIT)
             }
-            Wait::AsLongAsItTakes => rustix::io::pread(&file, rest, offset),
+            Wait::UntilDone => rustix::io::pread(&file, rest, offset),
         };
         match read {
-            // The file is shorter than a moment ago: another process truncated it in place.
+            // Another process truncated the file after it was opened.
             Ok(0) => return Err(Errno::IO),
             Ok(count) => filled += count,
             Err(Errno::INTR) => {}

@@ -1,9 +1,9 @@
-//! Removes unused objects, even if others may be about to use them.
+//! Removes unused objects while other threads and processes may use them.
 //!
 //! Between the check of an object's last use and its unlink, another thread or process could record
-//! a use and depend on the object. So the object is first moved away: from then on no use can be
-//! recorded under its name, and a second check of its time shows finally whether there was a use
-//! before. If so, the object is moved back.
+//! a use and depend on the object. So the object is first moved to the trash: from then on no use
+//! can be recorded under its name, and a second check of its access time shows whether it was used
+//! before the move. If so, the object is moved back.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -26,9 +26,9 @@ pub(super) struct Trash(Mutex<TrashState>);
 struct TrashState {
     /// The directory of the removals: a plan for one directory is not executed in another.
     generation: u64,
-    /// Directories that may have lost something since they were synced.
+    /// Directories from which objects were removed since the last sync.
     unsynced: Vec<String>,
-    /// The directory of the trash that was used last, by the key of the one that it stands for.
+    /// The last used directory of the trash, with the key of the directory whose objects it holds.
     folder: Option<(String, Arc<OwnedFd>)>,
 }
 
@@ -44,8 +44,8 @@ impl Trash {
     /// Restores the objects that a crash left in the trash; later removals apply to this directory.
     /// The caller must hold the collection lock.
     pub(super) fn begin(&self, root: &OpenRoot) -> io::Result<()> {
-        // A killed process may have removed narinfos without syncing the removal; no NAR may be
-        // removed before it is synced.
+        // A killed process may have removed narinfos without syncing their directory, which must be
+        // synced before a NAR is removed.
         let unsynced = vec![".".to_owned()];
         *self.state() = TrashState { generation: root.generation, unsynced, folder: None };
         match root.folder(&trash_of(".")) {
@@ -78,7 +78,7 @@ impl Trash {
         let mut trash = self.trash(root, folder)?;
         match rustix::fs::renameat(root, key, &trash, base) {
             Err(Errno::NOENT) => {
-                // The trash was removed, or another process was faster.
+                // The trash was removed, or another process removed the object.
                 self.state().folder = None;
                 trash = self.trash(root, folder)?;
                 match rustix::fs::renameat(root, key, &trash, base) {
@@ -111,8 +111,7 @@ impl Trash {
         Ok(trash)
     }
 
-    /// Makes the removals so far outlive a power cut. What could not be synced is tried again the
-    /// next time.
+    /// Makes the previous removals durable. Failed syncs are retried in the next call.
     pub(super) fn sync(&self, root: &OpenRoot) -> io::Result<()> {
         let unsynced = std::mem::take(&mut self.state().unsynced);
         for (at, folder) in unsynced.iter().enumerate() {
@@ -137,7 +136,7 @@ fn sync_removals(root: &OpenRoot, folder: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Moves everything in `trash` back to where it was, which is below `folder`.
+/// Moves all objects in `trash` back to their directories below `folder`.
 fn put_back(root: &OpenRoot, trash: OwnedFd, folder: &str) -> io::Result<()> {
     each(&trash, |name, kind| {
         let Ok(text) = name.to_str() else {
@@ -147,7 +146,7 @@ fn put_back(root: &OpenRoot, trash: OwnedFd, folder: &str) -> io::Result<()> {
         match kind {
             FileType::Directory => put_back(root, open_here(&trash, name)?, &format!("{key}/")),
             FileType::RegularFile => restore(&trash, name, root, &key),
-            // It is not ours.
+            // The daemon creates no such entries.
             _ => Ok(()),
         }
     })
@@ -160,7 +159,7 @@ fn restore(
     key: &str,
 ) -> io::Result<()> {
     let restored = match rename_new(&trash, name, root, key) {
-        // Its folder was removed in the meantime.
+        // The folder of the object was removed meanwhile.
         Err(Errno::NOENT) => {
             root.make_folder(split(key).0)?;
             rename_new(&trash, name, root, key)
@@ -169,7 +168,7 @@ fn restore(
     };
     match restored {
         Ok(()) => Ok(()),
-        // It was uploaded again in the meantime.
+        // The object was uploaded again meanwhile.
         Err(Errno::EXIST) => Ok(unlink(trash, name)?),
         Err(error) => Err(error.into()),
     }
@@ -185,7 +184,7 @@ mod tests {
     use crate::store::fs::root::{Role, Root};
 
     fn open(dir: &Path) -> Arc<OpenRoot> {
-        Root::open(dir, Role::Command).unwrap().look().unwrap()
+        Root::open(dir, Role::Command).unwrap().check_path().unwrap()
     }
 
     fn object(dir: &Path, name: &str, used: SystemTime) -> PathBuf {
@@ -198,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_was_not_used_goes() {
+    fn only_unused_objects_are_removed() {
         let dir = tempfile::tempdir().unwrap();
         let (trash, root) = (Trash::default(), open(dir.path()));
         let now = SystemTime::now();
@@ -214,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_crash_left_in_the_trash_comes_back() {
+    fn objects_that_a_crash_left_in_the_trash_are_restored() {
         let dir = tempfile::tempdir().unwrap();
         let (trash, root) = (Trash::default(), open(dir.path()));
         trash.begin(&root).unwrap();
@@ -231,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_uploaded_at_the_same_time_is_there_afterwards() {
+    fn an_object_that_is_uploaded_during_its_removal_is_kept() {
         let dir = tempfile::tempdir().unwrap();
         let (trash, root, now) = (Trash::default(), open(dir.path()), SystemTime::now());
         let day = Duration::from_secs(86_400);
@@ -248,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn the_trash_may_go_at_any_time_and_a_link_in_its_place_is_not_followed() {
+    fn the_trash_may_be_removed_at_any_time_and_a_link_in_its_place_is_not_followed() {
         let dir = tempfile::tempdir().unwrap();
         let (trash, root, now) = (Trash::default(), open(dir.path()), SystemTime::now());
         let old = now - Duration::from_secs(86_400);
@@ -270,18 +269,18 @@ mod tests {
     }
 
     #[test]
-    fn what_was_planned_for_one_directory_is_not_done_to_another() {
+    fn a_plan_for_one_directory_is_not_executed_in_another() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("cache");
         let root = Root::open(&path, Role::Daemon).unwrap();
         let trash = Trash::default();
         let now = SystemTime::now();
         object(&path, "nar/x", now - Duration::from_secs(86_400));
-        trash.begin(&root.look().unwrap()).unwrap();
+        trash.begin(&root.check_path().unwrap()).unwrap();
         fs::rename(&path, dir.path().join("before")).unwrap();
         fs::create_dir(&path).unwrap();
         object(&path, "nar/x", now - Duration::from_secs(86_400));
-        let second = root.look().unwrap();
+        let second = root.check_path().unwrap();
         let error = trash.remove(&second, "nar/x", now).unwrap_err();
         assert!(error.to_string().contains("replaced"), "{error}");
         trash.begin(&second).unwrap();

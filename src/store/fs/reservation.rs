@@ -1,10 +1,10 @@
 //! Reserves disk space for uploads before their bytes arrive, so that a full disk refuses an upload
 //! before the client sends the body.
 //!
-//! An upload that announces much and sends little could block all others. So an upload keeps its
-//! reservation only while it arrives at a minimum rate; a slower upload continues without one, and
-//! takes space as it writes. The rates are checked every few seconds, and when another upload would
-//! be refused.
+//! Slow uploads with large announced sizes could take the space of all others. So an upload keeps
+//! its reservation only while it arrives at a minimum rate. A slower upload continues without one,
+//! and takes space as it writes. The rates are checked every few seconds, and before another upload
+//! is refused.
 
 use std::fs::File;
 use std::io;
@@ -17,74 +17,78 @@ use rustix::io::Errno;
 /// The minimum rate of an upload that keeps its reservation.
 #[derive(Debug, Clone, Copy)]
 pub struct MinimumRate {
-    /// Bytes a second.
+    /// Bytes per second.
     pub bytes: u64,
-    /// The time over which they are counted.
+    /// The time over which the rate is measured.
     pub over: Duration,
 }
 
 impl Default for MinimumRate {
-    /// Half a megabit a second, over half the time after which a body that stands still is ended.
+    /// Half a megabit per second, over half the idle timeout of a request body.
     fn default() -> Self {
         Self { bytes: 64 * 1024, over: Duration::from_secs(30) }
     }
 }
 
-/// The uploads that have space reserved.
+/// The reserved space of all uploads.
 #[derive(Debug)]
 pub(super) struct Reservations {
     rate: MinimumRate,
-    live: Mutex<Live>,
+    reserved_uploads: Mutex<ReservedUploads>,
 }
 
 #[derive(Debug, Default)]
-struct Live {
-    bodies: Vec<Weak<Mutex<Body>>>,
-    /// Whether a thread checks them every few seconds.
+struct ReservedUploads {
+    bodies: Vec<Weak<Mutex<UploadFile>>>,
+    /// Whether a thread is running that checks the rates every few seconds.
     is_watched: bool,
 }
 
 /// The file of an upload that is being written.
 #[derive(Debug)]
-pub(super) struct Body {
-    /// None when the upload has ended.
+pub(super) struct UploadFile {
+    /// `None` when the upload has ended.
     pub file: Option<File>,
-    /// How many bytes it has.
+    /// The number of written bytes.
     pub written: u64,
     /// If space is reserved: the progress at the last check.
-    reserved: Option<Mark>,
+    reserved: Option<RateMeasurement>,
 }
 
 #[derive(Debug)]
-struct Mark {
+struct RateMeasurement {
     at: Instant,
     written: u64,
 }
 
 impl Reservations {
     pub(super) fn new(rate: MinimumRate) -> Self {
-        Self { rate, live: Mutex::default() }
+        Self { rate, reserved_uploads: Mutex::default() }
     }
 
     /// Reserves `size` bytes for a new file. If the file system does not support it, the writes
     /// take the space.
-    pub(super) fn reserve(self: &Arc<Self>, file: File, size: u64) -> io::Result<Arc<Mutex<Body>>> {
+    pub(super) fn reserve(
+        self: &Arc<Self>,
+        file: File,
+        size: u64,
+    ) -> io::Result<Arc<Mutex<UploadFile>>> {
         let is_reserved = match allocate(&file, size) {
             Err(Errno::NOSPC) if self.release_slow() => allocate(&file, size)?,
             reserved => reserved?,
         };
-        let reserved = is_reserved.then(|| Mark { at: Instant::now(), written: 0 });
-        let body = Arc::new(Mutex::new(Body { file: Some(file), written: 0, reserved }));
+        let reserved = is_reserved.then(|| RateMeasurement { at: Instant::now(), written: 0 });
+        let body = Arc::new(Mutex::new(UploadFile { file: Some(file), written: 0, reserved }));
         if is_reserved {
             self.watch(&body);
         }
         Ok(body)
     }
 
-    fn watch(self: &Arc<Self>, body: &Arc<Mutex<Body>>) {
-        let mut live = lock(&self.live);
-        live.bodies.push(Arc::downgrade(body));
-        if live.is_watched {
+    fn watch(self: &Arc<Self>, body: &Arc<Mutex<UploadFile>>) {
+        let mut reserved_uploads = lock(&self.reserved_uploads);
+        reserved_uploads.bodies.push(Arc::downgrade(body));
+        if reserved_uploads.is_watched {
             return;
         }
         let (reservations, period) = (Arc::downgrade(self), self.rate.over / 6);
@@ -92,22 +96,22 @@ impl Reservations {
             loop {
                 std::thread::sleep(period);
                 match reservations.upgrade() {
-                    Some(reservations) if reservations.look() => {}
+                    Some(reservations) if reservations.check_all() => {}
                     _ => return,
                 }
             }
         };
         let thread = std::thread::Builder::new().name("reservations".to_owned()).spawn(watch);
-        // Without the thread they are checked when another upload would be refused.
-        live.is_watched = thread.is_ok();
+        // Without the thread, the rates are checked only before another upload is refused.
+        reserved_uploads.is_watched = thread.is_ok();
     }
 
     /// Checks all reservations. Returns false if none are left.
-    fn look(&self) -> bool {
+    fn check_all(&self) -> bool {
         self.release_slow_at(Instant::now());
-        let mut live = lock(&self.live);
-        live.is_watched = !live.bodies.is_empty();
-        live.is_watched
+        let mut reserved_uploads = lock(&self.reserved_uploads);
+        reserved_uploads.is_watched = !reserved_uploads.bodies.is_empty();
+        reserved_uploads.is_watched
     }
 
     /// Releases the reservations of uploads that are too slow. Returns true if there were any.
@@ -117,14 +121,14 @@ impl Reservations {
 
     fn release_slow_at(&self, now: Instant) -> bool {
         let mut is_any = false;
-        lock(&self.live).bodies.retain(|body| {
+        lock(&self.reserved_uploads).bodies.retain(|body| {
             let Some(body) = body.upgrade() else {
                 return false;
             };
             let mut body = match body.try_lock() {
                 Ok(body) => body,
                 Err(TryLockError::Poisoned(body)) => body.into_inner(),
-                // It is being written.
+                // The upload is writing.
                 Err(TryLockError::WouldBlock) => return true,
             };
             is_any |= body.release_if_slow(now, self.rate);
@@ -134,29 +138,29 @@ impl Reservations {
     }
 }
 
-impl Body {
+impl UploadFile {
     /// Whether the disk has space for the remaining bytes.
     pub(super) fn has_space(&self) -> bool {
         self.reserved.is_some()
     }
 
-    /// The file, when everything is written.
+    /// Ends the upload and returns its file.
     pub(super) fn finish(&mut self) -> Option<File> {
         self.reserved = None;
         self.file.take()
     }
 
     fn release_if_slow(&mut self, now: Instant, rate: MinimumRate) -> bool {
-        let (Some(file), Some(mark)) = (&self.file, &self.reserved) else {
+        let (Some(file), Some(progress)) = (&self.file, &self.reserved) else {
             return false;
         };
-        let passed = now.saturating_duration_since(mark.at);
+        let passed = now.saturating_duration_since(progress.at);
         if passed < rate.over {
             return false;
         }
         let least = u128::from(rate.bytes) * passed.as_millis() / 1000;
-        if u128::from(self.written - mark.written) >= least {
-            self.reserved = Some(Mark { at: now, written: self.written });
+        if u128::from(self.written - progress.written) >= least {
+            self.reserved = Some(RateMeasurement { at: now, written: self.written });
             return false;
         }
         // The reserved space is behind the end of the file, and is released by truncating the file
@@ -167,13 +171,13 @@ impl Body {
     }
 }
 
-/// The lock of something that no panic leaves half done.
+/// Locks a mutex whose value is valid even after a panic.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Takes the space behind the file's end; false where the file system, the kernel or a sandbox
-/// does not know how.
+/// Allocates space after the end of the file. Returns false if the file system, the kernel or a
+/// sandbox does not support it.
 fn allocate(file: &File, size: u64) -> Result<bool, Errno> {
     if size == 0 {
         return Ok(false);
@@ -198,9 +202,9 @@ mod tests {
     const RATE: MinimumRate = MinimumRate { bytes: 1000, over: Duration::from_secs(30) };
     const SIZE: u64 = 1024 * 1024;
 
-    struct Upload(Arc<Mutex<Body>>);
+    struct TestUpload(Arc<Mutex<UploadFile>>);
 
-    impl Upload {
+    impl TestUpload {
         fn new(reservations: &Arc<Reservations>) -> Self {
             Self(reservations.reserve(tempfile::tempfile().unwrap(), SIZE).unwrap())
         }
@@ -211,8 +215,8 @@ mod tests {
             body.written += count as u64;
         }
 
-        /// How many bytes of the disk it has.
-        fn takes(&self) -> u64 {
+        /// Returns the number of allocated bytes.
+        fn allocated(&self) -> u64 {
             lock(&self.0).file.as_ref().unwrap().metadata().unwrap().blocks() * 512
         }
 
@@ -222,19 +226,19 @@ mod tests {
     }
 
     #[test]
-    fn only_an_upload_that_arrives_fast_enough_keeps_its_space() {
+    fn only_a_fast_upload_keeps_its_reservation() {
         let reservations = Arc::new(Reservations::new(RATE));
-        let (slow, fast) = (Upload::new(&reservations), Upload::new(&reservations));
+        let (slow, fast) = (TestUpload::new(&reservations), TestUpload::new(&reservations));
         let started = Instant::now();
         let after = |seconds| reservations.release_slow_at(started + Duration::from_secs(seconds));
-        assert!(slow.takes() >= SIZE && fast.takes() >= SIZE);
+        assert!(slow.allocated() >= SIZE && fast.allocated() >= SIZE);
         slow.write(20_000);
         fast.write(40_000);
         assert!(!after(29));
-        assert!(slow.takes() >= SIZE);
-        // A second of the machine may have passed before the first look.
+        assert!(slow.allocated() >= SIZE);
+        // Up to a second may have passed before the first check.
         assert!(after(32));
-        assert!(slow.takes() < 100_000 && fast.takes() >= SIZE);
+        assert!(slow.allocated() < 100_000 && fast.allocated() >= SIZE);
         assert_eq!((slow.length(), fast.length()), (20_000, 40_000));
         // The upload continues without a reservation.
         slow.write(30_000);
@@ -242,15 +246,15 @@ mod tests {
         // A stalled upload is slow, however fast it was before.
         assert!(!after(60));
         assert!(after(70));
-        assert!(fast.takes() < 100_000);
+        assert!(fast.allocated() < 100_000);
         assert!(!after(1000));
-        assert!(lock(&reservations.live).bodies.is_empty());
+        assert!(lock(&reservations.reserved_uploads).bodies.is_empty());
     }
 
     #[test]
-    fn an_upload_that_is_being_written_or_has_ended_is_left_alone() {
+    fn the_reservation_of_an_upload_that_is_writing_or_has_ended_is_not_released() {
         let reservations = Arc::new(Reservations::new(RATE));
-        let (writing, ended) = (Upload::new(&reservations), Upload::new(&reservations));
+        let (writing, ended) = (TestUpload::new(&reservations), TestUpload::new(&reservations));
         let later = Instant::now() + 2 * RATE.over;
         let held = lock(&writing.0);
         lock(&ended.0).finish();

@@ -1,14 +1,13 @@
-//! The directory of the store, even if another directory takes its place.
+//! The directory of the store, which another directory can replace.
 //!
-//! All files are reached from a descriptor, which stays with its directory when that is removed,
-//! renamed or mounted over. All of this happens to running daemons: `rm -rf`, a backup that is
-//! moved into place, a disk that is mounted late. So the path is checked again, at most once in
-//! [`FRESH`]:
+//! All files are opened relative to a descriptor of the directory, which stays valid when the
+//! directory is removed, renamed or mounted over. All of this happens to running daemons: `rm -rf`,
+//! a backup that is moved into place, a disk that is mounted late. So the path is checked again, at
+//! most once in [`PATH_CHECK_INTERVAL`]:
 //!
 //! - before an absence is reported, because the object may be in the new directory;
-//! - before and after each batch of uploads, because acknowledged objects must be where readers
-//!   look;
-//! - beside reads that find an object, which do not wait for the check.
+//! - before and after each batch of uploads, because readers must find acknowledged objects;
+//! - in the background of reads that find an object.
 //!
 //! If another directory on the same disk has taken the place of the old one, it is opened; if the
 //! directory is missing, it is created again, as at start. A directory on another disk is not used:
@@ -36,18 +35,18 @@ use crate::logging::with_causes;
 use crate::store::error::UnusableDirectory;
 
 /// The time after a check during which reads do not check the path again.
-const FRESH: Duration = Duration::from_secs(1);
+const PATH_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The time after which a missing directory is created again. Replacing a directory by another
-/// takes a moment between the two moves.
-const MAKE_AGAIN_AFTER: Duration = Duration::from_secs(2);
+/// The time after which a missing directory is created again. It is missing for a moment if an
+/// administrator replaces it with two moves.
+const RECREATE_AFTER: Duration = Duration::from_secs(2);
 
 /// The user of the directory, which decides what happens if the directory is missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
-    /// Another one is opened.
+    /// The daemon opens the directory that replaced it, or creates it.
     Daemon,
-    /// A command fails: an operation must not start in one directory and continue in another.
+    /// The command fails: an operation must not start in one directory and continue in another.
     Command,
 }
 
@@ -58,16 +57,16 @@ pub(super) struct Root {
     role: Role,
     current: ArcSwap<OpenRoot>,
     epoch: Instant,
-    /// The time of the last check of the path, in milliseconds since the epoch; 0 if it does not
-    /// count.
-    looked: AtomicU64,
+    /// The time of the last check of the path, in milliseconds since `epoch`; 0 if a new check is
+    /// needed.
+    checked_at: AtomicU64,
     /// The failure of the last check, if any.
-    trouble: ArcSwapOption<UnusableDirectory>,
-    /// Looks one at a time: a disk that hangs must not get a thread for each reader.
-    turn: tokio::sync::Mutex<()>,
-    is_looking: AtomicBool,
+    failure: ArcSwapOption<UnusableDirectory>,
+    /// Held during a check for a reader, so that a disk that hangs blocks only one thread.
+    checking: tokio::sync::Mutex<()>,
+    is_checking_in_background: AtomicBool,
     watch: Mutex<PathWatch>,
-    /// Texts that every directory shall have.
+    /// Texts that are stored in each directory that is opened.
     kept: Mutex<BTreeMap<String, Bytes>>,
 }
 
@@ -90,11 +89,11 @@ fn failed(doing: &'static str, path: PathBuf) -> impl FnOnce(io::Error) -> OpenD
 }
 
 impl Root {
-    /// Opens the directory at `path`. For a daemon, it is created if it is missing, with everything
-    /// that it needs.
+    /// Opens the directory at `path`. For a daemon, creates the directory if it is missing, and the
+    /// folders in it.
     pub(super) fn open(path: &Path, role: Role) -> Result<Self, OpenDirectoryError> {
         if role == Role::Daemon {
-            make_durably(path).map_err(failed("cannot create the directory", path.to_owned()))?;
+            create_durably(path).map_err(failed("cannot create the directory", path.to_owned()))?;
         }
         let open = OpenRoot::open(path, 0)
             .map_err(failed("cannot open the directory", path.to_owned()))?;
@@ -103,10 +102,10 @@ impl Root {
             role,
             current: ArcSwap::from_pointee(open),
             epoch: Instant::now(),
-            looked: AtomicU64::new(0),
-            trouble: ArcSwapOption::empty(),
-            turn: tokio::sync::Mutex::default(),
-            is_looking: AtomicBool::new(false),
+            checked_at: AtomicU64::new(0),
+            failure: ArcSwapOption::empty(),
+            checking: tokio::sync::Mutex::default(),
+            is_checking_in_background: AtomicBool::new(false),
             watch: Mutex::default(),
             kept: Mutex::default(),
         };
@@ -116,7 +115,7 @@ impl Root {
         Ok(root)
     }
 
-    /// Creates everything that a daemon needs in a directory.
+    /// Creates the folders and texts that a daemon needs in a directory.
     fn prepare(&self, open: &OpenRoot) -> Result<(), OpenDirectoryError> {
         let is_new = open.folder("nar").is_err();
         let nar = open.make_folder("nar");
@@ -127,8 +126,8 @@ impl Root {
             sync_above(&self.path, open.device)
                 .map_err(failed("cannot sync the parent directory of", self.path.clone()))?;
         }
-        // A daemon that was killed between giving names and syncing them has left them, and a client
-        // that finds an object does not upload it again.
+        // A killed daemon may have renamed objects without syncing the directory. A client that
+        // finds an object does not upload it again, so the directories are synced now.
         for (key, fd) in [("nar", nar.as_fd()), (".", open.as_fd())] {
             if let Err(error) = open.sync(key, fd) {
                 warn!(%error, "cannot sync {}", self.path.join(key).display());
@@ -150,106 +149,108 @@ impl Root {
         &self.path
     }
 
-    /// Every directory that is opened from now on gets this text, which the one that is open has.
+    /// Stores a text in each directory that is opened from now on. The current one has it already.
     pub(super) fn keep(&self, key: String, text: Bytes) {
         lock(&self.kept).insert(key, text);
     }
 
-    /// The directory that is open, whether its path leads to it or not.
+    /// Returns the open directory, without checking the path.
     pub(super) fn current(&self) -> Guard<Arc<OpenRoot>> {
         self.current.load()
     }
 
-    fn now(&self) -> u64 {
-        // One more, because 0 has another meaning.
+    fn millis(&self) -> u64 {
+        // At least 1, because 0 means that a new check is needed.
         u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1
     }
 
-    /// Whether the path was checked a moment ago.
-    fn is_fresh(&self) -> bool {
-        let looked = self.looked.load(Ordering::SeqCst);
-        let age = self.now().saturating_sub(looked);
-        looked != 0 && Duration::from_millis(age) < FRESH
+    /// Whether the path was checked within [`PATH_CHECK_INTERVAL`].
+    fn is_recently_checked(&self) -> bool {
+        let checked_at = self.checked_at.load(Ordering::SeqCst);
+        let age = self.millis().saturating_sub(checked_at);
+        checked_at != 0 && Duration::from_millis(age) < PATH_CHECK_INTERVAL
     }
 
-    /// The generation of the directory in the last check.
+    /// Returns the generation of the directory, as of the last check.
     fn known(&self) -> Result<u64, UnusableDirectory> {
-        match &*self.trouble.load() {
-            Some(trouble) => Err(UnusableDirectory::clone(trouble)),
+        match &*self.failure.load() {
+            Some(failure) => Err(UnusableDirectory::clone(failure)),
             None => Ok(self.current().generation),
         }
     }
 
     /// Discards the last check, because the directory seems to have been removed.
-    pub(super) fn suspect(&self) {
-        if self.trouble.load().is_none() {
-            self.looked.store(0, Ordering::SeqCst);
+    pub(super) fn discard_check(&self) {
+        if self.failure.load().is_none() {
+            self.checked_at.store(0, Ordering::SeqCst);
         }
     }
 
-    /// The generation of the directory to which the path leads, or led a moment ago.
+    /// Returns the generation of the directory at the path, as of a check within
+    /// [`PATH_CHECK_INTERVAL`].
     pub(super) async fn confirm(self: &Arc<Self>) -> Result<u64, UnusableDirectory> {
-        if self.is_fresh() {
+        if self.is_recently_checked() {
             return self.known();
         }
-        let _turn = self.turn.lock().await;
-        if self.is_fresh() {
+        let _checking = self.checking.lock().await;
+        if self.is_recently_checked() {
             return self.known();
         }
         let root = Arc::clone(self);
-        let looked = tokio::task::spawn_blocking(move || root.look()).await;
-        let looked =
-            looked.expect("looking at a directory does not panic, and the pool outlives its tasks");
-        looked.map(|open| open.generation)
+        let checked_at = tokio::task::spawn_blocking(move || root.check_path()).await;
+        let checked_at = checked_at
+            .expect("checking a directory does not panic, and the pool outlives its tasks");
+        checked_at.map(|open| open.generation)
     }
 
     /// Checks the path in the background, if it is due.
-    pub(super) fn keep_watch(self: &Arc<Self>) {
-        if !self.is_fresh() && !self.is_looking.swap(true, Ordering::SeqCst) {
+    pub(super) fn check_in_background(self: &Arc<Self>) {
+        if !self.is_recently_checked()
+            && !self.is_checking_in_background.swap(true, Ordering::SeqCst)
+        {
             let root = Arc::clone(self);
             tokio::task::spawn_blocking(move || {
                 // The result is stored for the next caller.
-                let _ = root.look();
-                root.is_looking.store(false, Ordering::SeqCst);
+                let _ = root.check_path();
+                root.is_checking_in_background.store(false, Ordering::SeqCst);
             });
         }
     }
 
-    /// Returns the directory that is at the path now. Blocks on the disk.
-    pub(super) fn look(&self) -> Result<Arc<OpenRoot>, UnusableDirectory> {
+    /// Checks the path, and returns the directory that is there now. Blocks.
+    pub(super) fn check_path(&self) -> Result<Arc<OpenRoot>, UnusableDirectory> {
         let mut watch = lock(&self.watch);
         let found = self.find(&mut watch);
         let before = match &found {
-            Ok(_) => self.trouble.swap(None),
-            Err(trouble) => self.trouble.swap(Some(Arc::new(trouble.clone()))),
+            Ok(_) => self.failure.swap(None),
+            Err(failure) => self.failure.swap(Some(Arc::new(failure.clone()))),
         };
         match (&found, &before) {
-            (Err(trouble), Some(before)) if before.0 == trouble.0 => {}
-            (Err(trouble), _) => error!("{trouble}"),
+            (Err(failure), Some(before)) if before.0 == failure.0 => {}
+            (Err(failure), _) => error!("{failure}"),
             (Ok(_), Some(_)) => warn!("the cache's directory is usable again"),
             (Ok(_), None) => {}
         }
-        self.looked.store(self.now(), Ordering::SeqCst);
+        self.checked_at.store(self.millis(), Ordering::SeqCst);
         found
     }
 
-    /// Does the same for an upload: if a missing directory will be created again, it waits for
-    /// that.
-    pub(super) fn look_and_wait(&self) -> Result<Arc<OpenRoot>, UnusableDirectory> {
-        let found = self.look();
+    /// Does the same for a change. Waits until a missing directory may be created again. Blocks.
+    pub(super) fn check_path_and_wait(&self) -> Result<Arc<OpenRoot>, UnusableDirectory> {
+        let found = self.check_path();
         let since = lock(&self.watch).missing_since;
         match since {
             Some(since) if found.is_err() && self.role == Role::Daemon => {
-                std::thread::sleep(MAKE_AGAIN_AFTER.saturating_sub(since.elapsed()));
-                self.look()
+                std::thread::sleep(RECREATE_AFTER.saturating_sub(since.elapsed()));
+                self.check_path()
             }
             _ => found,
         }
     }
 
-    /// Whether the path still leads to `open`.
+    /// Fails if the path no longer leads to `open`.
     pub(super) fn still_leads_to(&self, open: &OpenRoot) -> Result<(), UnusableDirectory> {
-        if self.look()?.generation == open.generation {
+        if self.check_path()?.generation == open.generation {
             return Ok(());
         }
         Err(self.unusable("was replaced in the meantime; try again"))
@@ -268,7 +269,7 @@ impl Root {
         };
         if let Some(named) = named {
             watch.missing_since = None;
-            // The working directory has the name “.” even when it was removed.
+            // The path “.” leads to the working directory even after its removal.
             if open.is(&named) && (named.st_nlink > 0 || self.path.is_absolute()) {
                 return Ok(open);
             }
@@ -284,29 +285,29 @@ impl Root {
                 "is on another file system than when the daemon started; mount the right one, \
                  or restart the daemon if this is the right one",
             )),
-            Some(_) => self.open_again(&open),
+            Some(_) => self.reopen(&open),
             None => {
                 let since = *watch.missing_since.get_or_insert_with(Instant::now);
-                if since.elapsed() < MAKE_AGAIN_AFTER {
+                if since.elapsed() < RECREATE_AFTER {
                     return Err(self.unusable("is missing"));
                 }
-                // Where a disk is not mounted, its mount point is on another.
+                // If the file system is not mounted, its mount point is on another one.
                 if device_above(&self.path) != Some(open.device) {
                     return Err(self.unusable(
                         "is missing, and so is the file system that it was on; mount it, or \
                          restart the daemon to start with an empty cache",
                     ));
                 }
-                make_durably(&self.path).map_err(|error| {
+                create_durably(&self.path).map_err(|error| {
                     self.unusable(&format!("is missing and cannot be created: {error}"))
                 })?;
                 watch.missing_since = None;
-                self.open_again(&open)
+                self.reopen(&open)
             }
         }
     }
 
-    fn open_again(&self, before: &OpenRoot) -> Result<Arc<OpenRoot>, UnusableDirectory> {
+    fn reopen(&self, before: &OpenRoot) -> Result<Arc<OpenRoot>, UnusableDirectory> {
         let failed = |error: io::Error| self.unusable(&format!("cannot be opened: {error}"));
         let open = OpenRoot::open(&self.path, before.generation + 1).map_err(failed)?;
         if open.device != before.device {
@@ -332,7 +333,7 @@ fn parent_of(path: &Path) -> &Path {
     }
 }
 
-/// The device of the closest directory above `path` that is there.
+/// Returns the device of the closest existing directory above `path`.
 fn device_above(path: &Path) -> Option<u64> {
     let mut above = parent_of(path);
     loop {
@@ -344,12 +345,12 @@ fn device_above(path: &Path) -> Option<u64> {
     }
 }
 
-/// Like `create_dir_all`, and each directory that is made is synced into its parent.
-fn make_durably(path: &Path) -> io::Result<()> {
+/// Creates a directory and its parents, and syncs the parent of each new directory.
+fn create_durably(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());
     }
-    make_durably(parent_of(path))?;
+    create_durably(parent_of(path))?;
     match std::fs::create_dir(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
         _ => folder::sync(File::open(parent_of(path))?),
@@ -385,18 +386,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn another_directory_in_its_place_is_opened_and_gets_what_belongs_there() {
+    fn a_directory_that_replaces_the_old_one_is_opened_and_prepared() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("cache");
         let root = Root::open(&path, Role::Daemon).unwrap();
         root.keep("nix-cache-info".to_owned(), "text".into());
-        let first = root.look().unwrap();
+        let first = root.check_path().unwrap();
         root.still_leads_to(&first).unwrap();
         fs::rename(&path, dir.path().join("before")).unwrap();
-        assert!(root.look().unwrap_err().to_string().contains("is missing"));
+        assert!(root.check_path().unwrap_err().to_string().contains("is missing"));
         fs::create_dir(&path).unwrap();
         assert!(root.still_leads_to(&first).is_err());
-        let second = root.look().unwrap();
+        let second = root.check_path().unwrap();
         assert_eq!(second.generation, 1);
         assert!(path.join("nar").is_dir() && path.join(".nix-stored/staging").is_dir());
         assert_eq!(fs::read(path.join("nix-cache-info")).unwrap(), b"text");
@@ -405,35 +406,35 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_is_gone_is_made_again_after_a_moment() {
+    fn a_missing_directory_is_created_again_after_a_delay() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/cache");
         let root = Root::open(&path, Role::Daemon).unwrap();
         fs::remove_dir_all(dir.path().join("a")).unwrap();
-        assert!(root.look().is_err() && !path.exists());
-        assert_eq!(root.look_and_wait().unwrap().generation, 1);
+        assert!(root.check_path().is_err() && !path.exists());
+        assert_eq!(root.check_path_and_wait().unwrap().generation, 1);
         assert!(path.join("nar").is_dir());
     }
 
     #[test]
-    fn what_a_command_has_begun_does_not_go_on_elsewhere() {
+    fn a_command_does_not_continue_in_another_directory() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("cache");
         fs::create_dir(&path).unwrap();
         let root = Root::open(&path, Role::Command).unwrap();
         assert_eq!(fs::read_dir(&path).unwrap().count(), 0);
-        root.look().unwrap();
+        root.check_path().unwrap();
         fs::rename(&path, dir.path().join("before")).unwrap();
-        assert!(root.look_and_wait().is_err());
+        assert!(root.check_path_and_wait().is_err());
         fs::create_dir(&path).unwrap();
-        assert!(root.look().is_err());
+        assert!(root.check_path().is_err());
         fs::remove_dir(&path).unwrap();
         fs::rename(dir.path().join("before"), &path).unwrap();
-        root.look().unwrap();
+        root.check_path().unwrap();
     }
 
     #[test]
-    fn what_is_no_directory_or_on_another_disk_is_not_opened() {
+    fn a_file_or_a_directory_on_another_disk_is_not_opened() {
         let (dir, other) =
             (tempfile::tempdir().unwrap(), tempfile::tempdir_in("/dev/shm").unwrap());
         let link = dir.path().join("cache");
@@ -442,13 +443,13 @@ mod tests {
         let root = Root::open(&link, Role::Daemon).unwrap();
         fs::remove_file(&link).unwrap();
         fs::write(&link, "").unwrap();
-        assert!(root.look().unwrap_err().to_string().contains("no longer a directory"));
+        assert!(root.check_path().unwrap_err().to_string().contains("no longer a directory"));
         fs::remove_file(&link).unwrap();
         std::os::unix::fs::symlink(other.path(), &link).unwrap();
-        assert!(root.look().unwrap_err().to_string().contains("another file system"));
+        assert!(root.check_path().unwrap_err().to_string().contains("another file system"));
         assert_eq!(fs::read_dir(other.path()).unwrap().count(), 0);
         fs::remove_file(&link).unwrap();
         std::os::unix::fs::symlink(dir.path().join("here"), &link).unwrap();
-        assert_eq!(root.look().unwrap().generation, 0);
+        assert_eq!(root.check_path().unwrap().generation, 0);
     }
 }

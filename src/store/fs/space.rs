@@ -19,7 +19,7 @@ impl Space {
         Self { root, reserve }
     }
 
-    /// How many bytes are free.
+    /// Returns the number of free bytes.
     pub(super) fn free(&self) -> io::Result<u64> {
         let disk = rustix::fs::fstatvfs(self.root.current().fd())?;
         Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
@@ -34,7 +34,7 @@ impl Space {
         self.check_at_once(key, needed)
     }
 
-    /// The same where there is no reserve, too.
+    /// Does the same even without a reserve.
     pub(super) fn check_at_once(&self, key: &str, needed: u64) -> Result<(), StoreError> {
         let free =
             self.free().map_err(|e| StoreError::new("measuring the free space for", key, e))?;

@@ -1,10 +1,9 @@
 //! The staging directory, one for each process.
 //!
-//! A process holds a lock on its staging directory as long as it lives; the kernel drops the lock
-//! with the process, however it ends. So a staging directory that can be locked has no owner and is
-//! removed, and a daemon that starts while another one still drains does not touch the other's
-//! uploads. The sweep removes only what a daemon creates there: directories `<process>-<number>`
-//! with files in them.
+//! A process holds a lock on its staging directory; the kernel releases the lock when the process
+//! ends in any way. So a staging directory that can be locked belongs to an ended process and is
+//! removed, and a new daemon does not remove the uploads of one that is still draining. The sweep
+//! removes only what a daemon creates there: directories `<process>-<number>` with files in them.
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -16,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode};
 use rustix::io::Errno;
 
-use super::folder::{create, each, knows_no_locks, open_here, rename_new, unlink};
+use super::folder::{create, each, has_no_locks, open_here, rename_new, unlink};
 use crate::store::Stored;
 
 /// The staging directory of this process.
@@ -38,12 +37,13 @@ struct Folder {
 #[derive(Debug)]
 pub(super) struct StagedFile {
     folder: Arc<Folder>,
-    /// None when it has another name.
+    /// The name in the staging directory; `None` after the file was published.
     name: Option<String>,
 }
 
 impl Staging {
-    /// Sweeps the folder that `parent` opens, and makes this process's in it; unless that is done.
+    /// Unless it was done before, removes the staging directories of ended processes from the
+    /// directory that `parent` opens, and creates that of this process.
     pub(super) fn prepare(&self, parent: impl FnOnce() -> io::Result<OwnedFd>) -> io::Result<()> {
         self.folder(parent).map(drop)
     }
@@ -58,7 +58,7 @@ impl Staging {
         Ok(made)
     }
 
-    /// A new, empty file.
+    /// Creates an empty file.
     pub(super) fn create(
         &self,
         parent: impl Fn() -> io::Result<OwnedFd>,
@@ -84,14 +84,14 @@ impl Staging {
 }
 
 impl StagedFile {
-    /// Gives the file its name, in place of another. Whether there was one with that name, the
-    /// rename itself finds out: to look before would walk to a name that is not in the dentry
-    /// cache, on another thread.
+    /// Renames the file to `base`, and replaces an existing file of that name. The rename itself
+    /// finds out whether the name exists, because a separate lookup would be slow for a name that
+    /// is not in the dentry cache.
     pub(super) fn publish(&mut self, to: impl AsFd, base: &str) -> Result<Stored, Errno> {
         let name = self.name.as_deref().expect("a file is published once");
         let stored = match rename_new(&self.folder.fd, name, &to, base) {
             Ok(()) => Stored::Created,
-            // There is one, or the file system cannot say: then this comes in its place.
+            // The name exists, or the file system does not report it: the file is replaced.
             Err(_) => {
                 rustix::fs::renameat(&self.folder.fd, name, to, base)?;
                 Stored::Replaced
@@ -105,7 +105,7 @@ impl StagedFile {
 impl Drop for StagedFile {
     fn drop(&mut self) {
         if let Some(name) = &self.name {
-            // The sweep at the next start removes what cannot be removed now.
+            // If this fails, the sweep at the next start removes the file.
             let _ = unlink(&self.folder.fd, name);
         }
     }
@@ -113,17 +113,17 @@ impl Drop for StagedFile {
 
 impl Folder {
     fn make(parent: OwnedFd) -> io::Result<Self> {
-        // Held until the new folder is locked too, or another process that starts right now would
-        // take it for one that was left behind.
+        // The lock of the parent is held until the new directory is locked. Otherwise a process
+        // that starts now could remove the new directory.
         match rustix::fs::flock(&parent, FlockOperation::LockExclusive) {
             Ok(()) => sweep(&parent)?,
-            // Then it is unknown which directories are in use, and all are kept.
-            Err(error) if knows_no_locks(error) => {}
+            // Without locks it is unknown which directories are in use, so all are kept.
+            Err(error) if has_no_locks(error) => {}
             Err(error) => return Err(error.into()),
         }
         let (fd, name) = make_unused(&parent)?;
         match rustix::fs::flock(&fd, FlockOperation::LockExclusive) {
-            Err(error) if !knows_no_locks(error) => return Err(error.into()),
+            Err(error) if !has_no_locks(error) => return Err(error.into()),
             _ => {}
         }
         rustix::fs::flock(&parent, FlockOperation::Unlock).ok();
@@ -133,13 +133,13 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        // Where something is left in it, the sweep at the next start removes it.
+        // If the directory is not empty, the sweep at the next start removes it.
         let _ = rustix::fs::unlinkat(&self.parent, &self.name, AtFlags::REMOVEDIR);
     }
 }
 
-/// Makes a folder named after the process, with a counter where a container's daemon has the number
-/// of one in another.
+/// Creates a directory named after the process ID, with a counter, because processes in different
+/// containers can have the same ID.
 fn make_unused(parent: impl AsFd) -> io::Result<(OwnedFd, String)> {
     let process = std::process::id();
     let names = (0u32..).map(|count| format!("{process}-{count}"));
@@ -153,15 +153,15 @@ fn make_unused(parent: impl AsFd) -> io::Result<(OwnedFd, String)> {
     unreachable!("a folder does not hold every number")
 }
 
-/// Removes the directories of ended processes. Other names and links are not ours, and are kept.
+/// Removes the directories of ended processes. Keeps links, and names that no daemon creates.
 fn sweep(parent: impl AsFd) -> io::Result<()> {
     each(&parent, |name, kind| {
-        if kind != FileType::Directory || !is_a_process(name) {
+        if kind != FileType::Directory || !is_staging_name(name) {
             return Ok(());
         }
         let folder = match open_here(&parent, name) {
             Ok(folder) => folder,
-            // It belongs to another user, who has to remove it; or its owner has just removed it.
+            // The directory belongs to another user, or was removed meanwhile.
             Err(Errno::ACCESS | Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
             Err(error) => return Err(error.into()),
         };
@@ -173,15 +173,15 @@ fn sweep(parent: impl AsFd) -> io::Result<()> {
     })
 }
 
-/// Whether this is `<process>-<number>`.
-fn is_a_process(name: &CStr) -> bool {
+/// Whether `name` has the form `<process>-<number>`.
+fn is_staging_name(name: &CStr) -> bool {
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let parts = name.to_str().ok().and_then(|name| name.split_once('-'));
     parts.is_some_and(|(process, number)| is_number(process) && is_number(number))
 }
 
-/// Removes a folder and the files in it. Where there are folders in it, which no daemon makes, they
-/// and it stay.
+/// Removes a directory and the files in it. Keeps it if it contains directories, which no daemon
+/// creates.
 fn remove(parent: impl AsFd, name: &CStr, folder: &OwnedFd) -> io::Result<()> {
     each(folder, |file, kind| {
         if kind != FileType::Directory {
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_dead_left_is_swept_and_the_living_are_left_alone() {
+    fn only_the_directories_of_ended_processes_are_swept() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path();
         fs::create_dir(dir.join("4711-0")).unwrap();
@@ -228,7 +228,7 @@ mod tests {
         let second = open(dir);
         assert_eq!(count(dir), 2);
         drop(staged);
-        // It takes its own folder with it.
+        // A dropped staging directory is removed.
         drop(second);
         assert_eq!(count(dir), 1);
         let (_, staged) = living.create(parent(dir)).unwrap();
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_is_made_later_is_made_once() {
+    fn a_staging_directory_is_created_once() {
         let dir = tempfile::tempdir().unwrap();
         let staging = Staging::default();
         assert_eq!(count(dir.path()), 0);
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_was_removed_is_made_again() {
+    fn a_removed_staging_directory_is_created_again() {
         let dir = tempfile::tempdir().unwrap();
         let staging = open(dir.path());
         let lost = staging.create(parent(dir.path())).unwrap();
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sweep_removes_no_link_and_nothing_that_is_not_named_like_a_process() {
+    fn the_sweep_keeps_links_and_names_that_no_daemon_creates() {
         let (dir, precious) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         fs::write(precious.path().join("file"), "data").unwrap();
         fs::create_dir_all(dir.path().join("4711-0/folder")).unwrap();

@@ -1,8 +1,8 @@
-//! Names that are in doubt after a failed sync.
+//! Objects that may be lost after a failed sync.
 //!
-//! A directory whose sync failed may lose the names that it got since the previous sync, and the
-//! kernel reports a failed sync only once. So the failure is remembered here until a later sync
-//! succeeds: until then no upload that needs the directory is acknowledged, and the objects whose
+//! A directory whose sync failed may lose the names that were created since the previous sync, and
+//! the kernel reports the failure only once. So the failure is remembered here until a later sync
+//! succeeds. Until then no upload that needs the directory is acknowledged, and the objects whose
 //! uploads failed are not served.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,16 +12,17 @@ use std::time::{Duration, Instant};
 
 use super::folder::split;
 
-/// More objects than this are not remembered by name: then all of their directory are in doubt.
-const OBJECTS: usize = 4096;
+/// The maximum number of objects that are remembered for a directory. With more, all objects in the
+/// directory are in doubt.
+const DOUBTED_OBJECTS_LIMIT: usize = 4096;
 
 /// The minimum pause between retries of a failed sync by readers.
-const RETRY_EVERY: Duration = Duration::from_secs(1);
+const SYNC_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Directories whose last sync failed, and the objects in them whose uploads failed with it.
 #[derive(Debug, Default)]
 pub(super) struct Unsynced {
-    /// Whether there are any; cheap, because reads check it for every object.
+    /// Whether `folders` has entries. Each read checks this without a lock.
     any: AtomicBool,
     folders: Mutex<UnsyncedFolders>,
 }
@@ -29,7 +30,7 @@ pub(super) struct Unsynced {
 #[derive(Debug, Default)]
 struct UnsyncedFolders {
     by_key: BTreeMap<String, Doubt>,
-    /// Counts failures, so that a sync that began before one of them does not end its doubt.
+    /// The number of failures, so that a sync that began before a failure does not clear it.
     failures: u64,
 }
 
@@ -38,11 +39,11 @@ struct Doubt {
     failure: u64,
     failed: Instant,
     objects: BTreeSet<String>,
-    /// Whether there were more objects than are remembered.
+    /// Whether all objects in the directory are in doubt, because too many uploads failed.
     all: bool,
 }
 
-/// The moment before a sync.
+/// The number of failures before a sync.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct SyncStart(u64);
 
@@ -55,7 +56,7 @@ impl Unsynced {
         SyncStart(self.lock().failures)
     }
 
-    /// Notes how a sync of the directory `folder` ended.
+    /// Records the result of a sync of the directory `folder`.
     pub(super) fn end(&self, folder: &str, started: SyncStart, synced: bool) {
         if synced && !self.any.load(Ordering::SeqCst) {
             return;
@@ -76,17 +77,17 @@ impl Unsynced {
         self.any.store(!folders.by_key.is_empty(), Ordering::SeqCst);
     }
 
-    /// The directory `folder` is gone, and with it what could be lost.
+    /// Forgets the failure of a directory that was removed.
     pub(super) fn forget(&self, folder: &str) {
         let mut folders = self.lock();
         folders.by_key.remove(folder);
         self.any.store(!folders.by_key.is_empty(), Ordering::SeqCst);
     }
 
-    /// The upload of `key` was refused because of `folder`.
+    /// Records that the upload of `key` failed because of `folder`.
     pub(super) fn doubt(&self, folder: &str, key: &str) {
         if let Some(doubt) = self.lock().by_key.get_mut(folder) {
-            if doubt.objects.len() < OBJECTS {
+            if doubt.objects.len() < DOUBTED_OBJECTS_LIMIT {
                 doubt.objects.insert(key.to_owned());
             } else {
                 doubt.all = true;
@@ -99,7 +100,7 @@ impl Unsynced {
         self.any.load(Ordering::SeqCst) && self.lock().by_key.contains_key(folder)
     }
 
-    /// All of them.
+    /// Returns all directories whose last sync failed.
     pub(super) fn folders(&self) -> Vec<String> {
         if !self.any.load(Ordering::SeqCst) {
             return Vec::new();
@@ -107,8 +108,8 @@ impl Unsynced {
         self.lock().by_key.keys().cloned().collect()
     }
 
-    /// The directory because of which the upload of `key` was refused, and whether it is time to
-    /// sync it again.
+    /// Returns the directory because of which the upload of `key` failed, and whether a retry of
+    /// its sync is due.
     pub(super) fn in_doubt(&self, key: &str) -> Option<(String, bool)> {
         if !self.any.load(Ordering::SeqCst) {
             return None;
@@ -120,7 +121,7 @@ impl Unsynced {
         };
         let (folder, doubt) =
             folders.by_key.iter().find(|(folder, doubt)| refused(folder, doubt))?;
-        Some((folder.clone(), doubt.failed.elapsed() >= RETRY_EVERY))
+        Some((folder.clone(), doubt.failed.elapsed() >= SYNC_RETRY_INTERVAL))
     }
 
     fn lock(&self) -> MutexGuard<'_, UnsyncedFolders> {
@@ -150,10 +151,11 @@ mod tests {
     }
 
     #[test]
-    fn more_objects_than_are_remembered_are_all_in_doubt() {
+    fn above_the_limit_all_objects_in_the_directory_are_in_doubt() {
         let unsynced = Unsynced::default();
         unsynced.end("nar", unsynced.begin(), false);
-        (0..=OBJECTS).for_each(|number| unsynced.doubt("nar", &format!("nar/{number}")));
+        (0..=DOUBTED_OBJECTS_LIMIT)
+            .for_each(|number| unsynced.doubt("nar", &format!("nar/{number}")));
         assert!(unsynced.in_doubt("nar/another").is_some());
         unsynced.forget("nar");
         assert_eq!(unsynced.in_doubt("nar/1"), None);

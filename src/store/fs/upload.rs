@@ -8,13 +8,13 @@ use rustix::io::Errno;
 
 use super::commit::{Committer, NewObject};
 use super::open_root::OpenRoot;
-use super::reservation::{Body, Reservations, lock};
+use super::reservation::{Reservations, UploadFile, lock};
 use super::space::Space;
 use super::staging::StagedFile;
 use crate::store::{StoreError, Stored, Upload};
 
-/// Written bytes are sent to the disk in steps of this size, so that the sync at the end has
-/// little left to do, and no sync of another object has to wait for all of this one.
+/// The number of bytes after which the kernel is told to write to the disk, so that the final sync
+/// is short, and the sync of another object does not wait for all bytes of this one.
 const WRITE_BEHIND: u64 = 8 * 1024 * 1024;
 
 /// A streamed upload into a staged file.
@@ -24,9 +24,9 @@ pub(crate) struct FsUpload {
     reservations: Arc<Reservations>,
     space: Space,
     key: String,
-    body: Arc<Mutex<Body>>,
+    body: Arc<Mutex<UploadFile>>,
     staged: StagedFile,
-    /// How much of it has been sent to the disk.
+    /// The number of bytes whose writing to the disk was started.
     sent: u64,
 }
 
@@ -61,9 +61,10 @@ impl FsUpload {
     }
 }
 
-/// Writes all of it; where the disk is full, once more when others have given space back.
-fn write(body: &mut Body, mut bytes: &[u8], reservations: &Reservations) -> io::Result<()> {
-    let mut may_ask = true;
+/// Writes all bytes. If the disk is full, releases the reservations of slow uploads and retries
+/// once.
+fn write(body: &mut UploadFile, mut bytes: &[u8], reservations: &Reservations) -> io::Result<()> {
+    let mut may_release = true;
     while !bytes.is_empty() {
         let file = body.file.as_mut().ok_or(io::ErrorKind::BrokenPipe)?;
         match file.write(bytes) {
@@ -75,7 +76,7 @@ fn write(body: &mut Body, mut bytes: &[u8], reservations: &Reservations) -> io::
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => {
                 let is_full = Errno::from_io_error(&error) == Some(Errno::NOSPC);
-                if !(is_full && std::mem::take(&mut may_ask) && reservations.release_slow()) {
+                if !(is_full && std::mem::take(&mut may_release) && reservations.release_slow()) {
                     return Err(error);
                 }
             }
@@ -84,13 +85,12 @@ fn write(body: &mut Body, mut bytes: &[u8], reservations: &Reservations) -> io::
     Ok(())
 }
 
-/// Makes the kernel start to write the range, without waiting for it. Linux has no safe call for
-/// just that; but if the pages are marked as not needed, it starts to write dirty ones
-/// (`mm/fadvise.c`), and keeps them while they are being written. This does not make the range
-/// durable: the committer does.
+/// Starts to write a range to the disk, without waiting. There is no safe wrapper of a system call
+/// for this. But `POSIX_FADV_DONTNEED` makes Linux start to write dirty pages (`mm/fadvise.c`), and
+/// it keeps them while they are being written. The range is not durable before the commit.
 fn start_writing(file: &File, offset: u64, len: u64) {
     let len = std::num::NonZeroU64::new(len);
-    // Only advice.
+    // The call is only advice, so errors are ignored.
     let _ = rustix::fs::fadvise(file, offset, len, rustix::fs::Advice::DontNeed);
 }
 
@@ -126,7 +126,7 @@ impl Upload for FsUpload {
             (body.finish(), body.written)
         };
         let unsynced = match file {
-            // A large file is synced here: the committer's other customers need not wait for it.
+            // A large file is synced here, so that other uploads in the batch do not wait for it.
             Some(file) if written >= WRITE_BEHIND => {
                 file.sync_all().map_err(failed)?;
                 None

@@ -1,8 +1,8 @@
 //! Records uses of objects in their access times.
 //!
-//! The access times of the system are not reliable: `noatime` disables them, `relatime` is up to a
-//! day late, and objects that are served from memory or requested by HEAD are not read at all. So a
-//! thread sets the times; it is a thread of its own, because changing an inode may wait for the
+//! The kernel's access times are not reliable: `noatime` disables them, `relatime` is up to a day
+//! late, and objects that are served from memory or requested by HEAD are not read at all. So the
+//! daemon sets the times itself, on a separate thread, because changing an inode may wait for the
 //! journal.
 
 use std::io;
@@ -19,8 +19,9 @@ use super::root::Root;
 use crate::nix::CachePath;
 use crate::store::StoreError;
 
-/// How many uses may wait to be recorded. One more waits for its turn.
-const QUEUE: usize = 4096;
+/// The number of uses that may wait to be recorded. If the queue is full, `note` drops the use and
+/// `mark` waits.
+const FS_QUEUE_LIMIT: usize = 4096;
 
 /// The number of lookups of an object that a collection moved away while its use was recorded.
 const MOVED_AWAY_TRIES: u32 = 50;
@@ -42,8 +43,8 @@ struct FsUse {
 
 impl FsUses {
     pub(super) fn start(root: Arc<Root>) -> Self {
-        let (queue, uses) = mpsc::channel(QUEUE);
-        // It ends when the last sender is gone.
+        let (queue, uses) = mpsc::channel(FS_QUEUE_LIMIT);
+        // The thread ends when the last sender is dropped.
         std::thread::Builder::new()
             .name("uses".to_owned())
             .spawn(move || record(&root, uses))
@@ -53,7 +54,7 @@ impl FsUses {
 
     /// Records the use of an object, without waiting.
     pub(super) fn note(&self, path: &CachePath) {
-        // The queue is full, and one lost use of so many does not matter.
+        // If the queue is full, the use is dropped: one lost use among thousands does not matter.
         let _ = self.queue.try_send(FsUse { key: path.key(), done: None });
     }
 
@@ -163,9 +164,9 @@ mod tests {
     }
 
     #[test]
-    fn an_object_whose_use_was_recorded_is_not_removed_at_the_same_time() {
+    fn an_object_is_not_removed_while_its_use_is_recorded() {
         let dir = tempfile::tempdir().unwrap();
-        let root = Root::open(dir.path(), Role::Command).unwrap().look().unwrap();
+        let root = Root::open(dir.path(), Role::Command).unwrap().check_path().unwrap();
         let (trash, file) = (Trash::default(), dir.path().join("x"));
         let now = SystemTime::now();
         let old = now - Duration::from_secs(86_400);
@@ -186,9 +187,9 @@ mod tests {
     }
 
     #[test]
-    fn an_object_that_is_moved_back_has_stayed() {
+    fn an_object_that_is_moved_back_counts_as_present() {
         let dir = tempfile::tempdir().unwrap();
-        let root = Root::open(dir.path(), Role::Command).unwrap().look().unwrap();
+        let root = Root::open(dir.path(), Role::Command).unwrap().check_path().unwrap();
         assert!(!stayed(root.fd(), "x").unwrap());
         fs::write(dir.path().join("moved"), "").unwrap();
         std::thread::scope(|scope| {

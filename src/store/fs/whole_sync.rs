@@ -2,9 +2,9 @@
 //!
 //! `syncfs` has to write everything and to report write errors. Linux reports them since 5.8
 //! (syncfs(2)), and only errors that the file system itself gets. A file system on top of another
-//! one (overlayfs) does not get them; one in user space (FUSE) or on a server (NFS, SMB) is asked
-//! to sync files, but not always the whole. So this module lists the file systems that do both; on
-//! all others each file is synced.
+//! one (overlayfs) does not get them. Linux does not always pass a `syncfs` to a file system in
+//! user space (FUSE) or on a server (NFS, SMB). So this module lists the file systems that do both;
+//! on all others each file is synced.
 
 use std::os::fd::AsFd;
 use std::sync::OnceLock;
@@ -16,7 +16,7 @@ const KERNEL: (u32, u32) = (5, 8);
 const FILE_SYSTEMS: [u64; 6] =
     [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010, 0xca45_1a4e, 0x0102_1994];
 
-/// Whether `syncfs` can be relied on where `directory` is.
+/// Whether `syncfs` makes the files in `directory` durable and reports all write errors.
 pub(super) fn is_reliable(directory: impl AsFd) -> bool {
     static RUNNING: OnceLock<Option<(u32, u32)>> = OnceLock::new();
     let release = || version(&rustix::system::uname().release().to_string_lossy());
@@ -25,12 +25,12 @@ pub(super) fn is_reliable(directory: impl AsFd) -> bool {
 }
 
 fn reports_errors(kernel: Option<(u32, u32)>, file_system: u64) -> bool {
-    // The type is a number of 32 bits, which some machines extend by its sign.
+    // The type has 32 bits, which some architectures sign-extend.
     kernel.is_some_and(|kernel| kernel >= KERNEL)
         && FILE_SYSTEMS.contains(&(file_system & 0xffff_ffff))
 }
 
-/// The first two numbers of a release like `6.1.0-18-amd64`.
+/// Returns the first two numbers of a release like `6.1.0-18-amd64`.
 fn version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit());
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
@@ -59,7 +59,7 @@ mod tests {
         for file_system in fuse_nfs_smb_overlay_zfs_9p {
             assert!(!reports_errors(Some((6, 1)), file_system), "{file_system:x}");
         }
-        // Btrfs, as 32-bit machines report it.
+        // Btrfs, as 32-bit architectures report it.
         assert!(reports_errors(Some((6, 1)), 0xffff_ffff_9123_683e));
     }
 }

@@ -1,4 +1,4 @@
-//! The requests to a bucket: keys in, `None` for absent objects, and classified errors.
+//! The requests to a bucket: they take keys, return `None` for absent objects, and classify errors.
 
 use std::error::Error as _;
 use std::io;
@@ -24,13 +24,13 @@ use super::client::Clients;
 use super::meta::Meta;
 use super::retry::{RETRY_TIMEOUT, pause};
 use super::strict::is_html;
-use crate::store::{RemoteTrouble, StoreError};
+use crate::store::{RemoteFailure, StoreError};
 
 /// The prefix of the daemon's own objects.
-pub(super) const OWN_FOLDER: &str = ".nix-stored/";
+pub(super) const OWN_PREFIX: &str = ".nix-stored/";
 
-/// Objects up to this size, in bytes, are read at once.
-pub(super) const SMALL: u64 = 256 * 1024;
+/// Objects up to this size, in bytes, are read into memory.
+pub(super) const DOWNLOAD_WHOLE_LIMIT: u64 = 256 * 1024;
 
 /// The largest object, in bytes, that a server copies in one request (`CopyObject` in Amazon's API reference).
 const COPY_LIMIT: u64 = 5 << 30;
@@ -38,28 +38,28 @@ const COPY_LIMIT: u64 = 5 << 30;
 /// The size of the parts of a copy through the daemon.
 const COPY_PART: usize = 64 << 20;
 
-/// The validity of a signed URL that the daemon uses itself.
+/// The validity of a presigned URL that the daemon uses itself.
 const SIGNATURE_VALID: Duration = Duration::from_secs(60);
 
 /// The timeout of a deletion. It is unknown when a deletion without a response takes effect.
 pub(super) const DELETE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The longest error of a server that is read.
-const ERROR_LIMIT: usize = 64 * 1024;
+/// Maximum length of an error response, in bytes.
+const ERROR_BODY_LIMIT: usize = 64 * 1024;
 
-/// A bucket, or a prefix in it.
+/// The client of a bucket, or of a prefix in it.
 #[derive(Debug)]
-pub(super) struct Bucket {
+pub(super) struct BucketClient {
     s3: AmazonS3,
-    /// The same for what may take longer.
+    /// The client for requests with many bytes, which may take longer.
     uploads: AmazonS3,
     signed: reqwest::Client,
     skip_signature: bool,
     prefix: String,
 }
 
-impl Bucket {
-    /// `prefix` is empty, or ends in no slash.
+impl BucketClient {
+    /// Creates the client. `prefix` is empty, or a prefix without a slash at its end.
     pub(super) fn new(clients: Clients, prefix: &str) -> Self {
         let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
         let Clients { requests: s3, uploads, signed, skip_signature } = clients;
@@ -70,7 +70,7 @@ impl Bucket {
         &self.s3
     }
 
-    /// What all keys in the bucket begin with: nothing, or something with a slash at its end.
+    /// Returns the prefix of all keys: empty, or with a slash at its end.
     pub(super) fn prefix(&self) -> &str {
         &self.prefix
     }
@@ -80,9 +80,9 @@ impl Bucket {
             .expect("keys have neither empty parts nor dots for parts")
     }
 
-    /// Returns the metadata of an object, or `None` if the object is absent. The response to HEAD
-    /// has no body that could say what is absent, or show that a proxy sent it, so a GET has to
-    /// confirm the absence.
+    /// Returns the metadata of an object, or `None` if the object is absent. A response to HEAD has
+    /// no body with an error code, so a 404 can mean an absent bucket, or come from a proxy. So a
+    /// GET confirms the absence.
     pub(super) async fn head(&self, key: &str) -> Result<Option<Meta>, StoreError> {
         match self.s3.head(&self.path(key)).await {
             Ok(meta) => Ok(Some(Meta::from(&meta))),
@@ -93,8 +93,9 @@ impl Bucket {
         }
     }
 
-    /// Whether an object seems to be there, where nothing depends on it.
-    pub(super) async fn seems_there(&self, key: &str) -> Result<bool, StoreError> {
+    /// Whether an object exists, according to a response to HEAD that a proxy may have sent. Only
+    /// for uses where a wrong result does no harm.
+    pub(super) async fn is_probably_present(&self, key: &str) -> Result<bool, StoreError> {
         match self.s3.head(&self.path(key)).await {
             Ok(_) => Ok(true),
             Err(Error::NotFound { .. }) => Ok(false),
@@ -106,7 +107,7 @@ impl Bucket {
         absent_is_none("reading", key, self.s3.get(&self.path(key)).await)
     }
 
-    /// A whole object that is small.
+    /// Reads a whole object into memory.
     pub(super) async fn read(&self, key: &str) -> Result<Option<Bytes>, StoreError> {
         match self.get(key).await? {
             Some(found) => found.bytes().await.map(Some).map_err(failed("reading", key)),
@@ -114,7 +115,7 @@ impl Bucket {
         }
     }
 
-    /// A part of an object's bytes, if it still has this entity tag.
+    /// Reads a range of an object if it still has this entity tag.
     pub(super) async fn read_range(
         &self,
         key: &str,
@@ -159,7 +160,8 @@ impl Bucket {
         put.map(drop).map_err(failed("storing", key))
     }
 
-    /// Stores an object unless there is one. Only some servers look: others store it anyway.
+    /// Stores an object unless it exists. Returns false if it exists. Servers without conditional
+    /// writes replace it.
     pub(super) async fn put_new(&self, key: &str, bytes: Bytes) -> Result<bool, StoreError> {
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         match self.s3.put_opts(&self.path(key), bytes.into(), options).await {
@@ -169,8 +171,8 @@ impl Bucket {
         }
     }
 
-    /// Stores an object in place of the one with this entity tag, or of an absent one, on a server
-    /// with conditional writes. Returns false if there is another object by now.
+    /// Stores an object if the stored object has this entity tag, or is absent if there is none, on
+    /// a server with conditional writes. Otherwise returns false.
     pub(super) async fn put_in_place_of(
         &self,
         key: &str,
@@ -208,7 +210,7 @@ impl Bucket {
         started.map_err(failed("starting the upload of", key))
     }
 
-    /// Copies an object within the bucket. False if it is absent.
+    /// Copies an object within the bucket. Returns false if it is absent.
     pub(super) async fn copy(&self, from: &str, to: &str, size: u64) -> Result<bool, StoreError> {
         if size <= COPY_LIMIT {
             let copied = self.uploads.copy(&self.path(from), &self.path(to)).await;
@@ -235,7 +237,7 @@ impl Bucket {
         for tries in 0.. {
             match self.send_delete(key, None, DELETE_TIMEOUT).await {
                 Ok(_) => return Ok(()),
-                Err(error) if error.may_pass && started.elapsed() < RETRY_TIMEOUT => {
+                Err(error) if error.is_temporary && started.elapsed() < RETRY_TIMEOUT => {
                     tokio::time::sleep(pause(tries)).await;
                 }
                 Err(error) => return Err(error.while_doing("deleting", key)),
@@ -254,8 +256,8 @@ impl Bucket {
         match self.send_delete(key, etag, DELETE_TIMEOUT).await {
             Ok(deleted) => Ok(deleted),
             Err(error) => Err(DeleteError {
-                may_pass: error.may_pass,
-                may_come: error.trouble != RemoteTrouble::Busy && error.may_pass,
+                is_temporary: error.is_temporary,
+                may_take_effect: error.failure != RemoteFailure::Busy && error.is_temporary,
                 error: error.while_doing("deleting", key),
             }),
         }
@@ -268,22 +270,22 @@ impl Bucket {
         key: &str,
         etag: Option<&str>,
         timeout: Duration,
-    ) -> Result<Deleted, Unanswered> {
+    ) -> Result<Deleted, RequestError> {
         let path = self.path(key);
         let url = self.signed_url(Method::DELETE, &path, SIGNATURE_VALID, &[]).await;
-        let mut request = self.signed.delete(url.map_err(Unanswered::unsigned)?);
+        let mut request = self.signed.delete(url.map_err(RequestError::unsigned)?);
         if let Some(etag) = etag {
             request = request.header(IF_MATCH, etag);
         }
-        let (status, text) = read_answer(request.timeout(timeout), ERROR_LIMIT).await?;
+        let (status, text) = read_answer(request.timeout(timeout), ERROR_BODY_LIMIT).await?;
         let text = String::from_utf8_lossy(&text);
         match status {
             404 if text.contains("<Code>NoSuchKey</Code>") => Ok(Deleted::Done),
-            // The condition is the only one that a server could fail to know.
             412 => Ok(Deleted::IsAnother),
+            // Only the condition can be unsupported, because all servers support DELETE.
             501 if etag.is_some() => Box::pin(self.send_delete(key, None, timeout)).await,
             200..=299 => Ok(Deleted::Done),
-            _ => Err(Unanswered::by(status, &text)),
+            _ => Err(RequestError::by(status, &text)),
         }
     }
 
@@ -297,8 +299,8 @@ impl Bucket {
         url.map(String::from).map_err(failed("presigning a URL for", key))
     }
 
-    /// The URL of a request with these parameters, with a signature that is valid for some time unless
-    /// requests are not signed.
+    /// Returns the URL of a request with these parameters, presigned for the time `valid` unless
+    /// signatures are disabled.
     async fn signed_url(
         &self,
         method: Method,
@@ -319,7 +321,7 @@ impl Bucket {
 
     /// Sends a GET to the bucket itself with these parameters, and retries it until [`RETRY_TIMEOUT`] is
     /// over.
-    pub(super) async fn ask(
+    pub(super) async fn get_query(
         &self,
         doing: &'static str,
         parameters: &[(&str, &str)],
@@ -327,9 +329,9 @@ impl Bucket {
     ) -> Result<Vec<u8>, StoreError> {
         let started = Instant::now();
         for tries in 0.. {
-            match self.ask_once(parameters, limit).await {
+            match self.get_query_once(parameters, limit).await {
                 Ok(text) => return Ok(text),
-                Err(error) if error.may_pass && started.elapsed() < RETRY_TIMEOUT => {
+                Err(error) if error.is_temporary && started.elapsed() < RETRY_TIMEOUT => {
                     tokio::time::sleep(pause(tries)).await;
                 }
                 Err(error) => return Err(error.while_doing(doing, "the bucket")),
@@ -338,18 +340,18 @@ impl Bucket {
         unreachable!("the loop ends after RETRY_TIMEOUT")
     }
 
-    async fn ask_once(
+    async fn get_query_once(
         &self,
         parameters: &[(&str, &str)],
         limit: usize,
-    ) -> Result<Vec<u8>, Unanswered> {
+    ) -> Result<Vec<u8>, RequestError> {
         let root = Path::default();
         let url = self.signed_url(Method::GET, &root, SIGNATURE_VALID, parameters).await;
-        let request = self.signed.get(url.map_err(Unanswered::unsigned)?);
+        let request = self.signed.get(url.map_err(RequestError::unsigned)?);
         let (status, text) = read_answer(request, limit).await?;
         match status {
             200..=299 => Ok(text),
-            _ => Err(Unanswered::by(status, &String::from_utf8_lossy(&text))),
+            _ => Err(RequestError::by(status, &String::from_utf8_lossy(&text))),
         }
     }
 }
@@ -357,9 +359,9 @@ impl Bucket {
 /// The result of a deletion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Deleted {
-    /// It is absent.
+    /// The object is absent.
     Done,
-    /// Another one has its place.
+    /// The object has another entity tag.
     IsAnother,
 }
 
@@ -367,9 +369,9 @@ pub(super) enum Deleted {
 #[derive(Debug)]
 pub(super) struct DeleteError {
     /// Whether a retry may succeed.
-    pub may_pass: bool,
+    pub is_temporary: bool,
     /// Whether the deletion may still take effect, because it was not refused.
-    pub may_come: bool,
+    pub may_take_effect: bool,
     pub error: StoreError,
 }
 
@@ -377,19 +379,19 @@ pub(super) struct DeleteError {
 async fn read_answer(
     request: reqwest::RequestBuilder,
     limit: usize,
-) -> Result<(u16, Vec<u8>), Unanswered> {
+) -> Result<(u16, Vec<u8>), RequestError> {
     // The URL is a secret: it permits the same request.
     let answer = request.send().await.map_err(reqwest::Error::without_url);
-    let mut answer = answer.map_err(Unanswered::from)?;
+    let mut answer = answer.map_err(RequestError::from)?;
     let status = answer.status();
     if status.is_success() && is_html(answer.headers()) {
-        return Err(Unanswered::failed(true, "the response is an HTML page".to_owned()));
+        return Err(RequestError::failed(true, "the response is an HTML page".to_owned()));
     }
     let mut text = Vec::new();
     while let Some(chunk) = answer.chunk().await.map_err(reqwest::Error::without_url)? {
         text.extend_from_slice(&chunk);
         if text.len() > limit {
-            return Err(Unanswered::failed(false, "the response is too large".to_owned()));
+            return Err(RequestError::failed(false, "the response is too large".to_owned()));
         }
     }
     Ok((status.as_u16(), text))
@@ -399,16 +401,16 @@ async fn read_answer(
 pub(super) const NOT_IMPLEMENTED: &str = "the server does not support this request";
 
 /// A failed request.
-struct Unanswered {
-    trouble: RemoteTrouble,
+struct RequestError {
+    failure: RemoteFailure,
     /// Whether a retry may succeed.
-    may_pass: bool,
+    is_temporary: bool,
     source: Box<dyn std::error::Error + Send + Sync>,
 }
 
-impl Unanswered {
+impl RequestError {
     fn unsigned(error: Error) -> Self {
-        Self { trouble: trouble(&error), may_pass: false, source: Box::new(error) }
+        Self { failure: remote_failure(&error), is_temporary: false, source: Box::new(error) }
     }
 
     /// Classifies a response by its status and text.
@@ -417,12 +419,12 @@ impl Unanswered {
         let source = format!("the server responded with {status}: {start}");
         match status {
             401 | 403 => {
-                Self { trouble: RemoteTrouble::Denied, may_pass: false, source: source.into() }
+                Self { failure: RemoteFailure::Denied, is_temporary: false, source: source.into() }
             }
             501 => Self::failed(false, NOT_IMPLEMENTED.to_owned()),
             404 if !text.contains("<Code>") => Self::failed(true, source),
             429 | 503 => {
-                Self { trouble: RemoteTrouble::Busy, may_pass: true, source: source.into() }
+                Self { failure: RemoteFailure::Busy, is_temporary: true, source: source.into() }
             }
             // Another process is changing the same object.
             409 => Self::failed(true, source),
@@ -432,22 +434,22 @@ impl Unanswered {
     }
 
     fn while_doing(self, doing: &'static str, key: &str) -> StoreError {
-        let (trouble, source) = (self.trouble, self.source);
-        StoreError::Remote { doing, key: key.to_owned(), trouble, source }
+        let (failure, source) = (self.failure, self.source);
+        StoreError::Remote { doing, key: key.to_owned(), failure, source }
     }
 
-    fn failed(may_pass: bool, source: String) -> Self {
-        Self { trouble: RemoteTrouble::Failed, may_pass, source: source.into() }
+    fn failed(is_temporary: bool, source: String) -> Self {
+        Self { failure: RemoteFailure::Failed, is_temporary, source: source.into() }
     }
 }
 
-impl From<reqwest::Error> for Unanswered {
+impl From<reqwest::Error> for RequestError {
     fn from(error: reqwest::Error) -> Self {
-        let trouble = match error.is_timeout() {
-            true => RemoteTrouble::TimedOut,
-            false => RemoteTrouble::Failed,
+        let failure = match error.is_timeout() {
+            true => RemoteFailure::TimedOut,
+            false => RemoteFailure::Failed,
         };
-        Self { trouble, may_pass: true, source: Box::new(error) }
+        Self { failure, is_temporary: true, source: Box::new(error) }
     }
 }
 
@@ -462,7 +464,7 @@ fn absent_is_none<T>(
 ) -> Result<Option<T>, StoreError> {
     match result {
         Ok(found) => Ok(Some(found)),
-        // Absence of anything else, the bucket for one, is not absence of an object.
+        // Other things can be absent, too, such as the bucket.
         Err(Error::NotFound { source, .. })
             if source.to_string().contains("<Code>NoSuchKey</Code>") =>
         {
@@ -476,30 +478,30 @@ fn absent_is_none<T>(
 pub(super) fn failed(doing: &'static str, key: &str) -> impl FnOnce(Error) -> StoreError + use<> {
     let key = key.to_owned();
     move |error| {
-        let trouble = trouble(&error);
-        StoreError::Remote { doing, key, trouble, source: Box::new(error) }
+        let failure = remote_failure(&error);
+        StoreError::Remote { doing, key, failure, source: Box::new(error) }
     }
 }
 
-fn trouble(error: &Error) -> RemoteTrouble {
+fn remote_failure(error: &Error) -> RemoteFailure {
     if matches!(error, Error::PermissionDenied { .. } | Error::Unauthenticated { .. }) {
-        return RemoteTrouble::Denied;
+        return RemoteFailure::Denied;
     }
     let mut cause = error.source();
     while let Some(error) = cause {
         if let Some(error) = error.downcast_ref::<HttpError>()
             && error.kind() == HttpErrorKind::Timeout
         {
-            return RemoteTrouble::TimedOut;
+            return RemoteFailure::TimedOut;
         }
         cause = error.source();
     }
-    // The type that knows the status is not public (object_store 0.14).
-    let told = error.to_string();
-    if ["status code: 503", "status code: 429", "SlowDown"].iter().any(|it| told.contains(it)) {
-        RemoteTrouble::Busy
+    // The type with the status is not public (object_store 0.14).
+    let text = error.to_string();
+    if ["status code: 503", "status code: 429", "SlowDown"].iter().any(|it| text.contains(it)) {
+        RemoteFailure::Busy
     } else {
-        RemoteTrouble::Failed
+        RemoteFailure::Failed
     }
 }
 
@@ -508,7 +510,7 @@ pub(super) fn contradiction(key: &str, why: &'static str) -> StoreError {
     StoreError::Remote {
         doing: "reading",
         key: key.to_owned(),
-        trouble: RemoteTrouble::Failed,
+        failure: RemoteFailure::Failed,
         source: why.into(),
     }
 }

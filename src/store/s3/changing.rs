@@ -1,9 +1,10 @@
 //! Locks an object against changes by other processes, on servers that ignore conditional writes.
 //!
-//! A process that wants to change an object writes `.nix-stored/changing/<key>/<time>-<writer>`,
-//! and then lists the others. Of two processes, the one that writes later sees the other; so a
-//! process that sees no other holds the lock. Otherwise it deletes its entry, waits for a random
-//! time, and starts again.
+//! A process that wants to change an object writes the entry
+//! `.nix-stored/changing/<key>/<time>-<writer>`, and then lists the entries of the key. Of two
+//! processes, the one that writes later sees the entry of the other. So a process that sees only
+//! its own entry holds the lock. Otherwise it deletes its entry, waits for a random time, and
+//! starts again.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -15,24 +16,24 @@ use futures_util::TryStreamExt;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
 
-use super::bucket::Bucket;
+use super::bucket::BucketClient;
 use super::unique_name::unique_name;
 use crate::logging::with_causes;
-use crate::store::{RemoteTrouble, StoreError};
+use crate::store::{RemoteFailure, StoreError};
 
 /// The prefix of the lock entries.
-pub(super) const FOLDER: &str = ".nix-stored/changing/";
+pub(super) const LOCKS_FOLDER: &str = ".nix-stored/changing/";
 
-/// A lock that is older than this was left by a killed process. Its holder sends two small
-/// requests.
-const EXPIRY: Duration = Duration::from_secs(60);
+/// The age from which a lock counts as left by a killed process. The holder of a lock sends only
+/// two small requests.
+const LOCK_EXPIRY: Duration = Duration::from_secs(60);
 
 /// The time for which a lock is valid.
-pub(super) const VALID: Duration = Duration::from_secs(15);
+pub(super) const LOCK_VALIDITY: Duration = Duration::from_secs(15);
 
 /// The lock of an object that is being changed, held until it is dropped.
 pub(super) struct ChangeLock {
-    bucket: Arc<Bucket>,
+    bucket: Arc<BucketClient>,
     releases: TaskTracker,
     name: Option<String>,
     taken: Instant,
@@ -41,11 +42,11 @@ pub(super) struct ChangeLock {
 impl ChangeLock {
     /// Waits for the lock. Fails after two minutes.
     pub(super) async fn take(
-        bucket: &Arc<Bucket>,
+        bucket: &Arc<BucketClient>,
         releases: &TaskTracker,
         key: &str,
     ) -> Result<Self, StoreError> {
-        let folder = format!("{FOLDER}{key}/");
+        let folder = format!("{LOCKS_FOLDER}{key}/");
         // The other entries, with the time when they were first seen.
         let mut seen = HashMap::<String, Instant>::new();
         let started = Instant::now();
@@ -62,13 +63,13 @@ impl ChangeLock {
             let mut alone = true;
             for other in entries.into_iter().filter(|other| *other != name) {
                 let first = *seen.entry(other).or_insert(now);
-                alone &= now.duration_since(first) >= EXPIRY;
+                alone &= now.duration_since(first) >= LOCK_EXPIRY;
             }
             if alone && lock.is_valid() {
                 return Ok(lock);
             }
             lock.release().await;
-            if started.elapsed() > 2 * EXPIRY {
+            if started.elapsed() > 2 * LOCK_EXPIRY {
                 break;
             }
             // Two processes that started at the same time wait for different times.
@@ -78,14 +79,14 @@ impl ChangeLock {
         Err(StoreError::Remote {
             doing: "waiting to change",
             key: key.to_owned(),
-            trouble: RemoteTrouble::TimedOut,
+            failure: RemoteFailure::TimedOut,
             source: "other daemons keep changing it".into(),
         })
     }
 
     /// Whether the lock is still valid.
     pub(super) fn is_valid(&self) -> bool {
-        self.taken.elapsed() < VALID
+        self.taken.elapsed() < LOCK_VALIDITY
     }
 
     /// Releases the lock, so that the next change need not wait.
@@ -96,9 +97,9 @@ impl ChangeLock {
     }
 }
 
-async fn delete_entry(bucket: &Bucket, name: &str) {
+async fn delete_entry(bucket: &BucketClient, name: &str) {
     if let Err(error) = bucket.delete(name).await {
-        let seconds = EXPIRY.as_secs();
+        let seconds = LOCK_EXPIRY.as_secs();
         warn!(error = %with_causes(&error), "cannot end a change; the next change of this object waits {seconds} s");
     }
 }

@@ -14,33 +14,35 @@ use super::retry::RETRY_TIMEOUT;
 use super::strict::StrictConnector;
 use crate::config::{Bucket, authorities};
 
-/// How long a server may take to accept a connection.
+/// The time within which a server must accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a server may be silent within a request. Never a total time: a NAR can be 10 GB.
+/// The time without a byte after which a request fails. The total time is not limited, because a
+/// NAR can have 10 GB.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The same where bytes are sent before it answers: the time for a part over a slow line counts, and
-/// that for putting all parts together. Nix waits for 300 s (`stalled-download-timeout`).
+/// The same timeout for requests that send or copy many bytes. It includes the time to send a part
+/// over a slow network, and the time in which the server assembles the parts. Nix waits for 300 s
+/// (`stalled-download-timeout`).
 const UPLOAD_READ_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The HTTP clients for one bucket.
 #[derive(Debug)]
 pub(super) struct Clients {
-    /// For all that is short.
+    /// The client for short requests.
     pub requests: AmazonS3,
-    /// For what sends or copies many bytes.
+    /// The client for requests that send or copy many bytes.
     pub uploads: AmazonS3,
-    /// For requests that `object_store` cannot send, by signed URLs.
+    /// The client for presigned URLs of requests that `object_store` cannot send.
     pub signed: reqwest::Client,
     /// Whether requests are sent without a signature (`AWS_SKIP_SIGNATURE`).
     pub skip_signature: bool,
 }
 
 impl Clients {
-    /// Connects to `bucket`. Nothing is sent yet.
+    /// Creates the clients for `bucket`, without sending anything.
     pub(super) fn new(bucket: &Bucket) -> Result<Self, OpenBucketError> {
-        // The first in the process decides; it may have been done for the upstreams.
+        // This fails if a provider is installed already, for example for the upstreams.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let trusted = authorities();
         let trusted =
@@ -67,7 +69,7 @@ fn http_client(
         .connect_timeout(CONNECT_TIMEOUT)
         .read_timeout(silence)
         .http1_only()
-        // Their target would see the session token, and signed URLs.
+        // The target of a redirect would get the session token and presigned URLs.
         .redirect(redirect::Policy::none())
         .referer(false)
         .tls_certs_merge(trusted.collect::<Result<Vec<_>, _>>()?)
@@ -75,7 +77,8 @@ fn http_client(
 }
 
 fn connect(bucket: &Bucket, http: reqwest::Client) -> Result<AmazonS3, OpenBucketError> {
-    // An unencrypted server is the configuration's wish; credentials' servers decide themselves.
+    // The configuration may name a server with `http://`. The requests for credentials do not use
+    // these options.
     let options = ClientOptions::new().with_allow_http(true).with_timeout_disabled();
     let retry = RetryConfig {
         backoff: BackoffConfig {
@@ -84,7 +87,7 @@ fn connect(bucket: &Bucket, http: reqwest::Client) -> Result<AmazonS3, OpenBucke
             // A pause is between the first pause and this multiple of the previous one.
             base: 3.0,
         },
-        // The time ends it.
+        // `retry_timeout` ends the retries.
         max_retries: 1000,
         retry_timeout: RETRY_TIMEOUT,
     };
@@ -119,7 +122,8 @@ fn skips_signature(builder: &AmazonS3Builder) -> bool {
     ["1", "true", "on", "yes", "y"].iter().any(|yes| value.eq_ignore_ascii_case(yes))
 }
 
-/// A server whose host names have the bucket in them is wanted with it.
+/// Returns the endpoint for `object_store`, which expects the bucket in the host name if
+/// virtual-hosted style is used.
 fn endpoint_of(endpoint: &str, bucket: &Bucket) -> String {
     match endpoint.split_once("://") {
         Some((scheme, host)) if bucket.virtual_hosted => {
@@ -129,7 +133,8 @@ fn endpoint_of(endpoint: &str, bucket: &Bucket) -> String {
     }
 }
 
-/// A profile that is named comes first; else one is a help where the environment has no keys.
+/// Adds the region and the credentials of a profile: of the one in the configuration, or, if the
+/// environment has no credentials, of `AWS_PROFILE` or `default`.
 fn with_profile(
     builder: AmazonS3Builder,
     bucket: &Bucket,
@@ -162,7 +167,8 @@ fn with_profile(
     }
     match (profile.get("aws_access_key_id"), profile.get("aws_secret_access_key")) {
         (Some(key_id), Some(secret_key)) => {
-            // Not by the builder's fields: a session token of the environment is of another key.
+            // The fields of the builder are not used, because a session token in the environment
+            // may belong to another key.
             let credential = AwsCredential {
                 key_id: key_id.to_owned(),
                 secret_key: secret_key.to_owned(),

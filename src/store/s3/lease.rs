@@ -1,6 +1,6 @@
-//! The collection lock in the bucket, which shows a second collection that there is a first one. It
-//! is advisory: some servers ignore conditional writes ([`super::probe`]), so two collections that
-//! start at the same moment may both run. They then do the same work twice, and nothing breaks.
+//! The collection lock in the bucket. It is advisory: some servers ignore conditional writes
+//! ([`super::probe`]), so two collections that start at the same moment may both run. They then do
+//! the same work twice, without harm.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -9,44 +9,44 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
-use super::bucket::{Bucket, failed};
+use super::bucket::{BucketClient, failed};
 use super::unique_name::unique_name;
 use crate::logging::with_causes;
 use crate::store::StoreError;
 
 /// The key of the lock.
-const KEY: &str = ".nix-stored/lock";
+const LOCK_KEY: &str = ".nix-stored/lock";
 
 /// The time without a renewal after which the lock expires.
-const VALIDITY: Duration = Duration::from_secs(300);
+const LEASE_VALIDITY: Duration = Duration::from_secs(300);
 
 /// The interval between renewals.
 const RENEWAL_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The collection lock, held until it is dropped.
 pub(super) struct Lease {
-    bucket: Arc<Bucket>,
+    bucket: Arc<BucketClient>,
     me: String,
     runtime: Handle,
     _renewing: AbortOnDropHandle<()>,
 }
 
 /// Returns a readable name of the holder, or `None` if the lock is free.
-pub(super) async fn holder(bucket: &Bucket) -> Result<Option<String>, StoreError> {
-    let Some(found) = bucket.get(KEY).await? else {
+pub(super) async fn holder(bucket: &BucketClient) -> Result<Option<String>, StoreError> {
+    let Some(found) = bucket.get(LOCK_KEY).await? else {
         return Ok(None);
     };
     let renewed = SystemTime::from(found.meta.last_modified);
     let age = SystemTime::now().duration_since(renewed).unwrap_or_default().as_secs();
-    let text = found.bytes().await.map_err(failed("reading", KEY))?;
+    let text = found.bytes().await.map_err(failed("reading", LOCK_KEY))?;
     let text = String::from_utf8_lossy(&text[..text.len().min(200)]).into_owned();
     let who = text.lines().nth(1).unwrap_or("an unknown process");
     Ok(Some(format!("{who}, which renewed the lock {age} s ago")))
 }
 
 /// Breaks the lock.
-pub(super) async fn break_lock(bucket: &Bucket) -> Result<(), StoreError> {
-    bucket.delete(KEY).await
+pub(super) async fn break_lock(bucket: &BucketClient) -> Result<(), StoreError> {
+    bucket.delete(LOCK_KEY).await
 }
 
 /// The contents of the lock: a unique name of its holder, and a readable one.
@@ -57,16 +57,16 @@ fn identity() -> String {
 }
 
 /// Takes the lock. Returns `None` if another process holds it.
-pub(super) async fn take(bucket: &Arc<Bucket>) -> Result<Option<Lease>, StoreError> {
+pub(super) async fn take(bucket: &Arc<BucketClient>) -> Result<Option<Lease>, StoreError> {
     let now = SystemTime::now();
-    let fresh = |at| now.duration_since(at).unwrap_or_default() < VALIDITY;
-    if bucket.head(KEY).await?.is_some_and(|meta| fresh(meta.modified)) {
+    let fresh = |at| now.duration_since(at).unwrap_or_default() < LEASE_VALIDITY;
+    if bucket.head(LOCK_KEY).await?.is_some_and(|meta| fresh(meta.modified)) {
         return Ok(None);
     }
     let me = identity();
     write(bucket, &me).await?;
     // Of two processes that found the lock free, the one that wrote last holds it.
-    if bucket.read(KEY).await?.is_none_or(|holder| holder != me.as_bytes()) {
+    if bucket.read(LOCK_KEY).await?.is_none_or(|holder| holder != me.as_bytes()) {
         return Ok(None);
     }
     let renewing = renew(Arc::clone(bucket), me.clone());
@@ -78,14 +78,14 @@ pub(super) async fn take(bucket: &Arc<Bucket>) -> Result<Option<Lease>, StoreErr
     }))
 }
 
-async fn write(bucket: &Bucket, holder: &str) -> Result<(), StoreError> {
-    bucket.put(KEY, holder.to_owned().into(), "text/plain; charset=utf-8").await
+async fn write(bucket: &BucketClient, holder: &str) -> Result<(), StoreError> {
+    bucket.put(LOCK_KEY, holder.to_owned().into(), "text/plain; charset=utf-8").await
 }
 
-async fn renew(bucket: Arc<Bucket>, me: String) {
+async fn renew(bucket: Arc<BucketClient>, me: String) {
     loop {
         tokio::time::sleep(RENEWAL_INTERVAL).await;
-        match bucket.read(KEY).await {
+        match bucket.read(LOCK_KEY).await {
             Ok(holder) if holder.as_deref().is_some_and(|holder| holder != me.as_bytes()) => {
                 warn!("another process also collects in this bucket; let only one daemon collect");
                 return;
@@ -99,18 +99,19 @@ async fn renew(bucket: Arc<Bucket>, me: String) {
 }
 
 /// Releases the lock if this process still holds it.
-async fn release(bucket: &Bucket, me: &str) -> Result<(), StoreError> {
-    let Some(found) = bucket.get(KEY).await? else {
+async fn release(bucket: &BucketClient, me: &str) -> Result<(), StoreError> {
+    let Some(found) = bucket.get(LOCK_KEY).await? else {
         return Ok(());
     };
     let etag = found.meta.e_tag.clone();
-    let holder = found.bytes().await.map_err(failed("reading", KEY))?;
+    let holder = found.bytes().await.map_err(failed("reading", LOCK_KEY))?;
     if holder != me.as_bytes() {
         warn!("the collection lock expired, and another process holds it");
         return Ok(());
     }
-    // On servers with conditional writes, a lock that another process takes in this moment is kept.
-    match bucket.delete_once(KEY, etag.as_deref()).await {
+    // On servers with conditional writes, this does not delete a lock that another process takes
+    // meanwhile.
+    match bucket.delete_once(LOCK_KEY, etag.as_deref()).await {
         Ok(_) => Ok(()),
         Err(error) => Err(error.error),
     }

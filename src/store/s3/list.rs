@@ -6,28 +6,28 @@ use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 use tokio::sync::Semaphore;
 
-use super::bucket::{Bucket, OWN_FOLDER, SMALL, contradiction};
+use super::bucket::{BucketClient, DOWNLOAD_WHOLE_LIMIT, OWN_PREFIX, contradiction};
 use super::meta::Meta;
 use super::uses::S3Uses;
 use crate::nix::{CachePath, narinfo};
 use crate::store::{Listed, ListedObject, StoreError};
 
-/// How many objects are read at a time while everything is listed.
-const READERS: usize = 32;
+/// The number of objects that are read at a time while the bucket is listed.
+const CONCURRENT_READS: usize = 32;
 
-/// How many of them may be larger than [`SMALL`], so that 32 of the largest narinfos are not in
-/// memory at a time.
-const LARGE_READERS: usize = 2;
+/// The number of objects above [`DOWNLOAD_WHOLE_LIMIT`] that are read at a time, to limit the
+/// memory for large narinfos.
+const CONCURRENT_LARGE_READS: usize = 2;
 
-/// Everything in the bucket that is not ours, when the uses are known.
+/// Reads the recorded uses, and lists all objects in the bucket except the daemon's own.
 pub(super) async fn list(
-    bucket: Arc<Bucket>,
+    bucket: Arc<BucketClient>,
     uses: Arc<S3Uses>,
     wanted: fn(&CachePath) -> bool,
 ) -> Result<BoxStream<'static, Result<Listed, StoreError>>, StoreError> {
     uses.refresh().await?;
-    // The list borrows the bucket, and has to go on after this.
-    let (sender, receiver) = tokio::sync::mpsc::channel(READERS);
+    // The list borrows the bucket, so a task owns both.
+    let (sender, receiver) = tokio::sync::mpsc::channel(CONCURRENT_READS);
     let lister = Arc::clone(&bucket);
     tokio::spawn(async move {
         let mut found = lister.list("");
@@ -40,7 +40,7 @@ pub(super) async fn list(
     let found = stream::unfold(receiver, async |mut receiver| {
         receiver.recv().await.map(|found| (found, receiver))
     });
-    let large = Arc::new(Semaphore::new(LARGE_READERS));
+    let large = Arc::new(Semaphore::new(CONCURRENT_LARGE_READS));
     let listed = found
         .map(move |found| {
             let (bucket, uses) = (Arc::clone(&bucket), Arc::clone(&uses));
@@ -52,34 +52,36 @@ pub(super) async fn list(
                 }
             }
         })
-        .buffer_unordered(READERS)
+        .buffer_unordered(CONCURRENT_READS)
         .filter_map(async |listed| listed);
     Ok(listed.boxed())
 }
 
 async fn listed(
-    bucket: &Bucket,
+    bucket: &BucketClient,
     uses: &S3Uses,
     large: &Semaphore,
     key: String,
     meta: &Meta,
     wanted: fn(&CachePath) -> bool,
 ) -> Option<Result<Listed, StoreError>> {
-    if key.starts_with(OWN_FOLDER) {
+    if key.starts_with(OWN_PREFIX) {
         return None;
     }
     let path = match key.parse::<CachePath>() {
         Ok(CachePath::CacheInfo) => return None,
-        // An object with another key is not found under this name.
+        // A name that parses but is not the key of the object is never read, so it is listed as
+        // foreign.
         Ok(path) if path.key() == key => path,
         _ => return Some(Ok(Listed::Foreign(key))),
     };
     let content = if wanted(&path) && meta.size <= narinfo::MAX_SIZE {
         // The semaphore is never closed.
-        let _permit = if meta.size > SMALL { large.acquire().await.ok() } else { None };
+        let _permit =
+            if meta.size > DOWNLOAD_WHOLE_LIMIT { large.acquire().await.ok() } else { None };
         match bucket.read(&key).await {
             Ok(Some(content)) if content.len() as u64 == meta.size => Some(content),
-            // It was replaced since it was listed, or something else answered.
+            // The object was replaced after it was listed, or a proxy sent the response.
             Ok(Some(content)) => match bucket.find_listed(&key).await {
                 Ok(Some(again)) if again.size == content.len() as u64 => {
                     let metadata = again.to_metadata(uses.last(&key));
@@ -93,7 +95,7 @@ async fn listed(
                 }
                 Err(error) => return Some(Ok(Listed::Unreadable(path, error))),
             },
-            // It has gone in the meantime, or only seems so.
+            // The object was removed after it was listed, or a proxy sent the response.
             Ok(None) => match bucket.find_listed(&key).await {
                 Ok(None) => return None,
                 Ok(Some(_)) => {

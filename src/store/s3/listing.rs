@@ -1,7 +1,7 @@
 //! Lists a bucket page by page (`ListObjectsV2` in Amazon's API reference).
 //!
 //! `object_store` ends a listing with an error at the first key that it does not accept as a path
-//! (`a//b`, `nar/.`). In a bucket that other programs write to, too, such a key would stop every
+//! (`a//b`, `nar/.`). In a bucket that other programs share, such a key would stop every
 //! collection. So the pages are parsed here, and any key is accepted.
 
 use futures_util::stream::{self, BoxStream};
@@ -9,16 +9,16 @@ use futures_util::{StreamExt, TryStreamExt};
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 
-use super::bucket::Bucket;
+use super::bucket::BucketClient;
 use super::meta::Meta;
-use crate::store::{RemoteTrouble, StoreError};
+use crate::store::{RemoteFailure, StoreError};
 
-/// The longest page that is read. A thousand keys of the longest kind have 2 MB.
-const PAGE_LIMIT: usize = 8 << 20;
+/// Maximum length of a page, in bytes. A page of a thousand keys of maximum length has 2 MB.
+const LIST_PAGE_LIMIT: usize = 8 << 20;
 
 /// The number of pages without keys that are accepted in a row. A server that reads a thousand keys for
 /// each page, and leaves out those of deleted objects, sends such pages after a large collection.
-const EMPTY_PAGES: u32 = 1000;
+const EMPTY_PAGES_LIMIT: u32 = 1000;
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -45,20 +45,22 @@ struct ListEntry {
 }
 
 /// The position of a listing.
-struct Position {
+struct ListPosition {
     token: Option<String>,
-    /// The last key so far. Keys come in order, so one that is not after it has come before.
+    /// The last key so far. Keys are sorted, so a key that is not greater is a repetition.
     last: String,
     /// The number of pages without keys since the last key.
     empty_pages: u32,
     ended: bool,
 }
 
-impl Bucket {
-    /// Everything whose key begins with `prefix`, by keys without the bucket's own prefix.
+impl BucketClient {
+    /// Lists the objects whose keys begin with `prefix`. The keys are without the prefix of the
+    /// bucket.
     pub(super) fn list(&self, prefix: &str) -> BoxStream<'_, Result<(String, Meta), StoreError>> {
         let whole = format!("{}{prefix}", self.prefix());
-        let position = Position { token: None, last: String::new(), empty_pages: 0, ended: false };
+        let position =
+            ListPosition { token: None, last: String::new(), empty_pages: 0, ended: false };
         let pages = stream::try_unfold(position, move |position| {
             let whole = whole.clone();
             async move {
@@ -71,7 +73,8 @@ impl Bucket {
         pages.map_ok(|entries| stream::iter(entries).map(Ok)).try_flatten().boxed()
     }
 
-    /// Whether there is an object with this key, as the listing has it.
+    /// Returns the metadata of an object as the server lists it, or `None` if the server does not
+    /// list it.
     pub(super) async fn find_listed(&self, key: &str) -> Result<Option<Meta>, StoreError> {
         let mut listed = self.list(key);
         while let Some((found, meta)) = listed.try_next().await? {
@@ -88,8 +91,8 @@ impl Bucket {
     async fn page(
         &self,
         prefix: &str,
-        mut position: Position,
-    ) -> Result<(Vec<(String, Meta)>, Position), StoreError> {
+        mut position: ListPosition,
+    ) -> Result<(Vec<(String, Meta)>, ListPosition), StoreError> {
         let mut parameters = vec![("list-type", "2"), ("encoding-type", "url")];
         if !prefix.is_empty() {
             parameters.push(("prefix", prefix));
@@ -97,7 +100,7 @@ impl Bucket {
         if let Some(token) = &position.token {
             parameters.push(("continuation-token", token));
         }
-        let text = self.ask("listing", &parameters, PAGE_LIMIT).await?;
+        let text = self.get_query("listing", &parameters, LIST_PAGE_LIMIT).await?;
         let page: ListPage = quick_xml::de::from_reader(text.as_slice())
             .map_err(|error| failed(format!("sent a list that does not parse: {error}")))?;
         let encoded = page.encoding_type.as_deref() == Some("url");
@@ -129,8 +132,10 @@ impl Bucket {
             if repeats_keys || position.token.as_ref() == Some(&next) {
                 return Err(failed("sends the same list repeatedly".to_owned()));
             }
-            if position.empty_pages > EMPTY_PAGES {
-                return Err(failed(format!("sent {EMPTY_PAGES} pages of a list without keys")));
+            if position.empty_pages > EMPTY_PAGES_LIMIT {
+                return Err(failed(format!(
+                    "sent {EMPTY_PAGES_LIMIT} pages of a list without keys"
+                )));
             }
             position.token = Some(next);
         }
@@ -148,7 +153,7 @@ fn failed(what: String) -> StoreError {
     StoreError::Remote {
         doing: "listing",
         key: "the bucket".to_owned(),
-        trouble: RemoteTrouble::Failed,
+        failure: RemoteFailure::Failed,
         source: format!("the server {what}").into(),
     }
 }
@@ -162,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_are_read_as_servers_write_them() {
+    fn pages_of_several_servers_are_parsed() {
         let text = r#"<?xml version="1.0" encoding="UTF-8"?>
             <ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>cache</Name>
             <Prefix>x/</Prefix><KeyCount>2</KeyCount><MaxKeys>1000</MaxKeys>
@@ -182,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn another_document_is_no_empty_list() {
+    fn another_document_is_not_an_empty_list() {
         assert!(parse("<html><body>hello</body></html>").is_err());
         assert!(parse("").is_err());
         let empty = "<ListBucketResult><Name>cache</Name></ListBucketResult>";

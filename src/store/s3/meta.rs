@@ -11,7 +11,7 @@ use crate::store::Metadata;
 pub(super) struct Meta {
     pub size: u64,
     pub modified: SystemTime,
-    /// As the server writes it.
+    /// The entity tag as the server sent it.
     pub etag: Option<String>,
 }
 

@@ -1,6 +1,7 @@
-//! A bucket of any S3-compatible object store: exactly the objects of Nix's own `s3://` cache, plus
-//! `.nix-stored/` for the daemon's own objects. Several daemons may share a bucket: names are
-//! hashes of contents, so two daemons that store the same object store the same bytes.
+//! The store in a bucket of any S3-compatible object store: exactly the objects of Nix's own
+//! `s3://` cache, plus `.nix-stored/` for the daemon's own objects. Several daemons may share a
+//! bucket: names are hashes of contents, so two daemons that store the same object store the same
+//! bytes.
 //!
 //! ```text
 //! nix-cache-info  <hash>.narinfo  nar/…  and so on, as in a directory
@@ -11,6 +12,15 @@
 //! .nix-stored/removing/<time>-<writer>  objects that are about to be removed
 //! .nix-stored/changing/<key>/<time>-<writer>  a process that changes an object
 //! ```
+//!
+//! `S3Store` has the operations. `client` creates the HTTP clients (`profile` reads `~/.aws`,
+//! `strict` rejects responses of other programs), `probe` tests what the server supports, and
+//! `open_error` is the error of both. `bucket` has the requests, retried after the pauses of
+//! `retry`; `listing` lists keys, `meta` is the metadata of an object, and `remote` reads a large
+//! one. `upload` sends the `part`s of an object, and `sweep` aborts unfinished uploads. `uses`
+//! records uses, `list` lists objects, and `removing` and `changing` coordinate removals and
+//! changes with other daemons, by objects with a `unique_name`. `private_files` has pins and the
+//! collection lock, which is the `lease`.
 
 mod bucket;
 mod changing;
@@ -48,14 +58,16 @@ use crate::config;
 use crate::logging::with_causes;
 use crate::nix::{CachePath, LenientNarInfo, narinfo};
 use crate::store::{
-    Availability, Content, KeyedLocks, Listed, Metadata, Object, RemoteTrouble, Removed,
+    Availability, Content, KeyedLocks, Listed, Metadata, Object, RemoteFailure, Removed,
     StoreError, Stored,
 };
-use bucket::{Bucket, DeleteError, Deleted, OWN_FOLDER, SMALL, contradiction, failed};
+use bucket::{
+    BucketClient, DOWNLOAD_WHOLE_LIMIT, DeleteError, Deleted, OWN_PREFIX, contradiction, failed,
+};
 use changing::ChangeLock;
 use meta::Meta;
 pub(super) use open_error::OpenBucketError;
-use part::Budget;
+use part::UploadBudget;
 pub(super) use private_files::S3PrivateFiles;
 pub(super) use probe::BucketCapabilities;
 use probe::ConditionalWrites;
@@ -74,11 +86,12 @@ const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(3600);
 /// A store in a bucket. [`Store`](super::Store) describes the operations.
 #[derive(Debug)]
 pub struct S3Store {
-    bucket: Arc<Bucket>,
+    bucket: Arc<BucketClient>,
     uses: Arc<S3Uses>,
-    budget: Budget,
+    budget: UploadBudget,
     locks: Arc<KeyedLocks>,
-    /// The objects that this process removed, with the time: their uses can be forgotten.
+    /// The objects that this process removed, with the time of the removal. Their uses can be
+    /// deleted.
     removed: Arc<Mutex<HashMap<String, u64>>>,
     /// The announced removals of this process.
     announcement: tokio::sync::Mutex<Option<Announcement>>,
@@ -116,7 +129,7 @@ impl S3Store {
 
     /// Creates the clients; sends nothing. Must be called within the runtime.
     fn connect(location: &config::Bucket) -> Result<Self, OpenBucketError> {
-        let bucket = Arc::new(Bucket::new(client::Clients::new(location)?, &location.prefix));
+        let bucket = Arc::new(BucketClient::new(client::Clients::new(location)?, &location.prefix));
         let announcements = Arc::new(Announcements::new(Arc::clone(&bucket)));
         Ok(Self {
             uses: Arc::new(S3Uses::start(Arc::clone(&bucket), Arc::clone(&announcements))),
@@ -125,7 +138,7 @@ impl S3Store {
             releases: TaskTracker::new(),
             conditional_writes: ConditionalWrites::default(),
             bucket,
-            budget: Budget::new(),
+            budget: UploadBudget::new(),
             locks: Arc::default(),
             removed: Arc::default(),
             location: location.clone(),
@@ -161,7 +174,7 @@ impl S3Store {
         }
     }
 
-    /// Announces the removal of `keys`, and reads the uses that were recorded before.
+    /// Announces the removal of `keys`, and then reads the recorded uses.
     async fn announce(
         &self,
         keys: impl IntoIterator<Item = String>,
@@ -203,17 +216,18 @@ impl S3Store {
             match self.bucket.delete_once(key, meta.etag.as_deref()).await {
                 Ok(Deleted::Done) => return Ok(self.record_removal(key)),
                 Ok(Deleted::IsAnother) => {}
-                Err(DeleteError { may_pass, may_come, error }) => {
-                    if may_come {
+                Err(DeleteError { is_temporary, may_take_effect, error }) => {
+                    if may_take_effect {
                         // A use waits until the deletion can no longer take effect.
                         *announced = None;
                     }
-                    if !may_pass || started.elapsed() >= RETRY_TIMEOUT {
+                    if !is_temporary || started.elapsed() >= RETRY_TIMEOUT {
                         return Err(error);
                     }
                 }
             }
-            // The request is not repeated unchanged: waiting uses come first.
+            // The announcement is withdrawn before a retry, so that waiting uses are recorded
+            // first.
             if let Some(announced) = announced.take() {
                 announced.withdraw(&self.bucket).await;
             }
@@ -228,7 +242,8 @@ impl S3Store {
         Removed::Gone
     }
 
-    /// Deletes an object unless another one replaced it, on servers that check the entity tag.
+    /// Deletes an object. On servers with conditional writes, does nothing if the object was
+    /// replaced.
     async fn delete_if_unchanged(&self, key: &str, meta: &Meta) -> Result<bool, StoreError> {
         match self.bucket.delete_once(key, meta.etag.as_deref()).await {
             Ok(deleted) => Ok(deleted == Deleted::Done),
@@ -238,7 +253,7 @@ impl S3Store {
 
     /// Returns the key in the quarantine: the object's own name, or the first free one like `….1`.
     async fn free_quarantine_key(&self, key: &str) -> Result<String, StoreError> {
-        let first = format!("{OWN_FOLDER}quarantine/{key}");
+        let first = format!("{OWN_PREFIX}quarantine/{key}");
         let (mut target, mut number) = (first.clone(), 0);
         while self.bucket.head(&target).await?.is_some() {
             number += 1;
@@ -248,7 +263,7 @@ impl S3Store {
     }
 }
 
-async fn maintain(bucket: Arc<Bucket>, uses: Arc<S3Uses>, age: Duration) {
+async fn maintain(bucket: Arc<BucketClient>, uses: Arc<S3Uses>, age: Duration) {
     let mut tick = tokio::time::interval(MAINTENANCE_INTERVAL);
     loop {
         tick.tick().await;
@@ -277,10 +292,10 @@ impl S3Store {
             return Ok(None);
         };
         let metadata = self.metadata(&key, &Meta::from(&found.meta));
-        // A narinfo is always read at once, as in a directory.
+        // A narinfo is always read into memory, as in a directory.
         let limit = match path {
             CachePath::NarInfo(_) => narinfo::MAX_SIZE,
-            _ => SMALL,
+            _ => DOWNLOAD_WHOLE_LIMIT,
         };
         let content = if found.meta.size <= limit {
             let meta = Meta::from(&found.meta);
@@ -310,9 +325,9 @@ impl S3Store {
     pub(super) async fn put(&self, path: &CachePath, bytes: Bytes) -> Result<Stored, StoreError> {
         let key = path.key();
         let _lock = self.locks.take(&key).await;
-        let older = self.bucket.seems_there(&key).await?;
+        let older = self.bucket.is_probably_present(&key).await?;
         if older {
-            // A collection may be about to remove it.
+            // A running collection must not remove the object.
             self.uses.mark(key.clone()).await?;
         }
         self.bucket.put(&key, bytes, path.content_type()).await?;
@@ -330,7 +345,8 @@ impl S3Store {
         if before.is_some() {
             self.uses.mark(key.clone()).await?;
         }
-        // Also with conditional writes, because some servers check and store in two steps.
+        // The lock is needed even with conditional writes, because some servers check and store in
+        // two steps.
         let lock = ChangeLock::take(&self.bucket, &self.releases, &key).await?;
         if self.conditional_writes.are_supported(&self.bucket).await? {
             let etag = before.map(|etag| String::from_utf8_lossy(etag).into_owned());
@@ -340,7 +356,7 @@ impl S3Store {
         let now = match before {
             // An object that is to be replaced and seems absent is checked again.
             Some(_) => self.bucket.head(&key).await?,
-            None => match self.bucket.seems_there(&key).await? {
+            None => match self.bucket.is_probably_present(&key).await? {
                 true => self.bucket.head(&key).await?,
                 false => None,
             },
@@ -388,7 +404,8 @@ impl S3Store {
     pub(super) async fn touch_now(&self, path: &CachePath) -> Result<bool, StoreError> {
         let key = path.key();
         self.uses.mark(key.clone()).await?;
-        // Not earlier: a collection reads the uses first.
+        // The check comes after the record, because a collection reads the uses before it removes
+        // objects.
         Ok(self.bucket.head(&key).await?.is_some())
     }
 
@@ -402,7 +419,7 @@ impl S3Store {
         let is_one_of_many =
             announced.as_ref().is_some_and(|announced| announced.keys.contains(&key));
         let removed = self.remove_announced(&key, unused_since, &mut announced).await;
-        // No use waits longer than necessary.
+        // Waiting uses can continue now.
         if (removed.is_err() || !is_one_of_many)
             && let Some(announced) = announced.take()
         {
@@ -420,7 +437,7 @@ impl S3Store {
         if let Some(announced) = self.announcement.lock().await.take() {
             announced.withdraw(&self.bucket).await;
         }
-        // Removals in a bucket are durable. The uses of removed objects can be forgotten.
+        // Removals in a bucket are durable already. The uses of removed objects can be deleted.
         let gone =
             std::mem::take(&mut *self.removed.lock().unwrap_or_else(PoisonError::into_inner));
         if gone.is_empty() { Ok(()) } else { self.uses.forget(&gone).await }
@@ -447,7 +464,7 @@ impl S3Store {
             Ok(()) => Availability::ReadOnly(StoreError::Remote {
                 doing: "writing to",
                 key: "the bucket".to_owned(),
-                trouble: RemoteTrouble::Denied,
+                failure: RemoteFailure::Denied,
                 source: match self.writable {
                     true => "a use could not be recorded".into(),
                     false => "the bucket was not writable at start".into(),

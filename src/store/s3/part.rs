@@ -1,4 +1,4 @@
-//! The parts of uploads: their memory, and their number at a time.
+//! The parts of uploads, and the limits of their memory and of their number in transit.
 
 use std::io;
 use std::sync::Arc;
@@ -7,45 +7,46 @@ use bytes::Bytes;
 use memmap2::MmapMut;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// The size of a part: the smallest that servers take, because each upload holds some of them.
-pub(super) const PART: u64 = 5 << 20;
+/// The size of a part in bytes: the minimum that servers accept, because each upload has several
+/// parts in memory.
+pub(super) const MIN_PART_SIZE: u64 = 5 << 20;
 
-/// How many parts of [`PART`] are in memory at most, for all uploads together: 320 MiB. One upload
-/// more waits.
-const IN_MEMORY: usize = 64;
+/// The maximum number of parts of [`MIN_PART_SIZE`] in memory, for all uploads together: 320 MiB.
+/// Other uploads wait.
+const PARTS_IN_MEMORY: usize = 64;
 
 /// The maximum number of parts that all uploads together send at a time: each has its share of the
 /// bandwidth, and a limited time.
-const ON_THE_LINE: usize = 16;
+const PARTS_IN_TRANSIT: usize = 16;
 
-/// The budget of all uploads together. A clone is the same budget.
+/// The budget of all uploads together. Clones share it.
 #[derive(Debug, Clone)]
-pub(super) struct Budget {
+pub(super) struct UploadBudget {
     memory: Arc<Semaphore>,
-    line: Arc<Semaphore>,
+    transit: Arc<Semaphore>,
 }
 
 /// A share of the budget, held until it is dropped.
 pub(super) type Permit = Option<OwnedSemaphorePermit>;
 
-impl Budget {
+impl UploadBudget {
     pub(super) fn new() -> Self {
         Self {
-            memory: Arc::new(Semaphore::new(IN_MEMORY)),
-            line: Arc::new(Semaphore::new(ON_THE_LINE)),
+            memory: Arc::new(Semaphore::new(PARTS_IN_MEMORY)),
+            transit: Arc::new(Semaphore::new(PARTS_IN_TRANSIT)),
         }
     }
 
-    /// Waits for the right to keep a part of this size in memory.
-    pub(super) async fn memory_for(&self, size: u64) -> Permit {
-        let permits = size.div_ceil(PART).min(IN_MEMORY as u64) as u32;
+    /// Waits for a permit to keep a part of this size in memory.
+    pub(super) async fn memory_permit(&self, size: u64) -> Permit {
+        let permits = size.div_ceil(MIN_PART_SIZE).min(PARTS_IN_MEMORY as u64) as u32;
         // The semaphore is never closed.
         Arc::clone(&self.memory).acquire_many_owned(permits).await.ok()
     }
 
-    /// Waits for the right to send a part.
-    pub(super) async fn line(&self) -> Permit {
-        Arc::clone(&self.line).acquire_owned().await.ok()
+    /// Waits for a permit to send a part.
+    pub(super) async fn transit_permit(&self) -> Permit {
+        Arc::clone(&self.transit).acquire_owned().await.ok()
     }
 }
 
@@ -59,11 +60,11 @@ pub(super) struct Part {
 impl Part {
     /// Maps memory for this many bytes. Only filled bytes take memory.
     pub(super) fn new(capacity: usize) -> io::Result<Self> {
-        // None at all cannot be had.
+        // An empty map is not possible.
         Ok(Self { memory: MmapMut::map_anon(capacity.max(1))?, length: 0 })
     }
 
-    /// Takes from the beginning of `bytes` what there is room for, and returns how many that were.
+    /// Appends the beginning of `bytes`, as much as fits, and returns the number of appended bytes.
     pub(super) fn fill(&mut self, bytes: &[u8]) -> usize {
         let room = &mut self.memory[self.length..];
         let count = room.len().min(bytes.len());

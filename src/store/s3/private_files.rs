@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 
-use super::bucket::{Bucket, OWN_FOLDER};
+use super::bucket::{BucketClient, OWN_PREFIX};
 use super::lease;
 use super::removing::Announcements;
 use crate::store::{CollectionLock, StoreError};
@@ -13,16 +13,16 @@ use crate::store::{CollectionLock, StoreError};
 /// The private files of a bucket.
 #[derive(Debug)]
 pub struct S3PrivateFiles {
-    bucket: Arc<Bucket>,
+    bucket: Arc<BucketClient>,
     announcements: Arc<Announcements>,
 }
 
 fn key_of(name: &str) -> String {
-    format!("{OWN_FOLDER}{name}")
+    format!("{OWN_PREFIX}{name}")
 }
 
 impl S3PrivateFiles {
-    pub(super) fn new(bucket: Arc<Bucket>, announcements: Arc<Announcements>) -> Self {
+    pub(super) fn new(bucket: Arc<BucketClient>, announcements: Arc<Announcements>) -> Self {
         Self { bucket, announcements }
     }
 

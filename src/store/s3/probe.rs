@@ -1,5 +1,5 @@
-//! Tests at start which operations the server supports and permits, so that a missing permission
-//! does not show first at an upload.
+//! Tests at start which operations the server supports and permits, so that a missing permission is
+//! reported before the first upload.
 
 use std::time::SystemTime;
 
@@ -7,15 +7,15 @@ use bytes::Bytes;
 use futures_util::TryStreamExt;
 use tokio::sync::OnceCell;
 
-use super::bucket::{Bucket, failed};
+use super::bucket::{BucketClient, failed};
 use super::open_error::OpenBucketError;
 use super::unique_name::unique_name;
 use crate::config;
 use crate::logging::with_causes;
-use crate::store::{RemoteTrouble, StoreError};
+use crate::store::{RemoteFailure, StoreError};
 
 /// The prefix of the objects that are written as a test.
-const FOLDER: &str = ".nix-stored/probe/";
+const PROBE_FOLDER: &str = ".nix-stored/probe/";
 
 /// The operations that the server supports and permits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,9 +34,9 @@ pub struct BucketCapabilities {
 pub(super) struct ConditionalWrites(OnceCell<bool>);
 
 impl ConditionalWrites {
-    pub(super) async fn are_supported(&self, bucket: &Bucket) -> Result<bool, StoreError> {
+    pub(super) async fn are_supported(&self, bucket: &BucketClient) -> Result<bool, StoreError> {
         let test = async || {
-            let key = format!("{FOLDER}{}", unique_name());
+            let key = format!("{PROBE_FOLDER}{}", unique_name());
             bucket.put(&key, Bytes::from_static(b"probe"), "text/plain").await?;
             let supported = test_conditional_writes(bucket, &key).await;
             bucket.delete(&key).await?;
@@ -48,7 +48,7 @@ impl ConditionalWrites {
 
 /// Tests every operation that the cache needs.
 pub(super) async fn probe(
-    bucket: &Bucket,
+    bucket: &BucketClient,
     location: &config::Bucket,
     conditional_writes: &ConditionalWrites,
 ) -> Result<BucketCapabilities, OpenBucketError> {
@@ -58,11 +58,11 @@ pub(super) async fn probe(
                    s3:GetObject";
     check_readable(bucket).await.map_err(|error| failed("cannot be read", reading, error))?;
     // The key is always the same: without the permission to delete, only one object remains.
-    let key = format!("{FOLDER}deleted-at-once");
+    let key = format!("{PROBE_FOLDER}deleted-at-once");
     let storing = "the key needs the permission s3:PutObject";
     match bucket.put(&key, Bytes::from_static(b"probe"), "text/plain").await {
         Ok(()) => {}
-        Err(StoreError::Remote { trouble: RemoteTrouble::Denied, .. }) => {
+        Err(StoreError::Remote { failure: RemoteFailure::Denied, .. }) => {
             return Ok(BucketCapabilities {
                 writable: false,
                 may_abort: false,
@@ -83,8 +83,8 @@ pub(super) async fn probe(
 }
 
 /// Deletes the objects that killed processes left.
-async fn delete_old_probes(bucket: &Bucket) {
-    let probes: Result<Vec<(String, _)>, _> = bucket.list(FOLDER).try_collect().await;
+async fn delete_old_probes(bucket: &BucketClient) {
+    let probes: Result<Vec<(String, _)>, _> = bucket.list(PROBE_FOLDER).try_collect().await;
     let is_old = |at: SystemTime| at.elapsed().is_ok_and(|age| age.as_secs() > 3600);
     for (key, _) in probes.into_iter().flatten().filter(|(_, meta)| is_old(meta.modified)) {
         // If this fails, the next start deletes it.
@@ -102,9 +102,9 @@ fn because(why: &str, needs: &str, error: &StoreError) -> String {
         format!("{why}: the server rejected the key")
     } else if is(&["NoSuchBucket"]) {
         format!("{why}: the bucket does not exist")
-    } else if let StoreError::Remote { trouble: RemoteTrouble::Denied, .. } = error {
+    } else if let StoreError::Remote { failure: RemoteFailure::Denied, .. } = error {
         format!("{why}; {needs}")
-    } else if let StoreError::Remote { trouble: RemoteTrouble::TimedOut, .. } = error {
+    } else if let StoreError::Remote { failure: RemoteFailure::TimedOut, .. } = error {
         format!("{why}: the server does not respond")
     } else {
         why.to_owned()
@@ -112,7 +112,7 @@ fn because(why: &str, needs: &str, error: &StoreError) -> String {
 }
 
 /// Tests conditional writes on the existing object `key`.
-async fn test_conditional_writes(bucket: &Bucket, key: &str) -> Result<bool, StoreError> {
+async fn test_conditional_writes(bucket: &BucketClient, key: &str) -> Result<bool, StoreError> {
     let text = || Bytes::from_static(b"probe");
     let other = Some("\"00000000000000000000000000000000\"".to_owned());
     if bucket.put_new(key, text()).await? {
@@ -121,25 +121,25 @@ async fn test_conditional_writes(bucket: &Bucket, key: &str) -> Result<bool, Sto
     match bucket.put_in_place_of(key, text(), "text/plain", other).await {
         Ok(stored) => Ok(!stored),
         // The server does not support the condition.
-        Err(StoreError::Remote { trouble: RemoteTrouble::Failed, .. }) => Ok(false),
+        Err(StoreError::Remote { failure: RemoteFailure::Failed, .. }) => Ok(false),
         Err(error) => Err(error),
     }
 }
 
 /// Whether a multipart upload may be aborted.
-async fn test_abort(bucket: &Bucket, key: &str) -> Result<bool, StoreError> {
+async fn test_abort(bucket: &BucketClient, key: &str) -> Result<bool, StoreError> {
     let mut started = bucket.start_multipart(key, "text/plain").await?;
     match started.abort().await.map_err(failed("aborting an upload to", key)) {
         Ok(()) => Ok(true),
-        Err(StoreError::Remote { trouble: RemoteTrouble::Denied, .. }) => Ok(false),
+        Err(StoreError::Remote { failure: RemoteFailure::Denied, .. }) => Ok(false),
         Err(error) => Err(error),
     }
 }
 
 /// Checks that the bucket exists and can be read.
-pub(super) async fn check_readable(bucket: &Bucket) -> Result<(), StoreError> {
+pub(super) async fn check_readable(bucket: &BucketClient) -> Result<(), StoreError> {
     bucket.list(".nix-stored/").try_next().await?;
-    // Without the permission to list, the server answers 403 for absent objects.
+    // Without the permission to list, the server responds with 403 for absent objects.
     bucket.read(".nix-stored/probe/absent").await?;
     Ok(())
 }

@@ -11,7 +11,7 @@ use std::{fs, io};
 pub(super) struct Profile(HashMap<String, String>);
 
 impl Profile {
-    /// Reads a profile; none if neither file has it.
+    /// Reads a profile. Returns `None` if neither file has it.
     pub(super) fn read(name: &str) -> io::Result<Option<Self>> {
         let mut profile = None;
         let files = [
@@ -26,8 +26,8 @@ impl Profile {
                 Ok(text) => collect(&text, kind, name, &mut profile),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {
-                    let told = format!("cannot read {}: {error}", path.display());
-                    return Err(io::Error::new(error.kind(), told));
+                    let message = format!("cannot read {}: {error}", path.display());
+                    return Err(io::Error::new(error.kind(), message));
                 }
             }
         }
@@ -50,7 +50,7 @@ fn path(given: Option<OsString>, file: &str) -> Option<PathBuf> {
     given.map(PathBuf::from).or_else(|| Some(std::env::home_dir()?.join(".aws").join(file)))
 }
 
-/// The two files name their sections differently.
+/// The file, because the two files name their sections differently.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum ProfileFile {
     Config,
@@ -61,7 +61,7 @@ enum ProfileFile {
 fn collect(text: &str, kind: ProfileFile, name: &str, profile: &mut Option<Profile>) {
     let mut within = false;
     for line in text.lines() {
-        // A setting of a setting; none of those is ours.
+        // Comments and nested settings, which are indented, are skipped.
         if line.starts_with([' ', '\t', '#', ';']) {
             continue;
         }
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_way_to_credentials_that_is_not_gone_is_named() {
+    fn an_unsupported_source_of_credentials_is_reported() {
         let files = [("[default]\nsso_session = work\n", ProfileFile::Config)];
         assert_eq!(collected(&files, "default").unwrap().unsupported(), Some("sso_session"));
     }

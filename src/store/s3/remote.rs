@@ -10,18 +10,18 @@ use futures_util::stream::{self, BoxStream};
 use object_store::GetResult;
 use tracing::debug;
 
-use super::bucket::Bucket;
+use super::bucket::BucketClient;
 use super::retry::pause;
 use crate::store::RangeRead;
 
 /// A large object: its bytes from a running response, or a range that must be requested.
 pub(super) struct RemoteObject {
-    bucket: Arc<Bucket>,
+    bucket: Arc<BucketClient>,
     key: String,
     size: u64,
-    /// As the server writes it; none where it gives none, and then nothing is resumed.
+    /// The entity tag as the server sent it. Without one, reads are not resumed.
     etag: Option<String>,
-    /// All bytes; only one ever takes them.
+    /// The stream of all bytes, for the only reader. The mutex makes the type `Sync`.
     whole: Mutex<BoxStream<'static, io::Result<Bytes>>>,
 }
 
@@ -43,33 +43,35 @@ impl RangeRead for RemoteObject {
 }
 
 impl RemoteObject {
-    /// `found` under `key`.
-    pub(super) fn new(bucket: Arc<Bucket>, key: String, found: GetResult) -> Self {
+    /// Creates the object from the response `found` for `key`.
+    pub(super) fn new(bucket: Arc<BucketClient>, key: String, found: GetResult) -> Self {
         let (size, etag) = (found.meta.size, found.meta.e_tag.clone());
         let bytes = found.into_stream().map(|chunk| chunk.map_err(io::Error::other));
         Self { bucket, key, size, etag, whole: Mutex::new(bytes.boxed()) }
     }
 }
 
-/// A part of an object on its way. Where it breaks off, the rest is asked for by its range.
+/// A read of a range that is resumed after an interruption.
 ///
-/// `object_store` counts the time for its own tries from the beginning of the GET, so that a download
-/// of a minute is never resumed. Here each break is followed by a GET of its own, with all the time that
-/// one has. What is counted is tries and not time, which would go on while the client reads nothing.
+/// `object_store` measures the time for its retries from the beginning of the GET, so it never
+/// resumes a download that has taken a minute. Here the rest is requested with a new GET, which has
+/// the full time. The number of attempts is limited, and not their time, which would also pass
+/// while the client reads nothing.
 struct ResumingRead {
-    bucket: Arc<Bucket>,
+    bucket: Arc<BucketClient>,
     key: String,
     etag: Option<String>,
     rest: Range<u64>,
     bytes: Option<BoxStream<'static, io::Result<Bytes>>>,
 }
 
-/// How often the rest is requested without receiving a byte. Each attempt has its own timeout in
+/// The maximum number of failed requests for the next chunk. Each attempt has its own timeout in
 /// `object_store`; the second one is for a client that did not read during the first.
-const TRIES: u32 = 2;
+const FAILED_REQUESTS_LIMIT: u32 = 2;
 
-/// How often the answer may break off before its first byte, in addition.
-const EMPTY_ANSWERS: u32 = 2;
+/// The maximum number of responses that are interrupted before the next chunk, not counting the
+/// first one.
+const INTERRUPTED_RESPONSES_LIMIT: u32 = 2;
 
 impl ResumingRead {
     async fn next(&mut self) -> io::Result<Option<Bytes>> {
@@ -83,7 +85,7 @@ impl ResumingRead {
                 let rest = bucket.read_range(&key, self.rest.clone(), self.etag.clone());
                 match rest.await {
                     Ok(bytes) => self.bytes = Some(bytes),
-                    Err(_) if refused + 1 < TRIES => {
+                    Err(_) if refused + 1 < FAILED_REQUESTS_LIMIT => {
                         refused += 1;
                         continue;
                     }
@@ -95,7 +97,7 @@ impl ResumingRead {
                 Err(error) => error,
             };
             self.bytes = None;
-            if self.etag.is_none() || empty >= EMPTY_ANSWERS {
+            if self.etag.is_none() || empty >= INTERRUPTED_RESPONSES_LIMIT {
                 return Err(error);
             }
             debug!(key = self.key, from = self.rest.start, %error, "resuming an interrupted read");

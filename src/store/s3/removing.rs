@@ -1,4 +1,4 @@
-//! Removes objects of a bucket while others use and store the same objects.
+//! Removes objects of a bucket while other daemons use and store the same objects.
 //!
 //! A server has no locks, and many ignore conditional writes. But a read sees every earlier write,
 //! and that is enough (this is Dekker's algorithm):
@@ -12,8 +12,9 @@
 //! Whichever of the two writes later sees the other. So no acknowledged object is deleted, neither
 //! a narinfo nor a NAR.
 //!
-//! A killed collection leaves its announcement. So no daemon waits for longer than [`EXPIRY`],
-//! and no deletion starts later than [`VALID`] after its announcement.
+//! A killed collection leaves its announcement. So no daemon waits for longer than
+//! [`ANNOUNCEMENT_EXPIRY`], and no deletion starts later than [`ANNOUNCEMENT_VALIDITY`] after its
+//! announcement.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,27 +24,31 @@ use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tracing::warn;
 
-use super::bucket::{Bucket, DELETE_TIMEOUT};
+use super::bucket::{BucketClient, DELETE_TIMEOUT};
 use super::changing;
 use super::meta::Meta;
 use super::unique_name::unique_name;
 use crate::logging::with_causes;
-use crate::store::{RemoteTrouble, StoreError};
+use crate::store::{RemoteFailure, StoreError};
 
 /// The prefix of the announcements.
-const FOLDER: &str = ".nix-stored/removing/";
+const ANNOUNCEMENTS_FOLDER: &str = ".nix-stored/removing/";
 
 /// The time within which an announced deletion may start.
-pub(super) const VALID: Duration = Duration::from_secs(15);
+pub(super) const ANNOUNCEMENT_VALIDITY: Duration = Duration::from_secs(15);
 
 /// An announcement that is older than this was left by a killed collection. Every process measures
 /// the time from when it first saw the announcement.
-const EXPIRY: Duration = Duration::from_secs(60);
+const ANNOUNCEMENT_EXPIRY: Duration = Duration::from_secs(60);
 
-// The last deletion of an expired announcement has ended, with as much time again for a slow network.
-const _: () = assert!(EXPIRY.as_secs() >= 2 * (VALID.as_secs() + DELETE_TIMEOUT.as_secs()));
+// The last deletion of an expired announcement must have ended, even on a network with twice the
+// expected delays.
+const _: () = assert!(
+    ANNOUNCEMENT_EXPIRY.as_secs()
+        >= 2 * (ANNOUNCEMENT_VALIDITY.as_secs() + DELETE_TIMEOUT.as_secs())
+);
 
-/// The age, by the server's clock and ours, after which an announcement is deleted.
+/// The age after which an announcement is deleted, by the server's clock and that of the daemon.
 const DELETE_AFTER: Duration = Duration::from_secs(3600);
 
 /// The interval at which a waiting use lists the announcements.
@@ -60,10 +65,10 @@ pub(super) struct Announcement {
 impl Announcement {
     /// Announces the removal of `keys`.
     pub(super) async fn new(
-        bucket: &Bucket,
+        bucket: &BucketClient,
         keys: impl IntoIterator<Item = String>,
     ) -> Result<Self, StoreError> {
-        let (name, started) = (format!("{FOLDER}{}", unique_name()), Instant::now());
+        let (name, started) = (format!("{ANNOUNCEMENTS_FOLDER}{}", unique_name()), Instant::now());
         let keys: HashSet<String> = keys.into_iter().collect();
         let mut text = String::new();
         for key in &keys {
@@ -76,13 +81,13 @@ impl Announcement {
 
     /// Whether a deletion may still start.
     pub(super) fn is_valid(&self) -> bool {
-        self.started.elapsed() < VALID
+        self.started.elapsed() < ANNOUNCEMENT_VALIDITY
     }
 
     /// Withdraws the announcement.
-    pub(super) async fn withdraw(self, bucket: &Bucket) {
+    pub(super) async fn withdraw(self, bucket: &BucketClient) {
         if let Err(error) = bucket.delete(&self.name).await {
-            let seconds = EXPIRY.as_secs();
+            let seconds = ANNOUNCEMENT_EXPIRY.as_secs();
             warn!(error = %with_causes(&error), "cannot withdraw announced removals; uses of them wait {seconds} s");
         }
     }
@@ -91,7 +96,7 @@ impl Announcement {
 /// The announced removals of all processes.
 #[derive(Debug)]
 pub(super) struct Announcements {
-    bucket: Arc<Bucket>,
+    bucket: Arc<BucketClient>,
     /// The announcements, with the time when they were first seen.
     seen: Mutex<HashMap<String, Instant>>,
 }
@@ -110,7 +115,7 @@ impl AnnouncedRemovals {
 }
 
 impl Announcements {
-    pub(super) fn new(bucket: Arc<Bucket>) -> Self {
+    pub(super) fn new(bucket: Arc<BucketClient>) -> Self {
         Self { bucket, seen: Mutex::default() }
     }
 
@@ -119,7 +124,7 @@ impl Announcements {
         let names = self.names().await?;
         let read = stream::iter(names).map(async |name| {
             let text = self.bucket.read(&name).await?;
-            // It was withdrawn in the meantime.
+            // An announcement without text was withdrawn meanwhile.
             Ok::<_, StoreError>(text.map(|text| (name, text)))
         });
         let read = read.buffer_unordered(4).try_filter_map(async |found| Ok(found));
@@ -128,14 +133,14 @@ impl Announcements {
 
     /// Returns the announcements of collections that may still be running.
     async fn names(&self) -> Result<Vec<String>, StoreError> {
-        let listed = self.bucket.list(FOLDER).map_ok(|(name, _)| name);
+        let listed = self.bucket.list(ANNOUNCEMENTS_FOLDER).map_ok(|(name, _)| name);
         let names: Vec<String> = listed.try_collect().await?;
         let now = Instant::now();
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.retain(|name, _| names.contains(name));
         let is_recent = |name: &String| {
             let first = *seen.entry(name.clone()).or_insert(now);
-            now.duration_since(first) < EXPIRY
+            now.duration_since(first) < ANNOUNCEMENT_EXPIRY
         };
         Ok(names.into_iter().filter(is_recent).collect())
     }
@@ -149,11 +154,11 @@ impl Announcements {
         let mut waited_for: HashSet<&str> = announced.of(key).collect();
         let started = Instant::now();
         while !waited_for.is_empty() {
-            if started.elapsed() > 2 * EXPIRY {
+            if started.elapsed() > 2 * ANNOUNCEMENT_EXPIRY {
                 return Err(StoreError::Remote {
                     doing: "waiting for a collection that may remove",
                     key: key.to_owned(),
-                    trouble: RemoteTrouble::TimedOut,
+                    failure: RemoteFailure::TimedOut,
                     source: "the collection did not withdraw its announcement".into(),
                 });
             }
@@ -166,7 +171,7 @@ impl Announcements {
 
     /// Deletes the announcements of killed collections.
     pub(super) async fn clear(&self) -> Result<(), StoreError> {
-        for folder in [FOLDER, changing::FOLDER] {
+        for folder in [ANNOUNCEMENTS_FOLDER, changing::LOCKS_FOLDER] {
             let entries: Vec<(String, Meta)> = self.bucket.list(folder).try_collect().await?;
             let old = |meta: &Meta| meta.modified.elapsed().is_ok_and(|age| age > DELETE_AFTER);
             for (name, _) in entries.iter().filter(|(_, meta)| old(meta)) {

@@ -17,28 +17,28 @@ use object_store::client::{
     HttpClient, HttpConnector, HttpError, HttpRequest, HttpResponse, HttpResponseBody, HttpService,
 };
 
-/// The longest error of a store that is read. Those of Amazon have some 300 bytes.
-const ERROR_LIMIT: usize = 64 * 1024;
+/// Maximum length of the error in a 404, in bytes. Those of Amazon have about 300.
+const ABSENCE_BODY_LIMIT: usize = 64 * 1024;
 
 /// The error codes of S3 for absence (Amazon's API reference, "List of error codes").
 /// [`super::bucket`] decides which of them means an absent object.
 const ABSENT: [&str; 4] = ["NoSuchKey", "NoSuchBucket", "NoSuchUpload", "NoSuchVersion"];
 
-/// Makes clients that check what they are answered.
+/// Creates HTTP clients that check responses.
 #[derive(Debug)]
 pub(super) struct StrictConnector(pub reqwest::Client);
 
 impl HttpConnector for StrictConnector {
     fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
-        Ok(HttpClient::new(Strict(self.0.clone())))
+        Ok(HttpClient::new(StrictService(self.0.clone())))
     }
 }
 
 #[derive(Debug)]
-struct Strict(reqwest::Client);
+struct StrictService(reqwest::Client);
 
 #[async_trait]
-impl HttpService for Strict {
+impl HttpService for StrictService {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
         let kind = RequestKind::of(&request);
         let answer = self.0.call(request).await?;
@@ -47,10 +47,10 @@ impl HttpService for Strict {
             return Ok(checked_absence(answer).await);
         }
         if status.is_success() && is_html(headers) {
-            return Ok(instead(answer, "an HTML page"));
+            return Ok(bad_gateway(answer, "an HTML page"));
         }
         if status.is_success() && kind == RequestKind::PutObject && !headers.contains_key(ETAG) {
-            return Ok(instead(answer, "a response to PUT without an ETag"));
+            return Ok(bad_gateway(answer, "a response to PUT without an ETag"));
         }
         Ok(answer)
     }
@@ -59,9 +59,9 @@ impl HttpService for Strict {
 /// The kind of a request, as far as the check of its response depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum RequestKind {
-    /// HEAD: its answer has no body that could name an error.
+    /// HEAD, whose response has no body with an error.
     Head,
-    /// `PutObject` or `UploadPart`, whose answers have an entity tag.
+    /// `PutObject` or `UploadPart`, whose responses have an entity tag.
     PutObject,
     Other,
 }
@@ -82,23 +82,23 @@ pub(super) fn is_html(headers: &HeaderMap) -> bool {
     content_type.is_some_and(|text| text.trim_start().to_ascii_lowercase().starts_with("text/html"))
 }
 
-/// Accepts a 404 only if its body names what is absent.
+/// Accepts a 404 only if its body has an error code of S3 for absence.
 async fn checked_absence(answer: HttpResponse) -> HttpResponse {
     let (parts, body) = answer.into_parts();
-    let body = Limited::new(body, ERROR_LIMIT).collect().await;
+    let body = Limited::new(body, ABSENCE_BODY_LIMIT).collect().await;
     let body = body.map(http_body_util::Collected::to_bytes).unwrap_or_default();
     let names_it = |code: &str| contains(&body, format!("<Code>{code}</Code>").as_bytes());
     let is_the_stores = ABSENT.iter().any(|code| names_it(code));
     let answer = HttpResponse::from_parts(parts, HttpResponseBody::from(body));
-    if is_the_stores { answer } else { instead(answer, "a 404 without an S3 error") }
+    if is_the_stores { answer } else { bad_gateway(answer, "a 404 without an S3 error") }
 }
 
 fn contains(text: &[u8], part: &[u8]) -> bool {
     text.windows(part.len()).any(|window| window == part)
 }
 
-/// Replaces a response that no object store sends by a failure.
-fn instead(answer: HttpResponse, what: &str) -> HttpResponse {
+/// Replaces a response that no object store sends by a 502.
+fn bad_gateway(answer: HttpResponse, what: &str) -> HttpResponse {
     let (mut parts, _) = answer.into_parts();
     let text =
         format!("something that is not an object store, maybe a proxy, responded with {what}");

@@ -8,22 +8,22 @@ use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 use serde::Deserialize;
 
-use super::bucket::{Bucket, NOT_IMPLEMENTED, OWN_FOLDER, failed};
+use super::bucket::{BucketClient, NOT_IMPLEMENTED, OWN_PREFIX, failed};
 use crate::nix::CachePath;
-use crate::store::{RemoteTrouble, StoreError};
+use crate::store::{RemoteFailure, StoreError};
 
 /// The operation in errors.
 const DOING: &str = "listing the unfinished uploads of";
 
-/// The longest list that is read of a server. One page has a thousand uploads.
-const PAGE_LIMIT: usize = 4 << 20;
+/// Maximum length of a page, in bytes. A page has a thousand uploads.
+const UPLOADS_PAGE_LIMIT: usize = 4 << 20;
 
-/// What a server answers (`ListMultipartUploads` in Amazon's API reference).
+/// A page of unfinished uploads (`ListMultipartUploads` in Amazon's API reference).
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct UploadsPage {
     #[serde(default)]
-    upload: Vec<Unfinished>,
+    upload: Vec<UnfinishedUpload>,
     #[serde(default)]
     is_truncated: bool,
     next_key_marker: Option<String>,
@@ -32,7 +32,7 @@ struct UploadsPage {
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Unfinished {
+struct UnfinishedUpload {
     key: String,
     upload_id: String,
     initiated: String,
@@ -40,7 +40,10 @@ struct Unfinished {
 
 /// Aborts uploads that were started longer than `age` ago, and returns their number, or `None` if
 /// the server cannot list them.
-pub(super) async fn sweep(bucket: &Bucket, age: Duration) -> Result<Option<usize>, StoreError> {
+pub(super) async fn sweep(
+    bucket: &BucketClient,
+    age: Duration,
+) -> Result<Option<usize>, StoreError> {
     let before = SystemTime::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
     let mut swept = 0;
     let (mut key_marker, mut upload_marker) = (String::new(), String::new());
@@ -52,7 +55,8 @@ pub(super) async fn sweep(bucket: &Bucket, age: Duration) -> Result<Option<usize
                 ("upload-id-marker", upload_marker.as_str()),
             ]);
         }
-        let Some(page) = page(bucket.ask(DOING, &parameters, PAGE_LIMIT).await)? else {
+        let Some(page) = page(bucket.get_query(DOING, &parameters, UPLOADS_PAGE_LIMIT).await)?
+        else {
             return Ok(None);
         };
         for upload in &page.upload {
@@ -71,18 +75,18 @@ pub(super) async fn sweep(bucket: &Bucket, age: Duration) -> Result<Option<usize
     }
 }
 
-/// Whether a daemon can have started this upload: other programs may use the same bucket.
+/// Whether a daemon may have started this upload. Other programs may use the same bucket.
 fn is_ours(prefix: &str, key: &str) -> bool {
     let Some(key) = key.strip_prefix(prefix) else {
         return false;
     };
     // An upload with another name than that of a cache object belongs to another program.
-    key.starts_with(OWN_FOLDER) || key.parse::<CachePath>().is_ok_and(|path| path.key() == key)
+    key.starts_with(OWN_PREFIX) || key.parse::<CachePath>().is_ok_and(|path| path.key() == key)
 }
 
 impl UploadsPage {
-    /// Where the next page begins, if there is one. A server that sends the same one again is not
-    /// followed for ever.
+    /// Returns the markers of the next page, or `None` after the last page, and if the server
+    /// repeats a page.
     fn after(self, key: &str, upload_id: &str) -> Option<(String, String)> {
         let next = (self.next_key_marker?, self.next_upload_id_marker.unwrap_or_default());
         let goes_on = (next.0.as_str(), next.1.as_str()) != (key, upload_id);
@@ -90,7 +94,7 @@ impl UploadsPage {
     }
 }
 
-async fn abort(s3: &AmazonS3, upload: &Unfinished) -> Result<(), StoreError> {
+async fn abort(s3: &AmazonS3, upload: &UnfinishedUpload) -> Result<(), StoreError> {
     let failed = failed("aborting the upload of", &upload.key);
     let Ok(path) = Path::parse(&upload.key) else {
         return Ok(());
@@ -98,7 +102,7 @@ async fn abort(s3: &AmazonS3, upload: &Unfinished) -> Result<(), StoreError> {
     s3.abort_multipart(&path, &upload.upload_id).await.map_err(failed)
 }
 
-/// The page; none where the server cannot list unfinished uploads.
+/// Parses a page. Returns `None` if the server cannot list unfinished uploads.
 fn page(answer: Result<Vec<u8>, StoreError>) -> Result<Option<UploadsPage>, StoreError> {
     let text = match answer {
         Ok(text) => text,
@@ -111,7 +115,7 @@ fn page(answer: Result<Vec<u8>, StoreError>) -> Result<Option<UploadsPage>, Stor
     page.map(Some).map_err(|error| StoreError::Remote {
         doing: DOING,
         key: "the bucket".to_owned(),
-        trouble: RemoteTrouble::Failed,
+        failure: RemoteFailure::Failed,
         source: error.into(),
     })
 }
@@ -121,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_are_read_as_servers_write_them() {
+    fn pages_of_several_servers_are_parsed() {
         let text = r#"<?xml version="1.0" encoding="UTF-8"?>
             <ListMultipartUploadsResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">
             <Bucket>cache</Bucket><KeyMarker/><UploadIdMarker/>
@@ -141,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn uploads_of_other_programs_are_left_alone() {
+    fn uploads_of_other_programs_are_not_aborted() {
         let nar = "nar/0g8ww6m6ahj3zw0gd94q2bxx6x8dyvcw2vzyxrysc6hx1zy7w0ny.nar.xz";
         assert!(is_ours("", nar) && is_ours("a/b/", &format!("a/b/{nar}")));
         assert!(is_ours("", ".nix-stored/quarantine/x"));
@@ -153,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_that_comes_again_is_the_last() {
+    fn a_repeated_page_is_the_last() {
         let page = |is_truncated| UploadsPage {
             upload: Vec::new(),
             is_truncated,

@@ -12,67 +12,69 @@ use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tracing::warn;
 
-use super::bucket::{Bucket, failed};
-use super::part::{Budget, PART, Part, Permit};
+use super::bucket::{BucketClient, failed};
+use super::part::{MIN_PART_SIZE, Part, Permit, UploadBudget};
 use super::uses::S3Uses;
 use crate::logging::with_causes;
 use crate::nix::CachePath;
 use crate::store::{KeyedLocks, StoreError, Stored, Upload};
 
-/// How many parts one object may have (Amazon's "multipart upload limits").
-const PARTS: u64 = 10_000;
+/// The maximum number of parts of an object (Amazon's "multipart upload limits").
+const MAX_PARTS: u64 = 10_000;
 
-/// The size of a part where the object's is not known: so it may have 160 GB.
-const UNKNOWN_PART: u64 = 16 << 20;
+/// The size of a part of an object of unknown size, in bytes. So the object may have 160 GB.
+const UNKNOWN_SIZE_PART_SIZE: u64 = 16 << 20;
 
-/// How much of a part is read at a time from the file that it was kept in.
+/// The number of bytes that are read at a time from the temporary file of a part.
 const SPILL_BUFFER: usize = 64 * 1024;
 
 /// The maximum number of parts of one upload that are sent at a time. With only one, the server
 /// would be idle between parts.
-const PARTS_ON_THEIR_WAY: usize = 3;
+const UPLOAD_PARTS_IN_TRANSIT: usize = 3;
 
 /// A streamed upload into the bucket.
 pub(crate) struct S3Upload {
-    bucket: Arc<Bucket>,
-    budget: Budget,
-    turns: Arc<KeyedLocks>,
+    bucket: Arc<BucketClient>,
+    budget: UploadBudget,
+    locks: Arc<KeyedLocks>,
     uses: Arc<S3Uses>,
     runtime: Handle,
     key: String,
     content_type: &'static str,
     part_size: u64,
-    /// The part that is being filled, and the right to be in memory.
+    /// The part that is being filled, and its permit to be in memory.
     part: Option<(Part, Permit)>,
-    /// In its place, where the object hardly arrives: a file, and how much of the part is in it.
+    /// The temporary file that holds the part of a slow upload instead, and the number of bytes in
+    /// it.
     spilled: Option<(File, u64)>,
-    /// Whether the object hardly arrives.
+    /// Whether the upload is slow, so that its part goes to a temporary file.
     is_slow: bool,
-    /// The upload in parts, if one was started.
+    /// The multipart upload, if it was started.
     parts: Option<Box<dyn MultipartUpload>>,
     /// The parts that are being sent.
     sending: JoinSet<object_store::Result<()>>,
-    /// Its size, if it is known.
+    /// The size of the object, if it is known.
     size: Option<u64>,
     written: u64,
 }
 
 impl S3Upload {
-    /// To be called where the runtime is known.
+    /// Creates an upload. Nothing is sent before the first part is full.
     pub(super) fn new(
-        bucket: Arc<Bucket>,
-        budget: Budget,
-        turns: Arc<KeyedLocks>,
+        bucket: Arc<BucketClient>,
+        budget: UploadBudget,
+        locks: Arc<KeyedLocks>,
         uses: Arc<S3Uses>,
         runtime: Handle,
         path: &CachePath,
         size: Option<u64>,
     ) -> Self {
-        let part_size = size.map_or(UNKNOWN_PART, |size| PART.max(size.div_ceil(PARTS)));
+        let part_size =
+            size.map_or(UNKNOWN_SIZE_PART_SIZE, |size| MIN_PART_SIZE.max(size.div_ceil(MAX_PARTS)));
         Self {
             bucket,
             budget,
-            turns,
+            locks,
             uses,
             runtime,
             key: path.key(),
@@ -88,12 +90,12 @@ impl S3Upload {
         }
     }
 
-    /// The part that is being filled; a new one waits for the right to be in memory.
+    /// Returns the part that is being filled, or waits for memory for a new one.
     fn part(&mut self) -> Result<&mut Part, StoreError> {
         let (part, _) = match self.part.take() {
             Some(part) => self.part.insert(part),
             None => {
-                let permit = self.runtime.block_on(self.budget.memory_for(self.part_size));
+                let permit = self.runtime.block_on(self.budget.memory_permit(self.part_size));
                 let capacity = match self.size.map(|size| size.saturating_sub(self.written)) {
                     Some(left) if left > 0 => left.min(self.part_size),
                     _ => self.part_size,
@@ -107,7 +109,8 @@ impl S3Upload {
         Ok(part)
     }
 
-    /// Appends to the part in a file as much as there is room for; how much that was.
+    /// Appends the beginning of `bytes` to the part in the temporary file, as much as fits, and
+    /// returns the number of appended bytes.
     fn spill(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let (file, length) = match &mut self.spilled {
             Some(spilled) => spilled,
@@ -127,12 +130,12 @@ impl S3Upload {
         self.is_slow = false;
     }
 
-    /// Moves the part back into memory.
+    /// Moves the part from the temporary file back into memory.
     fn unspill(&mut self) -> Result<(), StoreError> {
         let Some((file, mut length)) = self.spilled.take() else {
             return Ok(());
         };
-        // It counted as written when it came.
+        // These bytes are already counted, and are counted again below.
         self.written -= length;
         let mut buffer = vec![0; SPILL_BUFFER];
         let mut at = 0;
@@ -151,15 +154,16 @@ impl S3Upload {
         Ok(())
     }
 
-    /// Hands the part over, when there are not too many before it.
+    /// Starts to send the part, when fewer than [`UPLOAD_PARTS_IN_TRANSIT`] parts are being sent.
     fn send(&mut self) -> Result<(), StoreError> {
-        self.wait_until_sending(PARTS_ON_THEIR_WAY - 1)?;
+        self.wait_until_sending(UPLOAD_PARTS_IN_TRANSIT - 1)?;
         let Some((part, permit)) = self.part.take() else {
             return Ok(());
         };
         if self.parts.is_none() {
-            // A server that does not answer is known by this sooner than by what may take longer.
-            self.runtime.block_on(self.bucket.seems_there(&self.key))?;
+            // This request has a shorter timeout than the next one, so it finds out sooner that a
+            // server does not respond.
+            self.runtime.block_on(self.bucket.is_probably_present(&self.key))?;
             let started = self.bucket.start_multipart(&self.key, self.content_type);
             self.parts = Some(self.runtime.block_on(started)?);
         }
@@ -167,7 +171,7 @@ impl S3Upload {
         let sending = parts.put_part(Bytes::from(part).into());
         let budget = self.budget.clone();
         let sending = async move {
-            let (_memory, _line) = (permit, budget.line().await);
+            let (_memory, _transit) = (permit, budget.transit_permit().await);
             sending.await
         };
         self.sending.spawn_on(sending, &self.runtime);
@@ -195,7 +199,7 @@ impl S3Upload {
         }
         self.send()?;
         self.wait_until_sending(0)?;
-        let mut parts = self.parts.take().expect("it was looked at above");
+        let mut parts = self.parts.take().expect("it was checked above");
         let completed = self.runtime.block_on(parts.complete());
         if completed.is_err() {
             self.parts = Some(parts);
@@ -207,7 +211,7 @@ impl S3Upload {
 impl Upload for S3Upload {
     fn write(&mut self, mut bytes: &[u8]) -> Result<(), StoreError> {
         while !bytes.is_empty() {
-            // Only now is it known not to be the last one.
+            // More bytes follow, so the full part is not the last one, which `publish` sends.
             if self.spilled.as_ref().is_some_and(|(_, length)| *length == self.part_size) {
                 self.unspill()?;
             }
@@ -245,16 +249,16 @@ impl Upload for S3Upload {
     }
 
     fn staged(&self) -> Result<Option<File>, StoreError> {
-        // Its beginning may have been sent already.
+        // The beginning of the object may have been sent already.
         Ok(None)
     }
 
     fn commit(mut self: Box<Self>) -> Result<Stored, StoreError> {
-        let turns = Arc::clone(&self.turns);
-        let _turn = self.runtime.block_on(turns.take(&self.key));
-        let older = self.runtime.block_on(self.bucket.seems_there(&self.key))?;
+        let locks = Arc::clone(&self.locks);
+        let _lock = self.runtime.block_on(locks.take(&self.key));
+        let older = self.runtime.block_on(self.bucket.is_probably_present(&self.key))?;
         if older {
-            // A collection may be about to remove it.
+            // A running collection must not remove the object.
             self.runtime.block_on(self.uses.mark(self.key.clone()))?;
         }
         self.publish()?;
@@ -269,7 +273,7 @@ impl Drop for S3Upload {
         };
         let (mut sending, key) = (std::mem::take(&mut self.sending), std::mem::take(&mut self.key));
         self.runtime.spawn(async move {
-            // A part that comes after the end would stay.
+            // A part that arrives after the abort would be kept by the server.
             while sending.join_next().await.is_some() {}
             if let Err(error) = parts.abort().await {
                 warn!(error = %with_causes(&error), key, "cannot abort a multipart upload; its parts stay for now");

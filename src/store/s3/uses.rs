@@ -1,9 +1,11 @@
-//! Uses of objects. A bucket has no access times, so uses are recorded in the daemon's own objects,
-//! `.nix-stored/uses/<time>-<writer>`, many in each: each line has the second and the key.
+//! Records uses of objects. A bucket has no access times, so uses are recorded in batches, which
+//! are objects `.nix-stored/uses/<time>-<writer>`. Each line of a batch has the time in seconds and
+//! the key.
 //!
-//! Every daemon writes its own batches, and reads those of the others when it needs them. No batch
-//! is overwritten, and a merged batch is written before its parts are deleted, so no order of
-//! events and no crash loses a use. A separate task merges the batches, a bounded amount at a time.
+//! Each daemon writes its own batches, and reads those of the others when it needs them. A batch is
+//! never overwritten, and a merged batch is written before the batches that it replaces are
+//! deleted. So no crash and no order of events loses a use. A separate task merges batches, a
+//! limited amount at a time.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
@@ -16,17 +18,18 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::{mpsc, oneshot};
 use tracing::warn;
 
-use super::bucket::{Bucket, contradiction, failed};
+use super::bucket::{BucketClient, contradiction, failed};
 use super::removing::{AnnouncedRemovals, Announcements};
 use super::unique_name::unique_name;
 use crate::logging::with_causes;
-use crate::store::{RemoteTrouble, StoreError};
+use crate::store::{RemoteFailure, StoreError};
 
-/// Where the batches are.
-const FOLDER: &str = ".nix-stored/uses";
+/// The folder of the batches.
+const USES_FOLDER: &str = ".nix-stored/uses";
 
-/// How many uses may wait to be recorded. One more that need not be recorded now is left out.
-const QUEUE: usize = 16 * 1024;
+/// The number of uses that may wait to be recorded. If the queue is full, `note` drops the use and
+/// `mark` waits.
+const S3_QUEUE_LIMIT: usize = 16 * 1024;
 
 /// The maximum time for which a use that no request waits for is held back, to be recorded in one
 /// batch with others.
@@ -38,43 +41,44 @@ const MERGE_FROM: usize = 64;
 /// A batch below this size, in bytes, is small.
 const SMALL_BATCH: u64 = 1 << 20;
 
-/// How many bytes of batches are merged at a time, and how many a merged one has, about. Less than a part
-/// of an upload has, and a merged batch has as long to be sent: a line that is fast enough for uploads is
-/// fast enough for merging.
-const PART: u64 = 4 << 20;
+/// The approximate number of bytes that are merged at a time, and of a merged batch. It is less
+/// than a part of an upload, and has the same timeout, so a network that is fast enough for uploads
+/// is fast enough for merging.
+const MERGE_LIMIT: u64 = 4 << 20;
 
 /// The maximum number of batches that are merged at a time. Finished merges persist even if a later
 /// one fails; over a slow network each request takes long.
-const MERGED_AT_A_TIME: usize = 256;
+const MERGE_BATCH_LIMIT: usize = 256;
 
-/// How many bytes a use takes in a batch, about.
-const LINE: u64 = 80;
+/// The approximate number of bytes of a use in a batch.
+const BYTES_PER_USE: u64 = 80;
 
-/// How many parts are merged in a row at most.
-const ROUNDS: usize = 32;
+/// The maximum number of merges in a row.
+const MERGE_ROUNDS: usize = 32;
 
-/// How many batches are read at a time.
-const READERS: usize = 8;
+/// The number of batches that are read at a time.
+const CONCURRENT_BATCH_READS: usize = 8;
 
-/// How often batches are listed again that have gone while they were read.
-const LISTINGS: usize = 50;
+/// The maximum number of times that the batches are listed, because other daemons merge them
+/// meanwhile.
+const REFRESH_LISTINGS: usize = 50;
 
 /// The known uses, and the task that records new ones.
 #[derive(Debug)]
 pub(super) struct S3Uses {
     shared: Arc<UsesState>,
     queue: mpsc::Sender<S3Use>,
-    /// The objects whose use is being recorded, and by how many.
+    /// The objects whose use is being recorded, with the number of callers that wait for it.
     marking: Mutex<HashMap<String, usize>>,
 }
 
 /// A pending record of a use that a request waits for.
-struct Marking<'a> {
+struct PendingUse<'a> {
     all: &'a Mutex<HashMap<String, usize>>,
     key: &'a str,
 }
 
-impl<'a> Marking<'a> {
+impl<'a> PendingUse<'a> {
     fn new(all: &'a Mutex<HashMap<String, usize>>, key: &'a str) -> Self {
         let mut marking = all.lock().unwrap_or_else(PoisonError::into_inner);
         *marking.entry(key.to_owned()).or_default() += 1;
@@ -82,7 +86,7 @@ impl<'a> Marking<'a> {
     }
 }
 
-impl Drop for Marking<'_> {
+impl Drop for PendingUse<'_> {
     fn drop(&mut self) {
         let mut marking = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = marking.get_mut(self.key) {
@@ -97,25 +101,26 @@ impl Drop for Marking<'_> {
 /// The shared state of the tasks.
 #[derive(Debug)]
 struct UsesState {
-    bucket: Arc<Bucket>,
-    known: Mutex<Known>,
+    bucket: Arc<BucketClient>,
+    known: Mutex<KnownUses>,
     announcements: Arc<Announcements>,
     /// Held during a merge.
     merging: tokio::sync::Mutex<()>,
-    /// Whether recording was forbidden the last time.
+    /// Whether the server denied the last record.
     denied: AtomicBool,
 }
 
 #[derive(Debug, Default)]
-struct Known {
-    /// The second of each object's last use, by a hash of its key: there can be millions.
+struct KnownUses {
+    /// The time of the last use of each object, in seconds, by a hash of its key, because there can
+    /// be millions.
     last: HashMap<[u8; 16], u32>,
     hashers: [RandomState; 2],
-    /// Batches that were read.
+    /// The names of the batches that were read.
     batches: HashSet<String>,
 }
 
-impl Known {
+impl KnownUses {
     fn hash(&self, key: &str) -> [u8; 16] {
         let mut hash = [0; 16];
         for (half, hasher) in hash.chunks_exact_mut(8).zip(&self.hashers) {
@@ -143,7 +148,7 @@ impl Known {
 }
 
 struct S3Use {
-    /// None where what came before shall be recorded now, and that is all.
+    /// The key of the used object; `None` to record the previous uses now.
     key: Option<String>,
     /// The channel of a caller that waits for the record.
     done: Option<oneshot::Sender<Recorded>>,
@@ -152,16 +157,16 @@ struct S3Use {
 /// The result of recording uses.
 #[derive(Clone)]
 enum Recorded {
-    /// It is done; and this was about to be removed afterwards.
+    /// The uses were recorded. Has the removals that were announced by then.
     Done(Arc<AnnouncedRemovals>),
-    /// Nothing may be stored.
+    /// The server denied the record.
     Denied,
     Failed,
 }
 
 impl S3Uses {
-    pub(super) fn start(bucket: Arc<Bucket>, announcements: Arc<Announcements>) -> Self {
-        let (queue, uses) = mpsc::channel(QUEUE);
+    pub(super) fn start(bucket: Arc<BucketClient>, announcements: Arc<Announcements>) -> Self {
+        let (queue, uses) = mpsc::channel(S3_QUEUE_LIMIT);
         let shared = Arc::new(UsesState {
             bucket,
             known: Mutex::default(),
@@ -169,39 +174,39 @@ impl S3Uses {
             merging: tokio::sync::Mutex::default(),
             denied: AtomicBool::new(false),
         });
-        // It ends when the last sender is gone.
+        // The task ends when the last sender is dropped.
         tokio::spawn(record(Arc::clone(&shared), uses));
         Self { shared, queue, marking: Mutex::default() }
     }
 
-    /// When an object was used for the last time, as far as that can be relied on here: a use that is
-    /// being recorded may turn out to be too late.
+    /// Returns the last recorded use of an object, or `None` while a use is being recorded, which
+    /// may be too late to protect the object.
     pub(super) fn last(&self, key: &str) -> Option<SystemTime> {
         let marking = self.marking.lock().unwrap_or_else(PoisonError::into_inner);
         if marking.contains_key(key) { None } else { self.last_recorded(key) }
     }
 
-    /// When an object was used for the last time, as far as is known here.
+    /// Returns the last known use of an object.
     pub(super) fn last_recorded(&self, key: &str) -> Option<SystemTime> {
         let second = self.shared.known().last(key)?;
         Some(UNIX_EPOCH + Duration::from_secs(second))
     }
 
-    /// Whether the server did not let us record the last uses.
+    /// Whether the server denied the last record.
     pub(super) fn are_denied(&self) -> bool {
         self.shared.denied.load(Ordering::Relaxed)
     }
 
-    /// Records some time soon that an object is used now.
+    /// Records soon that an object was used now. Returns immediately.
     pub(super) fn note(&self, key: String) {
-        // The queue is full, and one lost use of so many does not matter.
+        // If the queue is full, the use is dropped: one lost use among thousands does not matter.
         let _ = self.queue.try_send(S3Use { key: Some(key), done: None });
     }
 
     /// Records the use of an object. When this returns, the use is recorded, and a collection that
     /// was about to remove the object has either done so, or will not do so.
     pub(super) async fn mark(&self, key: String) -> Result<(), StoreError> {
-        let _marking = Marking::new(&self.marking, &key);
+        let _marking = PendingUse::new(&self.marking, &key);
         let announced = self.record(Some(key.clone())).await?;
         self.shared.announcements.wait(&key, &announced).await
     }
@@ -213,10 +218,10 @@ impl S3Uses {
 
     async fn record(&self, key: Option<String>) -> Result<Arc<AnnouncedRemovals>, StoreError> {
         let named = key.clone().unwrap_or_else(|| "objects".to_owned());
-        let trouble = |trouble| StoreError::Remote {
+        let failure = |failure| StoreError::Remote {
             doing: "recording the use of",
             key: named,
-            trouble,
+            failure,
             source: "see the previous warning".into(),
         };
         let (done, answer) = oneshot::channel();
@@ -227,36 +232,36 @@ impl S3Uses {
         };
         match recorded {
             Recorded::Done(announced) => Ok(announced),
-            Recorded::Denied => Err(trouble(RemoteTrouble::Denied)),
-            Recorded::Failed => Err(trouble(RemoteTrouble::Failed)),
+            Recorded::Denied => Err(failure(RemoteFailure::Denied)),
+            Recorded::Failed => Err(failure(RemoteFailure::Failed)),
         }
     }
 
-    /// Learns what the others have recorded.
+    /// Reads the batches of other daemons.
     pub(super) async fn refresh(&self) -> Result<(), StoreError> {
         self.shared.refresh().await
     }
 
-    /// Keeps the batches few, and small together.
+    /// Merges batches if there are many, or many outdated uses in them.
     pub(super) async fn merge_if_many(&self) {
         self.shared.merge_if_many().await;
     }
 
-    /// Forgets when objects were used that were removed, at the seconds in `gone`.
+    /// Deletes the uses of removed objects, up to the times of their removal in `gone`.
     pub(super) async fn forget(&self, gone: &HashMap<String, u64>) -> Result<(), StoreError> {
         self.shared.forget(gone).await
     }
 }
 
 impl UsesState {
-    fn known(&self) -> MutexGuard<'_, Known> {
+    fn known(&self) -> MutexGuard<'_, KnownUses> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn refresh(&self) -> Result<(), StoreError> {
-        // A list that is made while batches are merged can miss the old ones and the new one. Not every
-        // server lists what there is at one moment, nor in order; so it is listed once more.
-        for pass in 1..=LISTINGS {
+        // A list that is made during a merge can miss both the old batches and the new one, because
+        // not every server lists a snapshot. So the batches are listed at least twice.
+        for pass in 1..=REFRESH_LISTINGS {
             let there = batches(&self.bucket).await?;
             let unknown: Vec<_> = {
                 let mut known = self.known();
@@ -270,10 +275,10 @@ impl UsesState {
                     let used = |key: &str, second| self.known().used(key, second);
                     Ok::<_, StoreError>((each_use(&self.bucket, &name, used).await?, name))
                 })
-                .buffer_unordered(READERS);
+                .buffer_unordered(CONCURRENT_BATCH_READS);
             let mut all = true;
             while let Some((found, name)) = read.try_next().await? {
-                // It was merged into another one, which is not in this list.
+                // A missing batch was merged into another one, which may not be in this list.
                 all &= found;
                 if found {
                     self.known().batches.insert(name);
@@ -285,14 +290,14 @@ impl UsesState {
         }
         Err(StoreError::Remote {
             doing: "reading",
-            key: FOLDER.to_owned(),
-            trouble: RemoteTrouble::Failed,
+            key: USES_FOLDER.to_owned(),
+            failure: RemoteFailure::Failed,
             source: "the recorded uses keep changing".into(),
         })
     }
 
     async fn merge_if_many(&self) {
-        // Another task is merging for all.
+        // Another task is merging already.
         let Ok(_merging) = self.merging.try_lock() else {
             return;
         };
@@ -302,7 +307,7 @@ impl UsesState {
     }
 
     async fn merge_part_by_part(&self) -> Result<(), StoreError> {
-        for _ in 0..ROUNDS {
+        for _ in 0..MERGE_ROUNDS {
             let part = worth_merging(batches(&self.bucket).await?, self.known().last.len());
             if part.is_empty() {
                 return Ok(());
@@ -333,11 +338,12 @@ impl UsesState {
     /// harmless: each deletes only the batches that it has merged.
     async fn rewrite(
         &self,
-        batches: &[Batch],
+        batches: &[UsesBatch],
         gone: &HashMap<String, u64>,
     ) -> Result<(), StoreError> {
         let merged = Mutex::new(HashMap::<String, u64>::new());
-        // Nothing else is awaited until all are read: an answer that is not read meanwhile times out.
+        // Nothing else is awaited until all batches are read, because a response that is not read
+        // meanwhile times out.
         let names: Vec<String> = batches.iter().map(|batch| batch.name.clone()).collect();
         let read = stream::iter(names).map(async |name| {
             let add = |key: &str, second: u64| {
@@ -358,19 +364,20 @@ impl UsesState {
             let found = each_use(&self.bucket, &name, add).await?;
             Ok::<_, StoreError>(found.then_some(name))
         });
-        let rewritten: Vec<Option<String>> = read.buffer_unordered(READERS).try_collect().await?;
+        let rewritten: Vec<Option<String>> =
+            read.buffer_unordered(CONCURRENT_BATCH_READS).try_collect().await?;
         self.write_merged(merged.into_inner().unwrap_or_else(PoisonError::into_inner)).await?;
         let rewritten = rewritten.into_iter().flatten();
         let deleted = stream::iter(rewritten).map(async |name| self.bucket.delete(&name).await);
-        deleted.buffer_unordered(READERS).try_collect().await
+        deleted.buffer_unordered(CONCURRENT_BATCH_READS).try_collect().await
     }
 
-    /// Writes uses in batches of about [`PART`].
+    /// Writes uses in batches of about [`MERGE_LIMIT`].
     async fn write_merged(&self, merged: HashMap<String, u64>) -> Result<(), StoreError> {
         let mut left = merged.into_iter();
         loop {
             let (mut bytes, mut part) = (0, Vec::new());
-            while bytes < PART
+            while bytes < MERGE_LIMIT
                 && let Some((key, second)) = left.next()
             {
                 bytes += key.len() as u64 + 12;
@@ -382,7 +389,7 @@ impl UsesState {
             let uses = part.iter().map(|(key, second)| (key.as_str(), *second));
             let name = write(&self.bucket, uses).await?;
             let mut known = self.known();
-            // Some of it can have been recorded since all was read.
+            // Later uses may have been recorded since the batches were read.
             part.iter().for_each(|(key, second)| known.used(key, *second));
             known.batches.insert(name);
         }
@@ -391,19 +398,19 @@ impl UsesState {
 
 /// A stored batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Batch {
+struct UsesBatch {
     name: String,
     size: u64,
 }
 
-/// All batches, the oldest first.
-async fn batches(bucket: &Bucket) -> Result<Vec<Batch>, StoreError> {
-    let below = format!("{FOLDER}/");
+/// Lists all batches, the oldest first.
+async fn batches(bucket: &BucketClient) -> Result<Vec<UsesBatch>, StoreError> {
+    let below = format!("{USES_FOLDER}/");
     let is_ours = |name: &str| object_store::path::Path::parse(name).is_ok();
     let found = bucket.list(&below);
-    let mut found: Vec<Batch> = found
+    let mut found: Vec<UsesBatch> = found
         .try_filter_map(async |(name, meta)| {
-            Ok(is_ours(&name).then_some(Batch { name, size: meta.size }))
+            Ok(is_ours(&name).then_some(UsesBatch { name, size: meta.size }))
         })
         .try_collect()
         .await?;
@@ -411,35 +418,40 @@ async fn batches(bucket: &Bucket) -> Result<Vec<Batch>, StoreError> {
     Ok(found)
 }
 
-/// Takes the first ones, about [`PART`] together, and no more than [`MERGED_AT_A_TIME`].
-fn first_part(batches: &mut Vec<Batch>) -> Vec<Batch> {
+/// Removes the first batches from `batches` and returns them: about [`MERGE_LIMIT`] bytes, and at
+/// most [`MERGE_BATCH_LIMIT`] batches.
+fn first_part(batches: &mut Vec<UsesBatch>) -> Vec<UsesBatch> {
     let mut size = 0;
-    let fits = |batch: &&Batch| {
+    let fits = |batch: &&UsesBatch| {
         size += batch.size;
-        size <= PART
+        size <= MERGE_LIMIT
     };
-    let count = batches.iter().take(MERGED_AT_A_TIME).take_while(fits).count();
+    let count = batches.iter().take(MERGE_BATCH_LIMIT).take_while(fits).count();
     let count = count.max(1).min(batches.len());
     batches.drain(..count).collect()
 }
 
 /// Returns the batches that are worth merging now, given the number of used objects; usually none.
-fn worth_merging(mut all: Vec<Batch>, objects: usize) -> Vec<Batch> {
+fn worth_merging(mut all: Vec<UsesBatch>, objects: usize) -> Vec<UsesBatch> {
     let total: u64 = all.iter().map(|batch| batch.size).sum();
-    let mut small: Vec<Batch> =
+    let mut small: Vec<UsesBatch> =
         all.iter().filter(|batch| batch.size < SMALL_BATCH).cloned().collect();
     if small.len() >= MERGE_FROM {
         return first_part(&mut small);
     }
-    // Most of it is recorded later once more.
-    if total > 4 * PART + 3 * LINE * objects as u64 { first_part(&mut all) } else { Vec::new() }
+    // Above this size, most uses are outdated by later ones.
+    if total > 4 * MERGE_LIMIT + 3 * BYTES_PER_USE * objects as u64 {
+        first_part(&mut all)
+    } else {
+        Vec::new()
+    }
 }
 
-/// Calls `hear` for every use in a batch. Returns false if the batch is absent.
+/// Calls `on_use` for every use in a batch. Returns false if the batch is absent.
 async fn each_use(
-    bucket: &Bucket,
+    bucket: &BucketClient,
     name: &str,
-    mut hear: impl FnMut(&str, u64),
+    mut on_use: impl FnMut(&str, u64),
 ) -> Result<bool, StoreError> {
     let Some(found) = bucket.get(name).await? else {
         return Ok(false);
@@ -450,13 +462,13 @@ async fn each_use(
         missing = missing.saturating_sub(chunk.len() as u64);
         rest.extend_from_slice(&chunk);
         let whole = rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-        lines(&rest[..whole]).for_each(|(key, second)| hear(key, second));
+        lines(&rest[..whole]).for_each(|(key, second)| on_use(key, second));
         rest.drain(..whole);
     }
     if missing > 0 {
         return Err(contradiction(name, "the response has another length"));
     }
-    lines(&rest).for_each(|(key, second)| hear(key, second));
+    lines(&rest).for_each(|(key, second)| on_use(key, second));
     Ok(true)
 }
 
@@ -464,7 +476,7 @@ async fn each_use(
 /// process.
 fn lines(text: &[u8]) -> impl Iterator<Item = (&str, u64)> {
     static REPORTED: Once = Once::new();
-    // A clock that was wrong once must not keep an object for ever.
+    // A time in the future, from a wrong clock, must not protect an object for ever.
     let now = now();
     let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     lines.filter_map(move |line| {
@@ -482,20 +494,20 @@ fn lines(text: &[u8]) -> impl Iterator<Item = (&str, u64)> {
 fn parse_line(line: &[u8]) -> Option<(&str, u64)> {
     let (second, key) = std::str::from_utf8(line).ok()?.split_once(' ')?;
     let second = second.parse().ok()?;
-    // Every time that a clock of ours can show.
+    // Later times are not valid.
     (!key.is_empty() && second < 1 << 40).then_some((key, second))
 }
 
 /// Writes a batch, and returns its name.
 async fn write<'a>(
-    bucket: &Bucket,
+    bucket: &BucketClient,
     uses: impl Iterator<Item = (&'a str, u64)>,
 ) -> Result<String, StoreError> {
     let mut text = String::new();
     for (key, second) in uses {
         writeln!(text, "{second} {key}").expect("a string takes everything");
     }
-    let name = format!("{FOLDER}/{}", unique_name());
+    let name = format!("{USES_FOLDER}/{}", unique_name());
     let content_type = "text/plain; charset=utf-8";
     if (text.len() as u64) < SMALL_BATCH {
         bucket.put(&name, text.into(), content_type).await?;
@@ -505,12 +517,12 @@ async fn write<'a>(
     Ok(name)
 }
 
-/// The present second.
+/// Returns the current time in seconds since the epoch.
 pub(super) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-/// Writes what comes, as many at a time as came while it was busy.
+/// Writes the queued uses, all that arrived during the previous write in one batch.
 async fn record(shared: Arc<UsesState>, mut uses: mpsc::Receiver<S3Use>) {
     let mut written = 0;
     while let Some(first) = uses.recv().await {
@@ -518,8 +530,8 @@ async fn record(shared: Arc<UsesState>, mut uses: mpsc::Receiver<S3Use>) {
         gather(&mut batch, &mut uses).await;
         let second = now();
         let keys: HashSet<&str> = batch.iter().filter_map(|used| used.key.as_deref()).collect();
-        let somebody_waits = batch.iter().any(|used| used.key.is_some() && used.done.is_some());
-        let recorded = record_now(&shared, &keys, second, somebody_waits).await;
+        let is_awaited = batch.iter().any(|used| used.key.is_some() && used.done.is_some());
+        let recorded = record_now(&shared, &keys, second, is_awaited).await;
         if matches!(recorded, Recorded::Done(_)) && !keys.is_empty() {
             written += 1;
         }
@@ -529,7 +541,7 @@ async fn record(shared: Arc<UsesState>, mut uses: mpsc::Receiver<S3Use>) {
         }
         if written >= MERGE_FROM {
             written = 0;
-            // No caller waits for that.
+            // Merging must not delay the next record.
             let shared = Arc::clone(&shared);
             tokio::spawn(async move { shared.merge_if_many().await });
         }
@@ -540,7 +552,7 @@ async fn record_now(
     shared: &UsesState,
     keys: &HashSet<&str>,
     second: u64,
-    somebody_waits: bool,
+    is_awaited: bool,
 ) -> Recorded {
     if keys.is_empty() {
         return Recorded::Done(Arc::default());
@@ -556,7 +568,7 @@ async fn record_now(
             keys.iter().for_each(|key| known.used(key, second));
             known.batches.insert(name);
         }
-        Err(StoreError::Remote { trouble: RemoteTrouble::Denied, .. }) => {
+        Err(StoreError::Remote { failure: RemoteFailure::Denied, .. }) => {
             if !shared.denied.swap(true, Ordering::Relaxed) {
                 warn!(
                     "uses cannot be recorded, because the key may not write to the bucket; \
@@ -567,10 +579,11 @@ async fn record_now(
         }
         Err(error) => return failed(&error, "were not recorded"),
     }
-    if !somebody_waits {
+    if !is_awaited {
         return Recorded::Done(Arc::default());
     }
-    // Not earlier: a collection announces removals before it reads the uses.
+    // This comes after the record, because a collection announces removals before it reads the
+    // uses.
     match shared.announcements.read().await {
         Ok(announced) => Recorded::Done(Arc::new(announced)),
         Err(error) => failed(&error, "were recorded too late to protect their objects"),
@@ -580,7 +593,7 @@ async fn record_now(
 /// Takes the queued uses; if no caller waits for any of them, more are collected for a while.
 async fn gather(batch: &mut Vec<S3Use>, uses: &mut mpsc::Receiver<S3Use>) {
     let until = tokio::time::Instant::now() + BATCH_DELAY;
-    while batch.iter().all(|used| used.done.is_none()) && batch.len() < QUEUE {
+    while batch.iter().all(|used| used.done.is_none()) && batch.len() < S3_QUEUE_LIMIT {
         match tokio::time::timeout_at(until, uses.recv()).await {
             Ok(Some(used)) => batch.push(used),
             Ok(None) | Err(_) => return,
@@ -596,7 +609,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_use_is_ignored_and_the_future_is_now() {
+    fn invalid_lines_are_ignored_and_future_times_are_the_present() {
         let text: &[u8] =
             b"18446744073709551615 a\n1099511627776 b\n12 c\n\xff d\nx e\n-1 f\n7 \n8\n\
               99999999999 g\n";
@@ -607,30 +620,30 @@ mod tests {
         assert!((before..=now()).contains(&found["g"]));
     }
 
-    fn batch(name: u32, size: u64) -> Batch {
-        Batch { name: format!("{name:04}"), size }
+    fn batch(name: u32, size: u64) -> UsesBatch {
+        UsesBatch { name: format!("{name:04}"), size }
     }
 
     #[test]
     fn batches_are_merged_in_bounded_parts() {
-        let many: Vec<Batch> = (0..100).map(|name| batch(name, 100_000)).collect();
+        let many: Vec<UsesBatch> = (0..100).map(|name| batch(name, 100_000)).collect();
         assert_eq!(worth_merging(many[..63].to_vec(), 1000), []);
         let part = worth_merging(many.clone(), 1000);
         assert_eq!(part, many[..41]);
-        let tiny: Vec<Batch> = (0..1000).map(|name| batch(name, 100)).collect();
+        let tiny: Vec<UsesBatch> = (0..1000).map(|name| batch(name, 100)).collect();
         assert_eq!(worth_merging(tiny.clone(), 1000), tiny[..256]);
         // Batches of maximum size are not merged, whatever their total size.
-        let large: Vec<Batch> = (0..60).map(|name| batch(name, 4 << 20)).collect();
+        let large: Vec<UsesBatch> = (0..60).map(|name| batch(name, 4 << 20)).collect();
         assert_eq!(worth_merging(large.clone(), 3_000_000), []);
-        // But not if most of it has been recorded anew.
+        // With few used objects, most of the recorded uses are outdated.
         assert_eq!(worth_merging(large.clone(), 10_000), large[..1]);
         let huge = vec![batch(1, 500 << 20)];
         assert_eq!(worth_merging(huge.clone(), 10_000), huge);
     }
 
     #[test]
-    fn what_is_known_of_an_object_takes_few_bytes() {
-        let mut known = Known::default();
+    fn a_known_use_takes_few_bytes() {
+        let mut known = KnownUses::default();
         known.used("a", 7);
         known.used("a", 5);
         assert_eq!((known.last("a"), known.last("b")), (Some(7), None));
