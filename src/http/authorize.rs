@@ -1,11 +1,11 @@
-//! Who may do what, as a tower layer.
+//! Access control, as a tower layer.
 //!
-//! The access a request needs is a function of its method alone. Nothing is read of a body before
-//! this has decided, so a refused upload is refused instead of its `100 Continue`.
+//! The access that a request needs depends only on its method. The decision is made before the body
+//! is read, so a client with `Expect: 100-continue` is refused before it sends the body.
 //!
-//! Where no user is configured, clients on this machine may upload. The socket says that the other
-//! end of the connection is here; a reverse proxy and a web page in a browser are here, too, and
-//! their clients and authors are not. Both say so in headers.
+//! If no users are configured, clients on this machine may upload. The address of the peer is not
+//! enough for that: a reverse proxy on this machine forwards requests of remote clients, and a
+//! browser sends requests of web pages. Both are recognized by the headers that they send.
 
 use std::future::{Ready, ready};
 use std::pin::Pin;
@@ -28,8 +28,7 @@ use super::error::HttpError;
 use super::route::{Route, is_read};
 use crate::config::{Access, Credentials, Requirement};
 
-/// What is asked of clients, which can be changed while requests are served. A clone is the same
-/// gate.
+/// The access rules. They can be replaced while requests are served; clones share them.
 #[derive(Debug, Clone)]
 pub struct AccessPolicy(Arc<ArcSwap<Access>>);
 
@@ -40,25 +39,25 @@ impl From<Access> for AccessPolicy {
 }
 
 impl AccessPolicy {
-    /// Asks this of every request from now on. Those that were let in go on.
+    /// Replaces the rules for new requests. Requests in progress continue.
     pub fn replace(&self, access: Access) {
         self.0.store(Arc::new(access));
     }
 
-    /// What is asked of clients now.
+    /// Returns the current rules.
     pub fn access(&self) -> Arc<Access> {
         self.0.load_full()
     }
 }
 
-/// Wraps a service so that only who may reaches it.
+/// Wraps a service so that only authorized requests reach it.
 #[derive(Debug, Clone)]
 pub(super) struct AuthorizeLayer {
     policy: AccessPolicy,
 }
 
 impl AuthorizeLayer {
-    /// A layer that lets through what `gate` allows.
+    /// Creates a layer that enforces `policy`.
     pub(super) fn new(policy: AccessPolicy) -> Self {
         Self { policy }
     }
@@ -72,7 +71,7 @@ impl<S> Layer<S> for AuthorizeLayer {
     }
 }
 
-/// Answers 401 or 403 where a client may not, and asks the inner service otherwise.
+/// Responds with 401 or 403 to unauthorized requests, and passes the others to the inner service.
 #[derive(Debug, Clone)]
 pub(super) struct Authorize<S> {
     inner: S,
@@ -94,7 +93,7 @@ where
     fn call(&mut self, call: Call) -> Self::Future {
         let user = match decide(&self.policy.0.load(), &call.request) {
             Ok(user) => user,
-            // It needs no credentials.
+            // The health check needs no credentials.
             Err(_) if matches!(call.route, Route::Health) => None,
             Err(error) => return Either::Right(ready(Ok(Answer::failed(error, call.kind)))),
         };
@@ -103,7 +102,7 @@ where
 }
 
 pin_project! {
-    /// The future of a request that was allowed.
+    /// The response to an authorized request.
     pub struct AuthorizedFuture<F> {
         #[pin]
         inner: F,
@@ -121,14 +120,14 @@ impl<F: Future<Output = Result<Answer, E>>, E> Future for AuthorizedFuture<F> {
     }
 }
 
-/// The user, if credentials were needed.
+/// Returns the user, or `None` if the request needs no credentials.
 fn decide(access: &Access, request: &Parts) -> Result<Option<User>, HttpError> {
     let reads = is_read(&request.method);
     let requirement = if reads { &access.read } else { &access.write };
     let allowed = match requirement {
         Requirement::Anyone => return Ok(None),
         Requirement::Local => {
-            return match header_of_another_machine(&request.headers) {
+            return match proxy_or_browser_header(&request.headers) {
                 None => Ok(None),
                 Some(header) => Err(HttpError::NotLocal { header: header.to_owned() }),
             };
@@ -142,11 +141,11 @@ fn decide(access: &Access, request: &Parts) -> Result<Option<User>, HttpError> {
     }
     let allowed = allowed?;
     let presented = request.headers.get(AUTHORIZATION).ok_or(HttpError::NoCredentials)?;
-    let presented = Presented::parse(presented).ok_or(HttpError::WrongCredentials)?;
+    let presented = PresentedCredentials::parse(presented).ok_or(HttpError::WrongCredentials)?;
     if let Some(credentials) = presented.find(allowed) {
         return Ok(Some(User::new(credentials.user())));
     }
-    // Who may read and not write is told so; everybody else is told nothing.
+    // Only a user who may read gets the message that the user may not upload.
     match &access.read {
         Requirement::User(readers) if !reads => match presented.find(readers) {
             Some(reader) => Err(HttpError::NotAWriter { user: reader.user().to_owned() }),
@@ -156,33 +155,34 @@ fn decide(access: &Access, request: &Parts) -> Result<Option<User>, HttpError> {
     }
 }
 
-/// A header that only proxies and browsers send, if there is one: where a request came from that was
-/// forwarded, and which page has made it. A proxy that sends none of them cannot be told from a
-/// client.
-fn header_of_another_machine(headers: &HeaderMap) -> Option<&str> {
+/// Returns the name of a header that only proxies and browsers send: the origin of a forwarded
+/// request, or the web page that sent it. A proxy that sends no such header cannot be distinguished
+/// from a client.
+fn proxy_or_browser_header(headers: &HeaderMap) -> Option<&str> {
     let is_one = |name: &&str| {
         matches!(*name, "forwarded" | "via" | "x-real-ip" | "origin")
             || ["x-forwarded-", "sec-fetch-"].iter().any(|start| name.starts_with(start))
-            // Those of networks that stand before a server: `CF-Connecting-IP`, `True-Client-IP`.
+            // Headers of content delivery networks: `CF-Connecting-IP`, `True-Client-IP`.
             || ["client-ip", "connecting-ip"].iter().any(|end| name.ends_with(end))
     };
     headers.keys().map(HeaderName::as_str).find(is_one)
 }
 
-/// The subject of the client certificate of the connection: the write user, whatever else is sent.
+/// Returns the subject of the client certificate. Its holder is the write user, whatever other
+/// credentials are sent.
 fn certificate_holder(request: &Parts) -> Option<&str> {
     request.extensions.get::<ConnInfo>()?.certificate.as_deref()
 }
 
-/// What a client sent in `Authorization`.
-enum Presented {
-    /// What Nix sends.
+/// The credentials in the `Authorization` header.
+enum PresentedCredentials {
+    /// A user and a password, as Nix sends them.
     Basic { user: String, password: String },
-    /// The password alone, for tools that can send nothing else.
+    /// Only a password, for tools that cannot send a user.
     Bearer(String),
 }
 
-impl Presented {
+impl PresentedCredentials {
     fn parse(value: &HeaderValue) -> Option<Self> {
         let (scheme, rest) = value.to_str().ok()?.split_once(' ')?;
         if scheme.eq_ignore_ascii_case("bearer") {
@@ -196,7 +196,8 @@ impl Presented {
         Some(Self::Basic { user: user.to_owned(), password: password.to_owned() })
     }
 
-    /// The credentials that these are. Every one is compared, so the time says nothing about which.
+    /// Returns the matching credentials. All of them are compared, so that the time does not reveal
+    /// which one matches.
     fn find<'a>(&self, among: &'a [Credentials]) -> Option<&'a Credentials> {
         among.iter().fold(None, |found, credentials| {
             let matches = match self {

@@ -1,5 +1,5 @@
-//! What answers requests for objects: the cache, with its upstreams if this build supports them. All
-//! differences between the two builds are in this file.
+//! The cache behind the requests for objects, with its upstreams if this build supports them. All
+//! differences in `http` between the two builds are in this file.
 
 use std::sync::Arc;
 #[cfg(feature = "pages")]
@@ -40,7 +40,7 @@ mod with_upstreams {
         backend.stores_objects()
     }
 
-    /// The upstreams, in the order of trust.
+    /// Returns the upstreams in the configured order.
     #[cfg(feature = "pages")]
     pub(in crate::http) fn upstream_rows(backend: &Backend) -> Vec<super::UpstreamRow> {
         let row = |upstream: crate::mirror::UpstreamStatus| super::UpstreamRow {

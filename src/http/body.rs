@@ -1,4 +1,4 @@
-//! Bodies, in and out.
+//! The bodies of responses and uploads.
 
 use std::fs::File;
 use std::io;
@@ -15,78 +15,80 @@ use tokio::sync::OwnedSemaphorePermit;
 use tower_http::timeout::{TimeoutBody, TimeoutError};
 
 use super::backend::Backend;
-use super::budget::{ConnectionBudget, READ_CHUNK};
+use super::budget::{ConnectionBudget, RESPONSE_CHUNK_SIZE};
 use super::conn_info::ConnInfo;
 use crate::cache::BodyError;
 use crate::nix::CachePath;
 use crate::store::read_chunk;
 use crate::store::{Content, RangeRead};
 
-/// A body that stands still for so long is given up. Never a total time: a NAR can be 10 GB on a
-/// slow line. Nix up to 2.33 retries an upload with headers and no body and waits for ever, so this
-/// is also what frees it.
-pub(super) const BODY_IDLE: Duration = Duration::from_secs(60);
+/// The time without a byte after which an upload fails. The total time is not limited, because a
+/// NAR can have 10 GB and the network can be slow. Nix up to 2.33 retries an upload with headers
+/// and no body, and waits for ever; this timeout ends the wait.
+pub(super) const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The body of an answer: `range` of an object of `size` bytes. A connection that can sends it
-/// straight from its file.
+/// Returns the body of a response: `range` of an object of `size` bytes. If the connection supports
+/// it, the kernel sends the file.
 pub(super) fn outgoing(
     content: Content,
     size: u64,
     range: Range<u64>,
-    origin: Option<&ConnInfo>,
-    again: Again,
+    conn_info: Option<&ConnInfo>,
+    source: ObjectSource,
 ) -> Body {
-    // Both ends lie within the bytes, whose length is the object's size.
+    // The range lies within the bytes, whose length is the size of the object.
     let slice = |bytes: Bytes| bytes.slice(range.start as usize..range.end as usize);
     match content {
         Content::Bytes(bytes) => Body::from(slice(bytes)),
-        Content::Stream(bytes) => streamed(bytes, range, origin, again),
+        Content::Stream(bytes) => streamed(bytes, range, conn_info, source),
         Content::File(file) => {
-            let Some(origin) = origin else {
-                return read(FileReader::open(file, None, None, again), range);
+            let Some(conn_info) = conn_info else {
+                return read(FileReader::open(file, None, None, source), range);
             };
-            let budget = origin.budget.clone();
-            // Where several answers share a connection, a client may take none of this one for long:
-            // then its file is opened again when the client does.
-            let permit = if origin.multiplexed { None } else { budget.file() };
+            let budget = conn_info.budget.clone();
+            // On a multiplexed connection, the client can stop reading this response for any time.
+            // So the file is closed, and opened for each chunk.
+            let permit = if conn_info.multiplexed { None } else { budget.file() };
             let Some(permit) = permit else {
-                return read(FileReader::closed(budget, again), range);
+                return read(FileReader::closed(budget, source), range);
             };
-            let mapped = match &origin.files {
+            let mapped = match &conn_info.files {
                 Some(files) => files.map(file, size),
                 None => Err(file),
             };
             match mapped {
                 Ok(bytes) => {
-                    let bytes = Permitted { bytes: slice(bytes), _permit: permit };
+                    let bytes = PermittedBytes { bytes: slice(bytes), _permit: permit };
                     Body::from(Bytes::from_owner(bytes))
                 }
-                Err(file) => read(FileReader::open(file, Some(permit), Some(budget), again), range),
+                Err(file) => {
+                    read(FileReader::open(file, Some(permit), Some(budget), source), range)
+                }
             }
         }
     }
 }
 
-/// Says of an answer that its body is read when it is asked for, part by part: until then it takes no
-/// memory.
+/// Marks a response (as an extension) whose body is read in chunks when it is polled, so that it
+/// takes no memory before.
 #[derive(Debug, Clone, Copy)]
-pub struct OnDemand;
+pub struct OnDemandBody;
 
-impl OnDemand {
-    /// Whether it is said of this answer.
+impl OnDemandBody {
+    /// Whether the response has the mark.
     pub fn is(response: &Response<Body>) -> bool {
         response.extensions().get::<Self>().is_some()
     }
 }
 
-/// An object whose content is not kept while its client takes none of it.
-pub(super) struct Again {
+/// The source of an object's content, for bodies that do not keep a file or a download open.
+pub(super) struct ObjectSource {
     pub backend: Arc<Backend>,
     pub path: CachePath,
     pub etag: Bytes,
 }
 
-impl Again {
+impl ObjectSource {
     async fn content(&self) -> io::Result<Content> {
         self.backend.get_again(&self.path, &self.etag).await
     }
@@ -99,24 +101,24 @@ impl Again {
     }
 }
 
-/// The bytes of a file that is open, for which there is room.
-struct Permitted {
+/// The bytes of an open file, with its permit.
+struct PermittedBytes {
     bytes: Bytes,
     _permit: OwnedSemaphorePermit,
 }
 
-impl AsRef<[u8]> for Permitted {
+impl AsRef<[u8]> for PermittedBytes {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
 }
 
-/// A file that is read chunk by chunk, and kept open in between if there is room.
+/// A file that is read in chunks. It stays open between two chunks if the budget has a permit.
 struct FileReader {
     file: Option<Arc<File>>,
     permit: Option<OwnedSemaphorePermit>,
     budget: Option<ConnectionBudget>,
-    again: Again,
+    source: ObjectSource,
 }
 
 impl FileReader {
@@ -124,13 +126,13 @@ impl FileReader {
         file: File,
         permit: Option<OwnedSemaphorePermit>,
         budget: Option<ConnectionBudget>,
-        again: Again,
+        source: ObjectSource,
     ) -> Self {
-        Self { file: Some(Arc::new(file)), permit, budget, again }
+        Self { file: Some(Arc::new(file)), permit, budget, source }
     }
 
-    fn closed(budget: ConnectionBudget, again: Again) -> Self {
-        Self { file: None, permit: None, budget: Some(budget), again }
+    fn closed(budget: ConnectionBudget, source: ObjectSource) -> Self {
+        Self { file: None, permit: None, budget: Some(budget), source }
     }
 
     async fn chunk(&mut self, offset: u64, len: usize) -> io::Result<Bytes> {
@@ -142,7 +144,7 @@ impl FileReader {
             Some(budget) if self.permit.is_none() => Some(budget.reopened_file().await),
             _ => None,
         };
-        let file = Arc::new(self.again.file().await?);
+        let file = Arc::new(self.source.file().await?);
         if self.permit.is_some() {
             self.file = Some(Arc::clone(&file));
         }
@@ -150,38 +152,38 @@ impl FileReader {
     }
 }
 
-/// A body that is read as it is sent.
+/// Returns a body that is read while it is sent.
 fn read(reader: FileReader, range: Range<u64>) -> Body {
     let length = range.end - range.start;
     let chunks = stream::try_unfold((reader, range), |(mut reader, rest)| async move {
         if rest.is_empty() {
             return Ok(None);
         }
-        let len = READ_CHUNK.min(rest.end - rest.start);
+        let len = RESPONSE_CHUNK_SIZE.min(rest.end - rest.start);
         let chunk = reader.chunk(rest.start, len as usize).await?;
         Ok(Some((chunk, (reader, rest.start + len..rest.end))))
     });
     sized(chunks, length)
 }
 
-/// A body that comes from elsewhere.
+/// Returns a body that is read from another server.
 fn streamed(
     bytes: Box<dyn RangeRead>,
     range: Range<u64>,
-    origin: Option<&ConnInfo>,
-    again: Again,
+    conn_info: Option<&ConnInfo>,
+    source: ObjectSource,
 ) -> Body {
     let length = range.end - range.start;
-    let Some(origin) = origin.filter(|_| bytes.is_download()) else {
+    let Some(conn_info) = conn_info.filter(|_| bytes.is_download()) else {
         return sized(bytes.read(range), length);
     };
-    let budget = origin.budget.clone();
+    let budget = conn_info.budget.clone();
     match budget.download() {
         Some(permit) => sized(holding(permit, bytes.read(range)), length),
         None => {
             let chunks = async move {
                 let permit = budget.wait_for_download().await;
-                match again.content().await? {
+                match source.content().await? {
                     Content::Stream(bytes) => Ok(holding(permit, bytes.read(range))),
                     _ => Err(io::Error::other("the object was replaced")),
                 }
@@ -191,7 +193,7 @@ fn streamed(
     }
 }
 
-/// A stream for which there is room.
+/// Returns `stream`, which holds `permit` until it is dropped.
 fn holding<S: Stream + Send>(
     permit: OwnedSemaphorePermit,
     stream: S,
@@ -202,16 +204,16 @@ fn holding<S: Stream + Send>(
     })
 }
 
-/// A body of a known length.
+/// Returns a body of a known length.
 fn sized(chunks: impl Stream<Item = io::Result<Bytes>> + Send + 'static, length: u64) -> Body {
-    Body::new(BodyExt::boxed_unsync(sized::Sized::new(chunks, length)))
+    Body::new(BodyExt::boxed_unsync(sized::SizedBody::new(chunks, length)))
 }
 
-/// The body of an upload as chunks; one that stands still ends in an error.
+/// Returns the body of an upload as chunks. It fails after [`BODY_IDLE_TIMEOUT`] without a byte.
 pub(super) fn incoming(body: Body) -> impl Stream<Item = Result<Bytes, BodyError>> + Send + Unpin {
-    let body = BodyDataStream::new(TimeoutBody::new(BODY_IDLE, body));
+    let body = BodyDataStream::new(TimeoutBody::new(BODY_IDLE_TIMEOUT, body));
     let chunks = body.map_err(|error| match error.downcast::<TimeoutError>() {
-        Ok(_) => BodyError::Stalled(BODY_IDLE),
+        Ok(_) => BodyError::Stalled(BODY_IDLE_TIMEOUT),
         Err(error) => BodyError::CutShort(error),
     });
     chunks.boxed()
@@ -227,21 +229,21 @@ mod sized {
     use pin_project_lite::pin_project;
 
     pin_project! {
-        /// A stream whose length is known, so that it is sent with a `Content-Length`.
-        pub struct Sized<S> {
+        /// A stream with a known length, which is sent as `Content-Length`.
+        pub struct SizedBody<S> {
             #[pin]
             chunks: S,
             rest: u64,
         }
     }
 
-    impl<S> Sized<S> {
+    impl<S> SizedBody<S> {
         pub(super) fn new(chunks: S, length: u64) -> Self {
             Self { chunks, rest: length }
         }
     }
 
-    impl<S: Stream<Item = std::io::Result<Bytes>>> Body for Sized<S> {
+    impl<S: Stream<Item = std::io::Result<Bytes>>> Body for SizedBody<S> {
         type Data = Bytes;
         type Error = std::io::Error;
 

@@ -1,4 +1,4 @@
-//! A request on its way through the layers, and the result on its way back.
+//! The request and the response that the layers pass to each other.
 
 use std::sync::Arc;
 
@@ -29,11 +29,11 @@ impl From<Request<Body>> for Call {
     }
 }
 
-/// The result of a request: the response, and what is counted and logged of it. It moves through all
+/// The result of a request: the response, and the data for metrics and log. It moves through all
 /// layers, so its rare parts are boxed.
 pub(super) struct Answer {
     pub(super) response: Response<Body>,
-    /// Why the request failed. A plain miss has none: its status says everything.
+    /// The reason why the request failed. `None` for a successful request and for an absent object.
     pub(super) error: Option<Box<HttpError>>,
     /// The object that was uploaded.
     pub(super) accepted: Option<Box<UploadReceipt>>,
@@ -48,7 +48,7 @@ impl From<Response<Body>> for Answer {
 }
 
 impl Answer {
-    /// The answer to a request for an object of this kind that failed.
+    /// Creates the answer to a failed request for an object of this kind.
     pub(super) fn failed(error: HttpError, kind: Option<ObjectKind>) -> Self {
         let response = error.response(kind);
         let error = (!matches!(error, HttpError::Absent)).then(|| Box::new(error));

@@ -1,5 +1,5 @@
-//! Conditional requests and ranges (RFC 9110, sections 13 and 14), as a pure function from headers
-//! and metadata to what is sent.
+//! Conditional requests and ranges (RFC 9110, sections 13 and 14), as a pure function of the
+//! headers and the metadata.
 
 use std::ops::Range;
 use std::time::{Duration, SystemTime};
@@ -9,27 +9,27 @@ use http::header::{self, HeaderValue};
 
 use crate::store::Metadata;
 
-/// What is sent of an object.
+/// The part of an object that is sent, with its status.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Selection {
-    /// All of it: 200.
+    /// The whole object: 200.
     Whole,
-    /// This part: 206.
+    /// A range: 206.
     Part(Range<u64>),
-    /// Nothing, the client has it: 304.
+    /// Nothing, because the client has the object: 304.
     NotModified,
-    /// Nothing, it has no such part: 416.
+    /// Nothing, because the range is outside the object: 416.
     Unsatisfiable,
 }
 
-/// The strong entity tag of an object.
+/// Returns the strong entity tag of an object.
 pub fn etag(metadata: &Metadata) -> HeaderValue {
     HeaderValue::from_maybe_shared(metadata.etag.clone())
         .expect("an entity tag has only visible characters")
 }
 
-/// Decides what is sent. A `Range` that cannot be understood, that names several ranges, or that an
-/// `If-Range` makes void, counts as none, as the RFC allows.
+/// Decides what is sent. As the RFC allows, a `Range` is ignored if it is invalid, has several
+/// ranges, or has an `If-Range` that does not match.
 pub fn select(request: &HeaderMap, metadata: &Metadata) -> Selection {
     if is_not_modified(request, metadata) {
         return Selection::NotModified;
@@ -58,7 +58,7 @@ fn is_not_modified(request: &HeaderMap, metadata: &Metadata) -> bool {
         .is_some_and(|date| whole_seconds(metadata.modified) <= date)
 }
 
-/// Whether a list of entity tags has this one; weakness does not matter for a read.
+/// Whether a list of entity tags contains `etag`, by the weak comparison (section 8.8.3.2).
 fn lists(tags: &str, etag: &[u8]) -> bool {
     tags.split(',')
         .map(str::trim)
@@ -66,7 +66,8 @@ fn lists(tags: &str, etag: &[u8]) -> bool {
         .any(|tag| tag == "*" || tag.as_bytes() == etag)
 }
 
-/// `If-Range` needs the same strong tag or the very same date (section 13.1.5).
+/// Whether `If-Range` is absent, or has the same strong entity tag or the same date (section
+/// 13.1.5).
 fn if_range_holds(request: &HeaderMap, metadata: &Metadata) -> bool {
     match text(request, header::IF_RANGE) {
         None => !request.contains_key(header::IF_RANGE),
@@ -76,13 +77,13 @@ fn if_range_holds(request: &HeaderMap, metadata: &Metadata) -> bool {
     }
 }
 
-/// HTTP dates have whole seconds.
+/// Truncates a time to seconds, as in an HTTP date.
 fn whole_seconds(time: SystemTime) -> SystemTime {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     SystemTime::UNIX_EPOCH + Duration::from_secs(since.as_secs())
 }
 
-/// One range as it stands in a request.
+/// A range in a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ByteRange {
     /// `first-`
@@ -108,7 +109,8 @@ pub fn parse_range(value: &str) -> Option<ByteRange> {
     }
 }
 
-/// Digits only: `str::parse` would take a sign as well. A number too large is as good as the end.
+/// Parses a number. Unlike `str::parse`, it rejects signs. A number above `u64::MAX` is taken for
+/// `u64::MAX`, because no object is that long.
 fn number(digits: &str) -> Option<u64> {
     let plain = !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit());
     plain.then(|| digits.parse().unwrap_or(u64::MAX))
@@ -149,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges() {
+    fn each_range_header_selects_its_part_of_the_object() {
         for (range, expected) in [
             ("bytes=0-", Selection::Part(0..1000)),
             ("bytes=0-0", Selection::Part(0..1)),
@@ -175,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn validators() {
+    fn a_matching_validator_selects_not_modified() {
         let none_match = |tags| with(&[(header::IF_NONE_MATCH, tags)]);
         assert_eq!(none_match("\"abc\""), Selection::NotModified);
         assert_eq!(none_match("\"x\", W/\"abc\""), Selection::NotModified);
@@ -197,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_of_another_version_is_void() {
+    fn a_range_is_ignored_if_if_range_does_not_match() {
         let if_range = |value| with(&[(header::RANGE, "bytes=1-"), (header::IF_RANGE, value)]);
         assert_eq!(if_range("\"abc\""), Selection::Part(1..1000));
         assert_eq!(if_range("\"x\""), Selection::Whole);
@@ -208,7 +210,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_part_lies_within_the_object(range in "bytes=[0-9]{0,20}-[0-9]{0,20}", size: u64) {
+        fn a_selected_range_lies_within_the_object(range in "bytes=[0-9]{0,20}-[0-9]{0,20}", size: u64) {
             if let Some(range) = parse_range(&range)
                 && let Selection::Part(part) = range.of(size)
             {
@@ -217,7 +219,7 @@ mod tests {
         }
 
         #[test]
-        fn no_text_breaks_the_parser(text in ".{0,40}") {
+        fn no_range_header_makes_the_parser_panic(text in ".{0,40}") {
             let _ = parse_range(&text);
         }
     }

@@ -12,7 +12,7 @@ use super::budget::ConnectionBudget;
 /// The connection of a request. `net` puts it into the extensions of the request.
 #[derive(Clone)]
 pub struct ConnInfo {
-    /// The other end.
+    /// The client, or a proxy.
     pub peer: Peer,
     /// Maps files so that the connection sends them with `sendfile`, if it supports that.
     pub files: Option<Arc<dyn MapFile>>,
@@ -44,8 +44,8 @@ pub enum Peer {
 }
 
 impl Peer {
-    /// Whether the client is on this machine: then it may be a reverse proxy, whose `X-Forwarded-For`
-    /// is worth logging.
+    /// Whether the client is on this machine. It may be a reverse proxy, so its `X-Forwarded-For`
+    /// is logged.
     pub fn is_local(self) -> bool {
         match self {
             Self::Tcp(address) => address.ip().is_loopback(),

@@ -1,7 +1,7 @@
-//! Every refusal and failure, and the one table that turns each into a status.
+//! The errors of requests, and the only table from errors to status codes.
 //!
-//! The response has one plain line that Nix shows to its user. The error itself is a part of the
-//! [`Answer`](super::call::Answer), and `observe` logs it once.
+//! The body of an error response is one line of text, which Nix prints. `observe` logs the error,
+//! which is a part of the [`Answer`](super::call::Answer).
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -17,10 +17,10 @@ use crate::nix::ObjectKind;
 use crate::nix::cache_path::ParseCachePathError;
 use crate::store::{RemoteFailure, StoreError};
 
-/// Why a request was not answered as the client wished.
+/// The reason why a request failed.
 #[derive(Debug, Error)]
 pub(super) enum HttpError {
-    /// The object is not here.
+    /// The object is absent.
     #[error("not found in this cache")]
     Absent,
     /// A read of a name that no object can have.
@@ -29,24 +29,24 @@ pub(super) enum HttpError {
     /// An upload to a name that no object can have.
     #[error("{0}")]
     BadName(ParseCachePathError),
-    /// A method that is not served.
+    /// A method other than GET, HEAD and PUT.
     #[error("only GET, HEAD and PUT are supported")]
     Method,
-    /// No credentials where some are needed.
+    /// A request without the credentials that it needs.
     #[error(
         "this request needs a user and a password; add them to the netrc file that nix.conf names"
     )]
     NoCredentials,
-    /// Credentials that are not right.
+    /// Wrong credentials.
     #[error("wrong user or password; compare them with the settings of the cache")]
     WrongCredentials,
-    /// Right credentials of a user who may not upload.
+    /// The credentials of a user who may read but not upload.
     #[error("the user {user} may read but not upload; use the credentials of the write user")]
     NotAWriter {
         /// The user.
         user: String,
     },
-    /// An upload without a user that did not begin on this machine.
+    /// With no users configured, an upload that a proxy or a browser sent.
     #[error(
         "with no users configured, only clients on the cache's machine may upload; this request \
          has the header {header}, so it came through a proxy or from a web page; set \
@@ -56,13 +56,13 @@ pub(super) enum HttpError {
         /// The name of the header.
         header: String,
     },
-    /// Uploads are switched off.
+    /// Uploads are disabled.
     #[error("uploads are disabled; set NIX_STORED_USER_WRITE for the daemon")]
     UploadsOff,
-    /// Only who holds a client certificate may upload.
+    /// An upload without the client certificate that it needs.
     #[error("uploads need a client certificate; ask the administrator of the cache for one")]
     NoCertificate,
-    /// A range that the object does not have.
+    /// A range outside the object.
     #[error("the requested range is outside the object, which has {size} bytes")]
     Range {
         /// The object's length in bytes.
@@ -71,24 +71,24 @@ pub(super) enum HttpError {
     /// An upload with a `Content-Encoding` that cannot be decoded.
     #[error("unsupported Content-Encoding “{0}”; upload the object without it")]
     Encoding(String),
-    /// The daemon cannot do what it is there for.
+    /// The health check failed.
     #[error("the cache is unavailable: {0}")]
     Unhealthy(String),
-    /// Others look at pages.
+    /// Too many pages are being rendered.
     #[cfg(feature = "pages")]
     #[error(transparent)]
     TooManyPages(#[from] crate::browse::TooManyPages),
-    /// A bug; the panic's message is on standard error.
+    /// A bug. The message of the panic is on standard error.
     #[error("internal error: the handler of this request panicked")]
     Panicked,
     /// A read that failed.
     #[error(transparent)]
     Get(#[from] StoreError),
-    /// An upstream failed that may have the object.
+    /// The object is absent here, and an upstream that may have it failed.
     #[cfg(feature = "upstream")]
     #[error("not found in this cache, and an upstream failed: {0}")]
     Upstream(#[from] UpstreamError),
-    /// An upload that was not taken.
+    /// An upload that was not accepted.
     #[error(transparent)]
     Put(#[from] PutError),
 }
@@ -103,12 +103,13 @@ impl From<GetError> for HttpError {
     }
 }
 
-/// How long the line of an answer may be, in bytes. Nix shows its user only what is shorter than 1,024
-/// (`src/libstore/filetransfer.cc`).
-pub(super) const LINE: usize = 1000;
+/// Maximum length of the line in an error response, in bytes. Nix prints only bodies of less than
+/// 1,024 bytes (`src/libstore/filetransfer.cc`).
+pub(super) const ERROR_LINE_LIMIT: usize = 1000;
 
 impl HttpError {
-    /// The status for each error. There is no wildcard, so a new error needs a decision here.
+    /// Returns the status of the error. The table has no wildcard, so that a new error needs a
+    /// decision here.
     pub(super) fn status(&self) -> StatusCode {
         match self {
             Self::Absent | Self::NoSuchName(_) => StatusCode::NOT_FOUND,
@@ -126,14 +127,14 @@ impl HttpError {
             Self::Unhealthy(_) => StatusCode::SERVICE_UNAVAILABLE,
             #[cfg(feature = "pages")]
             Self::TooManyPages(_) => StatusCode::SERVICE_UNAVAILABLE,
-            // What is fetched from an upstream needs room, too; but a read has no body to be too
-            // large.
+            // A read can fetch an object from an upstream, which needs space. 413 is only for
+            // request bodies.
             Self::Get(StoreError::NoSpace { .. } | StoreError::Reserve { .. }) => {
                 StatusCode::INSUFFICIENT_STORAGE
             }
             Self::Get(StoreError::Obstructed { .. }) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Get(error) | Self::Put(PutError::Store(error)) => match error {
-                // 507 would be the word for it, but Nix up to 2.33 then waits for ever.
+                // Not 507, because Nix up to 2.33 waits for ever after it.
                 StoreError::NoSpace { .. } | StoreError::Reserve { .. } => {
                     StatusCode::PAYLOAD_TOO_LARGE
                 }
@@ -183,8 +184,8 @@ impl HttpError {
         }
     }
 
-    /// The line that the client gets: what went wrong inside is for the log only. What is quoted in it
-    /// comes from outside, so here it is made one line that is not too long.
+    /// Returns the line for the client. The causes of server errors are only logged. The error can
+    /// quote untrusted text, so the line is escaped and shortened.
     fn line(&self) -> Bytes {
         let status = self.status();
         if matches!(self, Self::Absent) {
@@ -198,14 +199,15 @@ impl HttpError {
             let phrase = status.canonical_reason().unwrap_or("error");
             format!("{phrase}; the reason is in the log of the cache\n").into()
         } else {
-            let mut line = printable(&self.to_string(), LINE - 1).into_owned();
+            let mut line = printable(&self.to_string(), ERROR_LINE_LIMIT - 1).into_owned();
             line.push('\n');
             line.into()
         }
     }
 
-    /// The response to a request for an object of this kind. Nix resumes the download of a NAR only if
-    /// the previous response, even an error, had `Accept-Ranges` (`src/libstore/filetransfer.cc`).
+    /// Returns the response to a request for an object of this kind. Nix resumes the download of a
+    /// NAR only if the previous response, even an error, had `Accept-Ranges`
+    /// (`src/libstore/filetransfer.cc`).
     pub(super) fn response(&self, kind: Option<ObjectKind>) -> Response<Body> {
         let mut response = Response::new(Body::from(self.line()));
         *response.status_mut() = self.status();
@@ -224,7 +226,7 @@ impl HttpError {
                 set(header::WWW_AUTHENTICATE, "Basic realm=\"nix-stored\", charset=\"UTF-8\"");
             }
             Self::Put(PutError::Body(_)) => {
-                // The next bytes on this connection are not a request.
+                // The rest of the body would be read as the next request.
                 set(header::CONNECTION, "close");
             }
             Self::Get(error) | Self::Put(PutError::Store(error)) if error.is_temporary() => {

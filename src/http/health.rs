@@ -9,14 +9,14 @@ use serde::Serialize;
 
 use super::backend::reads_store_objects;
 use super::call::Answer;
-use super::error::{HttpError, LINE};
+use super::error::{ERROR_LINE_LIMIT, HttpError};
 use super::state::AppState;
 use crate::config::Requirement;
 use crate::logging::{printable, with_causes};
 use crate::store::{Availability, StoreError};
 
-/// The limitation of a bucket without write permission, where uses cannot be stored.
-const UNPROTECTED: &str =
+/// The limitation of a bucket without write permission.
+const UNRECORDED_USES: &str =
     "uses cannot be recorded, so served objects are not protected from collection";
 
 #[derive(Serialize)]
@@ -31,14 +31,15 @@ struct HealthReport<'a> {
 #[derive(Serialize)]
 struct StoreReport {
     writable: bool,
-    /// What does not work although the cache is available.
+    /// The limitation of a cache that is available.
     #[serde(skip_serializing_if = "Option::is_none")]
     limitation: Option<&'static str>,
     free_bytes: Option<u64>,
 }
 
-/// The reason why no more files can be opened, if that is so: then only objects in memory can be read.
-fn too_many_files() -> Option<String> {
+/// Returns an error if the process can open no more files, so that only cached objects can be
+/// served.
+fn file_limit_error() -> Option<String> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     match rustix::fs::open("/", flags, Mode::empty()) {
         Err(error @ (Errno::MFILE | Errno::NFILE)) => Some(format!(
@@ -60,8 +61,8 @@ pub(super) async fn answer(state: &AppState) -> Answer {
         }
         Availability::ReadWrite | Availability::ReadOnly(_) => None,
     };
-    let reason = reason.or_else(too_many_files);
-    let reason = reason.map(|reason| printable(&reason, LINE).into_owned());
+    let reason = reason.or_else(file_limit_error);
+    let reason = reason.map(|reason| printable(&reason, ERROR_LINE_LIMIT).into_owned());
     let report = HealthReport {
         status: if reason.is_none() { "ok" } else { "unavailable" },
         version: env!("CARGO_PKG_VERSION"),
@@ -69,7 +70,7 @@ pub(super) async fn answer(state: &AppState) -> Answer {
         store: StoreReport {
             writable: matches!(*health.condition, Availability::ReadWrite),
             limitation: match &*health.condition {
-                Availability::ReadOnly(StoreError::Remote { .. }) => Some(UNPROTECTED),
+                Availability::ReadOnly(StoreError::Remote { .. }) => Some(UNRECORDED_USES),
                 _ => None,
             },
             free_bytes: health.free_space,

@@ -1,4 +1,13 @@
-//! HTTP: names, headers and status codes. No other module has status codes of responses.
+//! HTTP: routes, access control, headers and status codes. No other module has status codes of
+//! responses.
+//!
+//! `router` has the service. `observe` is its outermost layer: it turns a request into a `call`,
+//! which `route` classifies, and counts and logs the response. `authorize` is the next layer, and
+//! the innermost service dispatches the call. `objects` handles GET, HEAD and PUT of objects with
+//! the `backend` (the cache with its upstreams): `conditional` selects what is sent, `body` sends
+//! and receives bodies, and `budget` limits what responses may hold. `health`, `metrics` and
+//! `pages` handle the other names. `error` has the errors and their status codes, `state` what all
+//! requests share, and `conn_info` what `net` knows about the connection.
 
 mod authorize;
 mod backend;
@@ -20,8 +29,8 @@ mod state;
 
 pub use authorize::AccessPolicy;
 pub use backend::Backend;
-pub use body::OnDemand;
-pub use budget::{AnswerBudget, ConnectionBudget};
+pub use body::OnDemandBody;
+pub use budget::{ConnectionBudget, ResponseBudget};
 pub use conn_info::{ConnInfo, MapFile, Peer};
 pub use router::{App, app};
 pub use state::AppState;

@@ -8,7 +8,7 @@ use http::request::Parts;
 use http::{Method, Response, StatusCode};
 
 use super::backend::Backend;
-use super::body::{self, Again, OnDemand};
+use super::body::{self, ObjectSource, OnDemandBody};
 use super::call::Answer;
 use super::conditional::{self, Selection};
 use super::conn_info::ConnInfo;
@@ -16,7 +16,7 @@ use super::error::HttpError;
 use crate::nix::{CachePath, Compression};
 use crate::store::{Content, Metadata, Object, Stored};
 
-/// Answers GET and HEAD of an object.
+/// Handles GET and HEAD of an object.
 pub(super) async fn read(
     backend: &Arc<Backend>,
     request: &Parts,
@@ -38,41 +38,41 @@ async fn get(
         return Ok(redirect(url));
     }
     let Object { metadata, content } = backend.get(&path).await?.ok_or(HttpError::Absent)?;
-    let (mut response, range) = head_of_answer(&path, &metadata, &request.headers)?;
+    let (mut response, range) = response_head(&path, &metadata, &request.headers)?;
     if response.status() != StatusCode::NOT_MODIFIED {
         let (size, etag) = (metadata.size, metadata.etag);
-        let again = Again { backend: Arc::clone(backend), path, etag };
-        let origin = request.extensions.get::<ConnInfo>();
+        let source = ObjectSource { backend: Arc::clone(backend), path, etag };
+        let conn_info = request.extensions.get::<ConnInfo>();
         if !matches!(content, Content::Bytes(_)) {
-            response.extensions_mut().insert(OnDemand);
+            response.extensions_mut().insert(OnDemandBody);
         }
-        *response.body_mut() = body::outgoing(content, size, range, origin, again);
+        *response.body_mut() = body::outgoing(content, size, range, conn_info, source);
     }
     Ok(response)
 }
 
-/// Sends the client elsewhere. Nix and curl follow, and ask here again for the rest of a download
-/// that breaks off.
+/// Redirects the client to a presigned URL. Nix and curl follow redirects, and resume an
+/// interrupted download at the original URL.
 fn redirect(link: String) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
     let headers = response.headers_mut();
     let link = HeaderValue::try_from(link).expect("a signed URL is a header value");
     headers.insert(header::LOCATION, link);
-    // It is good for some minutes only.
+    // The URL expires after some minutes.
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     response
 }
 
-/// The headers of GET; the object is not read.
+/// Returns the headers of GET, without reading the object.
 async fn head(
     backend: &Backend,
     request: &Parts,
     path: &CachePath,
 ) -> Result<Response<Body>, HttpError> {
     let metadata = backend.head(path).await?.ok_or(HttpError::Absent)?;
-    let (mut response, range) = head_of_answer(path, &metadata, &request.headers)?;
+    let (mut response, range) = response_head(path, &metadata, &request.headers)?;
     if response.status() != StatusCode::NOT_MODIFIED {
         let length = range.end - range.start;
         response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
@@ -80,7 +80,7 @@ async fn head(
     Ok(response)
 }
 
-/// Answers PUT of an object.
+/// Handles PUT of an object.
 pub(super) async fn put(
     backend: &Backend,
     request: &Parts,
@@ -98,8 +98,9 @@ pub(super) async fn put(
     Ok(Answer { accepted: Some(Box::new(accepted)), ..response.into() })
 }
 
-/// What is to be undone before storing. Nix names encodings as it names compressions, `none`
-/// included (`narinfo-compression` and the like, Nix's `src/libstore/http-binary-cache-store.cc`).
+/// Returns the compression that must be decoded before the object is stored. Nix sends the names of
+/// its compressions as `Content-Encoding`, also `none` (settings like `narinfo-compression`,
+/// `src/libstore/http-binary-cache-store.cc`).
 fn encoding(headers: &HeaderMap) -> Result<Compression, HttpError> {
     let Some(value) = headers.get(header::CONTENT_ENCODING) else {
         return Ok(Compression::None);
@@ -114,11 +115,11 @@ fn encoding(headers: &HeaderMap) -> Result<Compression, HttpError> {
     }
 }
 
-/// As many headers as an answer has, so that their map is allocated once.
-const HEADERS: usize = 6;
+/// The number of headers of a response, so that their map is allocated once.
+const HEADER_COUNT: usize = 6;
 
-/// The answer without its body, and the range that the body shall have.
-fn head_of_answer(
+/// Returns the response without its body, and the range of the object for the body.
+fn response_head(
     path: &CachePath,
     metadata: &Metadata,
     request: &HeaderMap,
@@ -140,7 +141,7 @@ fn head_of_answer(
         Selection::Unsatisfiable => return Err(HttpError::Range { size: metadata.size }),
     };
     let headers = response.headers_mut();
-    headers.reserve(HEADERS);
+    headers.reserve(HEADER_COUNT);
     let fixed = HeaderValue::from_static;
     headers.insert(header::CONTENT_TYPE, fixed(path.content_type()));
     headers.insert(header::CACHE_CONTROL, fixed(path.cache_control()));
@@ -150,7 +151,7 @@ fn head_of_answer(
     let date = HeaderValue::try_from(date).expect("an HTTP date is a header value");
     headers.insert(header::LAST_MODIFIED, date);
     if *path == CachePath::CacheInfo {
-        // At `/` it is a page for who wants that.
+        // `/` is a page for clients that prefer HTML.
         headers.insert(header::VARY, fixed("accept"));
     }
     Ok((response, range))

@@ -1,8 +1,8 @@
-//! Every request counted and logged once, when its answer has been sent, as a tower layer.
+//! Counts and logs each request once, when its response has been sent, as a tower layer.
 //!
-//! An upload that was taken is told with everything that an audit wants to know of it. Uploads,
-//! refusals and errors are logged from `info` on; successful reads and plain misses at `debug`,
-//! because a busy cache would drown the journal.
+//! Accepted uploads are logged with all fields that an audit needs. Uploads, refusals and errors
+//! are logged at `info` or above. Successful reads and misses are logged at `debug`, because there
+//! are too many of them for the journal.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -31,7 +31,7 @@ use crate::logging::with_causes;
 use crate::metrics::Metrics;
 use crate::nix::ObjectKind;
 
-// The numbers of an outcome are read when nobody changes them any more.
+// The atomics of an outcome are read only when it is dropped, after the last write.
 const ORDER: Ordering = Ordering::Relaxed;
 
 /// Wraps a service so that every request is counted and logged once.
@@ -41,7 +41,7 @@ pub(super) struct ObserveLayer {
 }
 
 impl ObserveLayer {
-    /// A layer that counts here.
+    /// Creates a layer that counts in `metrics`.
     pub(super) fn new(metrics: Arc<Metrics>) -> Self {
         Self { metrics }
     }
@@ -55,7 +55,7 @@ impl<S> Layer<S> for ObserveLayer {
     }
 }
 
-/// Counts and logs what the inner service answers.
+/// Counts and logs the responses of the inner service.
 #[derive(Debug, Clone)]
 pub(super) struct Observe<S> {
     inner: S,
@@ -78,12 +78,12 @@ where
         let started = Instant::now();
         let call = Call::from(request);
         let request = &call.request;
-        let record = Record {
+        let record = RequestRecord {
             started,
             kind: call.kind,
             method: request.method.clone(),
             uri: request.uri.clone(),
-            peer: request.extensions.get::<ConnInfo>().map(|origin| origin.peer),
+            peer: request.extensions.get::<ConnInfo>().map(|conn_info| conn_info.peer),
             forwarded_for: forwarded_for(request),
             uploaded: content_length(&request.headers),
             metrics: Arc::clone(&self.metrics),
@@ -93,7 +93,7 @@ where
 }
 
 fn forwarded_for(request: &Parts) -> Option<String> {
-    request.extensions.get::<ConnInfo>().filter(|origin| origin.peer.is_local())?;
+    request.extensions.get::<ConnInfo>().filter(|conn_info| conn_info.peer.is_local())?;
     let value = request.headers.get("x-forwarded-for")?;
     Some(value.to_str().ok()?.chars().take(200).collect())
 }
@@ -107,7 +107,7 @@ pin_project! {
     pub struct ObserveFuture<F> {
         #[pin]
         inner: F,
-        record: Option<Record>,
+        record: Option<RequestRecord>,
     }
 }
 
@@ -120,7 +120,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let inner = this.inner;
-        // The last net: a broken invariant breaks one answer, and not the connection.
+        // A panic fails only this request, and not the connection.
         let polled = catch_unwind(AssertUnwindSafe(|| inner.poll(cx)));
         let answer = match polled {
             Ok(polled) => ready!(polled)?,
@@ -139,7 +139,7 @@ where
         }
         let status = response.status();
         let level = level(&record.method, status);
-        if !enabled(level) && is_at_hand(response.body()) {
+        if !enabled(level) && is_counted_at_once(response.body()) {
             record.count(status, error.as_deref());
             return Poll::Ready(Ok(response));
         }
@@ -151,15 +151,16 @@ where
     }
 }
 
-/// Says how long the body is, if that is known. Without the header, HEAD would not say it.
+/// Sets `Content-Length` if the length is known. hyper would not set it in a response to HEAD,
+/// whose body is removed.
 fn set_content_length(response: &mut Response<Body>) {
     if let Some(length) = response.body().size_hint().exact() {
         response.headers_mut().entry(CONTENT_LENGTH).or_insert_with(|| length.into());
     }
 }
 
-/// What a request asked for.
-struct Record {
+/// The data of a request for metrics and log.
+struct RequestRecord {
     started: Instant,
     kind: Option<ObjectKind>,
     method: Method,
@@ -170,7 +171,7 @@ struct Record {
     metrics: Arc<Metrics>,
 }
 
-impl Record {
+impl RequestRecord {
     fn count(&self, status: StatusCode, error: Option<&HttpError>) {
         let (method, took) = (metrics::method(&self.method), self.started.elapsed());
         self.metrics.traffic.answered(self.kind, method, status.as_u16(), took);
@@ -180,10 +181,10 @@ impl Record {
     }
 }
 
-/// How it ended. Counted and logged when all of the answer has been sent or given up: that is when
-/// the last of its bytes are dropped, and with them this.
+/// The outcome of a request. The last bytes of the response hold it: when they have been sent or
+/// discarded, it is dropped, which counts and logs the request.
 struct RequestOutcome {
-    record: Record,
+    record: RequestRecord,
     level: Level,
     status: StatusCode,
     error: Option<Box<HttpError>>,
@@ -202,11 +203,11 @@ impl Drop for RequestOutcome {
     }
 }
 
-/// An answer that goes out with its head, so that nothing of it has to be waited for.
-const AT_HAND: u64 = 64 * 1024;
+/// A response of up to this size is counted before it is sent, unless it is logged.
+const COUNT_AT_ONCE_LIMIT: u64 = 64 * 1024;
 
-fn is_at_hand(body: &Body) -> bool {
-    body.size_hint().exact().is_some_and(|length| length <= AT_HAND)
+fn is_counted_at_once(body: &Body) -> bool {
+    body.size_hint().exact().is_some_and(|length| length <= COUNT_AT_ONCE_LIMIT)
 }
 
 fn level(method: &Method, status: StatusCode) -> Level {
@@ -242,10 +243,10 @@ impl RequestOutcome {
         };
         let accepted = self.accepted.as_ref();
         let user = self.user.as_ref().map(|user| &*user.0);
-        // Who uploads is always told.
+        // The log entry of an upload always has a user.
         let user = user.or(accepted.map(|_| "anonymous"));
-        // The level of an event is part of its call site, and so is its target: there is one for
-        // each.
+        // The level and the target of an event are parts of its call site, so each combination
+        // needs its own.
         macro_rules! event {
             ($target:expr, $level:expr) => {
                 tracing::event!(
@@ -281,13 +282,13 @@ impl RequestOutcome {
     }
 }
 
-/// A path is ASCII by now: `http::Uri` takes nothing else.
+/// Shortens a path. `http::Uri` accepts only ASCII, so the cut is between characters.
 fn shortened(path: &str) -> &str {
     path.get(..300).unwrap_or(path)
 }
 
 pin_project! {
-    /// Counts the bytes of an answer.
+    /// Counts the bytes of a response.
     struct ObserveBody {
         #[pin]
         inner: Body,
@@ -297,8 +298,8 @@ pin_project! {
     impl PinnedDrop for ObserveBody {
         fn drop(this: Pin<&mut Self>) {
             let this = this.project();
-            // The server does not ask for the end of a body that is known to have none, and never
-            // for the body of an answer to HEAD.
+            // The server does not poll a body that has reported its end, nor the body of a response
+            // to HEAD.
             if this.inner.is_end_stream() || this.outcome.record.method == Method::HEAD {
                 this.outcome.finished.store(true, ORDER);
             }
@@ -319,7 +320,8 @@ impl HttpBody for ObserveBody {
         if frame.is_none() {
             this.outcome.finished.store(true, ORDER);
         }
-        let held = |frame: Frame<Bytes>| frame.map_data(|bytes| Held::hold(bytes, this.outcome));
+        let held =
+            |frame: Frame<Bytes>| frame.map_data(|bytes| CountedBytes::hold(bytes, this.outcome));
         Poll::Ready(frame.map(|frame| frame.map(held)))
     }
 
@@ -332,22 +334,22 @@ impl HttpBody for ObserveBody {
     }
 }
 
-/// Bytes of an answer that are on their way: a whole file can be handed over at once, and leave an
-/// hour later.
-struct Held {
+/// Bytes of a response that are being sent. They can be a whole mapped file, which can take hours
+/// to send.
+struct CountedBytes {
     bytes: Bytes,
-    /// Ends with the last of them.
+    /// Dropped with the last bytes of the response.
     _outcome: Arc<RequestOutcome>,
 }
 
-impl Held {
+impl CountedBytes {
     fn hold(bytes: Bytes, outcome: &Arc<RequestOutcome>) -> Bytes {
         outcome.sent.fetch_add(bytes.len() as u64, ORDER);
         Bytes::from_owner(Self { bytes, _outcome: Arc::clone(outcome) })
     }
 }
 
-impl AsRef<[u8]> for Held {
+impl AsRef<[u8]> for CountedBytes {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
@@ -362,7 +364,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_panic_breaks_one_answer_only() {
+    async fn a_panic_fails_only_its_own_request() {
         let service = tower::service_fn(|_: Call| async {
             if true {
                 panic!("a broken invariant");

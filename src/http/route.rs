@@ -20,9 +20,9 @@ const HEALTH_PATH: &str = "/health";
 pub(super) enum Route {
     /// An object of the cache.
     Object(CachePath),
-    /// `/`, for clients that do not ask for HTML. The response is `nix-cache-info`.
+    /// `/`, for clients that do not prefer HTML. The response is `nix-cache-info`.
     Root,
-    /// A page for people.
+    /// A web page.
     #[cfg(feature = "pages")]
     Page(Page),
     /// The metrics.
@@ -34,7 +34,7 @@ pub(super) enum Route {
 }
 
 impl Route {
-    /// Classifies a request. Only GET and HEAD reach resources that are no objects.
+    /// Classifies a request. Other methods than GET and HEAD reach only objects.
     pub(super) fn of(request: &Parts) -> Self {
         let (uri, reads) = (&request.uri, is_read(&request.method));
         #[cfg(feature = "pages")]
@@ -53,7 +53,8 @@ impl Route {
         }
     }
 
-    /// The kind of object by which the request is counted, also if no object can have the name.
+    /// Returns the kind of object under which the request is counted, also if no object can have
+    /// the name.
     pub(super) fn kind(&self, uri: &Uri) -> Option<ObjectKind> {
         match self {
             Self::Object(path) => Some(path.kind()),
@@ -95,7 +96,7 @@ mod tests {
             ("GET", "/metrics", "Metrics"),
             ("HEAD", "/health", "Health"),
             ("GET", "/x", "Unknown"),
-            // These can be read and not written.
+            // These names can only be read.
             ("PUT", "/", "Unknown"),
             ("PUT", "/health", "Unknown"),
             ("POST", "/metrics", "Unknown"),
@@ -106,7 +107,7 @@ mod tests {
 
     #[cfg(feature = "pages")]
     #[test]
-    fn pages_are_for_those_who_ask_for_html() {
+    fn only_clients_that_prefer_html_get_pages() {
         for (method, uri, accept, expected) in [
             ("GET", "/", "text/html", "Page"),
             ("HEAD", "/", "text/html", "Page"),

@@ -1,4 +1,4 @@
-//! The whole stack: route, access, dispatch, observation.
+//! The service of the daemon: observation, access control and dispatch of requests.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -32,7 +32,7 @@ pub struct App {
 }
 
 impl App {
-    /// The metrics that requests are counted in.
+    /// The metrics in which requests are counted.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }
@@ -52,7 +52,7 @@ impl Service<Request<Body>> for App {
     }
 }
 
-/// Builds the service that answers requests from `state`.
+/// Builds the service of a daemon with `state`.
 pub fn app(state: AppState) -> App {
     let metrics = Arc::clone(state.cache.metrics());
     // The first layer classifies the request ([`Route::of`]) and the last one dispatches it, so the
@@ -88,8 +88,8 @@ impl Service<Call> for Dispatch {
     }
 }
 
-/// Answers a request that the client may make. The large futures are boxed: otherwise every request
-/// would copy a future of their size.
+/// Handles an authorized request. The large futures are boxed: otherwise every request would copy a
+/// future of their size.
 async fn dispatch(state: &AppState, call: Call) -> Result<Answer, HttpError> {
     let Call { route, request, body, .. } = call;
     match request.method {

@@ -1,4 +1,4 @@
-//! The state that requests are answered from.
+//! The state that all requests share.
 
 use std::sync::Arc;
 
@@ -8,10 +8,10 @@ use crate::browse::Browser;
 use crate::cache::Cache;
 use crate::store::HealthWatch;
 
-/// The state that requests are answered from.
+/// The state that all requests share.
 pub struct AppState {
     pub(super) cache: Arc<Cache>,
-    /// What answers requests for objects: `cache`, with its upstreams.
+    /// `cache` with its upstreams, if any.
     pub(super) backend: Arc<Backend>,
     pub(super) health: HealthWatch,
     pub(super) browser: Arc<Browser>,
@@ -20,7 +20,7 @@ pub struct AppState {
 }
 
 impl AppState {
-    /// Serves `backend`, which has `cache` in it, to the clients that `policy` admits.
+    /// Creates the state. `backend` contains `cache`; `policy` decides which clients have access.
     pub fn new(cache: Arc<Cache>, backend: Arc<Backend>, policy: impl Into<AccessPolicy>) -> Self {
         Self {
             backend,

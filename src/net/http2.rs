@@ -28,7 +28,7 @@ use tracing::{debug, info};
 use super::connection_timeouts::{DRAIN_QUIET_PERIOD, Sending, Waiting};
 use super::http2_upload::{Http2Upload, UnreadBody};
 use super::requests::{BUFFER_SIZE, Requests};
-use crate::http::OnDemand;
+use crate::http::OnDemandBody;
 
 /// The number of concurrent requests on one connection. libcurl sends up to 100.
 const MAX_STREAMS: u32 = 128;
@@ -156,7 +156,7 @@ async fn try_to_serve_request(
         unread.discard();
         (response, None)
     };
-    let is_on_demand = OnDemand::is(&response);
+    let is_on_demand = OnDemandBody::is(&response);
     let (head, body) = split(response);
     let is_empty = body.is_end_stream();
     let stream = respond.send_response(head, is_empty).map_err(|_| Cancelled)?;
@@ -175,7 +175,7 @@ async fn respond_within_budget(
     let request = || Request::from_parts(request.clone(), Body::empty());
     let Ok(response) = requests.respond(request()).await;
     let is_small = response.body().size_hint().exact().is_some_and(|length| length < COUNTED_FROM);
-    if is_small || OnDemand::is(&response) {
+    if is_small || OnDemandBody::is(&response) {
         return (response, None);
     }
     if let Some(permit) = requests.budget().chunk_at_once() {

@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use super::connection_limit::ConnectionLimit;
 use super::{Listener, connection};
-use crate::http::{AnswerBudget, App};
+use crate::http::{ResponseBudget, App};
 
 /// The time for which transfers continue after the daemon was told to stop.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -27,7 +27,7 @@ pub struct Drained {
 /// Serves `app` on `listener` until `stop` is cancelled, then waits for open requests.
 pub async fn serve(mut listener: Listener, app: App, stop: CancellationToken) -> Drained {
     let slots = ConnectionLimit::new();
-    let budget = AnswerBudget::new(slots.answer_files());
+    let budget = ResponseBudget::new(slots.answer_files());
     let connections = TaskTracker::new();
     let mut failures = AcceptFailures::default();
     loop {

@@ -30,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn browsers_get_pages_and_everybody_else_the_text() {
+    fn browsers_get_pages_and_other_clients_get_text() {
         for (accept, expected) in [
             // Firefox, Chromium, lynx, w3m
             ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", true),

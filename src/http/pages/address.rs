@@ -5,7 +5,7 @@ use http::request::Parts;
 
 use crate::http::conn_info::ConnInfo;
 
-/// An address of this cache.
+/// The address under which a client reaches this cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Address {
     /// `http://cache.example.org:8100`
@@ -18,7 +18,7 @@ pub(super) struct Address {
 const EXAMPLE: &str = "cache.example.org";
 
 /// Maximum length of a host name with a port and brackets.
-const LONGEST: usize = 253 + 8;
+const HOST_LENGTH_LIMIT: usize = 253 + 8;
 
 impl Address {
     /// The address of a request, from the headers of a reverse proxy or the `Host` header. The proxy need
@@ -51,7 +51,12 @@ fn is_host(text: &str) -> bool {
     };
     let digits = port.bytes().skip(1).all(|byte| byte.is_ascii_digit());
     let port = port.is_empty() || port[1..].parse::<u16>().is_ok_and(|port| port > 0);
-    text.len() <= LONGEST && !name.is_empty() && !name.starts_with('-') && plain && digits && port
+    text.len() <= HOST_LENGTH_LIMIT
+        && !name.is_empty()
+        && !name.starts_with('-')
+        && plain
+        && digits
+        && port
 }
 
 fn without_port(host: &str) -> &str {
@@ -63,7 +68,7 @@ fn without_port(host: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use crate::http::AnswerBudget;
+    use crate::http::ResponseBudget;
 
     use http::Request;
 
@@ -80,7 +85,7 @@ mod tests {
             files: None,
             encrypted,
             multiplexed: false,
-            budget: AnswerBudget::new(0).connection(),
+            budget: ResponseBudget::new(0).connection(),
             certificate: None,
         };
         let mut request = Request::builder().uri("/").extension(origin);
@@ -92,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_that_of_the_visitor() {
+    fn the_address_is_the_one_that_the_browser_used() {
         assert_eq!(of(&[("host", "c.org:8100")]), "http://c.org:8100 c.org");
         assert_eq!(of(&[("host", "[::1]:8100")]), "http://[::1]:8100 [::1]");
         assert_eq!(of(&[("host", "[::1]")]), "http://[::1] [::1]");
@@ -110,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_host_is_not_repeated() {
+    fn an_invalid_host_is_not_shown() {
         for host in [
             "",
             "a b",
@@ -139,7 +144,7 @@ mod tests {
             let both = [("host", "c.org"), ("x-forwarded-host", host)];
             assert_eq!(of(&both), "http://c.org c.org", "{host}");
         }
-        let long = "a".repeat(LONGEST + 1);
+        let long = "a".repeat(HOST_LENGTH_LIMIT + 1);
         assert_eq!(of(&[("host", &long)]), format!("http://{EXAMPLE} {EXAMPLE}"));
         assert_eq!(
             of(&[("host", "c.org"), ("x-forwarded-proto", "javascript")]),

@@ -11,14 +11,14 @@ use crate::browse::{DailyCounts, HISTORY_DAYS};
 const HEIGHT: f64 = 100.0;
 
 /// Minimum height of a bar, so that it is visible.
-const LEAST: f64 = 1.5;
+const MIN_BAR_HEIGHT: f64 = 1.5;
 
 /// Number of paths uploaded and last used, by day.
 pub(super) fn use_by_day(days: &DailyCounts) -> Markup {
     let most = days.uploaded.iter().chain(&days.used).copied().max().unwrap_or_default().max(1);
     let height = |number: u32| match number {
         0 => 0.0,
-        _ => (f64::from(number) / f64::from(most) * HEIGHT).max(LEAST),
+        _ => (f64::from(number) / f64::from(most) * HEIGHT).max(MIN_BAR_HEIGHT),
     };
     let date = |at: usize| day(days.first + Duration::from_secs(at as u64 * 86_400));
     let bar = |class: &str, at: usize, inset: f64, number: u32| {
@@ -30,7 +30,7 @@ pub(super) fn use_by_day(days: &DailyCounts) -> Markup {
         }
     };
     let sum = |numbers: &[u32]| numbers.iter().map(|number| *number as usize).sum();
-    let told = format!(
+    let label = format!(
         "Last {HISTORY_DAYS} days: {} uploaded, {} last used, at most {} per day.",
         count(sum(&days.uploaded), "path"),
         count(sum(&days.used), "path"),
@@ -44,7 +44,7 @@ pub(super) fn use_by_day(days: &DailyCounts) -> Markup {
                 span.key { (key("used")) "Paths last used" }
                 span { "at most " (count(most as usize, "path")) " per day" }
             }
-            svg.chart viewBox={ "0 0 " (HISTORY_DAYS) " " (HEIGHT) } preserveAspectRatio="none" role="img" aria-label=(told) {
+            svg.chart viewBox={ "0 0 " (HISTORY_DAYS) " " (HEIGHT) } preserveAspectRatio="none" role="img" aria-label=(label) {
                 @for at in 0..HISTORY_DAYS {
                     g {
                         title {

@@ -14,7 +14,7 @@ use crate::config::{Credentials, Requirement};
 use crate::http::backend::UpstreamRow;
 
 /// Number of recent uploads to show.
-const LATEST: usize = 8;
+const RECENT_UPLOADS_LIMIT: usize = 8;
 
 /// Path of the netrc file in the configuration to copy.
 const NETRC: &str = "/etc/nix/netrc";
@@ -38,8 +38,8 @@ pub(super) fn page(visit: &Visit, overview: &Overview) -> Markup {
             @if index.newest().is_empty() {
                 p.soft { "The cache is empty." }
             } @else {
-                (rows(index, &index.newest()[..index.newest().len().min(LATEST)], visit.now))
-                @if index.newest().len() > LATEST { p.pages { a href=(BROWSE) { "All " (count(index.newest().len(), "path")) } } }
+                (rows(index, &index.newest()[..index.newest().len().min(RECENT_UPLOADS_LIMIT)], visit.now))
+                @if index.newest().len() > RECENT_UPLOADS_LIMIT { p.pages { a href=(BROWSE) { "All " (count(index.newest().len(), "path")) } } }
             }
         }
         @if !upstreams.is_empty() {

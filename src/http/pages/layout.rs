@@ -157,8 +157,8 @@ mod tests {
 
     #[test]
     fn without_an_index_the_page_shows_its_progress_or_its_failure() {
-        let told = |found, failed| not_yet(&Overview { index: None, found, failed }).into_string();
-        assert!(told(Some(1234), false).contains("1,234 objects so far"));
-        assert!(told(None, true).contains("the log of the daemon has the reason"));
+        let page = |found, failed| not_yet(&Overview { index: None, found, failed }).into_string();
+        assert!(page(Some(1234), false).contains("1,234 objects so far"));
+        assert!(page(None, true).contains("the log of the daemon has the reason"));
     }
 }

@@ -12,7 +12,7 @@ use super::words::{Foreign, count};
 use crate::browse::{Index, Overview};
 
 /// Number of paths on a page.
-const PAGE: usize = 50;
+const PATHS_PER_PAGE: usize = 50;
 
 pub(super) fn page(visit: &Visit, overview: &Overview, query: &str, number: usize) -> Markup {
     let query = query.trim();
@@ -35,10 +35,10 @@ pub(super) fn page(visit: &Visit, overview: &Overview, query: &str, number: usiz
 /// One page of the results.
 fn found(index: &Index, query: &str, number: usize, now: SystemTime) -> Markup {
     let found = index.search(query);
-    let last = found.len().div_ceil(PAGE).max(1);
+    let last = found.len().div_ceil(PATHS_PER_PAGE).max(1);
     let number = number.clamp(1, last);
-    let begin = (number - 1) * PAGE;
-    let shown = &found[begin..found.len().min(begin + PAGE)];
+    let begin = (number - 1) * PATHS_PER_PAGE;
+    let shown = &found[begin..found.len().min(begin + PATHS_PER_PAGE)];
     html! {
         p.soft {
             @if found.is_empty() && !query.is_empty() {

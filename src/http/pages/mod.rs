@@ -3,6 +3,11 @@
 //! Each page is one document, rendered for each request. It contains its style sheet and its script, and
 //! the content security policy allows only these, by hash. So a page causes no other requests, and text
 //! from uploaders could not run even if it were not escaped. `maud` escapes all text.
+//!
+//! `page` maps URLs to pages. `visit` has the context of a request: the index of the cache, and the
+//! `address` that the browser used. `front`, `list` and `path` render the pages, in the common
+//! `layout`, with `chart`s, and with numbers, times and untrusted text formatted by `words`.
+//! `accept` decides whether a client gets a page at `/`.
 
 mod accept;
 mod address;
@@ -155,7 +160,7 @@ mod tests {
     const HASH: &str = "8ha1dhmx807czjczmwy078s4r9s254il";
 
     #[test]
-    fn a_store_path_in_any_form_is_known_by_its_hash_part() {
+    fn the_hash_part_is_found_in_every_form_of_a_store_path() {
         let found = |text: &str| hash_in(text, &StoreDir::default()).map(|hash| hash.to_string());
         for text in ["", "-hello-2.12", ".narinfo", "-hello-2.12/bin/hello"] {
             for before in ["", " ", "/nix/store/"] {

@@ -10,7 +10,7 @@ use crate::browse::{FileKind, FileList, Index, ListFilesError, ListedFile, Overv
 use crate::nix::{StorePath, StorePathHash};
 
 /// Maximum number of references, and of referrers, to show.
-const MOST_LINKS: usize = 300;
+const LINKS_LIMIT: usize = 300;
 
 pub(super) fn page(
     visit: &Visit,
@@ -142,7 +142,7 @@ fn references(references: &[StorePath], own: &StorePath, index: Option<&Index>) 
     html! {
         @if references.is_empty() { p.soft { "None." } }
         ul.paths {
-            @for path in references.iter().take(MOST_LINKS) {
+            @for path in references.iter().take(LINKS_LIMIT) {
                 li {
                     @if path == own {
                         (path.name()) " " span.badge { "itself" }
@@ -163,7 +163,7 @@ fn referrers(index: &Index, hash: StorePathHash) -> Markup {
         h2 #referrers { "Referrers " span.soft { (count(places.len(), "path")) } }
         @if places.is_empty() { p.soft { "None in the cache." } }
         ul.paths {
-            @for row in places.iter().take(MOST_LINKS).map(|&place| index.row(place)) {
+            @for row in places.iter().take(LINKS_LIMIT).map(|&place| index.row(place)) {
                 li { (link(row.hash, row.name)) }
             }
         }
@@ -173,7 +173,7 @@ fn referrers(index: &Index, hash: StorePathHash) -> Markup {
 
 fn and_more(number: usize) -> Markup {
     html! {
-        @if number > MOST_LINKS { p.soft { "And " (count(number - MOST_LINKS, "path")) " more." } }
+        @if number > LINKS_LIMIT { p.soft { "And " (count(number - LINKS_LIMIT, "path")) " more." } }
     }
 }
 

@@ -41,7 +41,7 @@ pub(super) fn ago(then: SystemTime, now: SystemTime) -> Markup {
     html! { time datetime=(exact) title=(exact) { (ago) } }
 }
 
-/// A duration in its largest unit, rounded down.
+/// A duration in its largest unit, rounded down, such as `2 hours`.
 pub(super) fn about(length: Duration) -> String {
     let units = [
         (365 * 86_400, "year"),
@@ -64,14 +64,14 @@ pub(super) fn day(time: SystemTime) -> String {
 }
 
 /// Maximum length of untrusted text, in bytes.
-const LONGEST: usize = 8 * 1024;
+const FOREIGN_TEXT_LIMIT: usize = 8 * 1024;
 
 /// Untrusted text. Invisible characters and bidirectional controls are printed as escapes.
 pub(super) struct Foreign<'a>(pub &'a str);
 
 impl fmt::Display for Foreign<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&printable(self.0, LONGEST))
+        f.write_str(&printable(self.0, FOREIGN_TEXT_LIMIT))
     }
 }
 
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_are_never_rounded_to_none_or_all() {
+    fn a_ratio_is_never_rounded_to_0_or_100_per_cent() {
         assert_eq!(per_cent(0, 0), "0 %");
         assert_eq!(per_cent(0, 5), "0 %");
         assert_eq!(per_cent(1, 1_000_000), "< 0.1 %");
@@ -101,27 +101,27 @@ mod tests {
     }
 
     #[test]
-    fn times_are_told_in_their_largest_unit() {
+    fn times_are_shown_in_their_largest_unit() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
-        let told = |seconds| ago(now - Duration::from_secs(seconds), now).into_string();
-        assert!(told(59).contains(">just now<"));
-        assert!(told(60).contains(">1 minute ago<"));
-        assert!(told(7300).contains(">2 hours ago<"));
-        assert!(told(40 * 86_400).contains("title=\"2001-07-31T01:46:40Z\">1 month ago<"));
+        let html = |seconds| ago(now - Duration::from_secs(seconds), now).into_string();
+        assert!(html(59).contains(">just now<"));
+        assert!(html(60).contains(">1 minute ago<"));
+        assert!(html(7300).contains(">2 hours ago<"));
+        assert!(html(40 * 86_400).contains("title=\"2001-07-31T01:46:40Z\">1 month ago<"));
         assert!(ago(now + Duration::from_secs(9), now).into_string().contains("just now"));
         assert_eq!(day(now), "2001-09-09");
     }
 
     #[test]
-    fn what_cannot_be_seen_is_spelled_out_and_the_rest_escaped() {
-        let told = |text| html! { (Foreign(text)) }.into_string();
-        assert_eq!(told("héllo wörld"), "héllo wörld");
-        assert_eq!(told("<b>&\""), "&lt;b&gt;&amp;&quot;");
-        assert_eq!(told("a\u{202e}b\0\u{200b}\r"), "a\\u{202e}b\\u{0}\\u{200b}\\u{d}");
+    fn untrusted_text_is_escaped_and_invisible_characters_are_spelled_out() {
+        let html = |text| html! { (Foreign(text)) }.into_string();
+        assert_eq!(html("héllo wörld"), "héllo wörld");
+        assert_eq!(html("<b>&\""), "&lt;b&gt;&amp;&quot;");
+        assert_eq!(html("a\u{202e}b\0\u{200b}\r"), "a\\u{202e}b\\u{0}\\u{200b}\\u{d}");
     }
 
     #[test]
-    fn a_nix_string_stays_one() {
+    fn special_characters_in_a_nix_string_are_escaped() {
         assert_eq!(nix_string("cache-1:AA=="), "\"cache-1:AA==\"");
         assert_eq!(nix_string("a\"${b}\\"), "\"a\\\"\\${b}\\\\\"");
     }
