@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::connection_timeouts::{ConnectionTimeouts, Sending};
+use super::connection_timeouts::{ConnectionTimeouts, ResponseInProgress};
 use super::requests::BUFFER_SIZE;
 
 /// The body of a request in HTTP/1. If it is dropped before its end, the connection must still read the
@@ -60,13 +60,13 @@ impl Drop for Http1Upload {
 /// byte is sent.
 pub(super) struct Outgoing {
     body: Body,
-    sending: Arc<Sending>,
+    sending: Arc<ResponseInProgress>,
 }
 
 /// Bytes that are being sent. They are not moved, because a mapped file is recognized by their address.
 struct SendingBytes {
     bytes: Bytes,
-    _sending: Arc<Sending>,
+    _sending: Arc<ResponseInProgress>,
 }
 
 impl AsRef<[u8]> for SendingBytes {

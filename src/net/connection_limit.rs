@@ -29,7 +29,7 @@ pub(super) struct ConnectionLimit {
     free: Arc<Semaphore>,
     contention: Contention,
     open: Arc<OpenConnections>,
-    answer_files: usize,
+    response_files: usize,
 }
 
 /// The slot of one connection, until it is dropped.
@@ -55,8 +55,8 @@ impl OpenConnections {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Requests the connection that has been idle for the longest time to close, except connections
-    /// that were already requested to.
+    /// Requests the longest idle connection to close. Skips connections that already have such a
+    /// request.
     fn close_longest_idle(&self) {
         let now = Instant::now();
         let connections = self.lock();
@@ -75,21 +75,21 @@ impl OpenConnections {
 }
 
 impl ConnectionLimit {
-    /// Creates a slot for three quarters of the file descriptors of this process. Most connections are
-    /// idle with one descriptor; the rest is for the files of the others.
+    /// Creates slots for three quarters of the file descriptors of this process. Each connection
+    /// has one descriptor; the other quarter is for the files of responses and uploads.
     pub(super) fn new() -> Self {
         let files = raise_file_limit();
         let reserved = RESERVED_FILES.max(files / 4);
         let limit = usize::try_from(files.saturating_sub(reserved)).unwrap_or(usize::MAX).max(16);
         let free = Arc::new(Semaphore::new(limit.min(Semaphore::MAX_PERMITS)));
-        let answer_files = usize::try_from(reserved / 2).unwrap_or(usize::MAX);
-        Self { free, contention: Contention::default(), open: Arc::default(), answer_files }
+        let response_files = usize::try_from(reserved / 2).unwrap_or(usize::MAX);
+        Self { free, contention: Contention::default(), open: Arc::default(), response_files }
     }
 
     /// The number of files that responses may keep open: half of the descriptors that are not for
     /// connections.
-    pub(super) fn answer_files(&self) -> usize {
-        self.answer_files
+    pub(super) fn response_files(&self) -> usize {
+        self.response_files
     }
 
     /// Waits for a free slot for an accepted connection. Meanwhile idle connections are closed, the

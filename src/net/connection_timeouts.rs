@@ -1,13 +1,13 @@
-//! The timeouts of a connection, and its timeouts.
+//! The timeouts of a connection.
 //!
 //! The header timeout of hyper also runs on an idle connection, where Nix's clients wait for up to
-//! 118 s between two requests, and it costs a timer per request. So each connection updates a few
-//! numbers, which costs next to nothing, and one timer checks them when it matters.
+//! 118 s between two requests, and it costs a timer per request. So each connection stores the
+//! times of its events in atomic numbers, and a single timer checks them.
 //!
-//! HTTP/2 has no sequence of heads: between requests, bytes may acknowledge a response, or mean
-//! nothing. So after the first request only responses count there. Bytes may also leave although
-//! the client accepts nothing of a response, because control frames need no window: so only the
-//! sent content counts ([`Waiting`]).
+//! In HTTP/2, bytes between requests can be control frames. So after the first request, only
+//! responses reset the idle timeout there. Sent bytes can be control frames, too, which need no
+//! flow-control window. So only sent response content counts as progress of a response
+//! ([`WindowWait`]).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -22,7 +22,7 @@ use super::contention::Contention;
 /// of the connection.
 pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The same while new connections wait for a free slot.
+/// The value of [`HEAD_TIMEOUT`] while new connections wait for a free slot.
 pub(super) const CONTENDED_HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The time without a byte in either direction while the application handles no request, such as
@@ -34,8 +34,8 @@ pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(180);
 /// client that sends requests one after the other gets responses to all of them.
 pub(super) const DRAIN_QUIET_PERIOD: Duration = Duration::from_secs(1);
 
-/// The time for which a client may read nothing of a response. A response that waits holds memory, and
-/// perhaps a file.
+/// The time for which a client may read nothing of a response. A waiting response holds memory, and
+/// perhaps an open file.
 pub(super) const UNREAD_RESPONSE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The state of a connection, as far as its timeouts depend on it. All times are in milliseconds since
@@ -54,7 +54,7 @@ pub(super) struct ConnectionTimeouts {
     blocked_since: AtomicU64,
     /// Whether the next write is tried even if the socket is not known to be writable.
     retry_write: AtomicBool,
-    /// The `blocked_since` for which such a write was last granted.
+    /// The value of `blocked_since` for which a write retry was last granted.
     retried_for: AtomicU64,
     /// Whether several requests can be in progress at a time, as in HTTP/2.
     multiplexed: AtomicBool,
@@ -62,7 +62,7 @@ pub(super) struct ConnectionTimeouts {
     sending: AtomicU32,
     /// The number of responses that wait for the client's flow-control window.
     waiting: AtomicU32,
-    /// The time when the first of them began to wait, or when content was last sent.
+    /// The time when the first of these responses began to wait, or when content was last sent.
     last_sent: AtomicU64,
     /// Whether a request body was dropped before its end.
     unread_body: AtomicBool,
@@ -70,14 +70,15 @@ pub(super) struct ConnectionTimeouts {
     closes_after_response: AtomicBool,
     /// Whether the connection was requested to close if it is idle.
     close_requested: AtomicBool,
-    /// Wakes the connection for that request.
+    /// Wakes the connection when `close_requested` is set.
     wake_to_close: Notify,
 }
 
 const NEVER: u64 = u64::MAX;
 
-// In HTTP/1, one task writes and reads the numbers. In HTTP/2, each request has a task: a reader that
-// sees `working` drop to 0 must also see the time of that, so `working` is released and acquired.
+// In HTTP/1, one task writes and reads all fields. In HTTP/2, each request has a task: a reader
+// that sees `working` drop to 0 must also see the new `last_write`. So `working` alone is written
+// with `Release` and read with `Acquire`.
 const ORDER: Ordering = Ordering::Relaxed;
 
 impl ConnectionTimeouts {
@@ -146,18 +147,18 @@ impl ConnectionTimeouts {
     }
 
     /// Records a response that is being sent until the guard is dropped.
-    pub(super) fn start_response(self: &Arc<Self>) -> Sending {
+    pub(super) fn start_response(self: &Arc<Self>) -> ResponseInProgress {
         self.sending.fetch_add(1, ORDER);
-        Sending(Arc::clone(self))
+        ResponseInProgress(Arc::clone(self))
     }
 
     /// Records a response that waits for the client's window until the guard is dropped.
     #[cfg(feature = "tls")]
-    pub(super) fn wait_for_window(self: &Arc<Self>) -> Waiting {
+    pub(super) fn wait_for_window(self: &Arc<Self>) -> WindowWait {
         if self.waiting.fetch_add(1, ORDER) == 0 {
             self.last_sent.store(self.now(), ORDER);
         }
-        Waiting(Arc::clone(self))
+        WindowWait(Arc::clone(self))
     }
 
     /// Records that a request body was dropped before its end.
@@ -176,12 +177,12 @@ impl ConnectionTimeouts {
     }
 
     /// Records a request that the application handles until the guard is dropped.
-    pub(super) fn start_request(self: &Arc<Self>) -> Working {
+    pub(super) fn start_request(self: &Arc<Self>) -> RequestInProgress {
         self.head_since.store(NEVER, ORDER);
         // The head was read, so no earlier body can be unread.
         self.unread_body.store(false, ORDER);
         self.working.fetch_add(1, ORDER);
-        Working(Arc::clone(self))
+        RequestInProgress(Arc::clone(self))
     }
 
     fn at(&self, millis: u64) -> Instant {
@@ -256,7 +257,7 @@ impl ConnectionTimeouts {
             || self.sending.load(ORDER) > 0
             || self.head_since.load(ORDER) != NEVER
             || self.blocked_since.load(ORDER) != NEVER;
-        // In HTTP/2, bytes between requests are not a use of the connection.
+        // In HTTP/2, received bytes can be control frames, which do not keep a connection in use.
         let last_read = if self.multiplexed.load(ORDER) { 0 } else { self.last_read.load(ORDER) };
         (!busy).then(|| self.at(last_read.max(self.last_write.load(ORDER))))
     }
@@ -279,7 +280,7 @@ impl ConnectionTimeouts {
             if self.idle_since().is_some() {
                 return;
             }
-            // A request has arrived in the meantime. The connection can be requested to close again.
+            // A request arrived meanwhile. The connection can be requested to close again.
             self.close_requested.store(false, ORDER);
         }
     }
@@ -310,16 +311,16 @@ impl ConnectionTimeouts {
 
 /// A request that the application handles.
 #[derive(Debug)]
-pub(super) struct Working(Arc<ConnectionTimeouts>);
+pub(super) struct RequestInProgress(Arc<ConnectionTimeouts>);
 
-impl Working {
+impl RequestInProgress {
     /// Whether the connection closes after the response.
     pub(super) fn closes_connection(&self) -> bool {
         self.0.closes_after_response.load(ORDER)
     }
 }
 
-impl Drop for Working {
+impl Drop for RequestInProgress {
     fn drop(&mut self) {
         // The response is about to be written.
         self.0.last_write.store(self.0.now(), ORDER);
@@ -329,9 +330,9 @@ impl Drop for Working {
 
 /// A response that is not completely sent.
 #[derive(Debug)]
-pub(super) struct Sending(Arc<ConnectionTimeouts>);
+pub(super) struct ResponseInProgress(Arc<ConnectionTimeouts>);
 
-impl Drop for Sending {
+impl Drop for ResponseInProgress {
     fn drop(&mut self) {
         self.0.sending.fetch_sub(1, ORDER);
     }
@@ -340,10 +341,10 @@ impl Drop for Sending {
 /// A response that waits for the client's window.
 #[cfg(feature = "tls")]
 #[derive(Debug)]
-pub(super) struct Waiting(Arc<ConnectionTimeouts>);
+pub(super) struct WindowWait(Arc<ConnectionTimeouts>);
 
 #[cfg(feature = "tls")]
-impl Waiting {
+impl WindowWait {
     /// Records that content was sent.
     pub(super) fn record_sent(&self) {
         self.0.last_sent.store(self.0.now(), ORDER);
@@ -351,7 +352,7 @@ impl Waiting {
 }
 
 #[cfg(feature = "tls")]
-impl Drop for Waiting {
+impl Drop for WindowWait {
     fn drop(&mut self) {
         self.0.waiting.fetch_sub(1, ORDER);
     }
@@ -407,7 +408,7 @@ mod tests {
         timeouts.set_multiplexed();
         drop(timeouts.start_request());
         tokio::time::sleep(Duration::from_secs(1)).await;
-        // A client that keeps sending bytes does not change that.
+        // Received bytes do not reset the timeout.
         timeouts.record_read();
         assert_eq!(expires_after(&timeouts).await, IDLE_TIMEOUT - Duration::from_secs(1));
     }
@@ -449,7 +450,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn bytes_that_the_client_does_not_read_expire_whatever_else_happens() {
+    async fn an_unread_response_expires_even_during_a_request() {
         let timeouts = ConnectionTimeouts::new(Contention::default());
         let _working = timeouts.start_request();
         tokio::time::sleep(Duration::from_secs(100)).await;
@@ -460,7 +461,7 @@ mod tests {
             expires_after(&timeouts).await,
             UNREAD_RESPONSE_TIMEOUT - Duration::from_secs(10)
         );
-        // One more attempt, and no second one for the same bytes.
+        // One write retry is granted, and no second one for the same bytes.
         assert!(timeouts.grant_write_retry() && timeouts.take_write_retry());
         assert!(!timeouts.take_write_retry() && !timeouts.grant_write_retry());
         timeouts.record_write();
@@ -483,7 +484,7 @@ mod tests {
             first.record_sent();
             timeouts.record_write();
         }
-        // Other bytes do not count.
+        // Control frames do not count as progress.
         tokio::time::sleep(Duration::from_secs(50)).await;
         timeouts.record_write();
         timeouts.record_read();

@@ -43,13 +43,14 @@ where
         loop {
             tokio::select! {
                 biased;
-                // First, so that the next response has `Connection: close`.
+                // This branch is first, so that the next response has `Connection: close`.
                 () = &mut drain, if !closing => {
                     closing = true;
                     Pin::new(&mut connection).graceful_shutdown();
                 }
                 ended = poll_fn(|cx| connection.poll_without_shutdown(cx)) => break ended,
-                // After polling the connection, so that a request that has arrived is seen.
+                // This branch is after the one that polls the connection, so that a request that
+                // has arrived is handled.
                 () = timeouts.until_idle_close(), if !closing => {
                     closing = true;
                     Pin::new(&mut connection).graceful_shutdown();

@@ -1,9 +1,9 @@
 //! HTTP/2, where many requests share one connection.
 //!
-//! An HTTP/2 client decides for each response how much of it may be sent (its flow-control window),
-//! which can be nothing. hyper polls a body for its next part before it has window, so here h2
-//! sends the responses itself, in the other order: nothing is opened or read for a response that
-//! cannot be sent.
+//! An HTTP/2 client limits how much of each response may be sent (its flow-control window). The
+//! window can be empty. hyper reads the next chunk of a body before there is window to send it. So
+//! this module sends the responses with h2, and waits for the window first: no file is opened or
+//! read for a response that cannot be sent.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -25,7 +25,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
-use super::connection_timeouts::{DRAIN_QUIET_PERIOD, Sending, Waiting};
+use super::connection_timeouts::{DRAIN_QUIET_PERIOD, ResponseInProgress, WindowWait};
 use super::http2_upload::{Http2Upload, UnreadBody};
 use super::requests::{BUFFER_SIZE, Requests};
 use crate::http::OnDemandBody;
@@ -33,15 +33,15 @@ use crate::http::OnDemandBody;
 /// The number of concurrent requests on one connection. libcurl sends up to 100.
 const MAX_STREAMS: u32 = 128;
 
-/// The size in bytes from which a response in memory counts towards the chunk budget. Such a response
-/// exists before its window is known. Most responses are narinfos, which are smaller.
+/// The size in bytes from which a response in memory counts towards the chunk budget, because it
+/// takes memory before there is window to send it. Most responses are narinfos, which are smaller.
 const COUNTED_FROM: u64 = 4 * 1024;
 
 /// The number of bytes of one upload that may be unread (its flow-control window).
 const STREAM_WINDOW: u32 = 1024 * 1024;
 
-/// The number of bytes of all uploads of a connection that may be unread. A multiple of [`STREAM_WINDOW`], so
-/// that an upload that waits does not keep the others from sending.
+/// The number of bytes of all uploads of a connection that may be unread. It is a multiple of
+/// [`STREAM_WINDOW`], so that an upload that is not read does not block the others.
 const CONNECTION_WINDOW: u32 = 16 * STREAM_WINDOW;
 
 /// The number of bytes of a response that may wait in h2 for the window of its stream.
@@ -166,8 +166,9 @@ async fn try_to_serve_request(
     Sender { stream, requests, sending, is_on_demand }.send(body, permit).await
 }
 
-/// Returns the response to a GET, with a permit if the response takes memory. If no permit is free, the
-/// response is dropped and requested again later, so that nothing is held during the wait.
+/// Returns the response to a GET, with a permit if the response takes memory. If no permit is free,
+/// drops the response, waits for a permit, and requests the response again, so that it takes no
+/// memory meanwhile.
 async fn respond_within_budget(
     requests: &Requests,
     request: Parts,
@@ -217,7 +218,7 @@ fn split(response: Response<Body>) -> (Response<()>, Body) {
 struct Sender<'a> {
     stream: SendStream<Chunk>,
     requests: &'a Requests,
-    sending: Arc<Sending>,
+    sending: Arc<ResponseInProgress>,
     is_on_demand: bool,
 }
 
@@ -296,9 +297,9 @@ impl Sender<'_> {
 /// A chunk of a response in the queues of h2, dropped when it is sent.
 struct Chunk {
     bytes: Bytes,
-    waiting: Option<Waiting>,
+    waiting: Option<WindowWait>,
     _permit: Option<OwnedSemaphorePermit>,
-    _sending: Arc<Sending>,
+    _sending: Arc<ResponseInProgress>,
 }
 
 impl Buf for Chunk {

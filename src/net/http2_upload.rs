@@ -1,4 +1,4 @@
-//! The request body in HTTP/2, and its rest after a response that was sent before its end.
+//! The request body in HTTP/2. Its rest is discarded if the response is sent before its end.
 //!
 //! In HTTP/2, a server that does not want the rest of a body resets the stream with `NO_ERROR`.
 //! libcurl up to version 8 treats this as an error and discards the response, and with it the
@@ -44,7 +44,7 @@ impl Body for Http2Upload {
             // Trailers, if any, are not read.
             return Poll::Ready(None);
         };
-        // The client may send as many bytes again.
+        // Reopens the flow-control window by this number of bytes.
         self.stream.flow_control().release_capacity(bytes.len())?;
         self.rest = self.rest.map(|rest| rest.saturating_sub(bytes.len() as u64));
         Poll::Ready(Some(Ok(Frame::data(bytes))))
@@ -65,7 +65,7 @@ pub(super) struct ReturnedBody {
     unread: UnreadBody,
 }
 
-/// The place of a request body that was dropped before its end.
+/// Holds a request body that was dropped before its end.
 #[derive(Debug, Clone, Default)]
 pub(super) struct UnreadBody(Arc<Mutex<Option<Http2Upload>>>);
 

@@ -1,5 +1,5 @@
-//! Inherited sockets, which stay open while the daemon restarts: systemd's socket activation
-//! (sd_listen_fds(3)).
+//! Sockets passed by systemd's socket activation (sd_listen_fds(3)). They stay open while the
+//! daemon restarts.
 
 use std::io;
 use std::net::TcpListener;

@@ -25,7 +25,7 @@ pub(super) struct ServerIo {
     /// Whether the kernel holds back packets that are not full (`TCP_CORK`), so that the head of a
     /// response and the beginning of a file arrive in the same packet.
     corked: bool,
-    /// The addresses of the last slice that was found in the page cache or read into it.
+    /// The addresses of the last slice that is known to be in the page cache.
     cached: Range<usize>,
     /// The task that reads this slice into the page cache.
     reading_ahead: Option<JoinHandle<()>>,
@@ -84,8 +84,8 @@ impl ServerIo {
         wrote
     }
 
-    /// Waits until `slice`, which is mapped at `address`, is in the page cache, and shortens it to the
-    /// part that is.
+    /// Waits until the beginning of `slice`, which is mapped at `address`, is in the page cache,
+    /// and shortens `slice` to the cached part.
     fn poll_cached(
         &mut self,
         cx: &mut Context<'_>,
@@ -115,7 +115,7 @@ impl ServerIo {
 
     fn cork(&mut self, corked: bool) {
         if let (Stream::Tcp(stream), true) = (&self.stream, self.corked != corked) {
-            // Only advice.
+            // The call is only advice, so errors are ignored.
             let _ = rustix::net::sockopt::set_tcp_cork(stream, corked);
             self.corked = corked;
         }

@@ -10,7 +10,7 @@ use http::header::{CONNECTION, HeaderValue};
 use http::{Request, Response};
 use tower_service::Service as _;
 
-use super::connection_timeouts::{ConnectionTimeouts, Working};
+use super::connection_timeouts::{ConnectionTimeouts, RequestInProgress};
 #[cfg(feature = "tls")]
 use crate::http::ConnectionBudget;
 use crate::http::{App, ConnInfo, Peer};
@@ -35,12 +35,10 @@ impl Requests {
         &self.timeouts
     }
 
-    /// The client.
     pub(super) fn peer(&self) -> Peer {
         self.conn_info.peer
     }
 
-    /// The memory and files that responses may hold.
     #[cfg(feature = "tls")]
     pub(super) fn budget(&self) -> &ConnectionBudget {
         &self.conn_info.budget
@@ -57,7 +55,7 @@ impl Requests {
 /// The response to one request.
 pub(super) struct ResponseFuture {
     inner: <App as tower_service::Service<Request<Body>>>::Future,
-    working: Option<Working>,
+    working: Option<RequestInProgress>,
 }
 
 impl Future for ResponseFuture {

@@ -9,9 +9,9 @@ use tracing::{info, warn};
 
 use super::connection_limit::ConnectionLimit;
 use super::{Listener, connection};
-use crate::http::{ResponseBudget, App};
+use crate::http::{App, ResponseBudget};
 
-/// The time for which transfers continue after the daemon was told to stop.
+/// The time for which transfers continue after the daemon gets the signal to stop.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The pause after a failed `accept`, which mostly fails because there are no file descriptors left.
@@ -27,7 +27,7 @@ pub struct Drained {
 /// Serves `app` on `listener` until `stop` is cancelled, then waits for open requests.
 pub async fn serve(mut listener: Listener, app: App, stop: CancellationToken) -> Drained {
     let slots = ConnectionLimit::new();
-    let budget = ResponseBudget::new(slots.answer_files());
+    let budget = ResponseBudget::new(slots.response_files());
     let connections = TaskTracker::new();
     let mut failures = AcceptFailures::default();
     loop {

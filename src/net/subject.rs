@@ -12,7 +12,7 @@ const TEXTS: [u8; 3] = [0x0c, 0x13, 0x16];
 /// `id-at-commonName`, 2.5.4.3.
 const COMMON_NAME: [u8; 3] = [0x55, 0x04, 0x03];
 
-/// The common name of the subject of a certificate.
+/// Returns the common name of the subject of a certificate.
 pub(super) fn common_name(certificate: &[u8]) -> Option<&str> {
     let (certificate, _) = expect(SEQUENCE, certificate)?;
     let (mut fields, _) = expect(SEQUENCE, certificate)?;
@@ -38,12 +38,12 @@ pub(super) fn common_name(certificate: &[u8]) -> Option<&str> {
     None
 }
 
-/// The content of the next element, which has this tag, and what follows it.
+/// Returns the content of the next element and the rest, or `None` if the element has another tag.
 fn expect(tag: u8, bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     element(bytes).filter(|(found, ..)| *found == tag).map(|(_, content, rest)| (content, rest))
 }
 
-/// The next element: its tag, its content, and what follows it.
+/// Returns the tag and the content of the next element, and the rest.
 fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (&tag, rest) = bytes.split_first()?;
     let (&first, rest) = rest.split_first()?;
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_off_has_no_name() {
+    fn a_truncated_certificate_has_no_name() {
         let whole = certificate(true, &[(&COMMON_NAME, b"builder")]);
         for length in 0..whole.len() {
             assert_eq!(common_name(&whole[..length]), None);

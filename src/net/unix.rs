@@ -1,5 +1,5 @@
-//! The daemon's own unix sockets: created with their permissions, in place of a dead one, and
-//! removed.
+//! Creates a unix socket with its permissions, in place of the socket file of a killed process, and
+//! removes the file at the end.
 
 use std::fs::{self, Permissions};
 use std::io;
