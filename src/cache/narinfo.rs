@@ -35,6 +35,8 @@ pub(crate) struct NarInfoUpload {
     signed_by: Option<String>,
     /// The length of the uploaded text, in bytes.
     size: u64,
+    /// Whether it agrees with its NAR, and its references may be missing.
+    is_admitted: bool,
     /// Held while a large narinfo is in memory.
     _memory: Option<OwnedSemaphorePermit>,
 }
@@ -103,8 +105,8 @@ impl Cache {
         declared: Option<u64>,
         body: impl Stream<Item = Result<Bytes, BodyError>> + Unpin,
     ) -> Result<UploadReceipt, PutError> {
-        let upload = self.receive_narinfo(hash, encoding, declared, body).await?;
-        match self.store_narinfo(&upload, self.admission.require_references).await? {
+        let mut upload = self.receive_narinfo(hash, encoding, declared, body).await?;
+        match self.store_narinfo(&mut upload).await? {
             StoreNarInfo::Done(receipt) => Ok(receipt),
             StoreNarInfo::NarMissing(name) => Err(PutError::NarMissing(CachePath::Nar(name).key())),
             StoreNarInfo::ReferencesMissing(mut paths) => {
@@ -148,25 +150,31 @@ impl Cache {
         };
         let (fingerprint, info, signed_by) =
             self.large_narinfos.parse(size as usize, parse).await?;
-        Ok(NarInfoUpload { info, fingerprint, signed_by, size, _memory: memory })
+        Ok(NarInfoUpload {
+            info,
+            fingerprint,
+            signed_by,
+            size,
+            is_admitted: false,
+            _memory: memory,
+        })
     }
 
-    /// Stores an uploaded narinfo if it agrees with its NAR, which must be in this cache. If
-    /// `requires_references`, its references must be in this cache, too.
+    /// Stores an uploaded narinfo if it agrees with its NAR, which must be in this cache. Its
+    /// references must be in this cache, too, if `NIX_STORED_REQUIRE_REFERENCES` is set; a caller that
+    /// finds the missing ones elsewhere calls this again.
     pub(crate) async fn store_narinfo(
         &self,
-        upload: &NarInfoUpload,
-        requires_references: bool,
+        upload: &mut NarInfoUpload,
     ) -> Result<StoreNarInfo, PutError> {
-        let NarInfoUpload { fingerprint, signed_by, size, .. } = upload;
-        let mut info = upload.info.clone();
+        // Not a copy of the narinfo, which can have 16 MiB.
+        let NarInfoUpload { info, fingerprint, signed_by, size, is_admitted, .. } = upload;
         let hash = info.store_path.hash();
         let path = CachePath::NarInfo(hash);
         let done = |stored, info: &NarInfo| {
             Ok(StoreNarInfo::Done(self.receipt(stored, *size, info, signed_by.clone())))
         };
         let mut reading = NarReading::NotRead;
-        let mut is_admitted = false;
         let mut changes = Changes::default();
         loop {
             // Without the lock, two uploads of the same narinfo would each merge with the narinfo
@@ -177,8 +185,8 @@ impl Cache {
             let stored = if ours.is_some() { Stored::Replaced } else { Stored::Created };
             match ours.map(|ours| (ours.fingerprint(), ours)) {
                 Some((before, ours)) if before == *fingerprint => {
-                    match self.merge(&path, ours, etag.as_ref(), &info, reading).await? {
-                        Merge::Done => return done(stored, &info),
+                    match self.merge(&path, ours, etag.as_ref(), info, reading).await? {
+                        Merge::Done => return done(stored, info),
                         Merge::Replace => {}
                         Merge::ReadFirst(name) => {
                             drop(lock);
@@ -191,7 +199,7 @@ impl Cache {
                         }
                     }
                 }
-                Some((before, _)) if is_admitted => warn!(
+                Some((before, _)) if *is_admitted => warn!(
                     store_path = %info.store_path,
                     %before,
                     now = %fingerprint,
@@ -200,24 +208,31 @@ impl Cache {
                 ),
                 _ => {}
             }
-            if is_admitted {
-                if self.publish(&info, etag.as_ref()).await? {
-                    return done(stored, &info);
+            if *is_admitted {
+                if self.publish(info, etag.as_ref()).await? {
+                    return done(stored, info);
                 }
                 changes.once_more(&path)?;
                 continue;
             }
             drop(lock);
-            let name = nar_name(&info)?;
+            let name = nar_name(info)?;
             let Some(facts) = self.nar_facts(name).await? else {
                 return Ok(StoreNarInfo::NarMissing(name));
             };
-            admit(&mut info, name, facts)?;
-            let missing = self.touch_references(&info).await?;
-            if requires_references && !missing.is_empty() {
+            admit(info, name, facts)?;
+            *is_admitted = true;
+            let mut missing = Vec::new();
+            let is_required = self.admission.require_references;
+            self.touch_references(info, |absent| {
+                if is_required {
+                    missing.push(absent.clone());
+                }
+            })
+            .await?;
+            if !missing.is_empty() {
                 return Ok(StoreNarInfo::ReferencesMissing(missing));
             }
-            is_admitted = true;
         }
     }
 
@@ -245,7 +260,7 @@ impl Cache {
         if ours != before {
             // The list of a running collection may miss a file that is replaced at that moment. Then
             // only recent uses keep its references.
-            self.touch_references(&ours).await?;
+            self.touch_references(&ours, |_| {}).await?;
             if !self.publish(&ours, etag).await? {
                 return Ok(Merge::Changed);
             }
@@ -448,22 +463,25 @@ impl Cache {
         let facts = self.nar_facts(name).await?;
         let facts = facts.ok_or_else(|| PutError::NarMissing(info.url.clone()))?;
         admit(info, name, facts)?;
-        self.touch_references(info).await?;
+        self.touch_references(info, |_| {}).await?;
         Ok(())
     }
 
-    /// Records the use of all references, so that a running collection keeps them. Returns the absent
-    /// ones.
-    async fn touch_references(&self, info: &NarInfo) -> Result<Vec<StorePath>, StoreError> {
-        let mut absent = Vec::new();
+    /// Records the use of all references, so that a running collection keeps them. `on_absent` gets
+    /// the absent ones.
+    async fn touch_references(
+        &self,
+        info: &NarInfo,
+        mut on_absent: impl FnMut(&StorePath),
+    ) -> Result<(), StoreError> {
         for reference in info.references.iter().filter(|path| **path != info.store_path) {
             // Lookups in memory never yield, and a narinfo can have thousands of references.
             tokio::task::consume_budget().await;
             if !self.touch_if_present(&CachePath::NarInfo(reference.hash())).await? {
-                absent.push(reference.clone());
+                on_absent(reference);
             }
         }
-        Ok(absent)
+        Ok(())
     }
 }
 

@@ -203,7 +203,7 @@ impl NarFetcher {
         if let Err(error) = &done {
             let (path, upstream) = (CachePath::Nar(name), &client.name);
             warn!(%upstream, %path, %error, "fetch of a NAR failed");
-            let is_store_error = matches!(error, PutError::Store(_));
+            let is_store_error = is_error_of_this_cache(error);
             let is_transfer_error = matches!(error, PutError::Body(_));
             if !is_store_error && !is_transfer_error {
                 upstreams.mark_bad(&client, name);
@@ -327,13 +327,19 @@ impl NarFetcher {
             if let Err(error) = stored {
                 let (store_path, upstream) = (&remote.store_path, &remote.client.name);
                 warn!(%upstream, %store_path, %error, "cannot store the narinfo of an upstream");
-                if !matches!(error, PutError::Store(_)) {
+                if !is_error_of_this_cache(&error) {
                     upstreams.mark_bad(&remote.client, remote.nar);
                 }
             }
         });
         Ok(())
     }
+}
+
+/// Whether this cache failed, and not the upstream: its store failed, or a collection removed the NAR
+/// meanwhile.
+fn is_error_of_this_cache(error: &PutError) -> bool {
+    matches!(error, PutError::Store(_) | PutError::NarMissing(_) | PutError::NarChanged(_))
 }
 
 /// A requested NAR.

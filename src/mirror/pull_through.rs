@@ -115,11 +115,10 @@ impl Mirror {
         declared: Option<u64>,
         body: impl Stream<Item = Result<Bytes, BodyError>> + Send + Unpin,
     ) -> Result<UploadReceipt, PutError> {
-        let upload = self.cache.receive_narinfo(hash, encoding, declared, body).await?;
-        let mut requires_references = self.cache.admission().require_references;
+        let mut upload = self.cache.receive_narinfo(hash, encoding, declared, body).await?;
         let mut was_fetched = false;
         loop {
-            match self.cache.store_narinfo(&upload, requires_references).await? {
+            match self.cache.store_narinfo(&mut upload).await? {
                 StoreNarInfo::Done(receipt) => return Ok(receipt),
                 StoreNarInfo::NarMissing(name) => {
                     if was_fetched || !self.nars.fetch_to_end(name).await.unwrap_or(false) {
@@ -133,7 +132,6 @@ impl Mirror {
                             return Err(PutError::Reference(path));
                         }
                     }
-                    requires_references = false;
                 }
             }
         }

@@ -108,12 +108,18 @@ pub enum Content {
 const FILE_CHUNK_SIZE: u64 = 256 * 1024;
 
 impl Content {
-    /// Returns a stream of the bytes in `range`, which must lie within the object.
+    /// Returns the bytes in `range`. The stream fails if the range is not within the object.
     pub fn into_stream(self, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>> {
         match self {
             Self::Bytes(bytes) => {
-                let bytes = bytes.slice(range.start as usize..range.end as usize);
-                stream::iter((!bytes.is_empty()).then_some(Ok(bytes))).boxed()
+                // The object may be another one than the one that the range was made for.
+                let range = range.start as usize..range.end as usize;
+                let part = match bytes.get(range.clone()) {
+                    Some([]) => None,
+                    Some(_) => Some(Ok(bytes.slice(range))),
+                    None => Some(Err(io::ErrorKind::UnexpectedEof.into())),
+                };
+                stream::iter(part).boxed()
             }
             Self::File(file) => file_stream(Arc::new(file), range),
             Self::Stream(bytes) => bytes.read(range),
