@@ -119,7 +119,7 @@ pub(crate) fn init(level: LogLevel, format: LogFormat) {
         .log_internal_errors(false)
         .with_writer(std::io::stderr);
     let libraries = match level {
-        // Requests, but not each HTTP/2 frame.
+        // At `debug` the log has every request. The libraries would add every HTTP/2 frame.
         LogLevel::Debug => LevelFilter::INFO,
         level => Level::from(level).into(),
     };

@@ -155,7 +155,7 @@ impl Index {
         index
     }
 
-    /// Returns the time of the inventory.
+    /// Returns the time at which the index was built.
     pub fn built_at(&self) -> SystemTime {
         self.built_at
     }

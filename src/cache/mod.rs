@@ -3,7 +3,7 @@
 //! `state` has what all operations share. `objects` has the three operations of a client,
 //! [`Cache::get`], [`Cache::head`] and [`Cache::put`]; `nar`, `narinfo` and `side_file` store the
 //! three kinds of uploads. A narinfo makes a path visible, so it is accepted only if it agrees with
-//! the `nar_facts` of its NAR, and has `signatures` by trusted keys if there are any. `narinfo_cache`
+//! the `nar_facts` of its NAR and, if trusted keys are configured, has valid `signatures`. `narinfo_cache`
 //! keeps frequently requested narinfos in memory, and `uses` records uses for collections.
 //!
 //! The cache knows nothing of upstreams, pages, collections or commands: those hold a [`Cache`].

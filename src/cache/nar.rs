@@ -159,7 +159,7 @@ impl Cache {
         };
         let staged = ingest::receive(stage, feed).await?.finish();
         // The error for an incomplete or damaged body explains more than that of the decoder, so it
-        // comes first.
+        // takes precedence.
         ingest::check_length(declared, staged.length)?;
         let Staged { hash, length: size, checked, mut busy, upload } = staged;
         let name = NarName { file_hash: hash, extension };

@@ -241,7 +241,7 @@ impl Cache {
 }
 
 /// The NAR that a `debuginfo` object links to, if it is a link as Nix writes it. A link is served
-/// only while its NAR can be had, because Nix does not upload a new link while the old one is found.
+/// only while its NAR is in the cache or at an upstream, because Nix does not upload a new link while the old one is found.
 pub(crate) fn linked_nar(link: &Object) -> Option<CachePath> {
     #[derive(serde::Deserialize)]
     struct Link {

@@ -10,7 +10,7 @@ use crate::ingest::PutError;
 use crate::nix::narinfo::MAX_SIGNATURES;
 use crate::nix::{NarInfo, PublicKey, Signature};
 
-/// The trusted keys, and which signatures they require. A clone is the same policy.
+/// The trusted keys, and which signatures they require. Clones share one policy.
 #[derive(Debug, Clone)]
 pub(crate) struct SignaturePolicy(Arc<Admission>);
 

@@ -16,7 +16,7 @@ const RECORD_EVERY: Duration = Duration::from_secs(3600);
 
 impl Cache {
     /// Records the use of an object whose last recorded use was at `last`. Returns false if the
-    /// object was removed in the meantime. If uses cannot be recorded, the object is served anyway.
+    /// object has been removed since that was read. If uses cannot be recorded, the object is served anyway.
     pub(crate) async fn touch_soon(
         &self,
         path: &CachePath,
@@ -31,7 +31,7 @@ impl Cache {
     }
 
     /// Records the use of an object whose last recorded use was at `last`. Returns false if the object
-    /// was removed in the meantime.
+    /// has been removed since that was read.
     pub(super) async fn touch_since(
         &self,
         path: &CachePath,

@@ -82,8 +82,8 @@ impl fmt::Display for VerifyOutput {
         if !absent.is_empty() {
             writeln!(
                 f,
-                "note: {} missing from the cache, which need not hold complete closures (--json \
-                 lists them)",
+                "note: {} missing from the cache; a cache may hold incomplete closures (--json lists \
+                 them)",
                 count(absent.len(), "reference"),
             )?;
         }

@@ -33,8 +33,8 @@ impl Bucket {
     /// Longer than any upload takes: 100 GB at 10 Mbit/s.
     const ABANDONED_AFTER: Duration = Duration::from_secs(24 * 3600);
 
-    /// The default of `virtual_hosted`, as in Nix: self-hosted servers rarely have a host name for each
-    /// bucket.
+    /// Whether `auto` means virtual-hosted, as in Nix: not with an endpoint, because self-hosted servers
+    /// rarely have a host name for each bucket, and not if the bucket name has a dot.
     fn auto_style(&self) -> bool {
         self.endpoint.is_none() && !self.name.contains('.')
     }
@@ -78,7 +78,7 @@ impl Bucket {
                 "abandoned-after" => {
                     let time = parse_duration(&value);
                     bucket.abandoned_after =
-                        time.map_err(|why| format!("has an option abandoned-after that {why}"))?;
+                        time.map_err(|why| format!("has the option abandoned-after, which {why}"))?;
                 }
                 _ => {
                     return Err(format!(

@@ -53,7 +53,7 @@ fn file_limit_error() -> Option<String> {
 pub(super) async fn answer(state: &AppState) -> Answer {
     let health = state.health.health().await;
     let uploads = !matches!(state.policy.access().write, Requirement::Nobody);
-    // A cache without uploads need not be writable.
+    // A cache need not be writable if it has no uploads, and reading stores nothing.
     let reason = match &*health.condition {
         Availability::Unusable(error) => Some(with_causes(error)),
         Availability::ReadOnly(error) if uploads || reads_store_objects(&state.backend) => {

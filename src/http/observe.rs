@@ -203,7 +203,8 @@ impl Drop for RequestOutcome {
     }
 }
 
-/// A response of up to this size is counted before it is sent, unless it is logged.
+/// A response of up to this size, in bytes, is counted before it is sent, unless it is logged: then its
+/// body needs no wrapper that counts.
 const COUNT_AT_ONCE_LIMIT: u64 = 64 * 1024;
 
 fn is_counted_at_once(body: &Body) -> bool {

@@ -78,7 +78,9 @@ pub enum PutError {
     #[error(transparent)]
     Unpack(#[from] UnpackError),
     /// The URL of the narinfo is not the name of a NAR in this cache.
-    #[error("the narinfo's URL is “{0}”; it must be nar/<file hash>.nar… of a NAR in this cache")]
+    #[error(
+        "the narinfo's URL is “{0}”; it must be the name of a NAR in this cache, nar/<file hash>.nar…"
+    )]
     NarElsewhere(String),
     /// The NAR is not in this cache.
     #[error("the narinfo's NAR {0} is not in this cache; upload it first")]

@@ -21,8 +21,8 @@ pub(crate) const BATCH: usize = 256 * 1024;
 const FILL_TIMEOUT: Duration = Duration::from_millis(10);
 const SLOW_FILL_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// A body is slow if less than a [`BATCH`] of it arrives within this time of waiting for the
-/// client. Waiting for the disk does not count. A slow upload continues, and is unpacked after the
+/// A body is slow if the daemon waits this long in total for the client, and receives less than a
+/// [`BATCH`]. Waiting for the disk does not count. A slow upload continues, and is unpacked after the
 /// transfer.
 const SLOW_AFTER: Duration = Duration::from_secs(1);
 

@@ -89,7 +89,7 @@ pub(crate) async fn unpack_while_it_flows(
             Some(batch) => (Message::Chunks(batch), false),
             None => (Message::End, true),
         };
-        // The receiver is dropped only when unpacking has ended. Its result has the reason.
+        // The receiver is dropped only when unpacking has ended. The result of unpacking has the reason.
         if let Err(error) = sender.send(message).await {
             refused = Some(error.0);
             break;

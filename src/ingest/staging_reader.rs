@@ -57,8 +57,8 @@ impl StagingReader {
         }
     }
 
-    /// Stages the bytes that were received but not read, and returns the rest of the body with the
-    /// result of unpacking, which is `None` if the decoder did not get all its input.
+    /// Stages the bytes that were received but not read. Returns the stage and the result of unpacking, or
+    /// `None` for it if the decoder did not get all its input.
     pub(crate) fn stop(
         mut self,
         unpacked: Result<Unpacked, UnpackError>,

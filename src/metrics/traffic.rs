@@ -208,12 +208,12 @@ impl Traffic {
             ),
             counter(
                 "nix_stored_received_bytes_total",
-                "Bytes received on connections, including heads.",
+                "Bytes received on connections, including request heads.",
                 vec![Sample::plain(self.received_bytes())],
             ),
             counter(
                 "nix_stored_sent_bytes_total",
-                "Bytes sent on connections, including heads.",
+                "Bytes sent on connections, including response heads.",
                 vec![Sample::plain(self.sent_bytes())],
             ),
         ]

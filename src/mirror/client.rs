@@ -409,7 +409,9 @@ impl UpstreamClient {
         from: u64,
     ) -> Result<reqwest::Response, UpstreamFailure> {
         let Endpoint::Http { client, base, login, .. } = &self.endpoint else {
-            return Err(UpstreamFailure::InvalidResponse("a directory has no HTTP".to_owned()));
+            return Err(UpstreamFailure::InvalidResponse(
+                "a directory does not answer HTTP requests".to_owned(),
+            ));
         };
         let url =
             base.join(path).map_err(|error| UpstreamFailure::InvalidResponse(error.to_string()))?;
@@ -447,7 +449,7 @@ impl UpstreamClient {
 }
 
 fn http_client(upstream: &Upstream) -> Result<reqwest::Client, Box<dyn Error + Send + Sync>> {
-    // Fails if the same provider has been installed before.
+    // Fails if the same provider has been installed before, which is harmless.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let redirects = RedirectPolicy::of(&upstream.url);
     let mut builder = reqwest::Client::builder()

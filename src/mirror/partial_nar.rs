@@ -88,7 +88,7 @@ impl PartialNar {
         self.state.send_replace(FetchState::InStore);
     }
 
-    /// Reports the end of the fetch, with the size of the NAR if it is verified.
+    /// Reports the end of the fetch: with the size of the verified NAR, or with `None` if the fetch failed.
     pub(super) fn finish(&self, verified_size: Option<u64>) {
         self.state.send_modify(|state| {
             let in_file = matches!(state, FetchState::Written(_));

@@ -25,7 +25,7 @@ const NAR_HASH_BYTES: usize = 4;
 /// practically never a provisional name.
 const CHECK_BYTES: usize = 8;
 
-/// The contents of a provisional name.
+/// The parts of a provisional name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ProvisionalName {
     /// The hash part of the store path.
@@ -50,7 +50,8 @@ impl ProvisionalName {
         (provisional.name() == name).then_some(provisional)
     }
 
-    /// Returns the name of the NAR, in which a checksum follows the contents.
+    /// Returns the provisional name: the hash part of the store path, the prefix of the NAR hash, and a
+    /// checksum of both.
     pub(super) fn name(&self) -> NarName {
         let mut bytes = [0; PATH_BYTES + NAR_HASH_BYTES + CHECK_BYTES];
         bytes[..PATH_BYTES].copy_from_slice(self.path.as_bytes());

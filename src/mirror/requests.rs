@@ -55,7 +55,7 @@ impl Upstreams {
                 Ok(None) => continue,
                 Ok(Some(response)) => match agreed_size(&response, stated) {
                     Ok(None) if remote.is_none() => UpstreamFailure::InvalidResponse(
-                        "the NAR has neither a length nor a narinfo".to_owned(),
+                        "the response has no Content-Length, and the NAR has no narinfo".to_owned(),
                     ),
                     Ok(size) => {
                         return Ok(Some(StartedTransfer {
@@ -75,8 +75,8 @@ impl Upstreams {
         failed.map_or(Ok(None), Err)
     }
 
-    /// Requests the length of a NAR from one source after the other. Returns also whether objects
-    /// of that upstream are stored.
+    /// Requests the length of a NAR from one source after the other. Returns it with whether objects
+    /// of the upstream that answered are stored.
     pub(super) async fn request_nar_size(
         &self,
         name: NarName,

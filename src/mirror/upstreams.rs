@@ -27,7 +27,7 @@ const MAX_LOOKUPS: usize = 64 * 1024;
 const MAX_LOOKUP_BYTES: u64 = 64 * 1024 * 1024;
 
 /// The maximum number of narinfos above 1 MiB that are received at a time, from all upstreams
-/// together. Each can have 16 MiB.
+/// together. Each can have up to 16 MiB.
 const MAX_LARGE_RESPONSES: usize = 2;
 
 /// The maximum number of NARs that are fetched at a time, without slow ones. Others wait.

@@ -16,8 +16,8 @@ use super::contention::Contention;
 /// The minimum number of file descriptors that are kept for the store, the log and the runtime.
 const RESERVED_FILES: u64 = 256;
 
-/// The idle time before which a connection is not closed for a new one. If all connections are in use,
-/// closing them would only make their clients connect again.
+/// A connection that has been idle for less than this is not closed to make room for a new one: its
+/// client would only connect again.
 const MIN_IDLE: Duration = Duration::from_secs(1);
 
 /// The interval at which an idle connection is closed while a new connection waits.

@@ -134,8 +134,8 @@ impl ConnectionTimeouts {
         }
     }
 
-    /// Whether the next write is tried even if the socket is not known to be writable. Returns true
-    /// once for each [`grant_write_retry`](Self::grant_write_retry) that returned true.
+    /// Takes the granted write retry. If there was one, the next write is tried even if the socket is not
+    /// known to be writable.
     pub(super) fn take_write_retry(&self) -> bool {
         self.retry_write.load(ORDER) && self.retry_write.swap(false, ORDER)
     }
@@ -166,7 +166,7 @@ impl ConnectionTimeouts {
         self.unread_body.store(true, ORDER);
     }
 
-    /// Whether the client may still send the body of a request whose response was sent.
+    /// Whether the client could still be sending the body of a request whose response was sent.
     pub(super) fn has_unread_body(&self) -> bool {
         self.unread_body.load(ORDER)
     }

@@ -34,7 +34,7 @@ use crate::http::OnDemandBody;
 const MAX_STREAMS: u32 = 128;
 
 /// The size in bytes from which a response in memory counts towards the chunk budget, because it
-/// takes memory before there is window to send it. Most responses are narinfos, which are smaller.
+/// is in memory before the window of the client allows sending it. Most responses are narinfos, which are smaller.
 const COUNTED_FROM: u64 = 4 * 1024;
 
 /// The number of bytes of one upload that may be unread (its flow-control window).

@@ -3,7 +3,7 @@
 //! In HTTP/2, a server that does not want the rest of a body resets the stream with `NO_ERROR`.
 //! libcurl up to version 8 treats this as an error and discards the response, and with it the
 //! reason of a refusal. So the rest is read for a while: a client that has seen the response
-//! ends it soon.
+//! soon stops sending.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -189,7 +189,7 @@ impl NarChecker {
         self.expected == Expected::End && !matches!(self.part, NarPart::Padding(_))
     }
 
-    /// Consumes bytes of one part, and returns their number.
+    /// Consumes bytes of one part, and returns how many it consumed.
     fn step(&mut self, bytes: &[u8]) -> Result<usize, NarError> {
         match self.part {
             NarPart::Length(have) => {

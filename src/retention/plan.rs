@@ -116,7 +116,7 @@ pub enum KeepReason {
     },
     /// No limit requires the removal of the path.
     WithinLimits {
-        /// The index of the most recently used path: the path itself, or a referrer.
+        /// The index of the most recently used one of the path and its referrers.
         by: usize,
         /// The time of the use.
         used: SystemTime,

@@ -63,7 +63,7 @@ pub enum Listed {
     Object(ListedObject),
     /// An object that could not be read.
     Unreadable(CachePath, StoreError),
-    /// A directory or another special file with the name of an object, with its entity tag. It
+    /// A directory or special file with the name of an object, with its entity tag. It
     /// cannot be served, and no object can be stored in its place.
     NoFile(CachePath, Bytes),
     /// A file whose name is neither that of an object nor of a file of the daemon.

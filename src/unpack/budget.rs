@@ -28,7 +28,7 @@ const USUAL_MEMORY: u64 = 16 * MIB;
 /// The second step: enough for `xz -9` (65 MiB) and `zstd` with a window of 64 MiB.
 const LARGE_MEMORY: u64 = 72 * MIB;
 
-/// The last step: enough for `zstd --ultra -22`: a window of 128 MiB, the maximum of `zstd -d` without further
+/// The last step: enough for `zstd --ultra -22`, with a window of 128 MiB, the maximum of `zstd -d` without further
 /// options.
 const MOST_MEMORY: u64 = 136 * MIB;
 
@@ -38,10 +38,11 @@ const ARRIVING: u64 = 8;
 /// The maximum number of complete streams that are unpacked at a time.
 const AT_REST: u64 = 4;
 
-/// The share *large*: one decoder of the last step and one of the second, or three of the second.
+/// The share *large*: one decoder with [`MOST_MEMORY`] and one with [`LARGE_MEMORY`], or three with
+/// [`LARGE_MEMORY`].
 const LARGE_SHARE: u64 = 224 * MIB;
 
-/// The share *pages*: one decoder of the second step and one of the first.
+/// The share *pages*: one decoder with [`LARGE_MEMORY`] and one with [`USUAL_MEMORY`].
 const PAGES_SHARE: u64 = 96 * MIB;
 
 const _: () = assert!(
@@ -56,8 +57,8 @@ const USUAL_OUTPUT: u64 = 4 * MIB;
 const USUAL_RATIO: u64 = 100;
 
 /// A stream that unpacks to more bytes than this, and to more than this many times its size, is refused.
-/// Among real files, sparse disk images have the highest ratios, and stay below one of the two limits.
-/// So a hostile upload costs some seconds of one core.
+/// Among real files, sparse disk images have the highest ratios, and do not exceed both limits.
+/// The two limits bound the cost of a hostile upload to some seconds of one core.
 const MOST_OUTPUT: u64 = 8 << 30;
 pub(crate) const BOMB_RATIO: u64 = 1000;
 

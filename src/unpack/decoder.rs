@@ -117,7 +117,7 @@ fn brotli_memory(beginning: &[u8]) -> Option<u64> {
 /// The memory of the LZ4 decoder for a frame with these first bytes, in bytes: one block, and two more
 /// if blocks refer to earlier ones. The decoder reads one frame.
 fn lz4_memory(beginning: &[u8]) -> u64 {
-    // The block sizes of the frame format. The legacy format has 8 MiB.
+    // Blocks of the legacy format have 8 MiB, which is also assumed for an unknown format.
     match beginning {
         [0x04, 0x22, 0x4d, 0x18, _, sizes, ..] => 3 * (1 << (8 + 2 * (sizes >> 4 & 7))),
         _ => 2 * (8 << 20),

@@ -30,7 +30,7 @@ pub(crate) struct Unpacked {
 /// The reason why a NAR cannot be unpacked.
 #[derive(Debug, Error)]
 pub enum UnpackError {
-    /// There is no decoder, so the NAR may be intact.
+    /// There is no decoder, so nothing is known about the NAR.
     #[error("there is no decoder for {0}")]
     NoDecoder(Compression),
     /// The name has no extension, and the format is not recognized.
@@ -73,7 +73,7 @@ pub enum UnpackError {
     },
 }
 
-/// Unpacks `input` and checks that it is a NAR. Its first buffer must have the file's magic number.
+/// Unpacks `input` and checks that it is a NAR. The first `fill_buf` must return the magic number.
 /// `length` is the length of the whole input, if it is known. If unpacking exceeds the allowance, it
 /// fails with [`UnpackError::Exceeded`].
 pub(crate) fn unpack(

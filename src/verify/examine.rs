@@ -96,8 +96,8 @@ impl Examiner<'_> {
                 {
                     nar_findings.suspects.clear();
                     let text = format!(
-                        "its file hash {file_hash} is the one in its narinfo, but its name is not \
-                         the one that Nix gives it; nix-stored migrate copies it under that name"
+                        "the narinfo has its file hash {file_hash}, but Nix would give this file \
+                         another name; nix-stored migrate copies it under that name"
                     );
                     nar_findings.note(NoteKind::Layout, &CachePath::Nar(*name), text);
                 }
@@ -187,7 +187,8 @@ impl Examiner<'_> {
     }
 
     /// Examines a narinfo. `nar` is the NAR that the narinfo named when the cache was listed.
-    /// Returns whether this NAR matches the narinfo, but has another name than Nix gives it.
+    /// Returns true if this NAR matches the narinfo, and only its name differs from the one that Nix
+    /// gives it.
     async fn examine_narinfo(
         &self,
         hash: StorePathHash,
@@ -434,7 +435,7 @@ fn judge_leniently(
 /// The result for a narinfo that is not damaged.
 enum NarInfoVerdict {
     Intact,
-    /// The NAR matches the narinfo, but has another name than Nix gives it.
+    /// The NAR matches the narinfo, and only its name differs from the one that Nix gives it.
     IntactMisnamed,
     /// The NAR has a name that is not served. It has still to be compared.
     NarElsewhere(Box<NarInfo>),

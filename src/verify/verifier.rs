@@ -290,7 +290,7 @@ where
     let (done, result) = oneshot::channel();
     let runtime = tokio::runtime::Handle::current();
     background::spawn("verify", move || {
-        // Fails if the receiver was dropped, because the caller no longer waits.
+        // Fails if the caller no longer waits: then the receiver was dropped.
         let _ = done.send(runtime.block_on(work()));
     })
     .map_err(VerifyError::Thread)?;

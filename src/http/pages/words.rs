@@ -19,7 +19,8 @@ pub(super) fn count(number: usize, noun: &str) -> String {
     format!("{} {noun}{plural}", HumanCount(number as u64))
 }
 
-/// A ratio in per cent. Rounds neither a positive ratio to 0 % nor a ratio below one to 100 %.
+/// A ratio in per cent. `0 %` is printed only for 0, and `100 %` only if the part is not less than the
+/// whole.
 pub(super) fn per_cent(part: u64, whole: u64) -> String {
     match part as f64 / whole as f64 * 100.0 {
         _ if part == 0 || whole == 0 => "0 %".to_owned(),

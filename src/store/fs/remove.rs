@@ -28,7 +28,8 @@ struct TrashState {
     generation: u64,
     /// Directories from which objects were removed since the last sync.
     unsynced: Vec<String>,
-    /// The last used directory of the trash, with the key of the directory whose objects it holds.
+    /// The directory in the trash that was used last, kept open, and the directory of the cache (such as
+    /// `nar`) whose objects it holds.
     folder: Option<(String, Arc<OwnedFd>)>,
 }
 

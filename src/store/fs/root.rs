@@ -124,7 +124,7 @@ impl Root {
         if is_new {
             // An earlier attempt may have created the parent directories, and failed to sync them.
             sync_above(&self.path, open.device)
-                .map_err(failed("cannot sync the parent directory of", self.path.clone()))?;
+                .map_err(failed("cannot sync the parent directories of", self.path.clone()))?;
         }
         // A killed daemon may have renamed objects without syncing the directory. A client that
         // finds an object does not upload it again, so the directories are synced now.
@@ -164,7 +164,7 @@ impl Root {
         u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1
     }
 
-    /// Whether the path was checked within [`PATH_CHECK_INTERVAL`].
+    /// Whether the last check of the path is less than [`PATH_CHECK_INTERVAL`] ago.
     fn is_recently_checked(&self) -> bool {
         let checked_at = self.checked_at.load(Ordering::SeqCst);
         let age = self.millis().saturating_sub(checked_at);
@@ -186,8 +186,8 @@ impl Root {
         }
     }
 
-    /// Returns the generation of the directory at the path, as of a check within
-    /// [`PATH_CHECK_INTERVAL`].
+    /// Returns the generation of the directory at the path, as of a check that is
+    /// less than [`PATH_CHECK_INTERVAL`] ago.
     pub(super) async fn confirm(self: &Arc<Self>) -> Result<u64, UnusableDirectory> {
         if self.is_recently_checked() {
             return self.known();

@@ -153,7 +153,8 @@ fn make_unused(parent: impl AsFd) -> io::Result<(OwnedFd, String)> {
     unreachable!("a folder does not hold every number")
 }
 
-/// Removes the directories of ended processes. Keeps links, and names that no daemon creates.
+/// Removes the directories of ended processes. Keeps symbolic links, and
+/// entries whose names no daemon creates.
 fn sweep(parent: impl AsFd) -> io::Result<()> {
     each(&parent, |name, kind| {
         if kind != FileType::Directory || !is_staging_name(name) {

@@ -1,10 +1,10 @@
 //! The file systems on which one `syncfs` replaces a sync of each file.
 //!
-//! `syncfs` has to write everything and to report write errors. Linux reports them since 5.8
-//! (syncfs(2)), and only errors that the file system itself gets. A file system on top of another
-//! one (overlayfs) does not get them. Linux does not always pass a `syncfs` to a file system in
-//! user space (FUSE) or on a server (NFS, SMB). So this module lists the file systems that do both;
-//! on all others each file is synced.
+//! `syncfs` has to write everything and to report write errors. Since 5.8, Linux reports
+//! write errors (syncfs(2)), but only those of the file system itself: a file system on top of another
+//! one (overlayfs) does not learn of the errors of the lower one. Linux does not always pass a `syncfs` to a file system in
+//! user space (FUSE) or on a server (NFS, SMB). So this module lists the file systems whose `syncfs`
+//! writes everything and reports write errors; on all others each file is synced.
 
 use std::os::fd::AsFd;
 use std::sync::OnceLock;

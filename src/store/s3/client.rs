@@ -181,8 +181,8 @@ fn with_profile(
             (Some(way), Some(name)) => Err(OpenBucketError::without_source(
                 bucket,
                 format!(
-                    "needs the profile {name}, which has {way} and no keys; {way} is not \
-                     supported, set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead"
+                    "needs the profile {name}, which has no keys, only {way}, which is not \
+                     supported; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead"
                 ),
             )),
             (None, Some(name)) => Err(OpenBucketError::without_source(

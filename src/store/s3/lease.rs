@@ -41,7 +41,7 @@ pub(super) async fn holder(bucket: &BucketClient) -> Result<Option<String>, Stor
     let text = found.bytes().await.map_err(failed("reading", LOCK_KEY))?;
     let text = String::from_utf8_lossy(&text[..text.len().min(200)]).into_owned();
     let who = text.lines().nth(1).unwrap_or("an unknown process");
-    Ok(Some(format!("{who}, which renewed the lock {age} s ago")))
+    Ok(Some(format!("{who} (renewed the lock {age} s ago)")))
 }
 
 /// Breaks the lock.

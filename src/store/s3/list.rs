@@ -99,7 +99,7 @@ async fn listed(
             Ok(None) => match bucket.find_listed(&key).await {
                 Ok(None) => return None,
                 Ok(Some(_)) => {
-                    let why = "the server lists it, but does not find it";
+                    let why = "the server lists it, but answers a GET with 404";
                     return Some(Ok(Listed::Unreadable(path, contradiction(&key, why))));
                 }
                 Err(error) => return Some(Ok(Listed::Unreadable(path, error))),

@@ -13,7 +13,8 @@ use super::bucket::BucketClient;
 use super::meta::Meta;
 use crate::store::{RemoteFailure, StoreError};
 
-/// Maximum length of a page, in bytes. A page of a thousand keys of maximum length has 2 MB.
+/// Maximum length of a page, in bytes. A page of a thousand keys of maximum length
+/// takes about 2 MB.
 const LIST_PAGE_LIMIT: usize = 8 << 20;
 
 /// The number of pages without keys that are accepted in a row. A server that reads a thousand keys for

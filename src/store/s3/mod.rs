@@ -15,7 +15,7 @@
 //!
 //! `S3Store` has the operations. `client` creates the HTTP clients (`profile` reads `~/.aws`,
 //! `strict` rejects responses of other programs), `probe` tests what the server supports, and
-//! `open_error` is the error of both. `bucket` has the requests, retried after the pauses of
+//! `open_error` is the error of `client` and `probe`. `bucket` has the requests, retried after the pauses of
 //! `retry`; `listing` lists keys, `meta` is the metadata of an object, and `remote` reads a large
 //! one. `upload` sends the `part`s of an object, and `sweep` aborts unfinished uploads. `uses`
 //! records uses, `list` lists objects, and `removing` and `changing` coordinate removals and
@@ -226,8 +226,8 @@ impl S3Store {
                     }
                 }
             }
-            // The announcement is withdrawn before a retry, so that waiting uses are recorded
-            // first.
+            // The announcement is withdrawn before a retry, so that daemons that wait to use the
+            // object can go on, and the retry sees their uses.
             if let Some(announced) = announced.take() {
                 announced.withdraw(&self.bucket).await;
             }

@@ -65,8 +65,9 @@ struct ResumingRead {
     bytes: Option<BoxStream<'static, io::Result<Bytes>>>,
 }
 
-/// The maximum number of failed requests for the next chunk. Each attempt has its own timeout in
-/// `object_store`; the second one is for a client that did not read during the first.
+/// The maximum number of failed requests for the next chunk. Each request has its own timeout in
+/// `object_store`. The second request is needed if the first one timed out because the client did not
+/// read.
 const FAILED_REQUESTS_LIMIT: u32 = 2;
 
 /// The maximum number of responses that are interrupted before the next chunk, not counting the

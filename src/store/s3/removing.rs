@@ -88,7 +88,7 @@ impl Announcement {
     pub(super) async fn withdraw(self, bucket: &BucketClient) {
         if let Err(error) = bucket.delete(&self.name).await {
             let seconds = ANNOUNCEMENT_EXPIRY.as_secs();
-            warn!(error = %with_causes(&error), "cannot withdraw announced removals; uses of them wait {seconds} s");
+            warn!(error = %with_causes(&error), "cannot withdraw announced removals; requests for these objects wait up to {seconds} s");
         }
     }
 }

@@ -31,8 +31,8 @@ const USES_FOLDER: &str = ".nix-stored/uses";
 /// `mark` waits.
 const S3_QUEUE_LIMIT: usize = 16 * 1024;
 
-/// The maximum time for which a use that no request waits for is held back, to be recorded in one
-/// batch with others.
+/// A use is held back for at most this long, to record it in one batch with others, unless a request
+/// waits for it.
 const BATCH_DELAY: Duration = Duration::from_secs(60);
 
 /// The number of small batches at which they are merged into one.
@@ -586,7 +586,9 @@ async fn record_now(
     // uses.
     match shared.announcements.read().await {
         Ok(announced) => Recorded::Done(Arc::new(announced)),
-        Err(error) => failed(&error, "were recorded too late to protect their objects"),
+        Err(error) => {
+            failed(&error, "were recorded, but the announcements of removals cannot be read")
+        }
     }
 }
 
@@ -632,7 +634,7 @@ mod tests {
         assert_eq!(part, many[..41]);
         let tiny: Vec<UsesBatch> = (0..1000).map(|name| batch(name, 100)).collect();
         assert_eq!(worth_merging(tiny.clone(), 1000), tiny[..256]);
-        // Batches of maximum size are not merged, whatever their total size.
+        // Batches of maximum size are not merged only because there are many of them.
         let large: Vec<UsesBatch> = (0..60).map(|name| batch(name, 4 << 20)).collect();
         assert_eq!(worth_merging(large.clone(), 3_000_000), []);
         // With few used objects, most of the recorded uses are outdated.

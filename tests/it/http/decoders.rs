@@ -34,7 +34,7 @@ fn zeros_with_a_large_window(length: usize) -> Vec<u8> {
     let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1).expect("an encoder");
     encoder.window_log(27).expect("allowed");
     encoder.write_all(&head).expect("packed");
-    // In several writes, because zstd would reduce the window to the size of a single one.
+    // If there were only one write, zstd would reduce the window to its size.
     let zeros = vec![0; MIB];
     (0..length / MIB).for_each(|_| encoder.write_all(&zeros).expect("packed"));
     encoder.write_all(&tail).expect("packed");

@@ -131,7 +131,7 @@ async fn cache_info_is_always_served_as_text() {
     let cache = TestCache::configured(&vars, true);
     let response = cache.get("/nix-cache-info").await.is(200);
     assert_eq!(response.text(), "StoreDir: /gnu/store\nWantMassQuery: 0\nPriority: 7\n");
-    // Even if `nix copy --to file://` wrote another file.
+    // The response is the same after `nix copy --to file://` has written other values.
     std::fs::write(cache.dir().join("nix-cache-info"), "StoreDir: /nix/store\n").expect("writable");
     assert_eq!(cache.get("/nix-cache-info").await.text(), response.text());
 }

@@ -64,7 +64,9 @@ fn a_small_upload_causes_no_large_response_and_no_large_log_line() {
         let refused = upload(&daemon, &sample, "URL", &long).text();
         assert!(refused.starts_with("the narinfo's URL is “xxx"), "{refused}");
         assert!(refused.contains("bytes omitted"), "{refused}");
-        assert!(refused.ends_with("it must be nar/<file hash>.nar… of a NAR in this cache\n"));
+        assert!(
+            refused.ends_with("it must be the name of a NAR in this cache, nar/<file hash>.nar…\n")
+        );
         let log = daemon.stop().1;
         assert!(log.matches("refused").count() >= 3 * fields.len(), "{log}");
         for line in log.lines() {

@@ -169,7 +169,7 @@ async fn an_idle_connection_is_closed_after_three_minutes_without_tls() {
 const LARGE: u64 = 4 << 20;
 
 /// Requests a large object and reads nothing of the response. A Unix socket reports reads to the
-/// other end at once; TCP takes real time for that, which the paused clock does not see.
+/// other end at once. Over TCP the report takes real time, while the clock of the test is paused.
 async fn request_large_nar(scratch: &Scratch) -> (UnixStream, CancellationToken) {
     let socket = scratch.join("socket");
     let listen = Listen::Unix { path: socket.clone(), mode: None };

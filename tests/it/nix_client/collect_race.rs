@@ -243,7 +243,7 @@ impl Race {
                 let unused = self.unused(*root);
                 unused.is_some_and(|unused| unused.abs_diff(self.grace) < self.grace / 5)
             };
-            // Not every root, or none would be removed.
+            // Only every second root is kept alive, so that some are removed.
             let mut roots = (0..self.roots.len()).step_by(2);
             if let Some(root) = roots.find(about_to_go) {
                 return root;

@@ -177,7 +177,8 @@ fn an_upload_of_two_gigabytes_through_nginx_is_not_buffered() {
     let proxy = nginx(daemon.url().trim_start_matches("http://"));
     let chunk = Noise::new(7).bytes(CHUNK);
     let empty = nar_of_file(b"");
-    // A NAR ends with the length of the contents, eight bytes, and a closing parenthesis, sixteen.
+    // The NAR of an empty file ends with the length of the contents (8 bytes) and a closing parenthesis
+    // (16 bytes).
     let head = [&empty[..empty.len() - 24], &((CHUNK * CHUNKS) as u64).to_le_bytes()].concat();
     let tail = &empty[empty.len() - 16..];
     let mut hasher = Sha256::new();

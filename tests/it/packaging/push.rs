@@ -119,7 +119,7 @@ impl Builder {
             .collect()
     }
 
-    /// Runs the uploader to its end. Returns its exit status and output.
+    /// Runs `nix-stored-push` until it exits. Returns its exit status and output.
     #[track_caller]
     fn push(&self, to: &str, env: &[&str]) -> (Option<i32>, String) {
         let words = self.words(to, env);

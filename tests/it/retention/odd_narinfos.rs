@@ -326,8 +326,8 @@ fn odd_narinfo() -> impl Strategy<Value = String> {
         })
 }
 
-/// The default of `NIX_STORED_TEST_NARINFOS`, the number of random narinfos. Each takes a Nix some
-/// 30 ms.
+/// The default of `NIX_STORED_TEST_NARINFOS`, the number of random narinfos. Nix needs about
+/// 30 ms for each.
 const DRAWN: u64 = 150;
 
 /// Additional Nix programs, separated by colons. Versions differ in the narinfos that they accept.

@@ -66,7 +66,8 @@ fn removals_of_narinfos_are_synced_before_their_nars_are_removed() {
     let root = scratch.join("cache");
     let old = dir::now() - DAY * 40;
     let mut pairs = Vec::new();
-    // Left by an earlier collection: creating it would sync its parent.
+    // The trash exists already, as after an earlier collection. Otherwise the collection would create it
+    // and sync its parent.
     std::fs::create_dir_all(root.join(TRASH).join("nar")).expect("created");
     for path in 0..20 {
         let references: Vec<usize> = (0..path).collect();
@@ -95,7 +96,8 @@ fn a_collection_syncs_earlier_removals_that_could_not_be_synced() {
     let cache = CommandCache::new();
     cache.add(1, &[], 90);
     cache.add(2, &[], 90);
-    // Left by an earlier collection: creating it would fail before anything is removed.
+    // The trash exists already, as after an earlier collection. Otherwise the collection would try to
+    // create it, and fail before it removes anything.
     std::fs::create_dir_all(cache.dir().join(TRASH).join("nar")).expect("created");
     let (dir, trace) = (cache.dir().canonicalize().expect("present"), Scratch::new());
     let traced = |options: &[&str]| {

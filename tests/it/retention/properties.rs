@@ -62,7 +62,7 @@ impl<'a> Model<'a> {
         Self { random, files, ages, pinned, held, needs }
     }
 
-    /// The time since the last use of a file without users, including its side files.
+    /// The time since the last use of an unneeded file, or of one of its side files.
     fn age_of_unneeded(&self, file: &CacheFile) -> u64 {
         match file.owner {
             Owner::None => file.age,

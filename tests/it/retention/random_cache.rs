@@ -84,8 +84,9 @@ fn shared() -> impl Strategy<Value = SharedFile> {
         .prop_map(|(present, age, size, debug)| SharedFile { present, age, size, debug })
 }
 
-/// The maximum number of paths, and the number of names: those without a path are absent.
+/// The maximum number of paths in a cache.
 const PATHS: usize = 12;
+/// The number of paths that references may name, so that some of them are absent.
 const NUMBERS: usize = 14;
 
 /// A random cache. Without `cycles`, as in caches written by Nix, no path refers to itself through

@@ -55,8 +55,8 @@ async fn until(what: &str, state: impl Fn() -> bool) {
 /// Waits until all uses so far are recorded.
 ///
 /// Uses are recorded in the order of a queue. The use of the first request is recorded before its
-/// response, so all queued uses are recorded then; the second request follows those that were just
-/// being queued.
+/// response, so all queued uses are recorded then. The second request covers uses that were still
+/// being queued at the first.
 async fn settle(cache: &TestCache) {
     let key = dir::nar(99);
     for _ in 0..2 {

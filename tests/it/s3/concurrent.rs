@@ -163,7 +163,7 @@ impl Race {
                 for reference in &family.0 {
                     let path: CachePath = reference.narinfo_path[1..].parse().expect("a path");
                     let there = cache.head(&path).await.ok().flatten().is_some();
-                    // Like Nix, which does not upload present paths, or like clients that do.
+                    // Nix skips paths that are present; other clients upload them again.
                     if !there || again {
                         upload(cache, reference).await?;
                     }

@@ -36,7 +36,8 @@ const SLOW_PIECES: u32 = 20;
 
 type Rule = Box<dyn FnMut(&str) -> Action + Send>;
 
-/// A proxy that passes everything until a rule is set. Stopped on drop, with its connections.
+/// A proxy that passes everything until a rule is set. Dropping it stops it
+/// and closes its connections.
 pub struct FaultProxy {
     address: SocketAddr,
     shared: Arc<Shared>,

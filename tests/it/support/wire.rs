@@ -54,7 +54,7 @@ impl Wire {
             daemon.url().trim_start_matches("http://").parse().expect("an address");
         let socket =
             net::socket(net::AddressFamily::INET, net::SocketType::STREAM, None).expect("a socket");
-        // Before connecting, because the window is negotiated during the handshake.
+        // Set before connecting, because the window is negotiated during the handshake.
         net::sockopt::set_socket_recv_buffer_size(&socket, size).expect("the buffer size is set");
         net::connect(&socket, &address).expect("the daemon accepts connections");
         Self::over(socket.into())

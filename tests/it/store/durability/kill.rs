@@ -111,7 +111,7 @@ fn kill_and_restart(seed: u64, source: &Source) -> Round {
     let trigger =
         Trigger { daemon: daemon.pid(), moments_left: AtomicU64::new(1 + noise.below(MOMENTS)) };
     let seeds: Vec<u64> = (0..CONNECTIONS).map(|_| noise.next()).collect();
-    // The progress of Nix when the others start, which may be none.
+    // The number of paths that Nix has uploaded when the other clients start; may be 0.
     let nix_is_at = noise.below(source.paths.len() as u64 + 1) as usize;
 
     let home = source.nix.fresh_home();

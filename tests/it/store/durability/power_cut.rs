@@ -45,7 +45,8 @@ fn sample_of(number: u8, length: usize) -> Sample {
     sample(number, &contents)
 }
 
-/// Uploads the objects of one connection, and then those that all connections upload concurrently.
+/// Uploads objects over one connection: first its own, then one that all connections upload at the
+/// same time.
 fn upload(address: &str, number: u8, together: &Barrier) -> Vec<String> {
     let length = [LARGE, 100_000, 0][usize::from(number) % 3];
     let own = sample_of(number, length);
