@@ -76,7 +76,7 @@ fn a_small_upload_causes_no_large_response_and_no_large_log_line() {
                 assert!(line["message"] != "refused" || line["reason"].is_string());
             }
         }
-        assert!(log.contains("bytes omitted") && log.contains("it must be nar/<file hash>"));
+        assert!(log.contains("bytes omitted") && log.contains("nar/<file hash>.nar…"));
     }
 }
 
